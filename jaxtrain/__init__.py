@@ -1,0 +1,1 @@
+"""Train image classifiers in JAX and Flax."""

@@ -1,0 +1,1 @@
+"""WHAT is learned: the BaseClassifier protocol and the techniques under it."""

@@ -1,0 +1,258 @@
+"""Every option of jaxtrain, once: typed, validated, documented. YAML and the command line both read this file.
+
+`None` means "chosen for you" from the data set, the model or the device; what was chosen stands in the run
+directory's `config.yaml`, which is enough to repeat the run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A group of options: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the images come from and how they reach the device."""
+
+    name: str = "digits"
+    """digits | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | idx:PATH | npz:PATH."""
+    dir: Path | None = None
+    """Folder of prepared tensorflow-datasets (default: that library's own)."""
+    image_size: Count | None = None
+    """Side in pixels of the square images that the model sees (default: the data set's, else the model's)."""
+    channels: Literal[1, 3] | None = None
+    """1 grey, 3 RGB; other images are converted (default: the data set's)."""
+    val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the training set held out, stratified and seeded; unused where the source has its own validation split."""
+    split_seed: int = 0
+    """Seed of the held-out split; kept apart from `seed` so that runs with other seeds compare on one split."""
+    max_train_images: Count | None = None
+    """Use only so many training images (stratified, seeded; after the split)."""
+    max_bad_images: Annotated[int, Field(ge=0)] = 0
+    """Unreadable images that may be skipped (named and counted) before the run stops."""
+    max_pixels: Count = 50_000_000
+    """Images with more pixels are refused as unreadable: decompression bombs."""
+    loader: Literal["auto", "device", "stream"] = "auto"
+    """device: the whole set lives on the device; stream: worker processes decode; auto: device where it fits."""
+    device_budget_mb: Count = 1024
+    """The largest training set, in MB of uint8, that `auto` keeps on the device."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that decode a streamed set; 0 decodes in threads of this process (default: by number of cores)."""
+    prefetch: Count = 4
+    """Batches decoded ahead of the step."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel in 0..1, subtracted from the images (default: the data set's)."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel in 0..1, by which the images are divided (default: the data set's)."""
+
+
+class AugmentConfig(Section):
+    """Random changes to training images, on the device, seeded per image and step. None: the policy's value."""
+
+    policy: Literal["auto", "none", "light", "standard", "strong"] = "auto"
+    """Preset for the options below; auto picks by data set (digits are never flipped)."""
+    crop: Literal["none", "pad", "random_resized"] | None = None
+    """pad: shift by up to `pad` pixels; random_resized: Inception-style crop to the image size."""
+    pad: Annotated[int, Field(ge=0)] | None = None
+    """Pixels of padding for crop=pad."""
+    scale: tuple[Fraction, Fraction] | None = None
+    """Range of the area that a random_resized crop keeps."""
+    ratio: tuple[Positive, Positive] | None = None
+    """Range of the aspect ratio of a random_resized crop."""
+    hflip: Fraction | None = None
+    """Probability of a left-right flip."""
+    vflip: Fraction | None = None
+    """Probability of an upside-down flip."""
+    rotate: Annotated[float, Field(ge=0.0, le=180.0)] | None = None
+    """Largest random rotation, in degrees."""
+    zoom: Rate | None = None
+    """Largest random change of scale: 0.1 draws from 0.9..1.1."""
+    color_jitter: Fraction | None = None
+    """Strength of random brightness, contrast and saturation."""
+    randaugment_layers: Annotated[int, Field(ge=0, le=8)] | None = None
+    """RandAugment operations an image (0: off)."""
+    randaugment_magnitude: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
+    """RandAugment magnitude, 0 to 10."""
+    erasing: Fraction | None = None
+    """Probability of random erasing."""
+    mixup: NonNegative | None = None
+    """Alpha of mixup's Beta distribution (0: off)."""
+    cutmix: NonNegative | None = None
+    """Alpha of CutMix's Beta distribution (0: off); with mixup on too, each pair of images draws one of them."""
+
+
+class ModelConfig(Section):
+    """The network. None: the named variant's own value."""
+
+    name: str = "cnn_small"
+    """A name from `jaxtrain.list_models()`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Computation type (parameters stay float32); auto: bfloat16 on GPU and TPU, float32 on CPU."""
+    drop_rate: Rate | None = None
+    """Dropout before the classifier."""
+    drop_path_rate: Rate | None = None
+    """Stochastic depth of the last block, growing linearly from 0 at the first."""
+    patch_size: Count | None = None
+    """Side of a ViT patch in pixels."""
+    pool: Literal["cls", "avg"] | None = None
+    """How a ViT's tokens become one vector."""
+    registers: Annotated[int, Field(ge=0)] | None = None
+    """Register tokens of a ViT (Darcet et al. 2023)."""
+    stem: Literal["imagenet", "cifar"] | None = None
+    """ResNet stem: 7x7 stride 2 with pooling, or 3x3 stride 1 for small images."""
+    remat: bool = False
+    """Recompute activations of each block in the backward pass: less memory, more time."""
+
+
+class TrainConfig(Section):
+    """Length of training, batch, loss and evaluation."""
+
+    epochs: Positive | None = None
+    """Passes over the training set (default: 60 for digits, 20 otherwise). Give this or `steps`."""
+    steps: Count | None = None
+    """Optimizer steps. Give this or `epochs`."""
+    batch_size: Count = 128
+    """Global batch size: images an optimizer step, over all devices and accumulation steps."""
+    accumulate: Count = 1
+    """Split each batch into so many parts and sum their gradients: less memory."""
+    label_smoothing: Rate = 0.0
+    """Mass of the target spread evenly over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: weigh each class by the inverse of its frequency in the training set."""
+    ema_decay: Rate | None = None
+    """Decay of the exponential moving average of the parameters, which is then evaluated (None: off)."""
+    eval_every: Positive = 1.0
+    """Epochs between evaluations on the validation set."""
+    select: Literal["best", "last"] = "best"
+    """The parameters kept at the end: of the best validation metric, or of the last step."""
+    monitor: Literal["val/accuracy", "val/loss"] = "val/accuracy"
+    """The validation metric that decides which step is best, and early stopping."""
+    early_stopping: Count | None = None
+    """Stop after so many evaluations in a row without improvement (None: off)."""
+    log_every: Count = 10
+    """Steps between records of the training metrics."""
+    steps_per_call: Count | None = None
+    """Steps compiled into one call when the data lives on the device (default: 1 on CPU, 16 on GPU and TPU)."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give epochs or steps, not both")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} does not divide by accumulate {self.accumulate}")
+        return self
+
+
+class OptimizerConfig(Section):
+    """Gradient descent. None: the named optimizer's own value."""
+
+    name: Literal["sgd", "adamw", "lamb", "lion", "muon"] = "adamw"
+    """sgd has Nesterov momentum; muon trains matrices and kernels with Muon and the rest with AdamW."""
+    learning_rate: Positive | None = None
+    """Peak learning rate."""
+    weight_decay: NonNegative | None = None
+    """Decoupled weight decay; never applied to norms and biases."""
+    momentum: Rate = 0.9
+    """Momentum of sgd and muon."""
+    beta1: Rate | None = None
+    """Decay of the first moment (adamw, lamb, lion)."""
+    beta2: Rate | None = None
+    """Decay of the second moment (adamw, lamb, lion)."""
+    clip_norm: Positive | None = None
+    """Clip gradients to this global norm (None: off)."""
+
+
+class ScheduleConfig(Section):
+    """The learning rate over time."""
+
+    name: Literal["cosine", "linear", "wsd", "one_cycle", "constant"] = "cosine"
+    """Shape after warmup; wsd is warmup-stable-decay."""
+    warmup_epochs: NonNegative | None = None
+    """Epochs of linear warmup (default: 5% of training)."""
+    final_ratio: Fraction = 0.0
+    """Learning rate at the end, as a share of the peak."""
+    decay_fraction: Fraction = 0.2
+    """Share of training that wsd's decay takes."""
+
+
+class ParallelConfig(Section):
+    """How the step runs on the devices."""
+
+    strategy: Literal["auto", "jit", "pmap", "fsdp"] = "auto"
+    """jit: sharded batch, replicated parameters (auto); pmap: the explicit replicated form; fsdp: parameters and optimizer state sharded."""
+    devices: Count | None = None
+    """Use only the first so many local devices (None: all)."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder, so that the next start is quick."""
+
+
+class CheckpointConfig(Section):
+    """What is kept on disk during training."""
+
+    every_seconds: Positive = 60.0
+    """Save when so much time has passed since the last save."""
+    every_steps: Count | None = None
+    """Also save at multiples of this step (None: by time alone)."""
+    keep: Count = 2
+    """Newest checkpoints kept; the best by validation metric is kept besides."""
+
+
+class TrackingConfig(Section):
+    """MLflow. `metrics.jsonl` in the run directory is written always."""
+
+    enabled: bool = True
+    """Send the run to MLflow."""
+    uri: str | None = None
+    """Tracking server or store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory)."""
+    experiment_prefix: str = ""
+    """Put before the experiment names FE, FT, PT and Benchmark."""
+    log_model: bool = True
+    """Store the final model in MLflow, loadable by mlflow.pyfunc."""
+    system_metrics: bool = True
+    """Record processor, memory and GPU use."""
+
+
+class Config(Section):
+    """One training run."""
+
+    technique: Literal["pt"] = "pt"
+    """pt: pre-training from scratch."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
+    """Name of the run (default: data set, model and a number)."""
+    run_dir: Path | None = None
+    """Run directory; one that exists is resumed (default: runs/TECHNIQUE/NAME)."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of initialisation, order, augmentation and dropout."""
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with changed options, named as on the command line: `config.replace(**{"train.epochs": 3})`."""
+        tree = self.model_dump()
+        for path, value in changes.items():
+            *sections, key = path.split(".")
+            node = tree
+            for section in sections:
+                node = node[section]
+            node[key] = value
+        return Config.model_validate(tree)

@@ -1,0 +1,118 @@
+"""What every data set looks like to the rest of jaxtrain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int32]
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """A split: labels in memory, images read one at a time, at random, from any thread or process (picklable)."""
+
+    @property
+    def labels(self) -> Labels:
+        """`int32[images]`."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def read(self, index: int) -> bytes | Images:
+        """One image: an encoded file as bytes, or `uint8[height, width, channels]`."""
+
+    def describe(self, index: int) -> str:
+        """What a person would look for to find this image: a path, or "train image 17"."""
+
+    def select(self, indices: NDArray[np.int64]) -> ImageSource:
+        """The split with only these images, in this order."""
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images that lie in memory (or in a memory-mapped file) as one array."""
+
+    images: Images
+    """`uint8[images, height, width, channels]`"""
+    labels: Labels
+    """`int32[images]`"""
+    origin: str = "array"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> Images:
+        """`uint8[height, width, channels]`."""
+        return np.asarray(self.images[index])
+
+    def describe(self, index: int) -> str:
+        """For messages."""
+        return f"{self.origin} image {index}"
+
+    def select(self, indices: NDArray[np.int64]) -> ArraySource:
+        """The same images, fewer or in another order."""
+        return ArraySource(self.images[indices], self.labels[indices], self.origin)
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Images in files, one each, read when asked for."""
+
+    paths: Sequence[Path]
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        """The encoded file."""
+        return self.paths[index].read_bytes()
+
+    def describe(self, index: int) -> str:
+        """The path."""
+        return str(self.paths[index])
+
+    def select(self, indices: NDArray[np.int64]) -> FileSource:
+        """The same files, fewer or in another order."""
+        return FileSource([self.paths[i] for i in indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and validation images, and a test set that stays shut until the Benchmark opens it."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: ImageSource
+    val: ImageSource | None
+    open_test: Callable[[], ImageSource | None]
+    """Opens the test split; only `jaxtrain.benchmark` calls it."""
+    channels: int
+    """1 or 3, what the images are converted to."""
+    uniform_size: tuple[int, int] | None
+    """(height, width) when all training images have one size, else None."""
+    flips: bool = True
+    """Whether a mirrored image keeps its label (false for digits)."""
+    mean: tuple[float, ...] | None = None
+    """Known channel means in 0..1; None: 0.5."""
+    std: tuple[float, ...] | None = None
+    bad_images: tuple[str, ...] = ()
+    """Unreadable images that were skipped, as `describe` names them."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, also those without an image."""
+        return len(self.class_names)
+
+    @cached_property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Training images of each class: `int64[classes]`."""
+        return np.bincount(self.train.labels, minlength=self.num_classes)

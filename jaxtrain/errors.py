@@ -1,0 +1,36 @@
+"""The errors a user can meet. Each message is one line: what is wrong, where, and what would be valid."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class JaxtrainError(Exception):
+    """Base of every error that jaxtrain raises on purpose; scripts print its message without a traceback."""
+
+    exit_code = 1
+
+
+class UserError(JaxtrainError):
+    """A wrong option, configuration or input, found before or while it is used. Exit code 2."""
+
+    exit_code = 2
+
+
+class RunError(JaxtrainError):
+    """A run that could not go on (bad data on disk, non-finite loss, no space). Exit code 1."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of an error message: the nearest valid name, or all of them when none is near.
+
+    >>> nearest("resnet81", ["resnet18", "vit_tiny"])
+    "did you mean 'resnet18'?"
+    """
+    options = sorted(valid)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    shown = ", ".join(options[:20]) + (", ..." if len(options) > 20 else "")
+    return f"valid: {shown}"

@@ -1,0 +1,1 @@
+"""Flax NNX backbones and heads, and their registry."""
