@@ -164,8 +164,8 @@ class OptimizerConfig(Section):
     learning_rate: Positive | None = None
     """Peak learning rate."""
     weight_decay: NonNegative | None = None
-    """Decoupled weight decay; never applied to norms and biases."""
-    momentum: Rate = 0.9
+    """Weight decay, never applied to norms and biases; decoupled, but for sgd, where it is added to the gradient."""
+    momentum: Rate | None = None
     """Momentum of sgd and muon."""
     beta1: Rate | None = None
     """Decay of the first moment (adamw, lamb, lion)."""

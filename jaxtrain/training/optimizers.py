@@ -1,0 +1,131 @@
+"""Optimizers and learning-rate schedules by name, through optax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxtrain.config import OptimizerConfig, ScheduleConfig
+from jaxtrain.errors import UserError
+
+Tree = Any
+Schedule = Callable[[jax.Array], jax.Array]
+
+# Values that a config leaves open, by optimizer. sgd: He et al. 2016 for small images; adamw: the usual for ViTs
+# (Touvron et al. 2021); lamb: RSB A2 (Wightman et al. 2021); lion: a third of AdamW's rate with a larger decay
+# (Chen et al. 2023); muon: AdamW's rate, updates scaled to its size (Liu et al. 2025).
+DEFAULTS: dict[str, dict[str, float | None]] = {
+    "sgd": {"learning_rate": 0.1, "weight_decay": 5e-4, "momentum": 0.9, "beta1": None, "beta2": None},
+    "adamw": {"learning_rate": 1e-3, "weight_decay": 0.05, "momentum": None, "beta1": 0.9, "beta2": 0.999},
+    "lamb": {"learning_rate": 5e-3, "weight_decay": 0.02, "momentum": None, "beta1": 0.9, "beta2": 0.999},
+    "lion": {"learning_rate": 3e-4, "weight_decay": 0.3, "momentum": None, "beta1": 0.9, "beta2": 0.99},
+    "muon": {"learning_rate": 2e-3, "weight_decay": 0.05, "momentum": 0.95, "beta1": 0.9, "beta2": 0.999},
+}
+
+_NEVER_DECAYED = {"bias", "scale", "gamma", "cls_token", "reg_token", "pos_embed"}
+
+
+def resolve_optimizer(config: OptimizerConfig) -> OptimizerConfig:
+    """Fill what the config leaves open; refuse options that the optimizer does not have."""
+    values: dict[str, float | None] = {}
+    for option, default in DEFAULTS[config.name].items():
+        given = getattr(config, option)
+        if given is not None and default is None:
+            raise UserError(f"optimizer.{option}: {config.name} has no such option; remove it")
+        values[option] = default if given is None else given
+    return config.model_copy(update=values)
+
+
+def make_schedule(config: ScheduleConfig, *, peak: float, steps: int, warmup_steps: int) -> Schedule:
+    """The learning rate as a function of the step (a traced or plain integer).
+
+    `warmup_steps` of linear warmup towards `peak`, then the named shape over the remaining steps. one_cycle is
+    Smith & Topin 2018 with 30% of all steps rising; wsd is warmup-stable-decay (Hu et al. 2024).
+    """
+    rest = max(steps - warmup_steps, 1)
+    end = peak * config.final_ratio
+    match config.name:
+        case "constant":
+            main = optax.constant_schedule(peak)
+        case "linear":
+            main = optax.linear_schedule(peak, end, rest)
+        case "cosine":
+            main = optax.cosine_decay_schedule(peak, rest, alpha=config.final_ratio)
+        case "wsd":
+            decay = max(round(steps * config.decay_fraction), 1)
+            main = optax.join_schedules(
+                [optax.constant_schedule(peak), optax.linear_schedule(peak, end, decay)], [max(rest - decay, 0)]
+            )
+        case "one_cycle":
+            return optax.cosine_onecycle_schedule(
+                steps, peak, pct_start=0.3, div_factor=25.0, final_div_factor=1.0 / max(config.final_ratio, 1e-4)
+            )
+    if warmup_steps == 0:
+        return main
+    # The first step already moves: warmup goes over 1/w, 2/w, ..., 1 instead of starting with a wasted step at 0.
+    warmup = optax.linear_schedule(peak / warmup_steps, peak, max(warmup_steps - 1, 1))
+    return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+def decay_mask(params: Tree) -> Tree:
+    """True for the leaves that weight decay applies to: matrices and kernels, no norms, biases, tokens."""
+
+    def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+        return leaf.ndim > 1 and str(getattr(path[-1], "key", path[-1])) not in _NEVER_DECAYED
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
+    """The optax transformation for a resolved config."""
+    rate, decay = schedule, config.weight_decay
+    match config.name:
+        case "sgd":
+            core = optax.chain(
+                optax.add_decayed_weights(decay, mask=decay_mask),
+                optax.sgd(rate, momentum=config.momentum, nesterov=True),
+            )
+        case "adamw":
+            core = optax.adamw(rate, b1=config.beta1, b2=config.beta2, weight_decay=decay, mask=decay_mask)
+        case "lamb":
+            core = optax.lamb(rate, b1=config.beta1, b2=config.beta2, weight_decay=decay, mask=decay_mask)
+        case "lion":
+            core = optax.lion(rate, b1=config.beta1, b2=config.beta2, weight_decay=decay, mask=decay_mask)
+        case "muon":
+            core = optax.contrib.muon(
+                rate,
+                beta=config.momentum,
+                weight_decay=decay,
+                weight_decay_mask=decay_mask,
+                adam_b1=config.beta1,
+                adam_b2=config.beta2,
+                adam_weight_decay=decay,
+                muon_weight_dimension_numbers=_muon_dimensions,
+                consistent_rms=0.2,
+            )
+    if config.clip_norm is None:
+        return core
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), core)
+
+
+def _muon_dimensions(params: Tree) -> Tree:
+    """Kernels inside the network go to Muon as [inputs, outputs] matrices; the head and all else to AdamW."""
+
+    def dimensions(path: tuple[Any, ...], leaf: jax.Array) -> Any:
+        names = [str(getattr(entry, "key", entry)) for entry in path]
+        if "head" in names or names[-1] != "kernel" or leaf.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def ema_update(ema: Tree, new: Tree, decay: float, step: jax.Array) -> Tree:
+    """Exponential moving average; the decay rises from 0.1 as (1 + step) / (10 + step), so that a short run is not
+    dominated by its initialisation (the rule of TensorFlow's ExponentialMovingAverage)."""
+    rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, now: old + (1.0 - rate) * (now - old), ema, new)

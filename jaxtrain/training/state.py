@@ -1,0 +1,85 @@
+"""The state of training: one pytree. What is not in it does not exist after a restart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Tree = Any  # nested dict of arrays, as `nnx.to_pure_dict` gives it
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that one step reads and the next one needs."""
+
+    step: jax.Array
+    """`int32[]`: optimizer steps done."""
+    params: Tree
+    """Trainable parameters, float32."""
+    frozen: Tree
+    """Parameters that get no gradient and no optimizer state."""
+    model_state: Tree
+    """Batch statistics."""
+    opt_state: Any
+    ema: Tree
+    """{"params", "model_state"}: moving averages, or {} when off."""
+    key: jax.Array
+    """Key of the run; the step folds its own number into it."""
+
+    @property
+    def eval_params(self) -> Tree:
+        """What evaluation and the exported model use: the moving average where there is one."""
+        return self.ema.get("params", self.params)
+
+    @property
+    def eval_model_state(self) -> Tree:
+        """Batch statistics that belong to `eval_params`."""
+        return self.ema.get("model_state", self.model_state)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """What the loss sees: a global batch, or this device's part of it under pmap."""
+
+    image: jax.Array
+    """`uint8[batch, height, width, channels]` from the feed, float32 after `inputs`."""
+    label: jax.Array
+    """`int32[batch]` from the feed, `float32[batch, classes]` after `inputs`."""
+    weight: jax.Array | None = None
+    """`float32[batch]`: 0 for an image that could not be read; None: all count."""
+
+
+def to_arrays(state: TrainState) -> dict[str, Any]:
+    """The state as nested dicts of host arrays, for a checkpoint: independent of strategy and devices."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(_raw_key(state))
+    host = jax.device_get([leaf for _, leaf in leaves])
+    # device_get can hand out views of device memory on CPU; the next step reuses that memory (donation).
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.array(leaf)
+        for (path, _), leaf in zip(leaves, host, strict=True)
+    }
+
+
+def from_arrays(arrays: dict[str, Any], like: TrainState) -> TrainState:
+    """The inverse of `to_arrays`; `like` gives the structure (its leaves may be ShapeDtypeStructs)."""
+    raw = jax.eval_shape(_raw_key, like)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(raw)
+    values = [arrays[jax.tree_util.keystr(path, simple=True, separator="/")] for path, _ in leaves]
+    state = jax.tree_util.tree_unflatten(treedef, values)
+    return _with(state, key=jax.random.wrap_key_data(jnp.asarray(state.key)))
+
+
+def _raw_key(state: TrainState) -> TrainState:
+    return _with(state, key=jax.random.key_data(state.key))
+
+
+def _with(state: TrainState, **changes: Any) -> TrainState:
+    from dataclasses import replace
+
+    return replace(state, **changes)
