@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -72,14 +72,8 @@ def from_arrays(arrays: dict[str, Any], like: TrainState) -> TrainState:
     leaves, treedef = jax.tree_util.tree_flatten_with_path(raw)
     values = [arrays[jax.tree_util.keystr(path, simple=True, separator="/")] for path, _ in leaves]
     state = jax.tree_util.tree_unflatten(treedef, values)
-    return _with(state, key=jax.random.wrap_key_data(jnp.asarray(state.key)))
+    return replace(state, key=jax.random.wrap_key_data(jnp.asarray(state.key)))
 
 
 def _raw_key(state: TrainState) -> TrainState:
-    return _with(state, key=jax.random.key_data(state.key))
-
-
-def _with(state: TrainState, **changes: Any) -> TrainState:
-    from dataclasses import replace
-
-    return replace(state, **changes)
+    return replace(state, key=jax.random.key_data(state.key))

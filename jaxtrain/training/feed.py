@@ -1,0 +1,107 @@
+"""How batches reach the step: from a data set that lives on the device, or from a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxtrain.data.base import ArraySource
+from jaxtrain.data.order import Order
+from jaxtrain.training.parallel import Strategy
+from jaxtrain.training.state import Batch
+
+# Indices that go to the device at once; large enough that it happens rarely, small enough not to be felt.
+_WINDOW_ELEMENTS = 1 << 18
+
+
+class Feed(Protocol):
+    """Gives the compiled step its arguments, and tells it how to make a batch of them."""
+
+    def args(self, step: int) -> tuple[Any, ...]:
+        """Device arrays for the call that starts at `step`."""
+
+    def batch(self, step: jax.Array, *args: Any) -> Batch:
+        """Inside the compiled function: the (local part of the) batch of `step`."""
+
+    def close(self) -> None:
+        """Stop workers, free buffers."""
+
+
+class ResidentFeed:
+    """The whole set on the device, gathered by index inside the step.
+
+    The order of images is computed on the host and sent ahead in windows of many steps, so that a step needs
+    nothing from the host.
+    """
+
+    def __init__(self, source: ArraySource, order: Order, strategy: Strategy, *, steps_per_call: int) -> None:
+        calls = max(_WINDOW_ELEMENTS // (order.batch_size * steps_per_call), 1)
+        self._window = calls * steps_per_call
+        self._order, self._strategy = order, strategy
+        self._data = strategy.replicate((source.images, source.labels))
+        self._plan: Any = None
+        self._plan_number = -1
+
+    def args(self, step: int) -> tuple[Any, ...]:
+        """(images, labels, plan): the plan is `int32[window, batch]`, windows aligned to multiples of their length."""
+        number = step // self._window
+        if number != self._plan_number:
+            first = number * self._window
+            self._plan = self._strategy.replicate(self._order.steps(first, first + self._window))
+            self._plan_number = number
+        return (*self._data, self._plan)
+
+    def batch(self, step: jax.Array, images: jax.Array, labels: jax.Array, plan: jax.Array) -> Batch:
+        """Gather by index."""
+        index = self._strategy.local(plan[step % self._window])
+        return Batch(images[index], labels[index])
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+class StreamFeed:
+    """Batches from worker processes, placed on the devices ahead of the step."""
+
+    def __init__(self, open_stream: Callable[[int], Iterator[Batch]]) -> None:
+        self._open = open_stream
+        self._stream: Iterator[Batch] | None = None
+        self._next = -1
+
+    def args(self, step: int) -> tuple[Any, ...]:
+        """(batch,)."""
+        if self._stream is None or step != self._next:
+            self.close()
+            self._stream = self._open(step)
+        self._next = step + 1
+        return (next(self._stream),)
+
+    def batch(self, step: jax.Array, batch: Batch) -> Batch:
+        """It is one already."""
+        del step
+        return batch
+
+    def close(self) -> None:
+        """Stop the workers."""
+        if self._stream is not None:
+            close = getattr(self._stream, "close", None)
+            if close is not None:
+                close()
+            self._stream = None
+
+
+def padded_batches(source: ArraySource, batch_size: int) -> Iterator[Batch]:
+    """Every image once, in order; the last batch is filled up with zeros of weight 0."""
+    for start in range(0, len(source), batch_size):
+        images = np.asarray(source.images[start : start + batch_size])
+        labels = source.labels[start : start + batch_size]
+        missing = batch_size - len(labels)
+        weight = np.ones(batch_size, np.float32)
+        if missing:
+            weight[-missing:] = 0.0
+            images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
+            labels = np.concatenate([labels, np.zeros(missing, labels.dtype)])
+        yield Batch(images, labels, weight)

@@ -1,0 +1,197 @@
+"""Ways to run one pure step on the local devices: jit over a mesh, pmap, FSDP. All agree to float tolerance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxtrain.config import ParallelConfig
+from jaxtrain.errors import UserError
+from jaxtrain.training.state import Tree
+
+AXIS = "data"
+# Smaller arrays are replicated under fsdp: gathering them would cost more than it saves.
+_FSDP_MIN_ELEMENTS = 1024
+
+
+class Strategy(Protocol):
+    """Where arrays lie and how functions over them are compiled. Functions see global arrays (this device's part
+    under pmap)."""
+
+    devices: list[jax.Device]
+    axis_name: str | None
+
+    def place(self, tree: Tree) -> Tree:
+        """Parameters or a train state from the host, replicated or sharded as the strategy has it."""
+
+    def replicate(self, tree: Tree) -> Tree:
+        """Arrays that every device reads whole (a data set that fits)."""
+
+    def shard(self, tree: Tree) -> Tree:
+        """A global batch from the host, `[batch, ...]`, split over the devices."""
+
+    def local(self, tree: Tree) -> Tree:
+        """Inside a compiled function: this device's part of a batch that was computed there in full."""
+
+    def single(self, tree: Tree) -> Tree:
+        """A placed tree as one copy, for reading on the host."""
+
+    def compile_steps(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`(state, *args) -> (state, metrics)`, its state donated."""
+
+    def compile_map(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`(weights, batch) -> tree of [batch, ...]`, the rows of the global batch in order."""
+
+
+class JitStrategy:
+    """`jax.jit` over a mesh with sharded batches; parameters replicated, or sharded when `fsdp`."""
+
+    axis_name = None
+
+    def __init__(self, devices: list[jax.Device], *, fsdp: bool = False) -> None:
+        self.devices = devices
+        self._fsdp = fsdp
+        self._mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+        self._whole = NamedSharding(self._mesh, PartitionSpec())
+        self._rows = NamedSharding(self._mesh, PartitionSpec(AXIS))
+
+    def place(self, tree: Tree) -> Tree:
+        """See `Strategy`."""
+        return jax.device_put(tree, jax.tree.map(self._sharding, tree))
+
+    def replicate(self, tree: Tree) -> Tree:
+        """See `Strategy`."""
+        return jax.device_put(tree, self._whole)
+
+    def shard(self, tree: Tree) -> Tree:
+        """See `Strategy`."""
+        return jax.device_put(tree, self._rows)
+
+    def local(self, tree: Tree) -> Tree:
+        """See `Strategy`."""
+        if len(self.devices) == 1:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, self._rows)
+
+    def single(self, tree: Tree) -> Tree:
+        """See `Strategy`."""
+        return tree
+
+    def compile_steps(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """See `Strategy`."""
+
+        # Without constraints the compiler may return replicated parameters sharded, or the reverse.
+        def constrained(state: Tree, *args: Any) -> Any:
+            new, metrics = function(state, *args)
+            shardings = jax.tree.map(self._sharding, new)
+            return jax.lax.with_sharding_constraint(new, shardings), metrics
+
+        return jax.jit(function if len(self.devices) == 1 else constrained, donate_argnums=0)
+
+    def compile_map(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """See `Strategy`."""
+        return jax.jit(function, out_shardings=self._whole)
+
+    def _sharding(self, leaf: Any) -> NamedSharding:
+        count = len(self.devices)
+        shape = np.shape(leaf)
+        if not self._fsdp or math.prod(shape) < _FSDP_MIN_ELEMENTS:
+            return self._whole
+        sizes = [size if size % count == 0 else 0 for size in shape]
+        if max(sizes) == 0:
+            return self._whole
+        axis = int(np.argmax(sizes))
+        return NamedSharding(self._mesh, PartitionSpec(*[AXIS if i == axis else None for i in range(len(shape))]))
+
+
+class PmapStrategy:
+    """`jax.pmap` with `axis_name="data"`: the explicit replicated form; every array has a leading device axis."""
+
+    axis_name = AXIS
+
+    def __init__(self, devices: list[jax.Device]) -> None:
+        self.devices = devices
+        mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+        self._leading = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def place(self, tree: Tree) -> Tree:
+        """See `Strategy`."""
+        return self.replicate(tree)
+
+    def replicate(self, tree: Tree) -> Tree:
+        """See `Strategy`."""
+        count = len(self.devices)
+
+        def stack(leaf: Any) -> Any:
+            if isinstance(leaf, jax.Array):  # also typed keys
+                return jax.device_put(jax.numpy.stack([leaf] * count), self._leading)
+            return jax.device_put(np.broadcast_to(leaf, (count, *np.shape(leaf))), self._leading)
+
+        return jax.tree.map(stack, tree)
+
+    def shard(self, tree: Tree) -> Tree:
+        """See `Strategy`."""
+        count = len(self.devices)
+        return jax.tree.map(lambda x: jax.device_put(x.reshape(count, -1, *x.shape[1:]), self._leading), tree)
+
+    def local(self, tree: Tree) -> Tree:
+        """See `Strategy`."""
+        count = len(self.devices)
+
+        def part(x: jax.Array) -> jax.Array:
+            rows = x.shape[0] // count
+            return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(AXIS) * rows, rows)
+
+        return jax.tree.map(part, tree)
+
+    def single(self, tree: Tree) -> Tree:
+        """See `Strategy`."""
+        return jax.tree.map(lambda x: x[0], tree)
+
+    def compile_steps(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """See `Strategy`."""
+        return self._pmap(function, donate=(0,), read=lambda out: (out[0], jax.tree.map(lambda x: x[0], out[1])))
+
+    def compile_map(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """See `Strategy`."""
+        return self._pmap(
+            function, donate=(), read=lambda out: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+        )
+
+    def _pmap(
+        self, function: Callable[..., Any], donate: tuple[int, ...], read: Callable[[Any], Any]
+    ) -> Callable[..., Any]:
+        mapped = jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=donate)
+        return lambda *args: read(mapped(*args))
+
+
+def make_strategy(config: ParallelConfig) -> Strategy:
+    """The strategy on this machine's devices; auto is jit."""
+    devices = jax.local_devices()
+    if config.devices is not None:
+        if config.devices > len(devices):
+            raise UserError(f"parallel.devices: {config.devices} asked for, {len(devices)} present")
+        devices = devices[: config.devices]
+    match config.strategy:
+        case "pmap":
+            return PmapStrategy(devices)
+        case "fsdp":
+            return JitStrategy(devices, fsdp=True)
+        case _:
+            return JitStrategy(devices)
+
+
+def check_batch_size(batch_size: int, *, devices: int, accumulate: int, pairs: bool) -> None:
+    """The global batch must split evenly over devices and accumulation steps (and into pairs for mixup)."""
+    unit = devices * accumulate * (2 if pairs else 1)
+    if batch_size % unit:
+        below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+        near = above if below == 0 or above - batch_size < batch_size - below else below
+        parts = f"{devices} device{'s' * (devices > 1)}"
+        parts += f" x {accumulate} accumulation steps" * (accumulate > 1) + " x pairs for mixup or CutMix" * pairs
+        raise UserError(f"train.batch_size: {batch_size} does not divide by {unit} ({parts}); nearest that does: {near}")

@@ -1,0 +1,109 @@
+"""One pure training step; everything else (compile, shard, scan, log, save) wraps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxtrain.training.optimizers import Schedule, ema_update
+from jaxtrain.training.state import Batch, TrainState, Tree
+
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+class Learner(Protocol):
+    """What training needs to know of a technique."""
+
+    def inputs(self, batch: Batch, keys: jax.Array) -> Batch:
+        """Raw images to what the loss sees: augmented, normalised, with soft labels. `keys`: one an image."""
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """The mean loss over the batch, and scalars to log. `model` is an NNX module in training mode."""
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """What a step is made of."""
+
+    learner: Learner
+    graphdef: Any
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    accumulate: int = 1
+    ema_decay: float | None = None
+    axis_name: str | None = None
+    """Mapped axis under pmap, whose gradients and metrics are averaged; None under jit, where the compiler does it."""
+
+
+def make_step(spec: StepSpec) -> Step:
+    """`step(state, batch) -> (state, metrics)`: pure, its randomness is `fold_in(key, step)`."""
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        image_keys = _image_keys(jax.random.fold_in(key, 0), batch.label.shape[0], spec.axis_name)
+        batch = spec.learner.inputs(batch, image_keys)
+        gradients, model_state, metrics = _gradients(spec, state, batch, jax.random.fold_in(key, 1))
+        if spec.axis_name is not None:
+            gradients, metrics = jax.lax.pmean((gradients, metrics), spec.axis_name)
+        updates, opt_state = spec.optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if spec.ema_decay is not None:
+            new = {"params": params, "model_state": model_state}
+            ema = ema_update(ema, new, spec.ema_decay, state.step)
+        metrics["learning_rate"] = jnp.asarray(spec.schedule(state.step), jnp.float32)
+        return replace(
+            state, step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema
+        ), metrics
+
+    return step
+
+
+def _image_keys(key: jax.Array, images: int, axis_name: str | None) -> jax.Array:
+    """One key for each image by its place in the global batch: `key[images]`."""
+    places = jnp.arange(images)
+    if axis_name is not None:
+        places += jax.lax.axis_index(axis_name) * images
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+
+
+def _gradients(
+    spec: StepSpec, state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[Tree, Tree, Metrics]:
+    def objective(params: Tree, model_state: Tree, part: Batch, key: jax.Array) -> Any:
+        model = nnx.merge(spec.graphdef, params, state.frozen, model_state)
+        loss, metrics = spec.learner.loss(model, part, key)
+        model_state = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        return loss, (model_state, {"loss": loss, **metrics})
+
+    differentiate = jax.grad(objective, has_aux=True)
+    if spec.accumulate == 1:
+        gradients, (model_state, metrics) = differentiate(state.params, state.model_state, batch, key)
+        return gradients, model_state, metrics
+
+    def part_of(x: jax.Array) -> jax.Array:
+        # Every accumulate-th image: parts then lie evenly on the devices of a sharded batch.
+        return x.reshape(-1, spec.accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+    def body(carry: Any, xs: Any) -> Any:
+        total, model_state = carry
+        part, index = xs
+        gradients, (model_state, metrics) = differentiate(
+            state.params, model_state, part, jax.random.fold_in(key, index)
+        )
+        return (jax.tree.map(jnp.add, total, gradients), model_state), metrics
+
+    start = (jax.tree.map(jnp.zeros_like, state.params), state.model_state)
+    # XLA:CPU runs convolutions inside a loop over ten times slower than outside; unrolled they are equal.
+    unroll = spec.accumulate if jax.default_backend() == "cpu" else 1
+    parts = (jax.tree.map(part_of, batch), jnp.arange(spec.accumulate))
+    (total, model_state), metrics = jax.lax.scan(body, start, parts, unroll=unroll)
+    gradients = jax.tree.map(lambda g: g / spec.accumulate, total)
+    return gradients, model_state, jax.tree.map(jnp.mean, metrics)
