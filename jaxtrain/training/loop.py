@@ -1,0 +1,295 @@
+"""The training loop: calls the compiled step, and between calls logs, evaluates, saves and stops.
+
+Nothing in it blocks on the device but evaluation and saving: metrics are fetched an interval late. When things
+happen is a function of the step alone, so a resumed run does the same at the same steps as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtrain.errors import RunError
+from jaxtrain.training.feed import Feed
+from jaxtrain.training.parallel import Strategy
+from jaxtrain.training.state import Batch, TrainState, Tree, to_arrays
+from jaxtrain.training.step import Step
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PackedMetrics:
+    """Scalars of one or more steps in one array, because fetching many small ones is slow."""
+
+    names: tuple[str, ...] = field(metadata={"static": True})
+    values: jax.Array
+    """`float32[steps, names]`"""
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """When what happens, in steps."""
+
+    total_steps: int
+    steps_per_epoch: float
+    batch_size: int
+    eval_epochs: float = 1.0
+    log_every: int = 10
+    steps_per_call: int = 1
+    save_seconds: float = 60.0
+    save_steps: int | None = None
+    patience: int | None = None
+
+    def next_evaluation(self, step: int) -> int:
+        """The first evaluation after `step`: at whole multiples of `eval_epochs`, rounded up to whole calls."""
+        every = self.eval_epochs * self.steps_per_epoch
+        number = max(math.floor(step / every), 1)
+        while (due := self._whole_calls(math.ceil(number * every - 1e-9))) <= step:
+            number += 1
+        return min(due, self.total_steps)
+
+    def call_length(self, step: int) -> int:
+        """Steps in the call that starts at `step`: all of `steps_per_call`, or one where that does not fit."""
+        whole = step % self.steps_per_call == 0 and step + self.steps_per_call <= self.total_steps
+        return self.steps_per_call if whole else 1
+
+    def _whole_calls(self, step: int) -> int:
+        return -(-step // self.steps_per_call) * self.steps_per_call
+
+
+@dataclass
+class Progress:
+    """What the loop remembers besides the train state; kept in every checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    """Training time of all attempts."""
+    best_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    """Validation metrics at `best_step`."""
+    misses: int = 0
+    """Evaluations in a row without improvement."""
+    pending_steps: int = 0
+    pending: dict[str, float] = field(default_factory=dict)
+    """Sums of the metrics since the last record."""
+
+    def to_meta(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+class Watcher(Protocol):
+    """What the loop reports to: journal, MLflow, the progress bar."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A record: metrics at a step."""
+
+    def save(self, progress: Progress, state: dict[str, Any], best: Tree | None) -> None:
+        """A checkpoint; `best` are the weights at `progress.best_step`."""
+
+    def stop_requested(self) -> bool:
+        """Whether to save and return after the current call."""
+
+
+@dataclass
+class LoopResult:
+    """How training ended."""
+
+    state: TrainState
+    progress: Progress
+    best: Tree | None
+    """Host arrays of the inference weights at `progress.best_step`, None when never evaluated."""
+    interrupted: bool
+
+
+def compile_step(step: Step, feed: Feed, strategy: Strategy, length: int) -> Callable[..., Any]:
+    """`(state, *feed.args(step)) -> (state, PackedMetrics)`, doing `length` steps in one call."""
+
+    def one(state: TrainState, *args: Any) -> tuple[TrainState, PackedMetrics]:
+        state, metrics = step(state, feed.batch(state.step, *args))
+        names = tuple(sorted(metrics))
+        return state, PackedMetrics(names, jnp.stack([metrics[name] for name in names])[None])
+
+    def many(state: TrainState, *args: Any) -> tuple[TrainState, PackedMetrics]:
+        state, packed = jax.lax.scan(lambda carry, _: one(carry, *args), state, None, length=length)
+        return state, PackedMetrics(packed.names, packed.values[:, 0])
+
+    return strategy.compile_steps(one if length == 1 else many)
+
+
+def train(
+    state: TrainState,
+    step: Step,
+    feed: Feed,
+    strategy: Strategy,
+    timetable: Timetable,
+    watcher: Watcher,
+    evaluate: Callable[[TrainState], dict[str, float]] | None,
+    *,
+    monitor: str = "val/accuracy",
+    progress: Progress | None = None,
+    best: Tree | None = None,
+) -> LoopResult:
+    """Train from `progress.step` to the end of the timetable, or until the watcher asks to stop.
+
+    `state` must be placed by the strategy; `evaluate` gives validation metrics, by whose `monitor` the best weights
+    are chosen (higher is better, for a loss lower). Raises RunError when the loss is not finite.
+    """
+    progress = progress or Progress()
+    steps = {
+        length: compile_step(step, feed, strategy, length) for length in {1, timetable.steps_per_call}
+    }
+    meter = _Meter(timetable, progress, watcher.log)
+    # jax < 0.12 on several CPU devices deadlocks in an all-reduce when many steps are under way.
+    synchronous = len(strategy.devices) > 1 and strategy.devices[0].platform == "cpu"
+    next_evaluation = timetable.next_evaluation(progress.step)
+    started = saved = time.monotonic()
+    seconds_before = progress.seconds
+    interrupted = False
+
+    def save() -> None:
+        nonlocal saved
+        meter.flush()
+        progress.seconds = seconds_before + time.monotonic() - started
+        watcher.save(progress, to_arrays(strategy.single(state)), best)
+        saved = time.monotonic()
+
+    while progress.step < timetable.total_steps:
+        length = timetable.call_length(progress.step)
+        state, packed = steps[length](state, *feed.args(progress.step))
+        if synchronous:
+            jax.block_until_ready(packed)
+        progress.step += length
+        meter.add(progress.step, packed)
+        if progress.step >= next_evaluation:
+            meter.flush()
+            if evaluate is not None:
+                best = _evaluate(evaluate, state, strategy, progress, watcher, monitor, best)
+                meter.restart_clock()
+                if timetable.patience is not None and progress.misses >= timetable.patience:
+                    break
+            next_evaluation = timetable.next_evaluation(progress.step)
+        if watcher.stop_requested():
+            interrupted = progress.step < timetable.total_steps
+            break
+        due = timetable.save_steps is not None and progress.step % timetable.save_steps < length
+        if due or time.monotonic() - saved >= timetable.save_seconds:
+            save()
+            meter.restart_clock()
+    save()
+    return LoopResult(state, progress, best, interrupted)
+
+
+def _evaluate(
+    evaluate: Callable[[TrainState], dict[str, float]],
+    state: TrainState,
+    strategy: Strategy,
+    progress: Progress,
+    watcher: Watcher,
+    monitor: str,
+    best: Tree | None,
+) -> Tree | None:
+    """Evaluate, record, and return the best weights so far (host arrays)."""
+    metrics = evaluate(state)
+    watcher.log(progress.step, metrics)
+    sign = -1.0 if monitor.endswith("loss") else 1.0
+    if progress.best and sign * metrics[monitor] <= sign * progress.best[monitor]:
+        progress.misses += 1
+        return best
+    progress.misses, progress.best_step, progress.best = 0, progress.step, metrics
+    return snapshot(state, strategy)
+
+
+def snapshot(state: TrainState, strategy: Strategy) -> Tree:
+    """Host copies of the inference weights: {"params", "frozen", "model_state"}."""
+    weights = {"params": state.eval_params, "frozen": state.frozen, "model_state": state.eval_model_state}
+    return jax.tree.map(np.array, jax.device_get(strategy.single(weights)))
+
+
+class _Meter:
+    """Averages metrics over logging intervals, fetching them from the device an interval late."""
+
+    def __init__(
+        self, timetable: Timetable, progress: Progress, log: Callable[[int, Mapping[str, float]], None]
+    ) -> None:
+        self._timetable, self._progress, self._log = timetable, progress, log
+        self._waiting: list[tuple[int, PackedMetrics]] = []
+        self._fetched = progress.step
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave what happened since out of images_per_second."""
+        self._clock, self._clock_step = time.monotonic(), self._progress.step
+
+    def add(self, step: int, packed: PackedMetrics) -> None:
+        """Metrics of the call that ended at `step`; those of the interval before are fetched."""
+        self._waiting.append((step, packed))
+        if step - self._fetched >= 2 * self._timetable.log_every:
+            self._fetch_until(step - self._timetable.log_every)
+
+    def flush(self) -> None:
+        """Fetch everything."""
+        self._fetch_until(self._progress.step)
+
+    def _fetch_until(self, step: int) -> None:
+        while self._waiting and self._waiting[0][0] <= step:
+            last, packed = self._waiting.pop(0)
+            rows = np.asarray(packed.values, np.float64)
+            for number, row in enumerate(rows, start=last - len(rows) + 1):
+                self._add_row(number, dict(zip(packed.names, row.tolist(), strict=True)))
+            self._fetched = last
+
+    def _add_row(self, step: int, metrics: dict[str, float]) -> None:
+        if not math.isfinite(metrics["loss"]):
+            raise RunError(
+                f"the loss became {metrics['loss']} at step {step}; lower optimizer.learning_rate or set "
+                "optimizer.clip_norm (checkpoints before this step are kept)"
+            )
+        progress, timetable = self._progress, self._timetable
+        rate = metrics.pop("learning_rate")
+        progress.pending_steps += 1
+        for name, value in metrics.items():
+            progress.pending[name] = progress.pending.get(name, 0.0) + value
+        if step % timetable.log_every and step != timetable.total_steps:
+            return
+        record = {f"train/{name}": total / progress.pending_steps for name, total in progress.pending.items()}
+        progress.pending_steps, progress.pending = 0, {}
+        now = time.monotonic()
+        record["learning_rate"] = rate
+        record["epoch"] = step / timetable.steps_per_epoch
+        if step > self._clock_step:
+            speed = (step - self._clock_step) * timetable.batch_size / max(now - self._clock, 1e-9)
+            record["images_per_second"] = speed
+        self._clock, self._clock_step = now, step
+        self._log(step, record)
+
+
+def map_images(
+    function: Callable[[Tree, Batch], Tree], weights: Tree, batches: Any, counts: Any
+) -> Tree:
+    """Run a compiled `compile_map` function over batches and join the rows on the host: tree of `[images, ...]`.
+
+    `counts` gives for each batch how many of its first rows are images (the rest is padding). One batch is under
+    way while the one before is fetched.
+    """
+    parts: list[Tree] = []
+    waiting: list[tuple[Tree, int]] = []
+
+    def fetch() -> None:
+        rows, count = waiting.pop(0)
+        parts.append(jax.tree.map(lambda x: np.asarray(x)[:count], rows))
+
+    for batch, count in zip(batches, counts, strict=True):
+        waiting.append((function(weights, batch), count))
+        if len(waiting) > 2:
+            fetch()
+    while waiting:
+        fetch()
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
