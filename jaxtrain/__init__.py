@@ -1,1 +1,48 @@
-"""Train image classifiers in JAX and Flax."""
+"""Train image classifiers in JAX and Flax: feature extraction, fine-tuning, pre-training from scratch."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxtrain.classifiers.base import BaseClassifier
+    from jaxtrain.classifiers.files import load
+    from jaxtrain.classifiers.pre_training import PTClassifier
+    from jaxtrain.config import Config
+    from jaxtrain.errors import JaxtrainError, RunError, UserError
+    from jaxtrain.models import create_model, list_models
+
+# Imported on first use, so that `import jaxtrain` costs nothing.
+_HOMES = {
+    "BaseClassifier": "jaxtrain.classifiers.base",
+    "Config": "jaxtrain.config",
+    "JaxtrainError": "jaxtrain.errors",
+    "PTClassifier": "jaxtrain.classifiers.pre_training",
+    "RunError": "jaxtrain.errors",
+    "UserError": "jaxtrain.errors",
+    "create_model": "jaxtrain.models",
+    "list_models": "jaxtrain.models",
+    "load": "jaxtrain.classifiers.files",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "BaseClassifier",
+    "Config",
+    "JaxtrainError",
+    "PTClassifier",
+    "RunError",
+    "UserError",
+    "create_model",
+    "list_models",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jaxtrain' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from jaxtrain.data.base import ArraySource
+from jaxtrain.config import Config
+from jaxtrain.data.base import ArraySource, ImageSource
 from jaxtrain.data.order import Order
 from jaxtrain.training.parallel import Strategy
 from jaxtrain.training.state import Batch
@@ -91,6 +92,38 @@ class StreamFeed:
             if close is not None:
                 close()
             self._stream = None
+
+
+def open_stream(source: ImageSource, order: Order, config: Config, strategy: Strategy) -> StreamFeed:
+    """A feed whose images are decoded and cropped by worker processes and placed on the devices ahead of the step."""
+    from jaxtrain.data.stream import HostBatch, prefetch_to_device, train_batches
+
+    data, augment = config.data, config.augment
+    assert data.image_size is not None
+    assert data.channels is not None
+
+    def put(batch: HostBatch) -> Batch:
+        return strategy.shard(Batch(batch.images, batch.labels, batch.weights))
+
+    def start(step: int) -> Iterator[Batch]:
+        batches = train_batches(
+            source,
+            order,
+            image_size=data.image_size,
+            channels=data.channels,
+            crop="random_resized" if augment.crop == "random_resized" else "center",
+            scale=augment.scale,
+            ratio=augment.ratio,
+            seed=config.seed,
+            workers=data.workers,
+            prefetch=data.prefetch,
+            max_bad_images=data.max_bad_images,
+            max_pixels=data.max_pixels,
+            start_step=step,
+        )
+        return prefetch_to_device(batches, put, depth=data.prefetch)
+
+    return StreamFeed(start)
 
 
 def padded_batches(source: ArraySource, batch_size: int) -> Iterator[Batch]:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtrain.errors import RunError
 from jaxtrain.training.feed import Feed
 from jaxtrain.training.parallel import Strategy
-from jaxtrain.training.state import Batch, TrainState, Tree, to_arrays
+from jaxtrain.training.state import TrainState, Tree, to_arrays
 from jaxtrain.training.step import Step
 
 
@@ -74,6 +74,8 @@ class Progress:
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     """Validation metrics at `best_step`."""
+    latest: dict[str, float] = field(default_factory=dict)
+    """Validation metrics of the latest evaluation."""
     misses: int = 0
     """Evaluations in a row without improvement."""
     pending_steps: int = 0
@@ -199,6 +201,7 @@ def _evaluate(
     """Evaluate, record, and return the best weights so far (host arrays)."""
     metrics = evaluate(state)
     watcher.log(progress.step, metrics)
+    progress.latest = metrics
     sign = -1.0 if monitor.endswith("loss") else 1.0
     if progress.best and sign * metrics[monitor] <= sign * progress.best[monitor]:
         progress.misses += 1
@@ -269,27 +272,3 @@ class _Meter:
             record["images_per_second"] = speed
         self._clock, self._clock_step = now, step
         self._log(step, record)
-
-
-def map_images(
-    function: Callable[[Tree, Batch], Tree], weights: Tree, batches: Any, counts: Any
-) -> Tree:
-    """Run a compiled `compile_map` function over batches and join the rows on the host: tree of `[images, ...]`.
-
-    `counts` gives for each batch how many of its first rows are images (the rest is padding). One batch is under
-    way while the one before is fetched.
-    """
-    parts: list[Tree] = []
-    waiting: list[tuple[Tree, int]] = []
-
-    def fetch() -> None:
-        rows, count = waiting.pop(0)
-        parts.append(jax.tree.map(lambda x: np.asarray(x)[:count], rows))
-
-    for batch, count in zip(batches, counts, strict=True):
-        waiting.append((function(weights, batch), count))
-        if len(waiting) > 2:
-            fetch()
-    while waiting:
-        fetch()
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)

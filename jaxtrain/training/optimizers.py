@@ -96,17 +96,17 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
         case "lion":
             core = optax.lion(rate, b1=config.beta1, b2=config.beta2, weight_decay=decay, mask=decay_mask)
         case "muon":
-            core = optax.contrib.muon(
-                rate,
+            # Its own decay knows no mask for the part that AdamW trains, so directions come first, then decay and rate.
+            directions = optax.contrib.muon(
+                1.0,
                 beta=config.momentum,
-                weight_decay=decay,
-                weight_decay_mask=decay_mask,
                 adam_b1=config.beta1,
                 adam_b2=config.beta2,
-                adam_weight_decay=decay,
                 muon_weight_dimension_numbers=_muon_dimensions,
                 consistent_rms=0.2,
             )
+            decayed = optax.add_decayed_weights(-(decay or 0.0), mask=decay_mask)
+            core = optax.chain(directions, decayed, optax.scale_by_schedule(rate))
     if config.clip_norm is None:
         return core
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), core)

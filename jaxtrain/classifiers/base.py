@@ -1,0 +1,249 @@
+"""BaseClassifier: the protocol of every technique, and what all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from numpy.typing import ArrayLike, NDArray
+
+from jaxtrain.config import Config
+from jaxtrain.data.augment import augment, mix, normalize
+from jaxtrain.data.base import Dataset, ImageSource
+from jaxtrain.errors import UserError
+from jaxtrain.models import create_model
+from jaxtrain.training.losses import cross_entropy, soft_labels
+from jaxtrain.training.optimizers import Schedule, make_optimizer
+from jaxtrain.training.state import Batch, Tree
+from jaxtrain.training.step import Metrics
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a trained classifier knows."""
+
+    config: Config
+    """Resolved."""
+    class_names: tuple[str, ...]
+    weights: Tree
+    """Host arrays: {"params", "frozen", "model_state"}."""
+    class_weights: tuple[float, ...] | None = None
+
+
+class BaseClassifier:
+    """A trainable image classifier.
+
+    `fit` trains and tracks a run; `evaluate`, `predict`, `predict_proba`, `embed`, `save` and `load` use the result.
+    Images are `uint8[images, height, width, channels]` (or `[images, height, width]` when grey), labels integers or
+    strings `[images]`.
+
+    Research code overrides what is learned and keeps the rest: `build_model`, `inputs`, `loss`, `trainable`,
+    `make_optimizer`. All are pure functions of their arguments; inside them `self.config` is the resolved config.
+
+    Options are given as a `Config`, as sections, or both:
+    `PTClassifier(model={"name": "resnet18"}, train={"epochs": 5}, seed=1)`.
+    """
+
+    technique: ClassVar[str]
+
+    def __init__(self, config: Config | None = None, **options: Any) -> None:
+        base = config.model_dump(exclude_unset=True) if config is not None else {}
+        self.config = _validated({**base, **options, "technique": self.technique})
+        self.summary: dict[str, Any] = {}
+        """`summary.json` of the run, once fitted."""
+        self.run_dir: Path | None = None
+        self._fitted: Fitted | None = None
+        self._inference: tuple[Any, Tree] | None = None
+        self._num_classes = 0
+        self._class_weights: tuple[float, ...] | None = None
+
+    # What is learned: override these.
+
+    def build_model(self, *, num_classes: int, axis_name: str | None) -> nnx.Module:
+        """The network, called with a seed from the config inside `jax.jit`.
+
+        `axis_name` is the mapped axis under pmap: batch norm and dropout need it.
+        """
+        data = self.config.data
+        assert data.image_size is not None
+        assert data.channels is not None
+        return create_model(
+            self.config.model,
+            num_classes=num_classes,
+            channels=data.channels,
+            image_size=data.image_size,
+            seed=self.config.seed,
+            dtype=jnp.dtype(self.config.model.dtype),
+            axis_name=axis_name,
+        )
+
+    def inputs(self, batch: Batch, keys: jax.Array) -> Batch:
+        """Training inputs from raw images: augmented, normalised, with smoothed and mixed labels.
+
+        Takes `uint8[batch, height, width, channels]` with `int32[batch]` labels and one key an image; gives
+        `float32[batch, size, size, channels]` with `float32[batch, classes]`.
+        """
+        data = self.config.data
+        image = augment(self.config.augment, keys, batch.image, image_size=data.image_size)
+        label = soft_labels(batch.label, self._num_classes, self.config.train.label_smoothing)
+        weight = batch.weight
+        if self._class_weights is not None:
+            each = jnp.asarray(self._class_weights, jnp.float32)[batch.label]
+            weight = each if weight is None else weight * each
+        image, label = mix(self.config.augment, keys, image, label)
+        return Batch(normalize(image, data.mean, data.std), label, weight)
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Mean cross-entropy of a batch from `inputs`, and scalars to log (`train/NAME`)."""
+        logits = model(batch.image, train=True, key=key)
+        each = cross_entropy(logits, batch.label)
+        if batch.weight is not None:
+            each = each * batch.weight
+        hits = jnp.argmax(logits, axis=-1) == jnp.argmax(batch.label, axis=-1)
+        return jnp.mean(each), {"accuracy": jnp.mean(hits.astype(jnp.float32))}
+
+    def trainable(self, path: tuple[Any, ...], value: Any) -> bool:
+        """Whether a parameter, named by its path in the model, gets gradients."""
+        del path, value
+        return True
+
+    def make_optimizer(self, schedule: Schedule) -> optax.GradientTransformation:
+        """The optimizer over the trainable parameters."""
+        return make_optimizer(self.config.optimizer, schedule)
+
+    def prepare(self, dataset: Dataset) -> Dataset:
+        """The data set that training sees; a technique may replace images by something cheaper."""
+        return dataset
+
+    # The protocol.
+
+    def fit(
+        self,
+        images: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        *,
+        validation: tuple[ArrayLike, ArrayLike] | None = None,
+        test: tuple[ArrayLike, ArrayLike] | None = None,
+        class_names: tuple[str, ...] | None = None,
+    ) -> Self:
+        """Train on arrays, or on `config.data.name` when none are given; continues where the run directory ends.
+
+        Without `validation` a stratified part of the training images is held out (`data.val_fraction`). `test` is
+        opened once, at the end. Raises UserError for wrong input and RunError when the run can't go on.
+        """
+        from jaxtrain.classifiers.run import run
+        from jaxtrain.data.sources import from_arrays, load_dataset
+
+        if images is None:
+            dataset = load_dataset(self.config.data)
+        elif labels is None:
+            raise UserError("fit: images were given without labels")
+        else:
+            dataset = from_arrays(
+                images, labels, validation=validation, test=test, class_names=class_names, config=self.config.data
+            )
+        run(self, dataset)
+        return self
+
+    def predict_logits(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
+        """`float32[images, classes]`."""
+        return self._forward("logits", images)
+
+    def predict_proba(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
+        """Softmax probabilities: `float32[images, classes]`, columns in the order of `class_names`."""
+        from scipy.special import softmax
+
+        return softmax(self.predict_logits(images), axis=-1)
+
+    def predict(self, images: ArrayLike | ImageSource) -> NDArray[np.int32]:
+        """The most probable class of each image: `int32[images]`, an index into `class_names`."""
+        return np.argmax(self.predict_logits(images), axis=-1).astype(np.int32)
+
+    def embed(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
+        """The vector before the head: `float32[images, features]`."""
+        return self._forward("embed", images)
+
+    def evaluate(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+        """Accuracy, loss and more (`jaxtrain.benchmark.metrics`) on labelled images."""
+        from jaxtrain.benchmark.metrics import classification_metrics
+        from jaxtrain.data.sources import encode_labels
+
+        return classification_metrics(encode_labels(labels, self.class_names), self.predict_proba(images))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the data set that is or was trained on."""
+        return self._num_classes
+
+    def trainable_filter(self, path: tuple[Any, ...], value: Any) -> bool:
+        """`trainable` as a filter for `nnx.split`: parameters only."""
+        return isinstance(value, nnx.Param) and self.trainable(path, value)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
+        return self.fitted.class_names
+
+    @property
+    def fitted(self) -> Fitted:
+        """The result of `fit` or `load`; UserError before."""
+        if self._fitted is None:
+            raise UserError(f"{type(self).__name__} is not trained yet: call fit() or load()")
+        return self._fitted
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model to a folder: weights with digests (Orbax), config and class names. No pickle."""
+        from jaxtrain.classifiers.files import save_model
+
+        return save_model(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a model written by `save`, or the one of a run directory. Raises UserError if there is none."""
+        from jaxtrain.classifiers.files import load_model
+
+        return load_model(cls, Path(path))
+
+    def adopt(self, fitted: Fitted) -> None:
+        """Take over a trained state (used by `fit` and `load`)."""
+        self.config = fitted.config
+        self._fitted = fitted
+        self._inference = None
+        self.prepare_loss(len(fitted.class_names), fitted.class_weights)
+
+    def prepare_loss(self, num_classes: int, class_weights: tuple[float, ...] | None) -> None:
+        """Tell `inputs` and `loss` about the classes."""
+        self._num_classes, self._class_weights = num_classes, class_weights
+
+    def _forward(self, output: str, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
+        from jaxtrain.classifiers.inference import Inference
+        from jaxtrain.data.sources import as_source
+        from jaxtrain.training.parallel import make_strategy
+
+        fitted = self.fitted
+        if self._inference is None:
+            strategy = make_strategy(self.config.parallel)
+            inference = Inference(self, len(fitted.class_names), strategy)
+            self._inference = inference, strategy.place(fitted.weights)
+        inference, weights = self._inference
+        source = images if isinstance(images, ImageSource) else as_source(images, channels=self.config.data.channels)
+        return getattr(inference, output)(weights, source)
+
+
+def _validated(options: Mapping[str, Any]) -> Config:
+    from pydantic import BaseModel, ValidationError
+
+    from jaxtrain.config_io import explain
+
+    plain = {k: v.model_dump(exclude_unset=True) if isinstance(v, BaseModel) else v for k, v in options.items()}
+    try:
+        return Config.model_validate(plain)
+    except ValidationError as error:
+        raise UserError(explain(error, "options")) from None

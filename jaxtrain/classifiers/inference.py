@@ -1,0 +1,139 @@
+"""Compiled forward passes over images: evaluation, prediction, embedding."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from numpy.typing import NDArray
+
+from jaxtrain.config import Config
+from jaxtrain.data.augment import normalize, prepare_eval
+from jaxtrain.data.base import ArraySource, ImageSource
+from jaxtrain.training.feed import padded_batches
+from jaxtrain.training.losses import image_metrics
+from jaxtrain.training.parallel import Strategy
+from jaxtrain.training.state import Batch, Tree
+
+if TYPE_CHECKING:
+    from jaxtrain.classifiers.base import BaseClassifier
+
+# A placed batch, and which of its rows hold a readable image (the others are padding or could not be decoded).
+Batches = Iterable[tuple[Batch, NDArray[np.bool_]]]
+
+
+class Inference:
+    """Forward passes of one model. Weights are {"params", "frozen", "model_state"} placed by the strategy."""
+
+    def __init__(self, classifier: BaseClassifier, num_classes: int, strategy: Strategy) -> None:
+        self.config = classifier.config
+        self.strategy = strategy
+        model = nnx.eval_shape(
+            lambda: classifier.build_model(num_classes=num_classes, axis_name=strategy.axis_name)
+        )
+        self.graphdef, params, frozen, model_state = nnx.split(model, classifier.trainable_filter, nnx.Param, ...)
+        self.shapes: Tree = {
+            "params": nnx.to_pure_dict(params),
+            "frozen": nnx.to_pure_dict(frozen),
+            "model_state": nnx.to_pure_dict(model_state),
+        }
+        self._compiled: dict[str, Callable[..., Any]] = {}
+
+    def logits(self, weights: Tree, source: ImageSource) -> NDArray[np.float32]:
+        """`float32[images, classes]`; NaN for an image that could not be read."""
+        return self._run("logits", weights, self.batches(source), len(source))
+
+    def embed(self, weights: Tree, source: ImageSource) -> NDArray[np.float32]:
+        """`float32[images, features]`; NaN for an image that could not be read."""
+        return self._run("embed", weights, self.batches(source), len(source))
+
+    def metrics(self, weights: Tree, batches: Batches, images: int) -> dict[str, float]:
+        """Mean loss, accuracy and top-5 accuracy over the images that could be read.
+
+        The sums are made on the host in float64, so they are the same for any batch size and number of devices.
+        """
+        each = self._run("metrics", weights, batches, images)
+        return {name: float(np.nanmean(values, dtype=np.float64)) for name, values in each.items()}
+
+    def batches(self, source: ImageSource) -> Batches:
+        """All images in order, placed on the devices."""
+        for batch in host_batches(self.config, source, eval_batch_size(self.config, self.strategy)):
+            yield self.strategy.shard(Batch(batch.image, batch.label)), np.asarray(batch.weight) > 0
+
+    def _run(self, output: str, weights: Tree, batches: Batches, images: int) -> Any:
+        if output not in self._compiled:
+            self._compiled[output] = self.strategy.compile_map(self._forward(output))
+        return map_images(self._compiled[output], weights, batches, images)
+
+    def _forward(self, output: str) -> Callable[[Tree, Batch], Any]:
+        data = self.config.data
+
+        def forward(weights: Tree, batch: Batch) -> Any:
+            model = nnx.merge(self.graphdef, weights["params"], weights["frozen"], weights["model_state"])
+            images = normalize(prepare_eval(batch.image), data.mean, data.std)
+            if output == "embed":
+                return model.embed(images)
+            logits = model(images)
+            return image_metrics(logits, batch.label) if output == "metrics" else logits.astype(jnp.float32)
+
+        return forward
+
+
+def eval_batch_size(config: Config, strategy: Strategy) -> int:
+    """Images a forward pass: the training batch, rounded up to the devices."""
+    devices = len(strategy.devices)
+    return -(-config.train.batch_size // devices) * devices
+
+
+def host_batches(config: Config, source: ImageSource, batch_size: int) -> Iterator[Batch]:
+    """Evaluation batches of numpy arrays at the model's size, the last one padded with weight 0."""
+    data = config.data
+    assert data.image_size is not None
+    assert data.channels is not None
+    if isinstance(source, ArraySource) and source.images.shape[1:] == (data.image_size, data.image_size, data.channels):
+        yield from padded_batches(source, batch_size)
+        return
+    from jaxtrain.data.stream import eval_batches
+
+    for batch in eval_batches(
+        source,
+        batch_size=batch_size,
+        image_size=data.image_size,
+        channels=data.channels,
+        crop_pct=1.0,
+        workers=0 if isinstance(source, ArraySource) else data.workers,
+        prefetch=data.prefetch,
+        max_bad_images=data.max_bad_images,
+        max_pixels=data.max_pixels,
+    ):
+        yield Batch(batch.images, batch.labels, batch.weights)
+
+
+def map_images(function: Callable[[Tree, Batch], Tree], weights: Tree, batches: Batches, images: int) -> Tree:
+    """Run a compiled `compile_map` function over batches and join the rows on the host: tree of `[images, ...]`.
+
+    A few batches are under way while the first of them is fetched.
+    """
+    parts: list[Tree] = []
+    waiting: deque[tuple[Tree, NDArray[np.bool_]]] = deque()
+
+    def fetch() -> None:
+        rows, valid = waiting.popleft()
+        host = jax.tree.map(np.array, rows)
+        if not valid.all():
+            for array in jax.tree.leaves(host):
+                array[~valid] = np.nan
+        parts.append(host)
+
+    for batch, valid in batches:
+        waiting.append((function(weights, batch), valid))
+        if len(waiting) > 2:
+            fetch()
+    while waiting:
+        fetch()
+    return jax.tree.map(lambda *xs: np.concatenate(xs)[:images], *parts)

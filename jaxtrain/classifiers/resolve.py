@@ -1,0 +1,92 @@
+"""From the options a person gave to the ones a run uses: what was left open is chosen from data set, model, device."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+
+from jaxtrain.config import Config
+from jaxtrain.data.augment import resolve_augment
+from jaxtrain.data.base import Dataset
+from jaxtrain.errors import UserError
+from jaxtrain.models import model_spec
+from jaxtrain.training.loop import Timetable
+from jaxtrain.training.optimizers import resolve_optimizer
+
+_DEFAULT_EPOCHS = {"digits": 60.0}
+_OTHER_EPOCHS = 20.0
+# On accelerators a small model's step is shorter than its dispatch; XLA:CPU runs loops over convolutions slowly.
+_STEPS_PER_CALL = {"cpu": 1}
+_ACCELERATOR_STEPS_PER_CALL = 16
+_WARMUP_SHARE = 0.05
+
+
+def resolve(config: Config, dataset: Dataset) -> Config:
+    """The config with every None that has a default filled in. Raises UserError where options contradict."""
+    spec = model_spec(config.model.name)
+    backend = jax.default_backend()
+    size = config.data.image_size
+    if size is None:
+        size = max(dataset.uniform_size) if dataset.uniform_size else spec.image_size
+    channels = dataset.channels
+    mean = config.data.mean or dataset.mean or (0.5,) * channels
+    std = config.data.std or dataset.std or (0.5,) * channels
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise UserError(f"data.{name}: {len(values)} values for images of {channels} channels")
+    if min(std) <= 0:
+        raise UserError(f"data.std: values must be above 0, got {min(std)}")
+    data = config.data.model_copy(update={"image_size": size, "channels": channels, "mean": mean, "std": std})
+
+    train = config.train
+    changes: dict[str, object] = {}
+    if train.epochs is None and train.steps is None:
+        changes["epochs"] = _DEFAULT_EPOCHS.get(dataset.name, _OTHER_EPOCHS)
+    if train.steps_per_call is None:
+        changes["steps_per_call"] = _STEPS_PER_CALL.get(backend, _ACCELERATOR_STEPS_PER_CALL)
+    if dataset.val is None:
+        if train.early_stopping is not None:
+            raise UserError("train.early_stopping: there is no validation set; set data.val_fraction above 0")
+        changes["select"] = "last"
+    train = train.model_copy(update=changes)
+    model = config.model
+    if model.dtype == "auto":
+        model = model.model_copy(update={"dtype": "float32" if backend == "cpu" else "bfloat16"})
+    augment = resolve_augment(config.augment, image_size=size, flips=dataset.flips, channels=channels)
+    optimizer = resolve_optimizer(config.optimizer)
+    resolved = config.model_copy(
+        update={"data": data, "train": train, "model": model, "augment": augment, "optimizer": optimizer}
+    )
+    total = total_steps(resolved, len(dataset.train)) / (len(dataset.train) / train.batch_size)
+    warmup = config.schedule.warmup_epochs
+    if warmup is None:
+        warmup = 0.0 if config.schedule.name in ("constant", "one_cycle") else _WARMUP_SHARE * total
+    elif warmup >= total:
+        raise UserError(f"schedule.warmup_epochs: {warmup:g} is not shorter than training ({total:g} epochs)")
+    schedule = config.schedule.model_copy(update={"warmup_epochs": warmup})
+    return Config.model_validate(resolved.model_copy(update={"schedule": schedule}).model_dump())
+
+
+def total_steps(config: Config, images: int) -> int:
+    """Optimizer steps of a run over `images` training images."""
+    if config.train.steps is not None:
+        return config.train.steps
+    assert config.train.epochs is not None
+    return max(math.ceil(config.train.epochs * images / config.train.batch_size - 1e-9), 1)
+
+
+def timetable(config: Config, images: int, *, streamed: bool) -> Timetable:
+    """When what happens in a run with this resolved config."""
+    train = config.train
+    return Timetable(
+        total_steps=total_steps(config, images),
+        steps_per_epoch=images / train.batch_size,
+        batch_size=train.batch_size,
+        eval_epochs=train.eval_every,
+        log_every=train.log_every,
+        steps_per_call=1 if streamed else train.steps_per_call or 1,
+        save_seconds=config.checkpoint.every_seconds,
+        save_steps=config.checkpoint.every_steps,
+        patience=train.early_stopping,
+    )

@@ -1,0 +1,166 @@
+"""Command lines: from arguments to a Config, and from errors to exit codes. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from jaxtrain.config import Config
+from jaxtrain.config_io import dump_config, explain, load_config, option_paths
+from jaxtrain.errors import JaxtrainError, UserError, nearest
+
+
+class TrainCommand(Config):
+    """Train an image classifier: train.py --technique pt [--config FILE.yaml] [--section.option VALUE ...]
+
+    The same command on the same --run-dir continues a run that was stopped.
+    """
+
+    config: Path | None = None
+    """YAML file of options; those on the command line win."""
+    print_config: bool = False
+    """Print the options in force as YAML and exit."""
+
+
+def train_command(argv: Sequence[str]) -> tuple[Config, bool]:
+    """The config that a command line asks for, and whether only to print it.
+
+    Options come from, each over the one before: defaults, the run directory's config.yaml (when it is resumed),
+    --config, the command line. Raises UserError naming the option, the value and what would be valid.
+    """
+    arguments = list(argv)
+    _check_names(arguments)
+    given = _pairs(arguments)
+    tree: dict[str, Any] = {}
+    run_dir = given.get("run_dir")
+    if run_dir and (stored := Path(run_dir[0]) / "config.yaml").is_file():
+        tree = load_config(stored).model_dump(exclude_unset=True)
+    if given.get("config"):
+        tree = merge(tree, load_config(Path(given["config"][0])).model_dump(exclude_unset=True))
+    command = _parse(arguments, given, tree)
+    if "technique" not in given and "technique" not in tree:
+        raise UserError("--technique is missing; valid: pt")
+    options = command.model_dump(exclude={"config", "print_config"})
+    return Config.model_validate(options), command.print_config
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts, the values of `above` winning."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def main(body: Callable[[], None]) -> None:
+    """Run a script's body and turn errors into one line and an exit code (0, 1, 2, 130, 143)."""
+    from jaxtrain.console import print_error
+
+    try:
+        body()
+    except JaxtrainError as error:
+        print_error(str(error), hint=getattr(error, "hint", None))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def print_config(config: Config) -> None:
+    """As YAML on standard output."""
+    sys.stdout.write(dump_config(config))
+
+
+def _parse(arguments: list[str], given: Mapping[str, list[str]], tree: Mapping[str, Any]) -> TrainCommand:
+    import tyro
+
+    try:
+        default = TrainCommand.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(explain(error, "config")) from None
+    captured = io.StringIO()
+    helps = {"-h", "--help"} & set(arguments)
+    with contextlib.ExitStack() as stack:
+        if not helps:
+            stack.enter_context(contextlib.redirect_stdout(captured))
+            stack.enter_context(contextlib.redirect_stderr(captured))
+        try:
+            return tyro.cli(
+                TrainCommand,
+                prog=Path(sys.argv[0]).name,
+                args=arguments,
+                default=default,
+                config=(tyro.conf.FlagConversionOff,) if "print_config" not in given else (),
+            )
+        except SystemExit:
+            if helps:
+                raise
+    raise UserError(_diagnosis(given, tree, captured.getvalue()))
+
+
+def _diagnosis(given: Mapping[str, list[str]], tree: Mapping[str, Any], printed: str) -> str:
+    """One line for what the parser refused: the same words as for a YAML file with these values."""
+    overrides: dict[str, Any] = {}
+    for path, values in given.items():
+        *sections, key = path.split(".")
+        node = overrides
+        for section in sections:
+            node = node.setdefault(section, {})
+        if not values:
+            return f"--{path}: a value is missing"
+        plain: list[Any] = [None if value == "None" else value for value in values]
+        node[key] = plain if len(plain) > 1 else plain[0]
+    try:
+        TrainCommand.model_validate(merge(tree, overrides))
+    except ValidationError as error:
+        return explain(error, "command line")
+    text = " ".join(line.strip("│╭╮╰╯─ ") for line in printed.splitlines())
+    return " ".join(text.split())
+
+
+def _check_names(arguments: Sequence[str]) -> None:
+    valid = {*option_paths(), "config", "print_config", "help"}
+    for argument in arguments:
+        if argument.startswith("--"):
+            name = argument[2:].split("=")[0]
+            if name.replace("-", "_") not in valid:
+                hint = nearest(name.replace("-", "_"), valid).replace("'", "'--", 1)
+                raise UserError(f"--{name}: no such option; {hint}")
+        elif argument.startswith("-") and argument != "-h" and not _number(argument):
+            raise UserError(f"{argument}: no such option; options start with two dashes, --help lists them")
+
+
+def _pairs(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Option paths with the values that follow them."""
+    pairs: dict[str, list[str]] = {}
+    values: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            values = pairs.setdefault(name.replace("-", "_"), [])
+            values.clear()
+            if equals:
+                values.append(value)
+        else:
+            values.append(argument)
+    return pairs
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
