@@ -1,0 +1,113 @@
+"""ConvNeXt (Liu et al. 2022, arXiv 2201.03545), with timm's smaller variants atto, femto, pico and nano.
+
+timm runs those four with 1x1 convolutions for the linear layers: the same mathematics and the same parameters as here.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxtrain.errors import UserError
+from jaxtrain.models.layers import (
+    Build,
+    Classifier,
+    Conv,
+    Key,
+    LayerScale,
+    Module,
+    drop_path,
+    drop_path_rates,
+    fold,
+    layer_norm,
+    normal_002,
+    run_blocks,
+    zeros,
+)
+
+
+class Block(Module):
+    """Depthwise 7x7 convolution, norm, two linear layers with GELU between, layer scale; and a shortcut."""
+
+    def __init__(self, channels: int, rate: float, build: Build) -> None:
+        self.drop_path_rate, self.axis_name = rate, build.axis_name
+        self.conv_dw = Conv(
+            channels, channels, 7, build, groups=channels, kernel_init=normal_002, bias_init=zeros
+        )
+        self.norm = layer_norm(channels, build)
+        self.fc1 = _linear(channels, 4 * channels, build)
+        self.fc2 = _linear(4 * channels, channels, build)
+        self.gamma = LayerScale(channels, 1e-6)
+
+    def __call__(self, x: Array, train: bool, key: Key) -> Array:
+        """`[batch, height, width, channels]` -> the same shape."""
+        y = self.fc1(self.norm(self.conv_dw(x)))
+        y = self.gamma(self.fc2(jax.nn.gelu(y, approximate=False)))
+        return x + drop_path(y, self.drop_path_rate, key, self.axis_name)
+
+
+def _linear(width_in: int, width_out: int, build: Build) -> nnx.Linear:
+    return nnx.Linear(width_in, width_out, kernel_init=normal_002, dtype=build.dtype, rngs=build.rngs)
+
+
+class Downsample(Module):
+    """Norm, then a convolution over patches of 2x2."""
+
+    def __init__(self, channels_in: int, channels_out: int, build: Build) -> None:
+        self.norm = layer_norm(channels_in, build)
+        self.conv = _patches(channels_in, channels_out, 2, build)
+
+    def __call__(self, x: Array) -> Array:
+        """`[batch, height, width, channels_in]` -> `[batch, height / 2, width / 2, channels_out]`."""
+        return self.conv(self.norm(x))
+
+
+def _patches(channels_in: int, channels_out: int, size: int, build: Build) -> Conv:
+    return Conv(channels_in, channels_out, size, build, stride=size, kernel_init=normal_002, bias_init=zeros)
+
+
+class ConvNeXt(Classifier):
+    """depths: blocks a stage; widths: their channels."""
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        depths: tuple[int, ...],
+        widths: tuple[int, ...],
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__(widths[-1], build)
+        smallest = 4 * 2 ** (len(depths) - 1)
+        if build.image_size < smallest:
+            raise UserError(
+                f"image size {build.image_size} is too small: after its {len(depths)} stages nothing is left; "
+                f"nearest image size that works: {smallest} (data.image_size)"
+            )
+        self.stem = _patches(build.channels, widths[0], 4, build)
+        self.stem_norm = layer_norm(widths[0], build)
+        self.downsamples = nnx.List(Downsample(a, b, build) for a, b in pairwise(widths))
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        self.stages = nnx.List(
+            nnx.List(Block(width, next(rates), build) for _ in range(depth))
+            for depth, width in zip(depths, widths, strict=True)
+        )
+        self.norm = layer_norm(widths[-1], build)
+        self.head = nnx.Linear(widths[-1], build.num_classes, kernel_init=normal_002, rngs=build.rngs)
+
+    def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
+        """Feature map `[batch, height / 32, width / 32, num_features]`, before the final norm (it follows pooling)."""
+        self.check(images)
+        x = self.stem_norm(self.stem(images))
+        x = run_blocks(self.stages[0], x, train, fold(key, 0), self.remat)
+        for i, (downsample, stage) in enumerate(zip(self.downsamples, self.stages[1:], strict=True)):
+            x = run_blocks(stage, downsample(x), train, fold(key, i + 1), self.remat)
+        return x
+
+    def pool(self, features: Array) -> Array:
+        """Feature map -> embedding `float32[batch, num_features]`: the mean over all places, normalised."""
+        return self.norm(super().pool(features)).astype(jnp.float32)

@@ -1,0 +1,383 @@
+"""Layers that the model families share, and `Classifier`, the protocol that all of them keep.
+
+Everything here is a pure function of its arguments: no hidden random generators, no mode flags. `train` and `key`
+are passed down in each call. Batch norm writes its running statistics into its own `nnx.BatchStat` variables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from jaxtrain.errors import UserError
+
+Padding = Literal["torch", "same"]
+Key = Array | None
+
+_HEAD = 2**31 - 1
+"""Folded into the key for the dropout before the head; blocks fold in 0, 1, 2, ..."""
+
+
+class Module(nnx.Module):  # type: ignore[misc]
+    """`nnx.Module`, in one place for the type checker (flax exports no types)."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What the parts of one network share while it is built."""
+
+    num_classes: int
+    channels: int
+    image_size: int
+    dtype: DTypeLike
+    """Of the computation; parameters and statistics are float32."""
+    axis_name: str | None
+    """The axis of `jax.pmap` that the batch is spread over, else None."""
+    rngs: nnx.Rngs
+    drop_rate: float = 0.0
+    """Dropout before the head."""
+    remat: bool = False
+
+
+class Classifier(Module):
+    """What every model is: a backbone, a pooled embedding and a linear `head`.
+
+    A family implements `features` and, where global average pooling is not what it does, `pool`.
+    `key` is needed only where a drop rate is above 0; without one nothing is dropped.
+    """
+
+    head: nnx.Linear
+    """The final classifier, at the path `head` in every family: swap it or filter parameters by it."""
+    num_features: int
+    """Length of the embedding."""
+    num_classes: int
+
+    def __init__(self, num_features: int, build: Build) -> None:
+        self.num_features = num_features
+        self.num_classes = build.num_classes
+        self.channels = build.channels
+        self.image_size: int | None = None  # set by families whose parameters depend on it
+        self.drop_rate = build.drop_rate
+        self.remat = build.remat
+        self.axis_name = build.axis_name
+
+    def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
+        """Feature map `[batch, height, width, channels]` or tokens `[batch, tokens, channels]` of the last block."""
+        raise NotImplementedError
+
+    def pool(self, features: Array) -> Array:
+        """What `features` gives -> embedding `float32[batch, num_features]`: the mean over all places."""
+        return features.astype(jnp.float32).mean(axis=tuple(range(1, features.ndim - 1)))
+
+    def embed(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
+        """Embedding `float32[batch, num_features]`: what the head sees, before dropout."""
+        return self.pool(self.features(images, train=train, key=key))
+
+    def __call__(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
+        """Logits `float32[batch, num_classes]` of `float[batch, height, width, channels]`.
+
+        `train` normalises with the batch's own statistics, moves the running ones, and drops where `key` is given.
+        """
+        x = self.embed(images, train=train, key=key)
+        x = dropout(x, self.drop_rate, fold(key, _HEAD) if train else None, self.axis_name)
+        return self.head(x)
+
+    def check(self, images: Array) -> None:
+        """Raise UserError for images that this model was not built for (shapes are static: free under jit)."""
+        size = self.image_size
+        wanted = f"[batch, {size or 'height'}, {size or 'width'}, {self.channels}]"
+        if images.ndim != 4 or images.shape[3] != self.channels or (size and images.shape[1:3] != (size, size)):
+            raise UserError(f"the model was built for images {wanted}, got {list(images.shape)}")
+
+
+# --- Convolution -----------------------------------------------------------------------------------------------
+
+
+class Conv(Module):
+    """2-D convolution in NHWC, kernel `[kernel, kernel, channels_in / groups, channels_out]`; a bias with `bias_init`.
+
+    padding: "torch" pads (kernel - 1) // 2 on each side as PyTorch models do, also where the stride is 2;
+    "same" pads as TensorFlow does, more at the end than at the beginning; kernels as large as their stride
+    (patches) are never padded and cut what is left over at the end, as PyTorch does.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        build: Build,
+        *,
+        kernel_init: nnx.Initializer,
+        bias_init: nnx.Initializer | None = None,
+        stride: int = 1,
+        groups: int = 1,
+        padding: Padding = "torch",
+    ) -> None:
+        self.stride, self.groups, self.padding, self.dtype = stride, groups, padding, build.dtype
+        shape = (kernel, kernel, channels_in // groups, channels_out)
+        self.kernel = nnx.Param(kernel_init(build.rngs.params(), shape, jnp.float32))
+        bias = None if bias_init is None else bias_init(build.rngs.params(), (channels_out,), jnp.float32)
+        self.bias = None if bias is None else nnx.Param(bias)
+
+    def __call__(self, x: Array) -> Array:
+        """`[batch, height, width, channels_in]` -> `dtype[batch, height', width', channels_out]`."""
+        kernel, x = self.kernel[...].astype(self.dtype), x.astype(self.dtype)
+        size, groups = kernel.shape[0], self.groups
+        if groups == 1 and (size == self.stride or size == 1):
+            y = patch_matmul(x, kernel, self.stride)
+        else:
+            pads = [self._pads(side) for side in x.shape[1:3]]
+            if groups == x.shape[3] == kernel.shape[3] and jax.default_backend() == "cpu":
+                y = depthwise_by_taps(x, kernel, self.stride, pads)
+            else:
+                y = lax.conv_general_dilated(
+                    x,
+                    kernel,
+                    (self.stride, self.stride),
+                    pads,
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                    feature_group_count=groups,
+                )
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+    def _pads(self, side: int) -> tuple[int, int]:
+        size = self.kernel.shape[0]
+        if self.padding == "torch":
+            return (size - 1) // 2, (size - 1) // 2
+        total = max((math.ceil(side / self.stride) - 1) * self.stride + size - side, 0)
+        return total // 2, total - total // 2
+
+
+def patch_matmul(x: Array, kernel: Array, stride: int) -> Array:
+    """Convolution whose patches do not overlap, as one matrix product: patch embeddings and 1x1 convolutions.
+
+    On CPU twice as fast as XLA's convolution, elsewhere the same. `[batch, height, width, channels_in]` ->
+    `[batch, height', width', channels_out]`.
+    """
+    size, _, channels_in, channels_out = kernel.shape
+    batch, height, width, _ = x.shape
+    if size == 1:
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
+    rows, columns = height // size, width // size
+    x = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels_in)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, size * size * channels_in)
+    return x @ kernel.reshape(size * size * channels_in, channels_out)
+
+
+def depthwise_by_taps(x: Array, kernel: Array, stride: int, pads: Sequence[tuple[int, int]]) -> Array:
+    """Depthwise convolution as a sum of shifted products, accumulated in float32.
+
+    XLA's CPU backend runs grouped convolutions and their gradients about three times slower than this.
+    """
+    size = kernel.shape[0]
+    weights = kernel[:, :, 0].astype(jnp.float32)
+    shifted = _shifted(x, size, stride, pads, 0.0)
+    return sum(tap.astype(jnp.float32) * weights[i // size, i % size] for i, tap in enumerate(shifted)).astype(x.dtype)
+
+
+def _shifted(
+    x: Array, size: int, stride: int, pads: Sequence[tuple[int, int]], fill: float
+) -> Iterable[Array]:
+    """The size * size strided views of padded `[batch, height, width, channels]`, row by row of the window."""
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
+    last = [(side - size) // stride * stride + 1 for side in x.shape[1:3]]
+    for i in range(size):
+        for j in range(size):
+            yield x[:, i : i + last[0] : stride, j : j + last[1] : stride]
+
+
+def max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
+    """Maximum over windows, as PyTorch's MaxPool2d: `[batch, height, width, channels]` -> `[batch, height', ...]`.
+
+    Never `lax.reduce_window`: its gradient makes a small CNN 3.7 times slower on CPU. Windows side by side are a
+    reshape and a maximum; overlapping ones are maxima of strided views, first over rows, then over columns, which
+    XLA fuses on every backend. Where several places tie, the gradient is shared among them.
+    """
+    if window == stride and padding == 0:
+        batch, height, width, channels = x.shape
+        rows, columns = height // window, width // window
+        x = x[:, : rows * window, : columns * window]
+        return x.reshape(batch, rows, window, columns, window, channels).max(axis=(2, 4))
+    pad = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+    x = jnp.pad(x, pad, constant_values=-jnp.inf)
+    for axis in (1, 2):
+        last = (x.shape[axis] - window) // stride * stride + 1
+        views = [lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(window)]
+        x = views[0]
+        for view in views[1:]:
+            x = jnp.maximum(x, view)
+    return x
+
+
+# --- Normalisation ---------------------------------------------------------------------------------------------
+
+
+class BatchNorm(Module):
+    """Batch normalisation over all axes but the last (Ioffe and Szegedy 2015, arXiv 1502.03167).
+
+    Statistics are float32 and over the global batch: `jit` over a mesh sees it by itself, under `pmap` they are
+    averaged over `axis_name`. As in PyTorch, the batch is normalised with its biased variance while the running
+    variance takes the unbiased one, and running = decay * running + (1 - decay) * batch with decay 0.9.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        build: Build,
+        *,
+        epsilon: float = 1e-5,
+        decay: float = 0.9,
+        zero_scale: bool = False,
+    ) -> None:
+        self.epsilon, self.decay = epsilon, decay
+        self.dtype, self.axis_name = build.dtype, build.axis_name
+        self.scale = nnx.Param(jnp.full((channels,), 0.0 if zero_scale else 1.0, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        """`[..., channels]` -> `dtype[..., channels]`."""
+        x = x.astype(jnp.float32)
+        mean, var = self._batch_statistics(x) if train else (self.mean[...], self.var[...])
+        scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
+        return ((x - mean) * scale + self.bias[...]).astype(self.dtype)
+
+    def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
+        axes = tuple(range(x.ndim - 1))
+        count = math.prod(x.shape[:-1])
+        # One pass over x. Centring by the running mean (any constant would do) keeps E[x^2] - E[x]^2 from
+        # cancelling where the mean is large beside the deviation.
+        centre = lax.stop_gradient(self.mean[...])
+        first, second = (x - centre).mean(axes), jnp.square(x - centre).mean(axes)
+        if self.axis_name is not None:
+            first, second = lax.pmean((first, second), self.axis_name)
+            count *= lax.axis_size(self.axis_name)
+        mean, var = first + centre, jnp.maximum(second - jnp.square(first), 0.0)
+        unbiased = var * (count / max(count - 1, 1))
+        self.mean[...] = self.decay * self.mean[...] + (1 - self.decay) * lax.stop_gradient(mean)
+        self.var[...] = self.decay * self.var[...] + (1 - self.decay) * lax.stop_gradient(unbiased)
+        return mean, var
+
+
+def layer_norm(channels: int, build: Build) -> nnx.LayerNorm:
+    """Layer normalisation over the last axis, float32 inside, epsilon 1e-6 as in timm (Ba et al., arXiv 1607.06450)."""
+    return nnx.LayerNorm(channels, epsilon=1e-6, dtype=build.dtype, use_fast_variance=False, rngs=build.rngs)
+
+
+class LayerScale(Module):
+    """A learned factor for each channel of a residual branch (Touvron et al. 2021, arXiv 2103.17239)."""
+
+    def __init__(self, channels: int, initial: float) -> None:
+        self.scale = nnx.Param(jnp.full((channels,), initial, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        """`[..., channels]` -> the same shape and dtype."""
+        return x * self.scale[...].astype(x.dtype)
+
+
+# --- Randomness ------------------------------------------------------------------------------------------------
+
+
+def fold(key: Key, index: int) -> Key:
+    """The key of part `index` (at least 0); None stays None."""
+    return None if key is None else jax.random.fold_in(key, index)
+
+
+def dropout(x: Array, rate: float, key: Key, axis_name: str | None) -> Array:
+    """Set each element of `[batch, ...]` to 0 with probability `rate`, and scale the others by 1 / (1 - rate)."""
+    return _drop(x, rate, key, axis_name, x.shape[1:])
+
+
+def drop_path(x: Array, rate: float, key: Key, axis_name: str | None) -> Array:
+    """Stochastic depth: drop a residual branch `[batch, ...]` for whole images (Huang et al. 2016, arXiv 1603.09382)."""
+    return _drop(x, rate, key, axis_name, (1,) * (x.ndim - 1))
+
+
+def _drop(x: Array, rate: float, key: Key, axis_name: str | None, shape: tuple[int, ...]) -> Array:
+    if key is None or rate == 0.0:
+        return x
+    batch = x.shape[0]
+    if axis_name is None:
+        keep = jax.random.bernoulli(key, 1.0 - rate, (batch, *shape))
+    else:  # the mask of the global batch, of which this device takes its part: the same as on one device
+        everywhere = jax.random.bernoulli(key, 1.0 - rate, (batch * lax.axis_size(axis_name), *shape))
+        keep = lax.dynamic_slice_in_dim(everywhere, lax.axis_index(axis_name) * batch, batch)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)
+
+
+def drop_path_rates(last: float, blocks: int) -> list[float]:
+    """Rates that grow linearly from 0 at the first block to `last` at the last."""
+    return [last * i / max(blocks - 1, 1) for i in range(blocks)]
+
+
+# --- Blocks ----------------------------------------------------------------------------------------------------
+
+
+def run_blocks(blocks: Iterable[Any], x: Array, train: bool, key: Key, remat: bool) -> Array:
+    """Apply `block(x, train, key of its own)` one after the other; no key unless in training.
+
+    remat: keep only what is between blocks for the backward pass and compute the inside again (Chen et al. 2016,
+    arXiv 1604.06174). Running statistics written inside come out as without.
+    """
+    key = key if train else None
+    for i, block in enumerate(blocks):
+        if remat:
+            x = _rematerialised(block, x, train, fold(key, i))
+        else:
+            x = block(x, train, fold(key, i))
+    return x
+
+
+def _rematerialised(block: Any, x: Array, train: bool, key: Key) -> Array:
+    graphdef, params, rest = nnx.split(block, nnx.Param, ...)
+
+    @jax.checkpoint
+    def apply(params: Any, rest: Any, x: Array, key: Key) -> tuple[Array, Any]:
+        rebuilt = nnx.merge(graphdef, params, rest)
+        y = rebuilt(x, train, key)
+        return y, nnx.to_pure_dict(nnx.state(rebuilt, nnx.BatchStat))
+
+    y, statistics = apply(nnx.to_pure_dict(params), nnx.to_pure_dict(rest), x, key)
+    nnx.update(block, statistics)
+    return y
+
+
+# --- Initialisers ----------------------------------------------------------------------------------------------
+
+zeros = nnx.initializers.zeros_init()
+normal_002 = nnx.initializers.normal(0.02)
+"""Normal with deviation 0.02. timm's `trunc_normal_` cuts at +-2, a hundred deviations: nothing."""
+
+
+def fan_out_normal(groups: int = 1) -> nnx.Initializer:
+    """Normal with variance 2 / (kernel area * channels out / groups), for kernels (He et al. 2015, arXiv 1502.01852)."""
+
+    def init(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
+        return jax.random.normal(key, shape, dtype) * math.sqrt(2.0 * groups / (shape[0] * shape[1] * shape[3]))
+
+    return init
+
+
+def uniform(bound: float) -> nnx.Initializer:
+    """Uniform in -bound..bound. PyTorch's default for kernels and biases is bound = fan_in ** -0.5."""
+
+    def init(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def torch_linear(features_in: int, features_out: int, build: Build) -> nnx.Linear:
+    """A float32 linear layer that starts as PyTorch's does: kernel and bias uniform by fan-in."""
+    init = uniform(features_in**-0.5)
+    return nnx.Linear(features_in, features_out, kernel_init=init, bias_init=init, rngs=build.rngs)

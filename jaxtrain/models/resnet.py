@@ -1,0 +1,178 @@
+"""Residual networks: ResNet (He et al. 2015, arXiv 1512.03385) and WideResNet (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
+
+ResNet is the "v1.5" of torchvision and timm: the stride sits in the 3x3 convolution of a bottleneck. The last batch
+norm of each branch starts at 0 (Goyal et al. 2017, arXiv 1706.02677). WideResNet is the pre-activation network for
+small images; `wide_resnet50_2` is a ResNet with bottlenecks twice as wide.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+from flax import nnx
+from jax import Array
+
+from jaxtrain.models.layers import (
+    BatchNorm,
+    Build,
+    Classifier,
+    Conv,
+    Key,
+    Module,
+    drop_path,
+    drop_path_rates,
+    fan_out_normal,
+    max_pool,
+    run_blocks,
+    torch_linear,
+)
+
+
+def _conv(channels_in: int, channels_out: int, kernel: int, stride: int, build: Build) -> Conv:
+    return Conv(channels_in, channels_out, kernel, build, stride=stride, kernel_init=fan_out_normal())
+
+
+class BasicBlock(Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(
+        self, build: Build, channels_in: int, channels_out: int, width: int, stride: int, rate: float
+    ) -> None:
+        self.drop_path_rate, self.axis_name = rate, build.axis_name
+        self.conv1, self.bn1 = _conv(channels_in, width, 3, stride, build), BatchNorm(width, build)
+        self.conv2, self.bn2 = _conv(width, channels_out, 3, 1, build), BatchNorm(channels_out, build, zero_scale=True)
+        self.shortcut = _shortcut(build, channels_in, channels_out, stride)
+
+    def __call__(self, x: Array, train: bool, key: Key) -> Array:
+        """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
+        y = jax.nn.relu(self.bn1(self.conv1(x), train))
+        y = self.bn2(self.conv2(y), train)
+        y = drop_path(y, self.drop_path_rate, key, self.axis_name)
+        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, train)))
+
+
+class Bottleneck(Module):
+    """1x1, 3x3, 1x1 convolutions and a shortcut."""
+
+    def __init__(
+        self, build: Build, channels_in: int, channels_out: int, width: int, stride: int, rate: float
+    ) -> None:
+        self.drop_path_rate, self.axis_name = rate, build.axis_name
+        self.conv1, self.bn1 = _conv(channels_in, width, 1, 1, build), BatchNorm(width, build)
+        self.conv2, self.bn2 = _conv(width, width, 3, stride, build), BatchNorm(width, build)
+        self.conv3, self.bn3 = _conv(width, channels_out, 1, 1, build), BatchNorm(channels_out, build, zero_scale=True)
+        self.shortcut = _shortcut(build, channels_in, channels_out, stride)
+
+    def __call__(self, x: Array, train: bool, key: Key) -> Array:
+        """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
+        y = jax.nn.relu(self.bn1(self.conv1(x), train))
+        y = jax.nn.relu(self.bn2(self.conv2(y), train))
+        y = self.bn3(self.conv3(y), train)
+        y = drop_path(y, self.drop_path_rate, key, self.axis_name)
+        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, train)))
+
+
+class Projection(Module):
+    """The shortcut where a block changes the shape: a strided 1x1 convolution and a norm."""
+
+    def __init__(self, build: Build, channels_in: int, channels_out: int, stride: int) -> None:
+        self.conv, self.bn = _conv(channels_in, channels_out, 1, stride, build), BatchNorm(channels_out, build)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
+        return self.bn(self.conv(x), train)
+
+
+def _shortcut(build: Build, channels_in: int, channels_out: int, stride: int) -> Projection | None:
+    return Projection(build, channels_in, channels_out, stride) if stride != 1 or channels_in != channels_out else None
+
+
+class ResNet(Classifier):
+    """depths: blocks a stage; widths: channels of the stages' 3x3 convolutions, times `widen` in bottlenecks."""
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        depths: tuple[int, ...],
+        bottleneck: bool,
+        widths: tuple[int, ...] = (64, 128, 256, 512),
+        widen: int = 1,
+        stem: Literal["imagenet", "cifar"] = "imagenet",
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        expansion = 4 if bottleneck else 1
+        super().__init__(widths[-1] * expansion, build)
+        self.stem = stem
+        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = _conv(build.channels, widths[0], kernel, stride, build)
+        self.bn1 = BatchNorm(widths[0], build)
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        block = Bottleneck if bottleneck else BasicBlock
+        blocks, channels_in = [], widths[0]
+        for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+            for i in range(depth):
+                stride = 2 if stage > 0 and i == 0 else 1
+                blocks.append(block(build, channels_in, width * expansion, width * widen, stride, next(rates)))
+                channels_in = width * expansion
+        self.blocks = nnx.List(blocks)
+        self.head = torch_linear(self.num_features, build.num_classes, build)
+
+    def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
+        """Feature map `[batch, height / 32, width / 32, num_features]` (/ 8 with the CIFAR stem)."""
+        self.check(images)
+        x = jax.nn.relu(self.bn1(self.conv1(images), train))
+        if self.stem == "imagenet":
+            x = max_pool(x, 3, 2, padding=1)
+        return run_blocks(self.blocks, x, train, key, self.remat)
+
+
+class WideBlock(Module):
+    """Pre-activation block of two 3x3 convolutions; where the shape changes, the shortcut sees the activation too."""
+
+    def __init__(self, build: Build, channels_in: int, channels_out: int, stride: int, rate: float) -> None:
+        self.drop_path_rate, self.axis_name = rate, build.axis_name
+        self.bn1, self.conv1 = BatchNorm(channels_in, build), _conv(channels_in, channels_out, 3, stride, build)
+        self.bn2, self.conv2 = BatchNorm(channels_out, build), _conv(channels_out, channels_out, 3, 1, build)
+        self.shortcut = _conv(channels_in, channels_out, 1, stride, build) if channels_in != channels_out else None
+
+    def __call__(self, x: Array, train: bool, key: Key) -> Array:
+        """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
+        activated = jax.nn.relu(self.bn1(x, train))
+        y = self.conv1(activated)
+        y = self.conv2(jax.nn.relu(self.bn2(y, train)))
+        y = drop_path(y, self.drop_path_rate, key, self.axis_name)
+        return y + (x if self.shortcut is None else self.shortcut(activated))
+
+
+class WideResNet(Classifier):
+    """WRN-`depth`-`widen` for small images; depth = 6 n + 4."""
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        depth: int,
+        widen: int,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__(64 * widen, build)
+        self.conv1 = _conv(build.channels, 16, 3, 1, build)
+        per_stage = (depth - 4) // 6
+        rates = iter(drop_path_rates(drop_path_rate, 3 * per_stage))
+        blocks, channels_in = [], 16
+        for stage, width in enumerate((16 * widen, 32 * widen, 64 * widen)):
+            for i in range(per_stage):
+                stride = 2 if stage > 0 and i == 0 else 1
+                blocks.append(WideBlock(build, channels_in, width, stride, next(rates)))
+                channels_in = width
+        self.blocks = nnx.List(blocks)
+        self.norm = BatchNorm(self.num_features, build)
+        self.head = torch_linear(self.num_features, build.num_classes, build)
+
+    def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
+        """Feature map `[batch, height / 4, width / 4, num_features]`, normalised and activated."""
+        self.check(images)
+        x = run_blocks(self.blocks, self.conv1(images), train, key, self.remat)
+        return jax.nn.relu(self.norm(x, train))

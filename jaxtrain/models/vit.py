@@ -1,0 +1,177 @@
+"""Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929) and its descendants of the same shape.
+
+DeiT (arXiv 2012.12877) is the same network; DeiT III (arXiv 2204.07118) and DINOv2 (arXiv 2304.07193) add a learned
+scale to each branch; registers are extra tokens without a position (Darcet et al. 2023, arXiv 2309.16588). The
+variants without a class token average the patches, which trains better from scratch (Beyer et al. 2022, arXiv 2205.01580).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxtrain.errors import UserError
+from jaxtrain.models.layers import (
+    Build,
+    Classifier,
+    Conv,
+    Key,
+    LayerScale,
+    Module,
+    drop_path,
+    drop_path_rates,
+    fold,
+    layer_norm,
+    normal_002,
+    run_blocks,
+    uniform,
+)
+
+
+class Attention(Module):
+    """Multi-head self-attention; logits and softmax in float32."""
+
+    def __init__(self, width: int, heads: int, build: Build) -> None:
+        self.heads = heads
+        self.qkv = _linear(width, 3 * width, build)
+        self.proj = _linear(width, width, build)
+
+    def __call__(self, x: Array) -> Array:
+        """`[batch, tokens, width]` -> `[batch, tokens, width]`."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        return self.proj(y.reshape(batch, tokens, width))
+
+
+class Mlp(Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, width: int, hidden: int, build: Build) -> None:
+        self.fc1 = _linear(width, hidden, build)
+        self.fc2 = _linear(hidden, width, build)
+
+    def __call__(self, x: Array) -> Array:
+        """`[..., width]` -> `[..., width]`."""
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class Block(Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, layer_scale: float | None, rate: float, build: Build) -> None:
+        self.drop_path_rate, self.axis_name = rate, build.axis_name
+        self.norm1 = layer_norm(width, build)
+        self.attn = Attention(width, heads, build)
+        self.ls1 = None if layer_scale is None else LayerScale(width, layer_scale)
+        self.norm2 = layer_norm(width, build)
+        self.mlp = Mlp(width, 4 * width, build)
+        self.ls2 = None if layer_scale is None else LayerScale(width, layer_scale)
+
+    def __call__(self, x: Array, train: bool, key: Key) -> Array:
+        """`[batch, tokens, width]` -> `[batch, tokens, width]`."""
+        y = self.attn(self.norm1(x))
+        y = y if self.ls1 is None else self.ls1(y)
+        x = x + drop_path(y, self.drop_path_rate, fold(key, 0), self.axis_name)
+        y = self.mlp(self.norm2(x))
+        y = y if self.ls2 is None else self.ls2(y)
+        return x + drop_path(y, self.drop_path_rate, fold(key, 1), self.axis_name)
+
+
+def _linear(width_in: int, width_out: int, build: Build) -> nnx.Linear:
+    return nnx.Linear(width_in, width_out, kernel_init=normal_002, dtype=build.dtype, rngs=build.rngs)
+
+
+class VisionTransformer(Classifier):
+    """pool: "cls" gives the normalised class token, "avg" the normalised mean of the patches.
+
+    class_token is kept under pool="avg" where the variant has one, so that one set of weights fits both.
+    class_position: whether the class token has a position embedding; register tokens never have one.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        pool: Literal["cls", "avg"] = "cls",
+        class_token: bool = True,
+        class_position: bool = True,
+        registers: int = 0,
+        layer_scale: float | None = None,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__(width, build)
+        _check_patches(build.image_size, patch_size)
+        class_token = class_token or pool == "cls"
+        self.image_size, self.pooling, self.dtype = build.image_size, pool, build.dtype
+        self.class_position = class_token and class_position
+        self.prefix = class_token + registers
+
+        init = uniform((patch_size * patch_size * build.channels) ** -0.5)
+        self.patch_embed = Conv(
+            build.channels, width, patch_size, build, stride=patch_size, kernel_init=init, bias_init=init
+        )
+        positions = (build.image_size // patch_size) ** 2 + self.class_position
+        self.pos_embed = _token(positions, width, 0.02, build)
+        self.cls_token = _token(1, width, 1e-6, build) if class_token else None
+        self.reg_token = _token(registers, width, 1e-6, build) if registers else None
+        rates = drop_path_rates(drop_path_rate, depth)
+        self.blocks = nnx.List(Block(width, heads, layer_scale, rate, build) for rate in rates)
+        self.norm = layer_norm(width, build)
+        self.head = nnx.Linear(width, build.num_classes, kernel_init=normal_002, rngs=build.rngs)
+
+    def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
+        """Tokens `[batch, tokens, width]`: class token, registers, patches row by row.
+
+        After the final norm with pool="cls"; with pool="avg" the norm comes after pooling, as in timm.
+        """
+        self.check(images)
+        x = self._tokens(self.patch_embed(images))
+        x = run_blocks(self.blocks, x, train, key, self.remat)
+        return self.norm(x) if self.pooling == "cls" else x
+
+    def pool(self, features: Array) -> Array:
+        """Tokens `[batch, tokens, width]` -> embedding `float32[batch, width]`."""
+        if self.pooling == "cls":
+            return features[:, 0].astype(jnp.float32)
+        mean = features[:, self.prefix :].astype(jnp.float32).mean(axis=1)
+        return self.norm(mean).astype(jnp.float32)
+
+    def _tokens(self, patches: Array) -> Array:
+        batch, rows, columns, width = patches.shape
+        patches = patches.reshape(batch, rows * columns, width)
+        positions = self.pos_embed[...].astype(self.dtype)
+        tokens = [patches + positions[:, int(self.class_position) :]]
+        if self.reg_token is not None:
+            tokens.insert(0, self._repeated(self.reg_token[...], batch))
+        if self.cls_token is not None:
+            class_token = self.cls_token[...].astype(self.dtype)
+            if self.class_position:
+                class_token = class_token + positions[:, :1]
+            tokens.insert(0, self._repeated(class_token, batch))
+        return jnp.concatenate(tokens, axis=1)
+
+    def _repeated(self, token: Array, batch: int) -> Array:
+        return jnp.broadcast_to(token.astype(self.dtype), (batch, *token.shape[1:]))
+
+
+def _token(tokens: int, width: int, stddev: float, build: Build) -> nnx.Param:
+    return nnx.Param(stddev * jax.random.normal(build.rngs.params(), (1, tokens, width), jnp.float32))
+
+
+def _check_patches(image_size: int, patch_size: int) -> None:
+    if image_size % patch_size or image_size < patch_size:
+        below = image_size // patch_size * patch_size
+        works = f"{below} or {below + patch_size}" if below else f"{patch_size}"
+        raise UserError(
+            f"image size {image_size} does not divide into patches of {patch_size} pixels; "
+            f"nearest image size that works: {works} (data.image_size), or change model.patch_size"
+        )
