@@ -1,0 +1,62 @@
+"""Mixup and CutMix between neighbours of a batch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxtrain.data.ops import Scalar, inside_box, uniforms
+
+
+def mix_pairs(
+    images: Array, labels: Array, keys: Array, stage: int, *, mixup: Scalar | None, cutmix: Scalar | None
+) -> tuple[Array, Array]:
+    """Mix each image 2k with its neighbour 2k + 1, both ways, with one draw a pair from the even image's key.
+
+    images: `float32[batch, height, width, channels]`; labels: `float32[batch, classes]`; keys: `[batch]`.
+    mixup, cutmix: alpha of the symmetric Beta distribution of the share that an image keeps, None for off; with both
+    on, each pair draws one of the two with probability 1/2; an alpha of 0 (traced) leaves its pairs as they are.
+
+    Mixup: Zhang et al. 2017, arXiv 1710.09412. CutMix: Yun et al. 2019, arXiv 1905.04899; the labels follow the exact
+    area of the box, after clipping at the border.
+    """
+    batch, height, width, _ = images.shape
+    pair_keys = keys.reshape(-1, 2)[:, 0]
+    draws = uniforms(pair_keys, stage, 3)
+    blend = jnp.zeros((batch // 2, 1, 1), jnp.float32)  # share of the other image, for each pair and pixel
+    if mixup is not None:
+        blend = blend + (1 - _beta(pair_keys, stage + 1, mixup))[:, None, None]
+    share = blend[:, 0, 0]
+    if cutmix is not None:
+        box = _box((height, width), 1 - _beta(pair_keys, stage + 2, cutmix), draws[:, 0], draws[:, 1])
+        area = box.mean(axis=(1, 2), dtype=jnp.float32)
+        cut = draws[:, 2] < (0.5 if mixup is not None else 1.0)
+        blend = jnp.where(cut[:, None, None], box, blend)
+        share = jnp.where(cut, area, share)
+    return _towards_partner(images, blend[:, None, :, :, None]), _towards_partner(
+        labels, share[:, None, None]
+    )
+
+
+def _towards_partner(values: Array, blend: Array) -> Array:
+    """values: `[batch, ...]`; blend: share of the neighbour, `[batch / 2, 1, ...]`."""
+    pairs = values.reshape(-1, 2, *values.shape[1:])
+    return (pairs * (1 - blend) + pairs[:, ::-1] * blend).reshape(values.shape)
+
+
+def _beta(keys: Array, stage: int, alpha: Scalar) -> Array:
+    """Draws of Beta(alpha, alpha), `float32[batch]`; 1 where alpha is 0."""
+    safe = jnp.maximum(alpha, 1e-3)
+    draw = jax.vmap(lambda key: jax.random.beta(jax.random.fold_in(key, stage), safe, safe))(keys)
+    return jnp.where(jnp.asarray(alpha) > 0, draw, 1.0)
+
+
+def _box(size: tuple[int, int], area: Array, place_y: Array, place_x: Array) -> Array:
+    """A box with the image's aspect ratio and the given share of its area, its centre anywhere: `bool[batch, *size]`."""
+    height, width = size
+    side = jnp.sqrt(area)
+    tall, wide = jnp.floor(side * height), jnp.floor(side * width)
+    top = jnp.floor(place_y * height) - jnp.floor(tall / 2)
+    left = jnp.floor(place_x * width) - jnp.floor(wide / 2)
+    return inside_box(size, top, left, tall, wide)
