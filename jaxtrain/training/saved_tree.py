@@ -1,0 +1,404 @@
+"""Arrays and JSON values in one verified folder: what was written, or an error.
+
+Orbax alone restores a file with a flipped bit without a word. So a folder written here holds `state/`
+(a plain Orbax tree, which Orbax itself can read) and `meta.json` with the SHA-256 of every file and of every
+array. Files are checked before Orbax opens them, arrays after it has read them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.errors import RunError, UserError
+
+Tree = dict[str, Any]
+"""Nested dicts with string keys; the leaves are NumPy arrays (also 0-d, empty, bfloat16)."""
+Leaves = dict[tuple[str, ...], NDArray[Any]]
+_Shapes = dict[tuple[str, ...], tuple[str, tuple[int, ...]]]
+
+_FORMAT = 1
+_STATE, _META = "state", "meta.json"
+_TEMPORARY, _REPLACED = ".tmp-", ".old-"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DamagedError(RunError):
+    """A folder is not what was written: which one, and what is wrong with it."""
+
+
+def save_tree(path: Path, tree: Tree, meta: Mapping[str, Any]) -> None:
+    """Writes arrays and JSON values as one verified folder: complete under its name, or not there.
+
+    A folder of this kind that stands at `path` is replaced: a kill in the middle leaves the old or the new.
+
+    Raises:
+        RunError: it could not be written (disk full: bytes needed and free); what was there is untouched.
+        UserError: `path` is something else.
+    """
+    path = Path(path).absolute()
+    leaves = _flatten(tree)
+    temporary, replaced = _temporary(path), _replaced(path)
+    if os.path.lexists(path) and not (path / _META).is_file():
+        raise UserError(f"{path} exists and is no saved model or checkpoint; choose another path")
+    need = sum(leaf.nbytes for leaf in leaves.values()) + (1 << 20)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _recover(path)
+        if shutil.disk_usage(path.parent).free < need:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _write_folder(temporary, tree, leaves, meta)
+        if path.exists():
+            os.rename(path, replaced)
+        os.rename(temporary, path)
+        _flush(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(f"{path} could not be saved: {reason(error, path.parent, need)}") from error
+
+
+def load_tree(path: Path, template: Tree | None = None) -> tuple[Tree, dict[str, Any]]:
+    """The arrays and JSON values of a folder that `save_tree` wrote.
+
+    Args:
+        path: the folder.
+        template: a tree of arrays (or of anything with shape and dtype) that the arrays have to look like.
+
+    Raises:
+        UserError: there is no such folder.
+        DamagedError: it is not what was written.
+        RunError: it does not look like `template`, may not be read, or is of another version.
+    """
+    path = Path(path).absolute()
+    if not path.exists() and _replaced(path).exists():  # killed while it was replaced
+        path = _replaced(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    body = _verified(path)
+    known = {tuple(leaf): (dtype, tuple(shape)) for leaf, dtype, shape, _ in body["arrays"]}
+    if template is not None:
+        _compare(template, known, path)
+    stored = {leaf for leaf, (_, shape) in known.items() if 0 not in shape}
+    try:
+        leaves = _orbax_restore(path / _STATE, stored) if stored else {}
+    except Exception as error:  # the files are as they were written: an older checkpoint would fare no better
+        raise RunError(f"{path} could not be read by this version of Orbax: {reason(error)}") from error
+    tree: dict[tuple[str, ...], Any] = {tuple(empty): {} for empty in body["empty_dicts"]}
+    for leaf, dtype, shape, digest in body["arrays"]:
+        array = leaves[tuple(leaf)] if tuple(leaf) in stored else np.empty(shape, np.dtype(dtype))
+        if (array.dtype.name, list(array.shape), _array_digest(array)) != (dtype, shape, digest):
+            raise DamagedError(f"{path} is damaged: array {_name(leaf)} is not the one that was saved")
+        tree[tuple(leaf)] = array
+    return _nest(tree), body["meta"]
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The caller's JSON values of a saved folder, without its arrays; raises as `load_tree` does."""
+    return _read_body(Path(path).absolute())["meta"]
+
+
+def recover(folder: Path) -> None:
+    """Ends what a killed `save_tree` or `delete` left: unfinished writes go, a replaced folder returns."""
+    for leftover in list(folder.iterdir()):
+        for prefix in (_TEMPORARY, _REPLACED):
+            if leftover.name.startswith(prefix):
+                _recover(leftover.with_name(leftover.name.removeprefix(prefix)))
+
+
+def delete(path: Path) -> None:
+    """Deletes a saved folder such that a kill in the middle does not leave half of it under its name."""
+    os.rename(path, _temporary(path))
+    shutil.rmtree(_temporary(path))
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{_TEMPORARY}{path.name}")
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f"{_REPLACED}{path.name}")
+
+
+def _recover(path: Path) -> None:
+    if _temporary(path).exists():
+        shutil.rmtree(_temporary(path))
+    if _replaced(path).exists():
+        if path.exists():
+            shutil.rmtree(_replaced(path))
+        else:
+            os.rename(_replaced(path), path)
+
+
+def tree_digest(tree: Tree) -> str:
+    """SHA-256 over name, dtype, shape and bytes of all leaves, in the order of their names."""
+    digest = hashlib.sha256()
+    for path, leaf in _flatten(tree).items():
+        digest.update(json.dumps([path, leaf.dtype.name, leaf.shape]).encode())
+        digest.update(_array_digest(leaf).encode())
+    return digest.hexdigest()
+
+
+# --- trees ----------------------------------------------------------------------------------------
+
+
+def _flatten(tree: Tree, prefix: tuple[str, ...] = ()) -> Leaves:
+    """Leaves by path, sorted; little-endian and contiguous."""
+    leaves: Leaves = {}
+    for key in tree:
+        if not isinstance(key, str):
+            raise TypeError(f"{_name(prefix)}: the keys of a saved tree are strings, not {key!r}")
+        path, value = (*prefix, key), tree[key]
+        if isinstance(value, Mapping):
+            leaves |= _flatten(dict(value), path)
+            continue
+        if not isinstance(value, (np.ndarray, np.generic)):
+            raise TypeError(f"{_name(path)}: a saved tree holds NumPy arrays, not {type(value).__name__}")
+        leaf = np.asarray(value, order="C")
+        if leaf.dtype.hasobject or leaf.dtype.kind in "USmM":
+            raise TypeError(f"{_name(path)}: a saved tree holds numbers, not {leaf.dtype}")
+        leaves[path] = leaf.astype(leaf.dtype.newbyteorder("<"), copy=False)
+    return dict(sorted(leaves.items()))
+
+
+def _empty_dicts(tree: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[list[str]]:
+    """Paths of the dicts that hold nothing: part of the structure, but without a leaf."""
+    found = [list(prefix)] if prefix and not tree else []
+    for key in sorted(tree):
+        if isinstance(tree[key], Mapping):
+            found += _empty_dicts(tree[key], (*prefix, key))
+    return found
+
+
+def _nest(leaves: Mapping[tuple[str, ...], Any]) -> Tree:
+    tree: Tree = {}
+    for path, leaf in leaves.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    return tree
+
+
+def _name(path: tuple[str, ...]) -> str:
+    return "/".join(path)
+
+
+def _array_digest(array: NDArray[Any]) -> str:
+    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def _compare(template: Tree, arrays: _Shapes, path: Path) -> None:
+    """Raises RunError naming the first few leaves in which a checkpoint differs from what the run expects."""
+    expected: _Shapes = {}
+
+    def visit(node: Mapping[str, Any], prefix: tuple[str, ...]) -> None:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                visit(value, (*prefix, key))
+            else:
+                expected[(*prefix, key)] = (np.dtype(value.dtype).name, tuple(value.shape))
+
+    visit(template, ())
+    differences = [f"missing {_name(leaf)}" for leaf in expected.keys() - arrays.keys()]
+    differences += [f"unexpected {_name(leaf)}" for leaf in arrays.keys() - expected.keys()]
+    for leaf in expected.keys() & arrays.keys():
+        if expected[leaf] != arrays[leaf]:
+            (want_dtype, want_shape), (dtype, shape) = expected[leaf], arrays[leaf]
+            differences.append(
+                f"{_name(leaf)} is {dtype}{list(shape)} where the run has {want_dtype}{list(want_shape)}"
+            )
+    if differences:
+        shown = "; ".join(sorted(differences)[:4])
+        more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
+        raise RunError(f"{path} does not fit this model and optimizer: {shown}{more}")
+
+
+# --- one folder -----------------------------------------------------------------------------------
+
+
+def _write_folder(path: Path, tree: Tree, leaves: Leaves, meta: Mapping[str, Any]) -> None:
+    path.mkdir()
+    stored = {leaf: array for leaf, array in leaves.items() if array.size}  # Orbax refuses empty arrays
+    arrays = [[leaf, array.dtype.name, array.shape, _array_digest(array)] for leaf, array in leaves.items()]
+    if stored:
+        _orbax_save(path / _STATE, stored)
+    body = {
+        "format": _FORMAT,
+        "meta": dict(meta),
+        "arrays": arrays,
+        "empty_dicts": _empty_dicts(tree),
+        "files": {name: _file_digest(path / name, flush=True) for name in _files(path)},
+    }
+    (path / _META).write_text(_encode(body), encoding="ascii")
+    _file_digest(path / _META, flush=True)
+    for folder, _, _ in os.walk(path):
+        _flush(Path(folder))
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """The content of meta.json, after every file was found to be the one that was written."""
+    try:
+        body = _read_body(path)
+        files = {name: _file_digest(path / name) for name in _files(path) if name != _META}
+    except PermissionError as error:
+        raise RunError(f"{path} could not be read: {reason(error)}") from error
+    except OSError as error:
+        raise DamagedError(f"{path} is damaged: {reason(error)}") from error
+    for name in sorted(files.keys() | body["files"].keys()):
+        if files.get(name) != body["files"].get(name):
+            missing, added = name not in files, name not in body["files"]
+            problem = "is missing" if missing else "was added" if added else "changed"
+            raise DamagedError(f"{path} is damaged: {name} {problem}")
+    return body
+
+
+def _encode(body: Mapping[str, Any]) -> str:
+    """The text of meta.json, which holds the digest of itself."""
+    text = json.dumps(body)
+    return json.dumps({**body, "sha256": hashlib.sha256(text.encode()).hexdigest()})
+
+
+def _read_body(path: Path) -> dict[str, Any]:
+    """The content of meta.json, proven to be what was written, byte for byte."""
+    _refuse_links(path)
+    if not (path / _META).exists():
+        raise DamagedError(f"{path} is damaged: it holds no {_META}")
+    try:
+        text = (path / _META).read_text(encoding="ascii")
+        body = json.loads(text)
+        body.pop("sha256")
+        sound = _encode(body) == text
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise DamagedError(f"{path} is damaged: {_META} changed")
+    if body["format"] != _FORMAT:
+        formats = f"format {body['format']}, not {_FORMAT}"
+        raise RunError(f"{path} was written by another version of jaxtrain ({formats})")
+    return body
+
+
+def _refuse_links(path: Path) -> None:
+    """Only regular files and folders may be read: a link could lead anywhere, a pipe could block for ever."""
+    pending = [path]
+    while pending:
+        entry = pending.pop()
+        mode = entry.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            pending += entry.iterdir()
+        elif not stat.S_ISREG(mode):
+            kind = "a symbolic link" if stat.S_ISLNK(mode) else "no regular file"
+            raise DamagedError(f"{path} is refused: {entry.relative_to(path.parent)} is {kind}")
+
+
+def _files(path: Path) -> list[str]:
+    return sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*") if not entry.is_dir())
+
+
+def _file_digest(path: Path, flush: bool = False) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if flush:
+            os.fsync(file.fileno())
+    return digest
+
+
+def _flush(folder: Path) -> None:
+    """Makes renames and new entries in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def reason(error: BaseException, folder: Path | None = None, need: int = 0) -> str:
+    """An exception in one line; where the disk is full: what is needed and what is free."""
+    lines = str(error).strip().splitlines()
+    text = error.strerror if isinstance(error, OSError) and error.strerror else lines[0] if lines else ""
+    full = isinstance(error, OSError) and error.errno in _NO_SPACE
+    full = full or any(os.strerror(code) in str(error) for code in _NO_SPACE)
+    if full and folder is not None:
+        free = shutil.disk_usage(folder).free
+        return (
+            f"no space on the disk: {need:,} bytes needed, {free:,} free; free some, then run the same again"
+        )
+    return text or type(error).__name__
+
+
+# --- Orbax ----------------------------------------------------------------------------------------
+
+
+def _orbax_key(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Orbax joins keys with dots: {"a.b": x} and {"a": {"b": x}} would be one file."""
+    return tuple(quote(key, safe=" ").replace(".", "%2E") for key in path)
+
+
+def _handler() -> Any:
+    """Orbax's handler of trees, for this process alone (no barrier with other hosts), without compression."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"jaxtrain-{process}"
+    )
+    return ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
+
+
+def _orbax_save(path: Path, leaves: Leaves) -> None:
+    import orbax.checkpoint as ocp
+
+    with _quiet():
+        handler = _handler()
+        path.mkdir()
+        tree = _nest({_orbax_key(name): leaf for name, leaf in leaves.items()})
+        handler.save(path, args=ocp.args.PyTreeSave(tree))
+        handler.finalize(path)
+        handler.close()
+
+
+def _orbax_restore(path: Path, names: set[tuple[str, ...]]) -> Leaves:
+    import orbax.checkpoint as ocp
+
+    with _quiet():
+        handler = _handler()
+        as_numpy = _nest({_orbax_key(name): ocp.RestoreArgs(restore_type=np.ndarray) for name in names})
+        tree = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        handler.close()
+    leaves: Leaves = {}
+    for name in names:
+        node = tree
+        for key in _orbax_key(name):
+            node = node[key]
+        leaves[name] = np.asarray(node)
+    return leaves
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's notes on its own timing out of the log, and nothing else."""
+    logger = logging.getLogger("absl")
+
+    def only_errors(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or "orbax" not in record.pathname
+
+    logger.addFilter(only_errors)
+    try:
+        yield
+    finally:
+        logger.removeFilter(only_errors)
