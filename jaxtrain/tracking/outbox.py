@@ -1,0 +1,88 @@
+"""What a run wants MLflow to know besides metrics, kept in the run directory until MLflow has it.
+
+`mlflow_outbox.jsonl` holds one request a line and is only ever appended to; `mlflow.json` holds how far
+MLflow has come. Together with the journal they are enough to send the whole run later, to the same store or
+to another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxtrain.tracking.journal import complete_lines, open_at_line
+
+JOURNAL = "metrics.jsonl"
+OUTBOX = "mlflow_outbox.jsonl"
+STATE = "mlflow.json"
+LOCK = "mlflow.lock"
+
+
+@dataclass
+class State:
+    """How far MLflow has come with a run directory: the content of `mlflow.json`. It holds no password."""
+
+    uri: str = ""
+    """The store, without its password."""
+    experiment: str = ""
+    experiment_id: str = ""
+    run_id: str | None = None
+    run_key: str | None = None
+    """Tag that finds the run again when the answer to its creation was lost."""
+    model_id: str | None = None
+    process: str = ""
+    """The process that trained last, as in the tag `jaxtrain.process`."""
+    git: dict[str, str] = field(default_factory=dict)
+    requests_done: int = 0
+    """So many lines of the outbox were seen to."""
+    requests_refused: list[int] = field(default_factory=list)
+    """Lines among them that MLflow did not take; a later sync tries them again."""
+    acknowledged: dict[str, int] = field(default_factory=dict)
+    """The last step of each metric that MLflow has."""
+    status: str = ""
+    """The last status that MLflow has."""
+
+    @classmethod
+    def load(cls, run_dir: Path) -> State:
+        """The saved state, or a new one where there is none or it is damaged (MLflow is then asked)."""
+        try:
+            tree = json.loads((run_dir / STATE).read_text())
+            return cls(**tree)
+        except (OSError, ValueError, TypeError):
+            return cls()
+
+    def save(self, run_dir: Path) -> None:
+        """Replace the file atomically."""
+        path = run_dir / STATE
+        temporary = path.with_name(f"{STATE}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=1))
+        os.replace(temporary, path)
+
+
+def append_request(run_dir: Path, request: Mapping[str, Any]) -> None:
+    """Add one request as a line, in one system call."""
+    line = (json.dumps(request, ensure_ascii=False) + "\n").encode()
+    descriptor = open_at_line(run_dir / OUTBOX)
+    try:
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)
+
+
+def read_requests(run_dir: Path) -> list[dict[str, Any]]:
+    """All requests in order. A damaged line reads as `{}`, so that the others keep their numbers."""
+    path = run_dir / OUTBOX
+    if not path.exists():
+        return []
+    requests = []
+    for line in complete_lines(path):
+        try:
+            request = json.loads(line)
+        except ValueError:
+            request = {}
+        requests.append(request if isinstance(request, dict) else {})
+    return requests

@@ -1,0 +1,59 @@
+"""Passwords, tokens and keys are taken out of everything that is written or sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+HIDDEN = "***"
+
+_WORDS = "passw(?:or)?d|passphrase|secret|token(?!iz)|(?:api|access|account)[_-]?key|credential|signature"
+_SECRET_NAME = re.compile(rf"{_WORDS}|(?:^|[._-])(?:key|pwd|sig|auth|sas)(?:$|[._-])", re.IGNORECASE)
+_USER_INFO = re.compile(
+    r"([a-z][a-z0-9+.-]*://)(?:[^\s/@'\"<>]*:[^\s@'\"<>]*@[^\s/'\"<>]*@|[^\s/@'\"<>]*:[^\s@'\"<>]*@|[^\s/'\"<>]*@)",
+    re.I,
+)
+_ASSIGNMENT = re.compile(r"([A-Za-z_][\w.-]*)(['\"]?\s*[=:]\s*['\"]?)([^\s&;,'\"<>]+)")
+_BEARER = re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+_KNOWN_TOKEN = re.compile(
+    r"\b(?:gh[oprsu]_|github_pat_|glpat-|hf_|sk-|xox[abprs]-|dapi|AKIA|ASIA|eyJ)[A-Za-z0-9_.-]{12,}"
+)
+
+
+def secret_name(name: str) -> bool:
+    """Whether a name is that of a secret: `api_key`, `db.password`; not `tokenizer`.."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def redact(text: str) -> str:
+    """The text with secrets replaced by `***`.
+
+    Taken out: the user part of any URI (`https://user:password@host`), values assigned to names that hold
+    secrets (`?token=...`, `AccountKey=...`, `"password": "..."`), bearer tokens, and tokens of a known shape.
+    Where it is unclear what a password is, more is hidden rather than less.
+    """
+    text = _USER_INFO.sub(rf"\1{HIDDEN}@", text)
+    text = _BEARER.sub(rf"\1 {HIDDEN}", text)
+    text = _ASSIGNMENT.sub(_hide_assigned, text)
+    return _KNOWN_TOKEN.sub(HIDDEN, text)
+
+
+def redact_option(name: str, value: str) -> str:
+    """The value of a named option, hidden as a whole where the name says that it is a secret."""
+    return HIDDEN if value and secret_name(name) else redact(value)
+
+
+def redact_command(arguments: Sequence[str]) -> str:
+    """A command line on one line, secrets hidden, also where they are separate words (`--api-key VALUE`)."""
+    shown = []
+    hide_next = False
+    for argument in arguments:
+        is_flag = argument.startswith("-")
+        shown.append(HIDDEN if hide_next and not is_flag else redact(argument))
+        hide_next = is_flag and "=" not in argument and secret_name(argument.lstrip("-"))
+    return " ".join(shown)
+
+
+def _hide_assigned(match: re.Match[str]) -> str:
+    name, separator, value = match.groups()
+    return f"{name}{separator}{HIDDEN if secret_name(name) else value}"

@@ -1,0 +1,141 @@
+"""MLflow's store: which one, opened safely by many processes at once, and its experiments."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxtrain.errors import UserError, nearest
+from jaxtrain.tracking.provenance import PROCESS_TAG, process_is_gone
+from jaxtrain.tracking.redact import redact
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+
+_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+
+
+class StoreError(Exception):
+    """A store that answers, but cannot take this run until a person changes something."""
+
+
+def tracking_uri(option: str | None) -> str:
+    """The store to use: the option, else MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in this folder.
+
+    Paths of SQLite files are made absolute. Raises UserError for a store that MLflow cannot use.
+    """
+    uri = option or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    scheme, separator, rest = uri.partition("://")
+    if uri == "databricks":
+        return uri
+    if not separator or scheme == "file":
+        source = uri.removeprefix("file://").removeprefix("file:")
+        raise UserError(
+            f"tracking.uri {uri!r}: MLflow no longer writes to folders; use {DEFAULT_URI} or a server, and bring "
+            f"old runs along with: mlflow migrate-filestore --source {source} --target {DEFAULT_URI}"
+        )
+    dialect = scheme.partition("+")[0]
+    if dialect not in _SCHEMES:
+        plugins = {entry.name for entry in importlib.metadata.entry_points(group="mlflow.tracking_store")}
+        if dialect not in plugins:
+            raise UserError(f"tracking.uri {redact(uri)!r}: {nearest(dialect, {*_SCHEMES, *plugins})}")
+    if dialect == "sqlite":
+        path, question, query = rest.removeprefix("/").partition("?")
+        if path in ("", ":memory:"):
+            raise UserError(f"tracking.uri {uri!r}: an SQLite store needs a file, for example {DEFAULT_URI}")
+        return f"{scheme}:///{Path(path).absolute()}{question}{query}"
+    return uri
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of an SQLite store, None for any other store."""
+    if not uri.startswith("sqlite"):
+        return None
+    return Path(uri.partition(":///")[2].partition("?")[0])
+
+
+def connect(uri: str) -> Any:
+    """An `MlflowClient`. A fresh SQLite store is made under a lock: its migrations race otherwise."""
+    from mlflow.tracking import MlflowClient
+
+    database = database_file(uri)
+    if database is None:
+        return MlflowClient(uri, registry_uri=uri)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(database.with_name(f"{database.name}.lock")):
+        return MlflowClient(uri, registry_uri=uri)
+
+
+def experiment_id(client: Any, uri: str, name: str) -> str:
+    """The experiment of this name, created where it is missing; many processes may ask at once.
+
+    Raises StoreError where the experiment is in MLflow's bin.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        database = database_file(uri)
+        # MLflow's default is `mlruns` in the folder of whoever comes first: keep it beside the database.
+        location = str(database.parent / "mlruns" / name) if database else None
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        number = found.experiment_id if found else "?"
+        raise StoreError(
+            f"the experiment {name!r} was deleted: `mlflow experiments restore --experiment-id {number}` brings "
+            "it back, tracking.experiment_prefix uses another"
+        )
+    return str(found.experiment_id)
+
+
+def close_stale_runs(client: Any, experiment: str, keep: str | None = None) -> list[str]:
+    """Mark runs as KILLED whose process on this machine is gone without having said how it ended.
+
+    `keep` is the run that is being resumed; runs of other machines and other containers stay as they are.
+    Returns the ids of the runs marked.
+    """
+    closed = []
+    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        identity = run.data.tags.get(PROCESS_TAG, "")
+        if run.info.run_id == keep or not process_is_gone(identity):
+            continue
+        now = client.get_run(run.info.run_id)  # it may have been resumed in this very moment
+        if now.info.status == "RUNNING" and now.data.tags.get(PROCESS_TAG) == identity:
+            client.set_terminated(run.info.run_id, "KILLED")
+            closed.append(str(run.info.run_id))
+    return closed
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, timeout: float = 120.0) -> Iterator[None]:
+    """Hold a lock between processes; the system releases it when its holder dies. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout
+    while (held := try_lock(path)) is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path} is locked by another process")
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+def try_lock(path: Path) -> int | None:
+    """A file descriptor that holds the lock until it is closed, or None where another process holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -1,0 +1,348 @@
+"""What training sees of MLflow: a Tracker that never costs a run.
+
+`log` writes to the journal and nothing else. Another process reads the journal and sends it to MLflow
+(`sidecar.py`), so a store that is slow, away or broken neither slows training nor stops it; what was not sent
+lies in the run directory for `sync_run`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.config import TrackingConfig
+from jaxtrain.errors import UserError
+from jaxtrain.tracking.journal import Journal
+from jaxtrain.tracking.outbox import JOURNAL, OUTBOX, State, append_request
+from jaxtrain.tracking.process import Sidecar, sidecar
+from jaxtrain.tracking.redact import redact, redact_command, redact_option
+from jaxtrain.tracking.store import tracking_uri
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+_log = logging.getLogger("jaxtrain.tracking")
+
+
+@dataclass(frozen=True)
+class TrackerReport:
+    """How a run ended in MLflow."""
+
+    uri: str | None
+    """The store, without its password; None where tracking is off."""
+    run_id: str | None
+    unsent_rows: int
+    """Records of the journal that MLflow does not have yet: `sync_run` sends them."""
+    refused: int
+    """Artifacts, tags, inputs or models that MLflow did not take."""
+    problem: str | None
+    """Why not everything was sent, in one line."""
+
+    @property
+    def look(self) -> str | None:
+        """The command or address that shows the run."""
+        return look(self.uri) if self.uri else None
+
+
+class Tracker:
+    """One run's line to `metrics.jsonl` and, where tracking is on, to MLflow.
+
+    Make one with `Tracker.start`.
+    """
+
+    def __init__(self, run_dir: Path, uri: str | None) -> None:
+        self.journal = Journal(run_dir / JOURNAL)
+        self.run_dir = run_dir
+        self.uri = redact(uri) if uri else None
+        self._secret_uri = uri
+        self._sidecar: Sidecar | None = None
+        self._attachment: dict[str, Any] = {}
+        self._run_id: str | None = None
+        self._problem: str | None = None
+        self._known = threading.Event()
+        self._over = threading.Event()
+        self._last: Mapping[str, Any] = {}
+        self._finished: TrackerReport | None = None
+
+    @classmethod
+    def start(
+        cls,
+        config: TrackingConfig,
+        *,
+        run_dir: Path,
+        experiment: str,
+        run_name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        history: Sequence[Mapping[str, Any]] = (),
+    ) -> Tracker:
+        """Begin a run, or continue the one in `run_dir`, in milliseconds; MLflow follows in another process.
+
+        `history` is what the journal held at the checkpoint from which training goes on (records as
+        `Journal.records` gives them); the journal is cut back to it. Steps that MLflow already has are not
+        sent again. `params` of a run that is continued are compared with the stored ones; changes stand in
+        the tag `jaxtrain.param_drift`.
+
+        Raises UserError for a store that MLflow cannot use, before anything is written.
+        """
+        uri = tracking_uri(config.uri) if config.enabled else None
+        run_dir.mkdir(parents=True, exist_ok=True)
+        tracker = cls(run_dir, uri)
+        tracker.journal.truncate(history)
+        if uri is None:
+            return tracker
+        append_request(
+            run_dir,
+            {
+                "do": "start",
+                "time_ms": _now_ms(),
+                "experiment": config.experiment_prefix + experiment,
+                "run_name": run_name,
+                "params": {key: redact_option(key, str(value)) for key, value in params.items()},
+                "tags": {
+                    key: redact_option(key, str(value)) for key, value in {**_own_tags(), **tags}.items()
+                },
+            },
+        )
+        tracker._attach(live=True, system_metrics=config.system_metrics)
+        atexit.register(tracker._at_exit)
+        return tracker
+
+    # -- while training --------------------------------------------------------
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics of one step: microseconds, whatever MLflow does.
+
+        Steps of a metric grow from call to call. Raises RunError where the run directory's disk refuses the
+        record.
+        """
+        self.journal.append(step, metrics)
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Store a file or folder with the run, as it is when its turn comes: leave it in place.."""
+        self._request("artifact", path=str(path.absolute()), folder=folder)
+
+    def tag(self, key: str, value: str) -> None:
+        """Set a tag of the run."""
+        self._request("tag", key=key, value=redact_option(key, value))
+
+    def log_input(
+        self, name: str, source: str, digest: str, context: str, profile: Mapping[str, Any] | None = None
+    ) -> None:
+        """Name a data set of the run, where it comes from, and its digest (36 characters are kept).
+
+        `context` is `train`, `val` or `test`; `profile` is anything worth knowing as JSON (images, classes,
+        counts).
+        """
+        source = redact(source)
+        self._request("input", name=name, source=source, digest=digest, context=context, profile=profile)
+
+    def log_model(
+        self,
+        model_dir: Path,
+        example: NDArray[np.uint8],
+        class_names: Sequence[str],
+        *,
+        step: int = 0,
+        name: str = "model",
+        pip_requirements: Sequence[str] | None = None,
+    ) -> None:
+        """Store an exported model with the run; `mlflow.pyfunc.load_model` loads it, without pickle.
+
+        Loaded, it takes images `uint8[n, height, width, channels]` and gives a table with the columns
+        `label`, `probability` and `probabilities`. `model_dir` is a folder that `jaxtrain.load` reads, left
+        in place until it was sent; `example` is one or a few images; `pip_requirements` default to the
+        versions installed here.
+        """
+        from jaxtrain.tracking.model import default_requirements
+
+        if example.dtype != np.uint8 or example.ndim != 4:
+            raise ValueError(
+                f"example: uint8[n, height, width, channels] expected, got {example.dtype}{example.shape}"
+            )
+        if self.uri is None:
+            return
+        example_path = self.run_dir.absolute() / f"{name}_example.npy"
+        np.save(example_path, example, allow_pickle=False)
+        self._request(
+            "model",
+            path=str(model_dir.absolute()),
+            example=str(example_path),
+            class_names=list(class_names),
+            step=step,
+            name=name,
+            pip_requirements=list(pip_requirements or default_requirements()),
+        )
+
+    # -- the run in MLflow -----------------------------------------------------
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None until MLflow has answered (see `wait_run_id`)."""
+        return self._run_id or (State.load(self.run_dir).run_id if self.uri else None)
+
+    def wait_run_id(self, timeout: float) -> str | None:
+        """The id of the run, waiting up to so many seconds for MLflow; None where it does not answer."""
+        if self.uri is not None:
+            self._known.wait(timeout)
+        return self.run_id
+
+    # -- the end ---------------------------------------------------------------
+
+    def finish(self, status: Status, timeout: float = 30.0) -> TrackerReport:
+        """Send what is left, set the run's status, and say what could not be sent. At most `timeout` seconds.
+
+        A store that is known to be away is tried three times more. A second call returns the first one's
+        report.
+        """
+        if self._finished is not None:
+            return self._finished
+        self.journal.close()
+        if self.uri is None:
+            self._finished = TrackerReport(None, None, 0, 0, None)
+            return self._finished
+        self._request("status", status=status, time_ms=_now_ms())
+        self._end(timeout)
+        atexit.unregister(self._at_exit)
+        return self._report()
+
+    def _end(self, timeout: float) -> None:
+        """Have the sidecar finish this run, in a new one where it has died."""
+        deadline = time.monotonic() + timeout
+        for _ in range(2):
+            if self._sidecar is None or not self._sidecar.alive:
+                self._over.clear()
+                self._attach(**self._attachment)
+            if self._sidecar is None:
+                return
+            left = deadline - time.monotonic()
+            self._sidecar.send(do="finish", run_dir=self._key, timeout=left)
+            self._over.wait(left + 0.5)
+            if self._last.get("event") == "finished" or time.monotonic() >= deadline:
+                break
+        if self._sidecar is not None:
+            self._sidecar.detach(self._key)
+
+    def _report(self) -> TrackerReport:
+        last = self._last if self._last.get("event") == "finished" else {}
+        unsent = last.get("unsent_rows")
+        problem = last.get("problem") or (None if last else self._problem or "MLflow did not answer in time")
+        self._finished = TrackerReport(
+            self.uri,
+            self.run_id,
+            len(self.journal.records()) if unsent is None else unsent,
+            last.get("refused", 0),
+            problem,
+        )
+        return self._finished
+
+    @property
+    def _key(self) -> str:
+        return str(self.run_dir.absolute())
+
+    def _attach(self, **attachment: Any) -> None:
+        self._attachment = attachment
+        try:
+            self._sidecar = sidecar()
+        except OSError as error:
+            self._sidecar = None
+            self._problem = f"cannot start the process that talks to MLflow: {error}"
+            _log.warning("%s; metrics are kept in %s", self._problem, self.journal.path)
+            return
+        self._sidecar.attach(self._key, self._hear, uri=self._secret_uri, folder=os.getcwd(), **attachment)
+
+    def _hear(self, event: Mapping[str, Any]) -> None:
+        """Called in the thread that listens to the sidecar."""
+        kind = event["event"]
+        if kind == "warning":
+            self._problem = event["text"]
+            _log.warning("MLflow: %s", event["text"])
+        elif kind == "info":
+            _log.info("%s", event["text"])
+        elif kind == "run":
+            self._run_id = event["run_id"]
+            self._known.set()
+        else:
+            self._last = event
+            if kind == "gone":
+                self._problem = "the process that talks to MLflow has ended"
+            self._known.set()
+            self._over.set()
+
+    def _request(self, what: str, **fields: Any) -> None:
+        if self.uri is None:
+            return
+        try:
+            append_request(self.run_dir, {"do": what, **fields})
+        except OSError as error:
+            _log.warning("%s: %s", self.run_dir / OUTBOX, error.strerror)
+
+    def _at_exit(self) -> None:
+        """The program ends without a word about the run: it did not go well."""
+        self.finish("FAILED", timeout=5.0)
+
+
+def sync_run(run_dir: Path, uri: str | None = None, timeout: float = 600.0) -> TrackerReport:
+    """Send what MLflow does not have yet of a run that has ended, with its status; harmless when repeated.
+
+    `uri` defaults to the store that the run was meant for; give it where it held a password (which is never
+    saved), or to send the run to another store as well. Raises UserError where there is nothing to send.
+    """
+    if not (run_dir / OUTBOX).exists():
+        raise UserError(f"{run_dir} is not the directory of a run that was meant for MLflow")
+    stored = State.load(run_dir).uri
+    if uri is None and "***" in stored:
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if uri is None or redact(uri) != stored:
+            raise UserError(f"{run_dir}: the password of {stored} is not saved; give the tracking URI")
+    tracker = Tracker(run_dir, tracking_uri(uri or stored or None))
+    tracker._attach(live=False, system_metrics=False)
+    tracker._end(timeout)
+    return tracker._report()
+
+
+def look(uri: str) -> str:
+    """The command or address that shows what is in a store."""
+    if uri.startswith(("http://", "https://")):
+        return uri
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        shown = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path
+        uri = f"sqlite:///{shown}"
+    return f"mlflow server --backend-store-uri {shlex.quote(uri)}"
+
+
+def _own_tags() -> dict[str, str]:
+    """Tags of every run. The environment is not among them: it holds secrets."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    tags = {
+        "mlflow.source.name": os.path.basename(sys.argv[0]) or "python",
+        "mlflow.source.type": "LOCAL",
+        "jaxtrain.command": redact_command([os.path.basename(sys.executable), *sys.argv]),
+        "jaxtrain.host": socket.gethostname(),
+        "jaxtrain.python": sys.version.split()[0],
+    }
+    with contextlib.suppress(PackageNotFoundError):
+        tags["jaxtrain.version"] = version("jaxtrain")
+    return tags
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+__all__ = ["Status", "Tracker", "TrackerReport", "look", "sync_run"]

@@ -1,0 +1,407 @@
+"""One run directory's way into MLflow: reads the journal and the outbox, sends what MLflow does not have yet.
+
+Any call may fail and be made again. Each point (metric, step) arrives exactly once: steps of a metric only
+grow, points are sent in order and a batch is stored whole or not at all, so the last step that MLflow has of
+each metric says what is missing. After a failure whose outcome is unknown, and at every start, MLflow is
+asked for it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtrain.tracking import store
+from jaxtrain.tracking.journal import complete_lines, decode_record
+from jaxtrain.tracking.outbox import JOURNAL, State, read_requests
+from jaxtrain.tracking.provenance import PROCESS_TAG, process_is_gone
+from jaxtrain.tracking.redact import redact
+
+METRICS_PER_BATCH = 1000
+PARAMS_PER_BATCH = 100
+LONGEST_PARAM = 6000
+LONGEST_TAG = 5000
+LONGEST_NAME = 250
+NONFINITE = "nonfinite_count"
+RUN_KEY_TAG = "jaxtrain.run_key"
+
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
+_ATTEMPTS_PER_REQUEST = 3
+_MOST_SAMPLES = 5000
+
+
+class Point(NamedTuple):
+    """One value of one metric."""
+
+    key: str
+    value: float
+    time_ms: int
+    step: int
+
+
+class Upload:
+    """The state of one run's upload. The caller holds the directory's lock: one process at a time.
+
+    `process` is the identity of the training process, None when a run that has ended is sent later.
+    `say` receives lines meant for the user.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        uri: str,
+        *,
+        process: str | None,
+        git: Mapping[str, str] | None = None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.run_dir = run_dir
+        self.uri = uri
+        self.live = process is not None
+        self.state = State.load(run_dir)
+        if self.state.uri != redact(uri):
+            self.state = State(uri=redact(uri), process=self.state.process, git=self.state.git)
+        if process is not None:
+            self.state.process = process
+            self.state.git = dict(git or {})
+        self._say = say
+        self._client: Any = None
+        self._certain = False
+        self._welcomed = False
+        self._offset = 0
+        self._nonfinite = 0
+        self._attempts = 0
+        self._samples: list[tuple[int, Mapping[str, float]]] = []
+        self._sample_base: int | None = None
+
+    def push(self) -> None:
+        """Send everything that the run directory holds now.
+
+        Raises whatever stood in the way; call again later.
+        """
+        try:
+            requests = read_requests(self.run_dir)
+            self._connect(requests)
+            self._send_journal()
+            self._send_samples()
+            self._send_requests(requests)
+        except BaseException:
+            self._certain = False
+            raise
+
+    def end(self, status: str, end_time_ms: int | None = None) -> None:
+        """Set the run's final status."""
+        self._client.set_terminated(self.state.run_id, status, end_time_ms or int(time.time() * 1000))
+        self.state.status = status
+        self._save()
+
+    def end_if_dead(self) -> None:
+        """KILLED for a run that no longer has a process and never said how it ended."""
+        if self.state.status == "RUNNING" and process_is_gone(self.state.process):
+            self.end("KILLED")
+
+    def add_sample(self, values: Mapping[str, float]) -> None:
+        """Queue a sample of system metrics; they are kept in memory only."""
+        if len(self._samples) < _MOST_SAMPLES:
+            self._samples.append((int(time.time() * 1000), values))
+
+    def unsent_rows(self) -> int:
+        """Records of the journal of which MLflow is not known to have every point."""
+        path = self.run_dir / JOURNAL
+        if not path.exists():
+            return 0
+        records = (decode_record(line) for line in complete_lines(path, self._offset))
+        return sum(1 for record in records if record and any(self._is_new(p) for p in _finite_points(record)))
+
+    # -- connecting ------------------------------------------------------------
+
+    def _connect(self, requests: Sequence[Mapping[str, Any]]) -> None:
+        if self._certain:
+            return
+        start = next((r for r in reversed(requests) if r.get("do") == "start"), None)
+        if start is None:
+            raise store.StoreError(f"{self.run_dir} holds no run for MLflow")
+        if self._client is None:
+            self._client = store.connect(self.uri)
+        self.state.experiment = start["experiment"]
+        self.state.experiment_id = store.experiment_id(self._client, self.uri, start["experiment"])
+        run = self._find_run()
+        tags = {**start["tags"], **self.state.git, PROCESS_TAG: self.state.process}
+        tags = {safe_name(key): cut(value, LONGEST_TAG) for key, value in tags.items() if value}
+        if run is None:
+            run = self._create_run(start["run_name"], start["time_ms"], tags)
+        self.state.run_id = run.info.run_id
+        self.state.acknowledged = {metric.key: metric.step for metric in run.data._metric_objs}
+        self.state.status = run.info.status
+        if not self._welcomed:
+            self._log_params(start["params"], run.data.params)
+            if self.live:
+                self._set_running(run, tags, attempts=sum(r.get("do") == "start" for r in requests))
+                store.close_stale_runs(self._client, self.state.experiment_id, keep=self.state.run_id)
+            self._welcomed = True
+        if self._sample_base is None:
+            steps = [step for key, step in self.state.acknowledged.items() if key.startswith("system/")]
+            self._sample_base = max(steps, default=-1) + 1
+        self._save()
+        self._certain = True
+
+    def _find_run(self) -> Any:
+        """This directory's run in MLflow, or None where it is not there (any more)."""
+        from mlflow.exceptions import MlflowException
+
+        if self.state.run_id is not None:
+            try:
+                run = self._client.get_run(self.state.run_id)
+                if run.info.lifecycle_stage == "active":
+                    return run
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+            self._say(
+                f"the MLflow run {self.state.run_id} was deleted: sending everything again as a new run"
+            )
+            self.state = State(uri=self.state.uri, process=self.state.process, git=self.state.git)
+            self._offset = self._nonfinite = 0
+            self._welcomed = False
+        elif self.state.run_key is not None:
+            wanted = f"tags.`{RUN_KEY_TAG}` = '{self.state.run_key}'"
+            for run in self._client.search_runs([self.state.experiment_id], wanted):
+                return self._client.get_run(run.info.run_id)
+        return None
+
+    def _create_run(self, name: str, time_ms: int, tags: Mapping[str, str]) -> Any:
+        if self.state.run_key is None:
+            self.state.run_key = uuid.uuid4().hex
+            self._save()
+        tags = {**tags, RUN_KEY_TAG: self.state.run_key}
+        # A run that is sent after its end starts with its true time as well.
+        created = self._client.create_run(self.state.experiment_id, time_ms, tags, name)
+        return self._client.get_run(created.info.run_id)
+
+    def _log_params(self, params: Mapping[str, str], known: Mapping[str, str]) -> None:
+        """Parameters are immutable in MLflow: new ones are added, changed ones stand in a tag.."""
+        from mlflow.entities import Param
+
+        wanted = {safe_name(key): cut(value, LONGEST_PARAM) for key, value in params.items()}
+        missing = [Param(key, value) for key, value in wanted.items() if key not in known]
+        for i in range(0, len(missing), PARAMS_PER_BATCH):
+            self._client.log_batch(
+                self.state.run_id, params=missing[i : i + PARAMS_PER_BATCH], synchronous=True
+            )
+        drift = {key: [known[key], value] for key, value in wanted.items() if known.get(key, value) != value}
+        if drift:
+            text = cut(json.dumps(drift, ensure_ascii=False), LONGEST_TAG)
+            self._client.set_tag(self.state.run_id, "jaxtrain.param_drift", text)
+
+    def _set_running(self, run: Any, tags: Mapping[str, str], attempts: int) -> None:
+        from mlflow.entities import RunTag
+
+        tags = {**tags, "jaxtrain.attempts": str(attempts)}
+        changed = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
+        for i in range(0, len(changed), PARAMS_PER_BATCH):
+            self._client.log_batch(
+                self.state.run_id, tags=changed[i : i + PARAMS_PER_BATCH], synchronous=True
+            )
+        # After the process tag, so that nobody takes the resumed run for a dead one.
+        if run.info.status != "RUNNING":
+            self._client.update_run(self.state.run_id, status="RUNNING")
+        self.state.status = "RUNNING"
+
+    # -- sending ---------------------------------------------------------------
+
+    def _send_journal(self) -> None:
+        path = self.run_dir / JOURNAL
+        if not path.exists():
+            return
+        offset, nonfinite, points = self._offset, self._nonfinite, list[Point]()
+        latest = dict(self.state.acknowledged)
+
+        def add(point: Point) -> None:
+            if point.step > latest.get(point.key, -1):
+                latest[point.key] = point.step
+                points.append(point)
+
+        def flush() -> None:
+            self._log_metrics(points)
+            points.clear()
+            self._offset, self._nonfinite = offset, nonfinite
+
+        for line in complete_lines(path, self._offset):
+            offset += len(line)
+            record = decode_record(line)
+            if record is None:
+                continue
+            finite = list(_finite_points(record))
+            for point in finite:
+                add(point)
+            bad = sum(key not in ("step", "time") for key in record) - len(finite)
+            if bad:
+                nonfinite += bad
+                add(Point(NONFINITE, nonfinite, _time_ms(record), record["step"]))
+            if len(points) >= METRICS_PER_BATCH // 2:
+                flush()
+        flush()
+
+    def _send_samples(self) -> None:
+        assert self._sample_base is not None
+        sent = len(self._samples)
+        points = [
+            Point(key, value, time_ms, self._sample_base + i)
+            for i, (time_ms, values) in enumerate(self._samples)
+            for key, value in values.items()
+        ]
+        self._log_metrics([point for point in points if self._is_new(point)])
+        del self._samples[:sent]
+        self._sample_base += sent
+
+    def _log_metrics(self, points: Sequence[Point]) -> None:
+        for i in range(0, len(points), METRICS_PER_BATCH):
+            batch = points[i : i + METRICS_PER_BATCH]
+            self._log_batch(batch)
+            for point in batch:
+                self.state.acknowledged[point.key] = point.step
+            self._save()
+
+    def _log_batch(self, points: Sequence[Point]) -> None:
+        """Send one batch; where MLflow refuses its content, find the point at fault and leave it out.."""
+        from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
+
+        metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in points]
+        try:
+            self._client.log_batch(self.state.run_id, metrics=metrics, synchronous=True)
+        except MlflowException as error:
+            if error.error_code not in _REFUSALS:
+                raise
+            if len(points) == 1:
+                key, step = points[0].key, points[0].step
+                self._say(f"MLflow refuses the metric {key!r} at step {step}: {_first_line(error)}")
+                return
+            middle = len(points) // 2
+            self._log_batch(points[:middle])
+            self._log_batch(points[middle:])
+
+    def _send_requests(self, requests: Sequence[Mapping[str, Any]]) -> None:
+        last_start = max(i for i, request in enumerate(requests) if request.get("do") == "start")
+        retried = [] if self.live else self.state.requests_refused
+        for number in [*retried, *range(self.state.requests_done, len(requests))]:
+            request = requests[number]
+            if request.get("do") == "status" and number < last_start:
+                continue  # of an earlier attempt
+            if self._perform(request):
+                self.state.requests_refused = [i for i in self.state.requests_refused if i != number]
+            elif number not in self.state.requests_refused:
+                self.state.requests_refused.append(number)
+            self.state.requests_done = max(self.state.requests_done, number + 1)
+            self._attempts = 0
+            self._save()
+
+    def _perform(self, request: Mapping[str, Any]) -> bool:
+        """Carry out one request.
+
+        False where it can never succeed or failed too often while metrics went through.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            _REQUESTS.get(request.get("do", ""), _nothing)(self, request)
+        except Exception as error:
+            self._attempts += 1
+            refused = isinstance(error, MlflowException) and error.error_code in _REFUSALS
+            if (
+                not (refused or isinstance(error, FileNotFoundError))
+                and self._attempts < _ATTEMPTS_PER_REQUEST
+            ):
+                raise
+            what = request.get("path") or request.get("name") or request.get("key") or ""
+            self._say(f"MLflow did not take the {request.get('do')} {what}: {_first_line(error)}")
+            return False
+        return True
+
+    def _artifact(self, request: Mapping[str, Any]) -> None:
+        if not Path(request["path"]).exists():
+            raise FileNotFoundError(f"{request['path']} no longer exists")
+        self._client.log_artifact(self.state.run_id, request["path"], request["folder"])
+
+    def _tag(self, request: Mapping[str, Any]) -> None:
+        self._client.set_tag(self.state.run_id, safe_name(request["key"]), cut(request["value"], LONGEST_TAG))
+
+    def _input(self, request: Mapping[str, Any]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=cut(request["name"], 500),
+            digest=request["digest"][:36],
+            source_type="local",
+            source=json.dumps({"uri": request["source"]}),
+            profile=json.dumps(request["profile"]) if request["profile"] else None,
+        )
+        context = InputTag("mlflow.data.context", request["context"])
+        self._client.log_inputs(self.state.run_id, [DatasetInput(dataset, [context])])
+
+    def _model(self, request: Mapping[str, Any]) -> None:
+        from jaxtrain.tracking.model import store_model
+
+        def created(model_id: str) -> None:
+            self.state.model_id = model_id
+            self._save()
+
+        assert self.state.run_id is not None
+        store_model(
+            self._client, self.state.experiment_id, self.state.run_id, request, self.state.model_id, created
+        )
+
+    def _status(self, request: Mapping[str, Any]) -> None:
+        self.end(request["status"], request["time_ms"])
+
+    def _is_new(self, point: Point) -> bool:
+        return point.step > self.state.acknowledged.get(point.key, -1)
+
+    def _save(self) -> None:
+        self.state.save(self.run_dir)
+
+
+def _nothing(upload: Upload, request: Mapping[str, Any]) -> None:
+    """`start` is seen to when connecting; a damaged line asks for nothing."""
+
+
+_REQUESTS: dict[str, Callable[[Upload, Mapping[str, Any]], None]] = {
+    "artifact": Upload._artifact,
+    "tag": Upload._tag,
+    "input": Upload._input,
+    "model": Upload._model,
+    "status": Upload._status,
+}
+
+
+def safe_name(name: str) -> str:
+    """A name that MLflow takes for metrics, parameters, tags: `%` becomes `pct`, other characters `_`.."""
+    name = re.sub(r"[^\w.\- :/]", "_", name.replace("%", "pct"))
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    return "/".join(parts)[:LONGEST_NAME] or "_"
+
+
+def cut(text: str, longest: int) -> str:
+    """The text, ending in an ellipsis where it is longer than MLflow keeps."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _finite_points(record: Mapping[str, Any]) -> Iterator[Point]:
+    """The points of a record that MLflow can hold: it stores infinity as 1.8e308, NaN as 0 with a mark.."""
+    for key, value in record.items():
+        if key not in ("step", "time") and math.isfinite(value):
+            yield Point(safe_name(key), value, _time_ms(record), record["step"])
+
+
+def _time_ms(record: Mapping[str, Any]) -> int:
+    return int(record.get("time", 0.0) * 1000)
+
+
+def _first_line(error: Exception) -> str:
+    return redact(str(error).strip().partition("\n")[0])[:300]
