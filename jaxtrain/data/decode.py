@@ -1,4 +1,4 @@
-"""Encoded images to pixels: every kind a data set is likely to hold, and a one-line reason for those refused."""
+"""Encoded images to pixels: every kind a data set is likely to hold, and a one-line reason for refusals."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class BadImageError(ValueError):
 
 
 def decode_image(data: bytes, *, channels: int, max_pixels: int) -> Images:
-    """Decode one encoded image upright: `uint8[height, width, channels]`, `channels` 1 (grey) or 3 (RGB).
+    """Decode one encoded image upright: `uint8[height, width, channels]`, with 1 channel (grey) or 3 (RGB).
 
-    EXIF orientation is applied, transparency composited on white, 16-bit samples divided by 257 (not clipped),
-    CMYK and palettes converted; of an animation the first frame counts. Grey is ITU-R 601 luma. Colour profiles
-    are ignored, as training pipelines commonly do.
+    EXIF orientation is applied, transparency composited on white, 16-bit samples divided by 257, CMYK and
+    palettes converted; of an animation the first frame counts. Grey is ITU-R 601 luma. Colour profiles are
+    ignored, as training pipelines commonly do.
 
     A truncated file is an error, never grey pixels; so is a JPEG with undecodable data in the middle, which
     Pillow and OpenCV return half grey.
@@ -55,7 +55,7 @@ def decode_image(data: bytes, *, channels: int, max_pixels: int) -> Images:
 
 
 def image_size_of(data: bytes) -> tuple[int, int, str]:
-    """(height, width, mode) as `decode_image` will see it, from the header alone; mode is Pillow's ("L", "P").
+    """(height, width, mode) as `decode_image` will see it, from the header alone; mode is Pillow's ("L").
 
     Raises `BadImageError` where the header is no image's.
     """
@@ -83,7 +83,7 @@ def read_image(source: ImageSource, index: int, *, channels: int, max_pixels: in
 
 
 def to_channels(image: Images, channels: int) -> Images:
-    """`uint8[height, width, 1 to 4]` to `uint8[height, width, channels]`, converted as `decode_image` does."""
+    """`uint8[height, width, 1 to 4]` to `uint8[height, width, channels]`, as `decode_image` converts."""
     if image.shape[-1] == channels:
         return image
     if image.shape[-1] == 1:
