@@ -1,8 +1,8 @@
-"""A streaming input for sets that do not fit on the device: Grain decodes and crops on the host, ahead of the step.
+"""Streaming input for sets that do not fit on the device: Grain decodes and crops on the host, ahead of it.
 
 What is in step i follows from (seed, i) alone. Place `k` of the endless sequence of images holds image
 `order.positions(k, k + 1)`, cropped with the random numbers of (seed, k); step i is places `i * batch` to
-`(i + 1) * batch`, of which each of P processes takes its contiguous share. Workers only decide who decodes what.
+`(i + 1) * batch`, of which each of P processes takes its contiguous share. Workers decide only who decodes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jaxtrain.errors import RunError, UserError
 
 T = TypeVar("T")
 
-# Images that one thread decodes as one unit: small enough to share a batch out, large enough to hide overheads.
+# Images that one thread decodes as one unit: small enough to share a batch out, large enough to hide costs.
 _CHUNK = 32
 # Decoding holds Python's lock for about a tenth of the time, so one process keeps about this many cores busy.
 _THREADS_A_PROCESS = 8
@@ -91,7 +91,7 @@ class _Places:
         return np.where(places < len(self.source), places, -1)
 
     def __getitem__(self, item: SupportsIndex) -> dict[str, Any]:
-        """One chunk: images `uint8[at most _CHUNK, size, size, channels]`, and (position, reason) of bad ones."""
+        """One chunk: images `uint8[at most _CHUNK, size, size, channels]`, and (slot, reason) of bad."""
         step, part = divmod(int(item), self.chunks_a_step)
         first = self.step_start(self.start_step + step)
         start, stop = first + part * _CHUNK, first + min((part + 1) * _CHUNK, self.local_batch)
@@ -116,8 +116,8 @@ class _Places:
 class BatchStream(Iterator[HostBatch]):
     """Batches in order, decoded ahead. Close it (or use it in `with`): no worker process outlives that.
 
-    Raises `RunError` once more than `max_bad_images` images were unreadable, listing them, or when a worker died.
-    Up to that many get weight 0 where they come, and stand in `bad_images`.
+    Up to `max_bad_images` unreadable images get weight 0 where they come, and stand in `bad_images`. Raises
+    `RunError` once there are more, listing them, or when a worker process died.
     """
 
     bad_images: dict[int, str]
@@ -206,10 +206,10 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> BatchStream:
-    """The training batches of steps start..stop (None: for ever), the same from every start and for any workers.
+    """The training batches of steps start..stop (None: for ever), the same for any start and workers.
 
-    `workers` processes decode, 0: threads of this process, None: threads on up to 8 cores, else one process for
-    every 8. About `prefetch` batches are decoded ahead. Flips, colour and normalisation are the device's.
+    `workers` processes decode; 0: threads of this process; None: threads on up to 8 cores, else one process
+    for every 8. About `prefetch` batches are decoded ahead. Flips, colour and normalisation are the device's.
 
     Raises `UserError` where the batch does not divide by the processes; for the rest see `BatchStream`.
     """
@@ -244,7 +244,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> BatchStream:
-    """Every image exactly once, in the source's order, cropped centrally; the last batch padded with weight 0.
+    """Every image exactly once, in the source's order, cropped centrally; the last batch padded, weight 0.
 
     All processes get the same number of batches. Options and errors as for `train_batches`.
     """
@@ -307,9 +307,7 @@ def prefetch_to_device(
 def _divisible(batch_size: int, process_count: int) -> int:
     if batch_size % process_count:
         near = max(1, round(batch_size / process_count)) * process_count
-        raise UserError(
-            f"batch_size {batch_size} does not divide by {process_count} processes; nearest: {near}"
-        )
+        raise UserError(f"batch_size {batch_size} does not divide by {process_count} processes; try {near}")
     return batch_size
 
 
@@ -364,6 +362,6 @@ def _follow(sentinel: int) -> None:
 def _death_notice(workers: list[Any]) -> str:
     dead = [f"process {p.pid} ({p.name}), exit code {p.exitcode}" for p in workers if p.exitcode]
     return (
-        f"an input worker died: {'; '.join(dead) or 'at its start'}. Killed from outside, short of memory, or a script"
-        ' without `if __name__ == "__main__":`; data.workers=0 decodes in threads instead'
+        f"an input worker died: {'; '.join(dead) or 'at its start'}. Killed from outside, short of memory, or a"
+        ' script without `if __name__ == "__main__":`; data.workers=0 decodes in threads instead'
     )
