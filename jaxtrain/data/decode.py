@@ -1,0 +1,205 @@
+"""Encoded images to pixels: every kind a data set is likely to hold, and a one-line reason for refusals."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from jaxtrain.data.base import Images, ImageSource
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Named, so that no plug-in runs an outside program (EPS) or reads a format nobody trains on.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "PCX", "ICO", "JPEG2000", "AVIF")
+_ORIENTATION = 0x0112
+# Start-of-frame markers of baseline, extended and progressive JPEG; the rarer kinds go to Pillow.
+_PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)
+
+
+class BadImageError(ValueError):
+    """An image that cannot be read; the message is the reason in one line, without the image's name."""
+
+
+def decode_image(data: bytes, *, channels: int, max_pixels: int) -> Images:
+    """Decode one encoded image upright: `uint8[height, width, channels]`, with 1 channel (grey) or 3 (RGB).
+
+    EXIF orientation is applied, transparency composited on white, 16-bit samples divided by 257, CMYK and
+    palettes converted; of an animation the first frame counts. Grey is ITU-R 601 luma. Colour profiles are
+    ignored, as training pipelines commonly do.
+
+    A truncated file is an error, never grey pixels; so is a JPEG with undecodable data in the middle, which
+    Pillow and OpenCV return half grey.
+
+    Raises `BadImageError`: empty, not an image, truncated, corrupt, more than `max_pixels` (checked on the
+    header, before anything is decoded), or samples without a known range (float and 32-bit TIFF).
+    """
+    header = _plain_jpeg(data)
+    if header is None:
+        return _decode_with_pillow(data, channels, max_pixels)
+    _check_pixels(header.height, header.width, max_pixels)
+    import simplejpeg
+
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB")
+        return _upright(pixels, _orientation(_open(data)) if header.has_metadata else 1)
+    except ValueError as error:
+        # Data lost inside the file: libjpeg fills in grey, and says so; Pillow would not.
+        if "end of data segment" in str(error) or "Huffman" in str(error):
+            raise BadImageError(_one_line(error)) from None
+        # Everything else (a missing end, stray bytes between markers): Pillow refuses what lacks pixels.
+        return _decode_with_pillow(data, channels, max_pixels)
+
+
+def image_size_of(data: bytes) -> tuple[int, int, str]:
+    """(height, width, mode) as `decode_image` will see it, from the header alone; mode is Pillow's ("L").
+
+    Raises `BadImageError` where the header is no image's.
+    """
+    with _reasons():
+        image = _open(data)
+        width, height = image.size
+        # Pillow itself turns TIFFs, already in `size`.
+        if image.format != "TIFF" and _orientation(image) >= 5:
+            width, height = height, width
+        return height, width, image.mode
+
+
+def read_image(source: ImageSource, index: int, *, channels: int, max_pixels: int) -> Images:
+    """Image `index` of a source as `uint8[height, width, channels]`, decoded or converted where needed.
+
+    Raises `BadImageError` as `decode_image` does, also where the file cannot be opened.
+    """
+    try:
+        image = source.read(index)
+    except OSError as error:
+        raise BadImageError(error.strerror or _one_line(error)) from None
+    if isinstance(image, bytes):
+        return decode_image(image, channels=channels, max_pixels=max_pixels)
+    return to_channels(image, channels)
+
+
+def to_channels(image: Images, channels: int) -> Images:
+    """`uint8[height, width, 1 to 4]` to `uint8[height, width, channels]`, as `decode_image` converts."""
+    if image.shape[-1] == channels:
+        return image
+    if image.shape[-1] == 1:
+        return np.repeat(image, channels, axis=-1)
+    from PIL import Image
+
+    if image.shape[-1] not in (2, 3, 4):
+        raise BadImageError(f"{image.shape[-1]} channels, expected 1 to 4")
+    return _pixels(Image.fromarray(np.ascontiguousarray(image)), channels)
+
+
+def _check_pixels(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise BadImageError(f"{width}x{height} is more than {max_pixels:,} pixels (data.max_pixels)")
+
+
+class _JpegHeader(NamedTuple):
+    height: int
+    width: int
+    has_metadata: bool
+    """EXIF or XMP, which may hold an orientation."""
+
+
+def _plain_jpeg(data: bytes) -> _JpegHeader | None:
+    """The header of an 8-bit grey or colour JPEG, the fast path; None for anything else."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    place, has_metadata, size = 2, False, None
+    while place + 9 < len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xDA:  # the scan begins: all headers are read
+            return size and _JpegHeader(*size, has_metadata)
+        if marker == 0xE1:
+            has_metadata = True
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            precision, height, width, components = struct.unpack_from(">BHHB", data, place + 4)
+            if marker not in _PLAIN_FRAMES or precision != 8 or components not in (1, 3) or not height:
+                return None
+            size = (height, width)
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
+
+
+def _open(data: bytes) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise BadImageError("empty file")
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise BadImageError("not an image, or cut off in its header") from None
+
+
+def _decode_with_pillow(data: bytes, channels: int, max_pixels: int) -> Images:
+    with _reasons():
+        image = _open(data)
+        _check_pixels(image.height, image.width, max_pixels)
+        image.load()
+        return _upright(_pixels(image, channels), _orientation(image))
+
+
+class _reasons:  # noqa: N801  (reads as a statement)
+    """Turns whatever Pillow's plug-ins raise on broken files (a dozen kinds) into `BadImageError`."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, BadImageError | MemoryError):
+            raise BadImageError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _orientation(image: Image) -> int:
+    """EXIF (or XMP) orientation, 1 to 8; 1 where there is none or it makes no sense."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # broken metadata round sound pixels
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(pixels: Images, orientation: int) -> Images:
+    """Undo an EXIF orientation: 5 to 8 are transposed, the others only flipped."""
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _pixels(image: Image, channels: int) -> Images:
+    """A loaded Pillow image as `uint8[height, width, channels]`."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        image = Image.fromarray(_from_16_bits(image))
+    elif image.mode == "F":
+        raise BadImageError("float samples have no known range: convert the file to 8 or 16 bits")
+    elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    array = np.array(image.convert("L" if channels == 1 else "RGB"))
+    return array[:, :, None] if channels == 1 else array
+
+
+def _from_16_bits(image: Image) -> Images:
+    samples = np.asarray(image)
+    if samples.min() < 0 or samples.max() > 65535:
+        raise BadImageError("32-bit samples have no known range: convert the file to 8 or 16 bits")
+    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -1,0 +1,367 @@
+"""Streaming input for sets that do not fit on the device: Grain decodes and crops on the host, ahead of it.
+
+What is in step i follows from (seed, i) alone. Place `k` of the endless sequence of images holds image
+`order.positions(k, k + 1)`, cropped with the random numbers of (seed, k); step i is places `i * batch` to
+`(i + 1) * batch`, of which each of P processes takes its contiguous share. Workers decide only who decodes.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from multiprocessing import active_children, parent_process
+from multiprocessing.connection import wait
+from typing import Any, Literal, Self, SupportsIndex, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.data.base import Images, ImageSource, Labels
+from jaxtrain.data.decode import BadImageError, read_image
+from jaxtrain.data.order import Order
+from jaxtrain.data.transforms import center_crop_resize, crop_generator, random_resized_crop
+from jaxtrain.errors import RunError, UserError
+
+T = TypeVar("T")
+
+# Images that one thread decodes as one unit: small enough to share a batch out, large enough to hide costs.
+_CHUNK = 32
+# Decoding holds Python's lock for about a tenth of the time, so one process keeps about this many cores busy.
+_THREADS_A_PROCESS = 8
+_ENDLESS = 2**40
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """This process's share of one global batch, in host memory."""
+
+    images: Images
+    """`uint8[local_batch, size, size, channels]`; zeros where the weight is 0."""
+    labels: Labels
+    """`int32[local_batch]`; 0 where padded."""
+    weights: NDArray[np.float32]
+    """`float32[local_batch]`: 0 for padding and unreadable images, otherwise 1."""
+    indices: NDArray[np.int64]
+    """`int64[local_batch]`: positions in the source; -1 where padded."""
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The images of each step, and how each one is read; sent to the workers, who read it in any order."""
+
+    source: ImageSource
+    order: Order | None
+    """None: each image once, in the source's order."""
+    batch_size: int
+    process_index: int
+    process_count: int
+    start_step: int
+    stop_step: int
+    image_size: int
+    channels: int
+    max_pixels: int
+    crop_pct: float
+    random_crop: tuple[int, tuple[float, float], tuple[float, float]] | None
+    """(seed, scale, ratio) of the random crops; None: central ones."""
+
+    @property
+    def local_batch(self) -> int:
+        return self.batch_size // self.process_count
+
+    @property
+    def chunks_a_step(self) -> int:
+        return -(-self.local_batch // _CHUNK)
+
+    def __len__(self) -> int:
+        return (self.stop_step - self.start_step) * self.chunks_a_step
+
+    def step_start(self, step: int) -> int:
+        """The first place of this process in a step."""
+        return step * self.batch_size + self.process_index * self.local_batch
+
+    def indices(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Positions in the source of places start..stop; -1 past the end of an evaluation."""
+        if self.order is not None:
+            return self.order.positions(start, stop).astype(np.int64)
+        places = np.arange(start, stop)
+        return np.where(places < len(self.source), places, -1)
+
+    def __getitem__(self, item: SupportsIndex) -> dict[str, Any]:
+        """One chunk: images `uint8[at most _CHUNK, size, size, channels]`, and (slot, reason) of bad."""
+        step, part = divmod(int(item), self.chunks_a_step)
+        first = self.step_start(self.start_step + step)
+        start, stop = first + part * _CHUNK, first + min((part + 1) * _CHUNK, self.local_batch)
+        images = np.zeros((stop - start, self.image_size, self.image_size, self.channels), np.uint8)
+        bad = []
+        for slot, index in enumerate(self.indices(start, stop).tolist()):
+            if index >= 0:
+                try:
+                    images[slot] = self._read(index, start + slot)
+                except BadImageError as error:
+                    bad.append((slot, str(error)))
+        return {"images": images, "bad": bad}
+
+    def _read(self, index: int, place: int) -> Images:
+        image = read_image(self.source, index, channels=self.channels, max_pixels=self.max_pixels)
+        if self.random_crop is None:
+            return center_crop_resize(image, self.image_size, self.crop_pct)
+        seed, scale, ratio = self.random_crop
+        return random_resized_crop(image, self.image_size, crop_generator(seed, place), scale, ratio)
+
+
+class BatchStream(Iterator[HostBatch]):
+    """Batches in order, decoded ahead. Close it (or use it in `with`): no worker process outlives that.
+
+    Up to `max_bad_images` unreadable images get weight 0 where they come, and stand in `bad_images`. Raises
+    `RunError` once there are more, listing them, or when a worker process died.
+    """
+
+    bad_images: dict[int, str]
+    """Unreadable images met so far: position in the source -> name and reason."""
+
+    def __init__(self, places: _Places, workers: int | None, prefetch: int, max_bad_images: int) -> None:
+        self._places = places
+        self._max_bad = max_bad_images
+        self._step = places.start_step
+        self._chunks = _start(places, workers, prefetch)
+        self._workers: list[Any] | None = None
+        self.bad_images = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop decoding and end the worker processes; harmless when repeated."""
+        self._step = self._places.stop_step
+        self._chunks.close()
+
+    def __next__(self) -> HostBatch:
+        places = self._places
+        if self._step >= places.stop_step:
+            self.close()
+            raise StopIteration
+        start = places.step_start(self._step)
+        indices = places.indices(start, start + places.local_batch)
+        images = np.empty(
+            (places.local_batch, places.image_size, places.image_size, places.channels), np.uint8
+        )
+        weights = (indices >= 0).astype(np.float32)
+        for first in range(0, places.local_batch, _CHUNK):
+            chunk = self._next_chunk()
+            # A copy, because a worker's array lies in shared memory that goes with it.
+            images[first : first + _CHUNK] = chunk["images"]
+            for slot, reason in chunk["bad"]:
+                weights[first + slot] = 0.0
+                self._note_bad(int(indices[first + slot]), reason)
+        self._step += 1
+        labels = np.where(indices >= 0, places.source.labels[indices], 0).astype(np.int32)
+        return HostBatch(images, labels, weights, indices)
+
+    def _next_chunk(self) -> dict[str, Any]:
+        try:
+            chunk: dict[str, Any] = next(self._chunks)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            self.close()
+            raise RunError(_death_notice(self._workers or [])) from None
+        if self._workers is None:
+            self._workers = [p for p in active_children() if p.name.startswith("grain-process-prefetch")]
+        return chunk
+
+    def _note_bad(self, index: int, reason: str) -> None:
+        self.bad_images.setdefault(index, f"{self._places.source.describe(index)} ({reason})")
+        if len(self.bad_images) > self._max_bad:
+            self.close()
+            names = list(self.bad_images.values())
+            listed = "; ".join(names[-20:]) + ("; ..." if len(names) > 20 else "")
+            raise RunError(
+                f"{len(names)} unreadable images, data.max_bad_images allows {self._max_bad}: {listed}"
+            )
+
+
+def train_batches(
+    source: ImageSource,
+    order: Order,
+    *,
+    image_size: int,
+    channels: int,
+    crop: Literal["random_resized", "center"],
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    seed: int,
+    workers: int | None = None,
+    prefetch: int = 4,
+    max_bad_images: int = 0,
+    max_pixels: int = 50_000_000,
+    start_step: int = 0,
+    stop_step: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchStream:
+    """The training batches of steps start..stop (None: for ever), the same for any start and workers.
+
+    `workers` processes decode; 0: threads of this process; None: threads on up to 8 cores, else one process
+    for every 8. About `prefetch` batches are decoded ahead. Flips, colour and normalisation are the device's.
+
+    Raises `UserError` where the batch does not divide by the processes; for the rest see `BatchStream`.
+    """
+    places = _Places(
+        source=source,
+        order=order,
+        batch_size=_divisible(order.batch_size, process_count),
+        process_index=process_index,
+        process_count=process_count,
+        start_step=start_step,
+        stop_step=_ENDLESS if stop_step is None else stop_step,
+        image_size=image_size,
+        channels=channels,
+        max_pixels=max_pixels,
+        crop_pct=1.0,
+        random_crop=(seed, scale, ratio) if crop == "random_resized" else None,
+    )
+    return BatchStream(places, workers, prefetch, max_bad_images)
+
+
+def eval_batches(
+    source: ImageSource,
+    *,
+    batch_size: int,
+    image_size: int,
+    channels: int,
+    crop_pct: float = 1.0,
+    workers: int | None = None,
+    prefetch: int = 4,
+    max_bad_images: int = 0,
+    max_pixels: int = 50_000_000,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchStream:
+    """Every image exactly once, in the source's order, cropped centrally; the last batch padded, weight 0.
+
+    All processes get the same number of batches. Options and errors as for `train_batches`.
+    """
+    places = _Places(
+        source=source,
+        order=None,
+        batch_size=_divisible(batch_size, process_count),
+        process_index=process_index,
+        process_count=process_count,
+        start_step=0,
+        stop_step=-(-len(source) // batch_size),
+        image_size=image_size,
+        channels=channels,
+        max_pixels=max_pixels,
+        crop_pct=crop_pct,
+        random_crop=None,
+    )
+    return BatchStream(places, workers, prefetch, max_bad_images)
+
+
+def prefetch_to_device(
+    batches: Iterator[HostBatch], put: Callable[[HostBatch], T], depth: int
+) -> Generator[T, None, None]:
+    """`put(batch)` for each batch, called in a background thread up to `depth` + 1 batches ahead of the consumer.
+
+    What goes wrong in the thread is raised here. Closing the generator stops the thread, not `batches`.
+    """
+    ready: queue.Queue[tuple[Literal["item"], T] | tuple[Literal["end"], BaseException | None]]
+    ready = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def offer(entry: Any) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            while not stopped.is_set():
+                offer(("item", put(next(batches))))
+        except StopIteration:
+            offer(("end", None))
+        except BaseException as error:  # goes on in the consumer's thread
+            offer(("end", error))
+
+    thread = threading.Thread(target=work, name="prefetch-to-device", daemon=True)
+    thread.start()
+    try:
+        while (entry := ready.get())[0] == "item":
+            yield entry[1]
+        if entry[1] is not None:
+            raise entry[1]
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _divisible(batch_size: int, process_count: int) -> int:
+    if batch_size % process_count:
+        near = max(1, round(batch_size / process_count)) * process_count
+        raise UserError(f"batch_size {batch_size} does not divide by {process_count} processes; try {near}")
+    return batch_size
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start(places: _Places, workers: int | None, prefetch: int) -> Any:
+    """Grain's iterator over the chunks, in order."""
+    import grain
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # Grain reads its own flags, also where nobody else uses absl's
+        flags.FLAGS.mark_as_parsed()
+    cores = _cores()
+    if workers is None:
+        workers = 0 if cores <= _THREADS_A_PROCESS else -(-cores // _THREADS_A_PROCESS)
+    threads = -(-cores // max(workers, 1))
+    ahead = prefetch * places.chunks_a_step
+    if workers == 0:
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
+        return iter(grain.MapDataset.source(places).to_iter_dataset(options))
+    # A worker holds what its threads work on, besides what waits for the parent.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    dataset = grain.MapDataset.source(places).to_iter_dataset(options)
+    return iter(
+        dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=-(-ahead // workers)),
+            worker_init_fn=_prepare_worker,
+        )
+    )
+
+
+def _prepare_worker(index: int, count: int) -> None:
+    """First thing in a worker process: one thread per image, no GPU, and no life of its own."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends its workers
+    import cv2
+
+    cv2.setNumThreads(0)
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
+
+
+def _follow(sentinel: int) -> None:
+    # A parent that was killed cannot end its workers, which would wait for it for ever.
+    wait([sentinel])
+    os._exit(1)
+
+
+def _death_notice(workers: list[Any]) -> str:
+    dead = [f"process {p.pid} ({p.name}), exit code {p.exitcode}" for p in workers if p.exitcode]
+    return (
+        f"an input worker died: {'; '.join(dead) or 'at its start'}. Killed from outside, short of memory, or a"
+        ' script without `if __name__ == "__main__":`; data.workers=0 decodes in threads instead'
+    )
