@@ -1,6 +1,7 @@
 """Metrics of a classifier on a labelled set: pure functions of labels and probabilities, in float64.
 
-One rule decides every tie: of classes with the same score the first in class order ranks higher, as in `numpy.argmax`.
+One rule decides every tie: of classes with the same score the first in class order ranks higher, as in
+`numpy.argmax`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def confusion_matrix(
 def precision_recall_f1(matrix: NDArray[np.int64]) -> tuple[NDArray[np.float64], ...]:
     """Precision, recall and F1 of each class, `float64[classes]` each, from a confusion matrix.
 
-    0 where undefined (a class never predicted has precision 0, one without images recall 0), as in scikit-learn.
+    0 where undefined (precision of a class never predicted, recall of one without images), as in scikit-learn.
     """
     right = np.diag(matrix).astype(np.float64)
     predicted, support = matrix.sum(axis=0), matrix.sum(axis=1)
@@ -85,8 +86,8 @@ def expected_calibration_error(
 def auroc_ovr(labels: NDArray[np.integer[Any]], probabilities: NDArray[np.floating[Any]]) -> float | None:
     """Area under the ROC curve, each class against the rest, averaged over classes; ties count one half.
 
-    A class has a curve where some but not all images are of it. Others are left out of the average; None where no
-    class has a curve (all images are of one class).
+    A class has a curve where some but not all images are of it. Others are left out of the average; None where
+    no class has a curve (all images are of one class).
     """
     areas = []
     for index in np.unique(labels):
@@ -105,7 +106,7 @@ def auroc_ovr(labels: NDArray[np.integer[Any]], probabilities: NDArray[np.floati
 
 
 def check_arrays(labels: NDArray[Any], scores: NDArray[Any]) -> None:
-    """Raise ValueError unless `labels` is `int[images]` within the classes of `scores`, `float[images, classes]`."""
+    """Raise ValueError unless `labels` (`int[images]`) and finite `scores` (`float[images, classes]`) fit."""
     if scores.ndim != 2 or labels.shape != scores.shape[:1]:
         raise ValueError(f"labels {labels.shape} do not fit scores {scores.shape}")
     if not len(labels):
@@ -128,30 +129,30 @@ def classification_metrics(
 ) -> dict[str, float]:
     """The headline figures of a classifier. No figure is ever NaN.
 
-    `labels` is `int[images]`, `probabilities` `float[images, classes]` with rows that sum to one. Where the `logits`
-    they come from are given, classes are ranked and the loss is taken from these, which do not saturate.
+    `labels` is `int[images]`, `probabilities` `float[images, classes]` with rows that sum to one. Where the
+    `logits` they come from are given, classes are ranked and the loss is taken from these, which do not saturate.
 
     accuracy, top5_accuracy
-        Share of images whose true class ranks first, or among the first five. With five classes or fewer every image
-        is a top-5 hit, so that figure is left out.
+        Share of images whose true class ranks first, or among the first five. With five classes or fewer
+        every image is a top-5 hit, so that figure is left out.
     loss
-        Mean negative log-likelihood in nats. Without logits, probabilities below the machine epsilon of their dtype
-        count as that, as in scikit-learn.
+        Mean negative log-likelihood in nats. Without logits, probabilities below the machine epsilon of their
+        dtype count as that, as in scikit-learn.
     balanced_accuracy
         Mean recall over the classes that have images.
     macro_precision, macro_recall, macro_f1
-        Means over the classes that have images or were predicted; undefined values count as 0 (scikit-learn's rule).
+        Means over the classes that have images or were predicted; undefined values count as 0, as in scikit-learn.
     mcc
         Matthews correlation; 0 where undefined.
     brier
-        Squared distance to the one-hot label, summed over classes (Brier 1950): 0 to 2, also with two classes.
+        Squared distance to the one-hot label, summed over classes (Brier 1950): 0 to 2, for two classes too.
     ece
         Expected calibration error of the predicted class, 15 bins of equal width.
     auroc_ovr
         See `auroc_ovr`; left out where all images are of one class.
 
-    Raises ValueError for arrays that do not fit each other, labels outside the classes, and values that are not
-    finite.
+    Raises ValueError for arrays that do not fit each other, labels outside the classes, and values that are
+    not finite.
     """
     check_arrays(labels, probabilities)
     if logits is not None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def reference_ece(labels, probabilities, bins=15):
     """Straight from the paper's formula, bin by bin."""
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     edges, total = [i / bins for i in range(bins + 1)], 0.0
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             accuracy = np.mean(predicted[inside] == labels[inside])
@@ -37,10 +38,10 @@ def reference_ece(labels, probabilities, bins=15):
 
 def reference(labels, probabilities):
     """The same figures from scikit-learn, or spelt out where it has none."""
-    images, classes = probabilities.shape
+    classes = probabilities.shape[1]
     predicted = np.array([max(range(classes), key=lambda c: (row[c], -c)) for row in probabilities])
     order = [sorted(range(classes), key=lambda c: (-row[c], c)) for row in probabilities]
-    macro = dict(average="macro", zero_division=0)
+    macro = {"average": "macro", "zero_division": 0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # y_pred contains classes not in y_true
         balanced = sk.balanced_accuracy_score(labels, predicted)
