@@ -1,0 +1,112 @@
+"""What a model said about a test set, kept so that no comparison has to compute it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.data.base import Images, ImageSource, Labels
+from jaxtrain.errors import UserError
+
+FORMAT = "jaxtrain predictions 1"
+
+
+def image_id(image: bytes | Images) -> str:
+    """SHA-256 (hex) of an image: of the encoded file, or of the shape and pixels of an array."""
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def image_ids(source: ImageSource) -> tuple[str, ...]:
+    """`image_id` of every image, in order; equal images have equal ids."""
+    return tuple(image_id(source.read(index)) for index in range(len(source)))
+
+
+def digest_of_test_set(ids: Iterable[str], labels: Labels, class_names: Sequence[str]) -> str:
+    """SHA-256 (hex) of a test set: which images, each with the name of its class, in whatever order."""
+    lines = sorted(f"{name} {class_names[label]}" for name, label in zip(ids, labels, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The logits of one model for every image of one test set.
+
+    Raises ValueError where the arrays do not fit each other.
+    """
+
+    ids: tuple[str, ...]
+    """`image_id` of each image, in the order of the test set."""
+    labels: Labels
+    """`int32[images]`"""
+    logits: NDArray[np.float32]
+    """`float32[images, classes]`"""
+    class_names: tuple[str, ...]
+    test_digest: str
+    """`digest_of_test_set`: predictions may be compared where these are equal."""
+    params_sha256: str
+    """Digest of the model's trainable parameters, as in `summary.json`."""
+    technique: str
+    model: str
+    dataset: str
+
+    def __post_init__(self) -> None:
+        images, classes = len(self.ids), len(self.class_names)
+        if self.labels.shape != (images,) or self.labels.dtype != np.int32:
+            raise ValueError(f"labels are {self.labels.dtype}{self.labels.shape}, not int32({images},)")
+        if self.logits.shape != (images, classes) or self.logits.dtype != np.float32:
+            raise ValueError(
+                f"logits are {self.logits.dtype}{self.logits.shape}, not float32{images, classes}"
+            )
+        if images and not 0 <= self.labels.min() <= self.labels.max() < classes:
+            raise ValueError(f"labels {self.labels.min()}..{self.labels.max()} for {classes} classes")
+        if self.test_digest != digest_of_test_set(self.ids, self.labels, self.class_names):
+            raise ValueError("ids, labels and class names are not those of the test digest")
+
+    def save(self, path: Path) -> None:
+        """Write an `.npz` without pickled objects; a file of that name is replaced in one move."""
+        about = {
+            "format": FORMAT,
+            "class_names": self.class_names,
+            "test_digest": self.test_digest,
+            "params_sha256": self.params_sha256,
+            "technique": self.technique,
+            "model": self.model,
+            "dataset": self.dataset,
+        }
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as file:
+            np.savez(
+                file,
+                about=np.array(json.dumps(about)),
+                ids=np.array(self.ids, dtype="S64"),
+                labels=self.labels,
+                logits=self.logits,
+            )
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Predictions:
+        """Read what `save` wrote, without unpickling. Raises UserError for a missing, damaged or foreign file."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                about = json.loads(str(arrays["about"][()]))
+                if about.pop("format") != FORMAT:
+                    raise ValueError("another format")
+                about["class_names"] = tuple(about["class_names"])
+                ids = tuple(str(name, "ascii") for name in arrays["ids"].tolist())
+                return cls(ids=ids, labels=arrays["labels"], logits=arrays["logits"], **about)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file of predictions") from None
+        except Exception as error:  # a damaged archive raises nearly anything
+            raise UserError(f"{path}: not a sound file of predictions ({error})") from error
