@@ -137,3 +137,8 @@ def map_images(function: Callable[[Tree, Batch], Tree], weights: Tree, batches: 
     while waiting:
         fetch()
     return jax.tree.map(lambda *xs: np.concatenate(xs)[:images], *parts)
+
+
+def resident_batches(inference: Inference, source: ImageSource) -> list[tuple[Batch, NDArray[np.bool_]]]:
+    """All batches of a split on the devices, for one that is evaluated many times."""
+    return list(inference.batches(source))

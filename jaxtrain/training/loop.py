@@ -202,12 +202,20 @@ def _evaluate(
     metrics = evaluate(state)
     watcher.log(progress.step, metrics)
     progress.latest = metrics
-    sign = -1.0 if monitor.endswith("loss") else 1.0
-    if progress.best and sign * metrics[monitor] <= sign * progress.best[monitor]:
+    if progress.best and not _better(metrics, progress.best, monitor):
         progress.misses += 1
         return best
     progress.misses, progress.best_step, progress.best = 0, progress.step, metrics
     return snapshot(state, strategy)
+
+
+def _better(new: dict[str, float], old: dict[str, float], monitor: str) -> bool:
+    """By the monitored metric; the loss decides between equal accuracies, of which small validation sets have many."""
+
+    def key(metrics: dict[str, float]) -> tuple[float, float]:
+        return (-metrics[monitor] if monitor.endswith("loss") else metrics[monitor]), -metrics["val/loss"]
+
+    return key(new) > key(old)
 
 
 def snapshot(state: TrainState, strategy: Strategy) -> Tree:
