@@ -49,7 +49,7 @@ Header = tuple[int, int, bool] | str
 """Height, width and whether grey; or the reason why it cannot be read."""
 
 
-def header_of(data: bytes, max_pixels: int) -> Header:
+def header_of(data: bytes) -> Header:
     """The header of an encoded image, of which only the first part need be given."""
     from jaxtrain.data.decode import BadImageError, image_size_of
 
@@ -57,21 +57,19 @@ def header_of(data: bytes, max_pixels: int) -> Header:
         height, width, mode = image_size_of(data)
     except BadImageError as error:
         return str(error)
-    if height * width > max_pixels:
-        return f"{width}x{height} is more than {max_pixels:,} pixels (data.max_pixels)"
     if not height * width:
         return f"{width}x{height} has no pixels"
     return height, width, mode in _GREY_MODES or mode.startswith("I;16")
 
 
-def header_of_file(path: str, max_pixels: int) -> Header:
+def header_of_file(path: str) -> Header:
     """As `header_of`, reading no more of the file than it takes."""
     try:
         with open(path, "rb", buffering=0) as file:
             head = file.read(_HEAD_BYTES)
-            header = header_of(head, max_pixels)
+            header = header_of(head)
             if isinstance(header, str) and len(head) == _HEAD_BYTES:
-                header = header_of(head + file.read(), max_pixels)
+                header = header_of(head + file.read())
     except OSError as error:
         return error.strerror or str(error)
     return header
@@ -85,9 +83,22 @@ def collect(headers: Sequence[Header]) -> Headers:
     return Headers(sizes, np.array([header[2] for header in good], bool), bad)
 
 
+def refuse_large(headers: Headers, max_pixels: int) -> Headers:
+    """The same headers, with images of more than `max_pixels` pixels among the bad ones."""
+    height, width = headers.sizes.astype(np.int64).T
+    large = {
+        int(i): f"{width[i]}x{height[i]} is more than {max_pixels:,} pixels (data.max_pixels)"
+        for i in np.flatnonzero(height * width > max_pixels)
+    }
+    sizes = headers.sizes.copy()
+    sizes[list(large)] = 0
+    return Headers(sizes, headers.grey, dict(sorted({**headers.bad, **large}.items())))
+
+
 def scan_files(paths: Sequence[str], max_pixels: int, workers: int = 16) -> Headers:
     """Read every header, many at a time: on network disks the waiting dominates."""
-    return collect(parallel(lambda i: header_of_file(paths[i], max_pixels), len(paths), workers))
+    headers = collect(parallel(lambda i: header_of_file(paths[i]), len(paths), workers))
+    return refuse_large(headers, max_pixels)
 
 
 def find_bad_images(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
+import zipfile
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +17,11 @@ from jaxtrain.config import DataConfig
 from jaxtrain.data.assemble import assemble
 from jaxtrain.data.base import Dataset, ImageSource, Labels
 from jaxtrain.data.known import KNOWN, Known
-from jaxtrain.data.scan import Header, Headers, collect, drop_bad, header_of, parallel
+from jaxtrain.data.records import features_of, open_records
+from jaxtrain.data.scan import Header, Headers, collect, drop_bad, header_of, parallel, refuse_large
 from jaxtrain.errors import UserError, nearest
+
+_CACHE_AFTER_SECONDS = 2.0
 
 
 class _Features(NamedTuple):
@@ -42,8 +47,8 @@ class TfdsSource:
 
     def read(self, index: int) -> bytes:
         """The encoded image."""
-        records = _open(self.folder, self.split, self.image_feature, os.getpid())
-        return records[int(self.positions[index])][self.image_feature]
+        record = open_records(self.folder, self.split)[int(self.positions[index])]
+        return features_of(record)[self.image_feature].bytes_list.value[0]
 
     def describe(self, index: int) -> str:
         """Split and place."""
@@ -64,7 +69,7 @@ def tfds_dataset(config: DataConfig, text: str) -> Dataset:
     test are used; a test split without labels (-1, as ImageNet's) is none.
 
     The first use reads every record once for its label and header; the result is kept in the user's cache
-    folder when that took more than a few seconds.
+    folder when that took more than two seconds.
 
     Raises `UserError` for unknown names, sets that are no image classification or cannot be prepared here;
     `RunError` for more unreadable images than allowed.
@@ -142,7 +147,7 @@ def _prepare(text: str, options: dict[str, Any]) -> Any:
         raise UserError(
             f"tfds:{text} is not prepared in {folder} and cannot be prepared here ({_one_line(error)}): "
             f"where TensorFlow and the network are at hand, run "
-            f"`tfds build {text} --file_format=array_record --data_dir=DIR`, then give --data.dir DIR"
+            f"`tfds build {text} --data_dir=DIR`, then give --data.dir DIR"
         ) from None
     return builder
 
@@ -193,27 +198,57 @@ def _features(builder: Any, text: str) -> _Features:
     return _Features(pair[0], pair[1], tuple(label.names))
 
 
-@lru_cache(maxsize=8)
-def _open(folder: str, split: str, image_feature: str, process: int) -> Any:
-    """The records of a split, images left encoded; per process, since readers do not survive a fork."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(folder)
-    return builder.as_data_source(split, decoders={image_feature: tfds.decode.SkipDecoding()})
-
-
 def _read_split(folder: str, split: str, features: _Features, max_pixels: int) -> tuple[TfdsSource, Headers]:
-    """Labels and headers of all records: one pass, or what an earlier one left in the cache."""
-    records = _open(folder, split, features.image, os.getpid())
-
-    def look(position: int) -> tuple[int, Header]:
-        example = records[position]
-        return int(example[features.label]), header_of(example[features.image], max_pixels)
-
-    looks = parallel(look, len(records), workers=4)
-    labels = np.array([label for label, _ in looks], np.int32)
+    """Labels and headers of all records: in one pass, or as an earlier one left them in the cache."""
+    records = open_records(folder, split)
+    cache = _cache_file(folder, split, features)
+    started = time.monotonic()
+    if (known := _load_cache(cache, len(records))) is None:
+        found = parallel(lambda position: _look(records[position], features), len(records), workers=4)
+        labels = np.array([label for label, _ in found], np.int32)
+        headers = collect([header for _, header in found])
+        if time.monotonic() - started > _CACHE_AFTER_SECONDS:
+            _save_cache(cache, labels, headers)
+    else:
+        labels, headers = known
     source = TfdsSource(folder, split, features.image, labels, np.arange(len(labels)))
-    return source, collect([header for _, header in looks])
+    return source, refuse_large(headers, max_pixels)
+
+
+def _look(record: bytes, features: _Features) -> tuple[int, Header]:
+    values = features_of(record)
+    return values[features.label].int64_list.value[0], header_of(values[features.image].bytes_list.value[0])
+
+
+def _cache_file(folder: str, split: str, features: _Features) -> Path:
+    """Named after everything the result depends on: the files by size and time, and the features."""
+    files = sorted(
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in Path(folder).iterdir()
+    )
+    key = hashlib.sha256(repr((folder, split, features, files)).encode()).hexdigest()
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "jaxtrain" / "tfds" / f"{key[:32]}.npz"
+
+
+def _save_cache(path: Path, labels: Labels, headers: Headers) -> None:
+    bad = np.array([[index, reason] for index, reason in headers.bad.items()], np.str_).reshape(-1, 2)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(partial, labels=labels, sizes=headers.sizes, grey=headers.grey, bad=bad)
+        partial.replace(path)
+    except OSError:
+        return  # a full or read-only home costs time at the next start, nothing else
+
+
+def _load_cache(path: Path, count: int) -> tuple[Labels, Headers] | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            bad = {int(index): str(reason) for index, reason in file["bad"]}
+            labels, headers = file["labels"], Headers(file["sizes"], file["grey"], bad)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return (labels, headers) if len(labels) == len(headers.sizes) == len(headers.grey) == count else None
 
 
 def _one_line(error: BaseException) -> str:
