@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ Labels = NDArray[np.int32]
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """A split: labels in memory, images read one at a time, at random, from any thread or process (picklable)."""
+    """A split: labels in memory, images read one by one, at random, in any thread or process (picklable)."""
 
     @property
     def labels(self) -> Labels:
@@ -57,8 +58,10 @@ class ArraySource:
         """For messages."""
         return f"{self.origin} image {index}"
 
-    def select(self, indices: NDArray[np.int64]) -> ArraySource:
-        """The same images, fewer or in another order."""
+    def select(self, indices: NDArray[np.int64]) -> ImageSource:
+        """The same images, fewer or in another order: a copy, or a view of a memory-mapped array."""
+        if isinstance(self.images, np.memmap):
+            return Subset(self, indices)
         return ArraySource(self.images[indices], self.labels[indices], self.origin)
 
 
@@ -66,7 +69,7 @@ class ArraySource:
 class FileSource:
     """Images in files, one each, read when asked for."""
 
-    paths: Sequence[Path]
+    paths: Sequence[str | Path]
     labels: Labels
 
     def __len__(self) -> int:
@@ -74,15 +77,43 @@ class FileSource:
 
     def read(self, index: int) -> bytes:
         """The encoded file."""
-        return self.paths[index].read_bytes()
+        return Path(self.paths[index]).read_bytes()
 
     def describe(self, index: int) -> str:
-        """The path."""
-        return str(self.paths[index])
+        """The path, printable also where its name is not valid UTF-8."""
+        return os.fsencode(self.paths[index]).decode(errors="replace")
 
     def select(self, indices: NDArray[np.int64]) -> FileSource:
         """The same files, fewer or in another order."""
         return FileSource([self.paths[i] for i in indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of another source, which is not copied."""
+
+    source: ImageSource
+    indices: NDArray[np.int64]
+
+    @cached_property
+    def labels(self) -> Labels:
+        """`int32[images]`."""
+        return self.source.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> bytes | Images:
+        """As the other source gives it."""
+        return self.source.read(int(self.indices[index]))
+
+    def describe(self, index: int) -> str:
+        """As the other source names it."""
+        return self.source.describe(int(self.indices[index]))
+
+    def select(self, indices: NDArray[np.int64]) -> Subset:
+        """Fewer of these images, or in another order."""
+        return Subset(self.source, self.indices[indices])
 
 
 @dataclass(frozen=True)

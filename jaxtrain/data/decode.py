@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "PCX", "I
 _ORIENTATION = 0x0112
 # Start-of-frame markers of baseline, extended and progressive JPEG; the rarer kinds go to Pillow.
 _PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)
+# Chunks that may hold an orientation: EXIF in its own chunk or as text, and XMP.
+_PNG_METADATA = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
 
 class BadImageError(ValueError):
@@ -59,6 +62,12 @@ def image_size_of(data: bytes) -> tuple[int, int, str]:
 
     Raises `BadImageError` where the header is no image's.
     """
+    header = _plain_jpeg(data)
+    if header is not None and not header.has_metadata:
+        return header.height, header.width, "L" if header.components == 1 else "RGB"
+    plain = _plain_png(data)
+    if plain is not None:
+        return plain
     with _reasons():
         image = _open(data)
         width, height = image.size
@@ -103,6 +112,7 @@ def _check_pixels(height: int, width: int, max_pixels: int) -> None:
 class _JpegHeader(NamedTuple):
     height: int
     width: int
+    components: int
     has_metadata: bool
     """EXIF or XMP, which may hold an orientation."""
 
@@ -122,9 +132,22 @@ def _plain_jpeg(data: bytes) -> _JpegHeader | None:
             precision, height, width, components = struct.unpack_from(">BHHB", data, place + 4)
             if marker not in _PLAIN_FRAMES or precision != 8 or components not in (1, 3) or not height:
                 return None
-            size = (height, width)
+            size = (height, width, components)
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return None
+
+
+def _plain_png(data: bytes) -> tuple[int, int, str] | None:
+    """Height, width and mode of a PNG without metadata (for whose orientation Pillow decodes all of it)."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or len(data) < 33:
+        return None
+    width, height, depth, kind = struct.unpack_from(">IIBB", data, 16)
+    sound = zlib.crc32(data[12:29]) == int.from_bytes(data[29:33], "big")
+    if not sound or not height * width or any(mark in data for mark in _PNG_METADATA):
+        return None
+    grey = {1: "1", 16: "I;16"}.get(depth, "L")
+    mode = {0: grey, 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}.get(kind)
+    return None if mode is None else (height, width, mode)
 
 
 def _open(data: bytes) -> Image:

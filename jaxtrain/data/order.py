@@ -19,8 +19,8 @@ def _permutation(size: int, seed: int, epoch: int) -> NDArray[np.int32]:
 class Order:
     """One endless sequence of images: a new permutation each epoch, cut into batches across their borders.
 
-    No image is dropped or repeated within an epoch, whatever the batch size; a batch may hold the end of one epoch
-    and the start of the next.
+    No image is dropped or repeated within an epoch, whatever the batch size; a batch may hold the end of one
+    epoch and the start of the next.
     """
 
     size: int

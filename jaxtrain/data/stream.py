@@ -268,7 +268,7 @@ def eval_batches(
 def prefetch_to_device(
     batches: Iterator[HostBatch], put: Callable[[HostBatch], T], depth: int
 ) -> Generator[T, None, None]:
-    """`put(batch)` for each batch, called in a background thread up to `depth` + 1 batches ahead of the consumer.
+    """`put(batch)` for each batch, called in a background thread up to `depth` + 1 ahead of the consumer.
 
     What goes wrong in the thread is raised here. Closing the generator stops the thread, not `batches`.
     """
@@ -362,6 +362,6 @@ def _follow(sentinel: int) -> None:
 def _death_notice(workers: list[Any]) -> str:
     dead = [f"process {p.pid} ({p.name}), exit code {p.exitcode}" for p in workers if p.exitcode]
     return (
-        f"an input worker died: {'; '.join(dead) or 'at its start'}. Killed from outside, short of memory, or a"
+        f"an input worker died: {'; '.join(dead) or 'at its start'}. Killed, short of memory, or a"
         ' script without `if __name__ == "__main__":`; data.workers=0 decodes in threads instead'
     )

@@ -1,0 +1,287 @@
+"""Images that come as arrays: passed in Python, from an npz file, and scikit-learn's digits."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jaxtrain.config import DataConfig
+from jaxtrain.data.assemble import assemble
+from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource, Labels
+from jaxtrain.data.known import KNOWN, Known
+from jaxtrain.data.paths import existing
+from jaxtrain.data.splits import stratified_split
+from jaxtrain.errors import RunError, UserError, nearest
+
+Pair = tuple[ArrayLike, ArrayLike]
+
+# Keras's names and MedMNIST's.
+_NPZ_KEYS = {
+    "train": (("x_train", "y_train"), ("train_images", "train_labels")),
+    "val": (("x_val", "y_val"), ("val_images", "val_labels")),
+    "test": (("x_test", "y_test"), ("test_images", "test_labels")),
+}
+
+
+def from_arrays(
+    images: ArrayLike,
+    labels: ArrayLike,
+    *,
+    validation: Pair | None = None,
+    test: Pair | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str = "arrays",
+    config: DataConfig | None = None,
+) -> Dataset:
+    """A data set from arrays; nothing is copied but what a split takes.
+
+    `images` is `uint8[images, height, width]` or `uint8[images, height, width, 1, 3 or 4]`, also a
+    memory-mapped one. `labels` is `[images]`: strings or integers. With `class_names`, integers are places in
+    it; without, the values that occur, sorted, are the classes (so 0..k-1 stay as they are). `validation` and
+    `test` are pairs (images, labels); without `validation`, `config.val_fraction` of the training images is
+    held out.
+
+    Raises `UserError` for other dtypes and shapes, labels that are missing, negative, NaN or unknown, and for
+    fewer than two classes.
+    """
+    known = Known(class_names=tuple(class_names) if class_names is not None else None)
+    return arrays_dataset(
+        config or DataConfig(),
+        name=name,
+        known=known,
+        train=(images, labels),
+        val=validation,
+        open_test=None if test is None else lambda: test,
+    )
+
+
+def arrays_dataset(
+    config: DataConfig,
+    *,
+    name: str,
+    known: Known,
+    train: Pair,
+    val: Pair | None,
+    open_test: Callable[[], Pair] | None,
+) -> Dataset:
+    """Arrays of any origin, checked; `open_test` is called when the test set is opened."""
+    images = _images(train[0], f"{name} train")
+    values = _label_values(train[1], f"{name} train", len(images))
+    if known.class_names is None:
+        classes = np.unique(values)
+    elif values.dtype.kind == "U":
+        classes = np.array(known.class_names)
+    else:
+        classes = np.arange(len(known.class_names))
+    names = known.class_names or tuple(str(value) for value in classes)
+    if len(set(names)) < len(names):
+        raise UserError(f"{name} class_names holds a name twice: {', '.join(names)}")
+
+    def source(pair: Pair, split: str) -> ImageSource:
+        where = f"{name} {split}"
+        pixels = _images(pair[0], where)
+        if pixels.shape[1:3] != images.shape[1:3]:
+            raise UserError(f"{where} images are {_size(pixels)}, the training images {_size(images)}")
+        indices = _class_indices(_label_values(pair[1], where, len(pixels)), classes, where)
+        return ArraySource(pixels, indices, where)
+
+    return assemble(
+        config,
+        name=name,
+        class_names=names,
+        train=ArraySource(images, _class_indices(values, classes, f"{name} train"), f"{name} train"),
+        val=None if val is None else source(val, "validation"),
+        open_test=lambda: None if open_test is None else source(open_test(), "test"),
+        natural_channels=1 if images.shape[-1] == 1 else 3,
+        uniform_size=(images.shape[1], images.shape[2]),
+        known=known,
+    )
+
+
+def digits_dataset(config: DataConfig) -> Dataset:
+    """scikit-learn's digits: 1,797 grey images of 8x8 (Alpaydin and Kaynak 1998, the test part of UCI's set).
+
+    Values 0..16 are rescaled to 0..255 and rounded. The test set is always the same stratified fifth (360
+    images), drawn with seed 0 whatever the options say.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    rest, test = stratified_split(bunch.target, 0.2, seed=0)
+    return arrays_dataset(
+        config,
+        name="digits",
+        known=KNOWN["digits"],
+        train=(images[rest], bunch.target[rest]),
+        val=None,
+        open_test=lambda: (images[test], bunch.target[test]),
+    )
+
+
+def npz_dataset(config: DataConfig, text: str) -> Dataset:
+    """`npz:PATH`: x_train, y_train[, x_val, y_val][, x_test, y_test][, class_names], or MedMNIST's names."""
+    path = existing(text, "npz")
+    with _open_npz(path) as file:
+        keys = {split: _pair_keys(file.files, split, path) for split in _NPZ_KEYS}
+        if keys["train"] is None:
+            raise UserError(
+                f"npz:{path} needs x_train and y_train (or train_images and train_labels); "
+                f"it holds: {', '.join(file.files) or 'nothing'}"
+            )
+        train, val = _read_pair(file, keys["train"], path), _read_pair(file, keys["val"], path)
+        names = _read_array(file, "class_names", path) if "class_names" in file.files else None
+    if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
+        raise UserError(
+            f"npz:{path} class_names must be a list of strings, is {names.dtype}{list(names.shape)}"
+        )
+    assert train is not None
+
+    def open_test() -> Pair:
+        with _open_npz(path) as file:
+            pair = _read_pair(file, keys["test"], path)
+        assert pair is not None
+        return pair
+
+    return arrays_dataset(
+        config,
+        name=config.name,
+        known=Known(class_names=None if names is None else tuple(map(str, names))),
+        train=train,
+        val=val,
+        open_test=None if keys["test"] is None else open_test,
+    )
+
+
+def _open_npz(path: Path) -> Any:
+    try:
+        file = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        raise UserError(f"npz:{path} is not an npz file (write one with numpy.savez)") from None
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise UserError(f"npz:{path} holds one array only: write images and labels with numpy.savez")
+    return file
+
+
+def _pair_keys(keys: Sequence[str], split: str, path: Path) -> tuple[str, str] | None:
+    for images, labels in _NPZ_KEYS[split]:
+        if images in keys or labels in keys:
+            missing = labels if images in keys else images
+            if missing not in keys:
+                raise UserError(f"npz:{path} lacks {missing}; it holds: {', '.join(keys)}")
+            return images, labels
+    return None
+
+
+def _read_pair(file: Any, keys: tuple[str, str] | None, path: Path) -> Pair | None:
+    return None if keys is None else (_read_array(file, keys[0], path), _read_array(file, keys[1], path))
+
+
+def _read_array(file: Any, key: str, path: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(file[key])
+    except ValueError:
+        raise UserError(f"npz:{path} {key} holds Python objects (pickle), which are never loaded") from None
+    except Exception as error:  # zipfile and zlib raise half a dozen kinds on damage
+        raise RunError(f"npz:{path} is damaged: {key}: {error}") from None
+
+
+def _images(images: ArrayLike, where: str) -> Images:
+    """Checked, as `uint8[images, height, width, channels]`."""
+    try:
+        array = images if isinstance(images, np.ndarray) else np.asarray(images)
+    except ValueError:
+        raise UserError(f"{where} images have different shapes: stack images of one size") from None
+    if array.dtype != np.uint8:
+        raise UserError(
+            f"{where} images are {array.dtype}{_range(array)}, must be uint8: {_conversion(array)}"
+        )
+    if not array.size:
+        raise UserError(f"{where} images are empty: shape {list(array.shape)}")
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[-1] not in (1, 3, 4):
+        hint = ""
+        if array.ndim == 4 and array.shape[1] in (1, 3, 4):
+            hint = ": numpy.moveaxis(images, 1, -1) puts the channels last"
+        raise UserError(
+            f"{where} images have shape {list(array.shape)}, must be [images, height, width] or "
+            f"[images, height, width, 1, 3 or 4]{hint}"
+        )
+    return array
+
+
+def _range(array: NDArray[Any]) -> str:
+    if array.dtype.kind not in "iuf" or not array.size:
+        return ""
+    part = array[:1000]
+    return f" in {np.nanmin(part):g}..{np.nanmax(part):g}"
+
+
+def _conversion(array: NDArray[Any]) -> str:
+    if array.dtype.kind == "b":
+        return "images.astype(numpy.uint8) * 255"
+    if array.dtype.kind not in "iuf" or not array.size:
+        return "pass an array of numbers"
+    part = array[:1000]
+    low, high = np.nanmin(part), np.nanmax(part)
+    if array.dtype.kind == "f":
+        if np.isnan(part).any() or not 0 <= low <= high <= 255:
+            return "rescale to 0..255 first, then .round().astype(numpy.uint8)"
+        scaled = "(images * 255)" if high <= 1 else "images"
+        return f"{scaled}.round().astype(numpy.uint8)"
+    if low >= 0 and high <= 255:
+        return "images.astype(numpy.uint8)"
+    if array.dtype == np.uint16:
+        return "(images // 257).astype(numpy.uint8) where 65535 is white"
+    return "rescale to 0..255 first"
+
+
+def _label_values(labels: ArrayLike, where: str, count: int) -> NDArray[Any]:
+    """Checked labels as given: `[images]` of integers or strings."""
+    values = np.asarray(labels)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.dtype == object and all(isinstance(value, str) for value in values.flat):
+        values = values.astype(str)
+    if values.ndim != 1:
+        hint = ": labels.argmax(1) where they are one-hot" if values.ndim == 2 else ""
+        raise UserError(f"{where} labels have shape {list(values.shape)}, must be [images]{hint}")
+    if len(values) != count:
+        raise UserError(f"{where} has {count} images and {len(values)} labels")
+    if values.dtype.kind == "f":
+        if np.isnan(values).any():
+            raise UserError(f"{where} label {int(np.isnan(values).argmax())} is NaN")
+        raise UserError(f"{where} labels are {values.dtype}, must be integers or strings: labels.astype(int)")
+    if values.dtype.kind not in "iubU":
+        raise UserError(f"{where} labels are {values.dtype}, must be integers or strings")
+    if values.dtype.kind == "i" and (values < 0).any():
+        place = int((values < 0).argmax())
+        raise UserError(f"{where} label {place} is {values[place]}: labels must not be negative")
+    return values
+
+
+def _class_indices(values: NDArray[Any], classes: NDArray[Any], where: str) -> Labels:
+    """Place of each label in `classes`: `int32[images]`."""
+    if (values.dtype.kind == "U") != (classes.dtype.kind == "U"):
+        raise UserError(f"{where} labels are {values.dtype}, the training labels {classes.dtype}")
+    order = np.argsort(classes, kind="stable")
+    places = np.searchsorted(classes, values, sorter=order).clip(max=len(classes) - 1)
+    indices = order[places].astype(np.int32)
+    unknown = classes[indices] != values
+    if unknown.any():
+        value = str(values[unknown.argmax()])
+        raise UserError(
+            f"{where} label '{value}' is none of the {len(classes)} classes: "
+            f"{nearest(value, map(str, classes))}"
+        )
+    return indices
+
+
+def _size(images: Images) -> str:
+    return f"{images.shape[2]}x{images.shape[1]}"

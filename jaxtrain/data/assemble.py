@@ -1,0 +1,125 @@
+"""From a source's splits to a `Dataset`: validation split, subset, channels, statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxtrain.config import DataConfig
+from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource, Subset
+from jaxtrain.data.decode import to_channels
+from jaxtrain.data.known import Known
+from jaxtrain.data.splits import Indices, stratified_split, stratified_subset
+from jaxtrain.errors import UserError
+
+_LUMA = np.array([19595, 38470, 7471], np.uint32)
+_ROWS = 1024
+
+
+def assemble(
+    config: DataConfig,
+    *,
+    name: str,
+    class_names: tuple[str, ...],
+    train: ImageSource,
+    val: ImageSource | None,
+    open_test: Callable[[], ImageSource | None],
+    natural_channels: int,
+    uniform_size: tuple[int, int] | None,
+    known: Known,
+    bad_images: tuple[str, ...] = (),
+) -> Dataset:
+    """The data set as the rest of jaxtrain takes it.
+
+    Without a validation split of its own, `val_fraction` of the training images is held out. Arrays in memory
+    get the data set's channels here; other sources are converted image by image as they are read.
+    """
+    if len(class_names) < 2:
+        raise UserError(
+            f"{name} has one class only ({', '.join(class_names)}): a classifier needs two or more"
+        )
+    channels = config.channels or natural_channels
+    if val is None and config.val_fraction > 0:
+        kept, held = stratified_split(train.labels, config.val_fraction, config.split_seed)
+        if not len(kept) or not len(held):
+            raise UserError(
+                f"data.val_fraction {config.val_fraction} of {len(train)} training images leaves "
+                f"{len(kept)} to train on and {len(held)} to validate on"
+            )
+        train, val = train.select(kept), train.select(held)
+    if config.max_train_images is not None and config.max_train_images < len(train):
+        train = train.select(_subset(train, config.max_train_images, config.split_seed))
+    mean, std = _statistics(config, known, channels)
+
+    def open_converted() -> ImageSource | None:
+        test = open_test()
+        return None if test is None else _with_channels(test, channels)
+
+    return Dataset(
+        name=name,
+        class_names=class_names,
+        train=_with_channels(train, channels),
+        val=None if val is None else _with_channels(val, channels),
+        open_test=open_converted,
+        channels=channels,
+        uniform_size=uniform_size,
+        flips=known.flips,
+        mean=mean,
+        std=std,
+        bad_images=bad_images,
+    )
+
+
+def _subset(train: ImageSource, size: int, seed: int) -> Indices:
+    try:
+        return stratified_subset(train.labels, size, seed)
+    except ValueError as error:
+        raise UserError(f"data.max_train_images {size} is too few: {error}") from None
+
+
+def _with_channels(source: ImageSource, channels: int) -> ImageSource:
+    if not isinstance(source, ArraySource) or source.images.shape[-1] == channels:
+        return source
+    if isinstance(source.images, np.memmap):  # through `read`, one at a time
+        return Subset(source, np.arange(len(source)))
+    return dataclasses.replace(source, images=convert_channels(source.images, channels))
+
+
+def convert_channels(images: Images, channels: int) -> Images:
+    """`uint8[images, height, width, 1 to 4]` to `channels` channels, by the rules of `decode_image`.
+
+    Grey is Pillow's ITU-R 601 luma, to the bit; transparency is composited on white.
+    """
+    if images.shape[-1] == channels:
+        return images
+    converted = np.empty((*images.shape[:-1], channels), np.uint8)
+    if images.shape[-1] == 1:
+        converted[...] = images
+    elif images.shape[-1] == 3:
+        for start in range(0, len(images), _ROWS):
+            part = images[start : start + _ROWS]
+            converted[start : start + _ROWS, ..., 0] = (part @ _LUMA + 0x8000) >> 16
+    else:
+        for i, image in enumerate(images):
+            converted[i] = to_channels(image, channels)
+    return converted
+
+
+def _statistics(
+    config: DataConfig, known: Known, channels: int
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean and standard deviation: the options', else the known ones where they fit the channels."""
+    for option, values in (("mean", config.mean), ("std", config.std)):
+        if values is not None and len(values) not in (1, channels):
+            raise UserError(f"data.{option} has {len(values)} values, the images have {channels} channels")
+    mean, std = known.mean, known.std
+    if mean is not None and std is not None and channels != len(mean):
+        # Grey as RGB keeps its statistics; those of a grey version of RGB images are not known.
+        mean, std = (mean * channels, std * channels) if len(mean) == 1 else (None, None)
+    return _per_channel(config.mean, channels) or mean, _per_channel(config.std, channels) or std
+
+
+def _per_channel(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
+    return values * channels if values is not None and len(values) == 1 else values

@@ -1,0 +1,149 @@
+"""A first look at image files: their sizes from the headers, and which of them cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.data.base import ImageSource
+from jaxtrain.errors import RunError
+
+# Enough for the header of nearly every file, a JPEG's EXIF with a thumbnail included.
+_HEAD_BYTES = 32 * 1024
+_GREY_MODES = ("1", "L", "LA", "La", "I", "F")
+_SHOWN = 20
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Headers:
+    """What the headers of a split say."""
+
+    sizes: NDArray[np.int32]
+    """(height, width) of each image, upright: `int32[images, 2]`; 0 where unreadable."""
+    grey: NDArray[np.bool_]
+    bad: dict[int, str]
+    """Reason for each unreadable image."""
+
+    @property
+    def uniform_size(self) -> tuple[int, int] | None:
+        """(height, width) when all readable images have one size."""
+        readable = self.sizes[self.sizes[:, 0] > 0]
+        if not len(readable) or (readable != readable[0]).any():
+            return None
+        return int(readable[0, 0]), int(readable[0, 1])
+
+    @property
+    def channels(self) -> int:
+        """1 when all readable images are grey, else 3."""
+        return 1 if self.grey[self.sizes[:, 0] > 0].all() else 3
+
+
+Header = tuple[int, int, bool] | str
+"""Height, width and whether grey; or the reason why it cannot be read."""
+
+
+def header_of(data: bytes) -> Header:
+    """The header of an encoded image, of which only the first part need be given."""
+    from jaxtrain.data.decode import BadImageError, image_size_of
+
+    try:
+        height, width, mode = image_size_of(data)
+    except BadImageError as error:
+        return str(error)
+    if not height * width:
+        return f"{width}x{height} has no pixels"
+    return height, width, mode in _GREY_MODES or mode.startswith("I;16")
+
+
+def header_of_file(path: str) -> Header:
+    """As `header_of`, reading no more of the file than it takes."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(_HEAD_BYTES)
+            header = header_of(head)
+            if isinstance(header, str) and len(head) == _HEAD_BYTES:
+                header = header_of(head + file.read())
+    except OSError as error:
+        return error.strerror or str(error)
+    return header
+
+
+def collect(headers: Sequence[Header]) -> Headers:
+    """Headers one by one as arrays."""
+    bad = {i: header for i, header in enumerate(headers) if isinstance(header, str)}
+    good = [(0, 0, True) if isinstance(header, str) else header for header in headers]
+    sizes = np.array([header[:2] for header in good], np.int32).reshape(-1, 2)
+    return Headers(sizes, np.array([header[2] for header in good], bool), bad)
+
+
+def refuse_large(headers: Headers, max_pixels: int) -> Headers:
+    """The same headers, with images of more than `max_pixels` pixels among the bad ones."""
+    height, width = headers.sizes.astype(np.int64).T
+    large = {
+        int(i): f"{width[i]}x{height[i]} is more than {max_pixels:,} pixels (data.max_pixels)"
+        for i in np.flatnonzero(height * width > max_pixels)
+    }
+    sizes = headers.sizes.copy()
+    sizes[list(large)] = 0
+    return Headers(sizes, headers.grey, dict(sorted({**headers.bad, **large}.items())))
+
+
+def scan_files(paths: Sequence[str], max_pixels: int, workers: int = 16) -> Headers:
+    """Read every header, many at a time: on network disks the waiting dominates."""
+    headers = collect(parallel(lambda i: header_of_file(paths[i]), len(paths), workers))
+    return refuse_large(headers, max_pixels)
+
+
+def find_bad_images(
+    source: ImageSource, *, channels: int, max_pixels: int, workers: int = 4
+) -> dict[int, str]:
+    """Decode every image in full: the index and the reason of each that cannot be."""
+    from jaxtrain.data.decode import BadImageError, read_image
+
+    def reason(index: int) -> str | None:
+        try:
+            read_image(source, index, channels=channels, max_pixels=max_pixels)
+        except BadImageError as error:
+            return str(error)
+        return None
+
+    reasons = parallel(reason, len(source), workers)
+    return {i: text for i, text in enumerate(reasons) if text is not None}
+
+
+def parallel(function: Callable[[int], Result], count: int, workers: int) -> list[Result]:
+    """`[function(0), ..., function(count - 1)]`, computed in threads, a few hundred to a task."""
+    step = max(1, min(256, count // (4 * workers)))
+    with ThreadPoolExecutor(workers) as pool:
+        parts = pool.map(
+            lambda i: [function(j) for j in range(i, min(i + step, count))], range(0, count, step)
+        )
+        return [result for part in parts for result in part]
+
+
+def drop_bad(
+    splits: dict[str, tuple[ImageSource, dict[int, str]]], allowed: int
+) -> tuple[dict[str, ImageSource], tuple[str, ...]]:
+    """The splits without their unreadable images, and the list of those: "PATH: reason".
+
+    Raises `RunError` when there are more than `allowed` in all.
+    """
+    listed = tuple(
+        f"{source.describe(i)}: {reason}" for source, bad in splits.values() for i, reason in bad.items()
+    )
+    if len(listed) > allowed:
+        shown = "; ".join(listed[:_SHOWN]) + ("; ..." if len(listed) > _SHOWN else "")
+        many = f"{len(listed)} unreadable image{'s' * (len(listed) > 1)}"
+        raise RunError(f"{many}, data.max_bad_images allows {allowed}: {shown}")
+    kept: dict[str, ImageSource] = {}
+    for name, (source, bad) in splits.items():
+        good = np.setdiff1d(np.arange(len(source)), np.fromiter(bad, np.int64, len(bad)))
+        kept[name] = source.select(good) if bad else source
+    return kept, listed

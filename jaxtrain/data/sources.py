@@ -1,0 +1,77 @@
+"""One way to name a data set: `load_dataset` reads what `data.name` says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtrain.config import DataConfig
+from jaxtrain.data.arrays import digits_dataset, npz_dataset
+from jaxtrain.data.base import Dataset
+from jaxtrain.data.folder import folder_dataset
+from jaxtrain.data.idx import idx_dataset
+from jaxtrain.data.known import KNOWN
+from jaxtrain.data.tfds_source import tfds_dataset
+from jaxtrain.errors import UserError, nearest
+
+_SCHEMES = {"folder": folder_dataset, "idx": idx_dataset, "npz": npz_dataset, "tfds": tfds_dataset}
+_FORMS = ("digits", "folder:PATH", "idx:PATH", "npz:PATH", "tfds:NAME")
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """The data set that `config.name` names: training and validation images; the test set is not read.
+
+    Which images are in which split depends on the data and on `split_seed`, `val_fraction` and
+    `max_train_images` alone.
+
+    Raises `UserError` for names, paths and files that are not what they should be, `RunError` for damaged
+    data.
+    """
+    if config.name == "digits":
+        return digits_dataset(config)
+    scheme, colon, rest = config.name.partition(":")
+    if not colon or scheme not in _SCHEMES:
+        raise UserError(f"data.name: unknown data set '{config.name}': {_suggestion(config.name)}")
+    if not rest:
+        raise UserError(f"data.name: '{config.name}' names nothing: write {_form(scheme)}")
+    return _SCHEMES[scheme](config, rest)
+
+
+def _suggestion(name: str) -> str:
+    scheme, colon, _ = name.partition(":")
+    if colon:
+        return nearest(f"{scheme}:", [f"{known}:" for known in _SCHEMES])
+    if name.lower() in KNOWN and name.lower() != "digits":
+        return f"did you mean 'tfds:{name.lower()}'?"
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return f"did you mean 'folder:{name}'?"
+    if path.suffix == ".npz":
+        return f"did you mean 'npz:{name}'?"
+    return nearest(name, _FORMS)
+
+
+def _form(scheme: str) -> str:
+    return next(form for form in _FORMS if form.startswith(scheme))
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Plain figures for a table or a log: images and classes of each split; the test set stays shut."""
+    splits = {"train": dataset.train} | ({"val": dataset.val} if dataset.val is not None else {})
+    counts = {
+        split: np.bincount(source.labels, minlength=dataset.num_classes).tolist()
+        for split, source in splits.items()
+    }
+    return {
+        "name": dataset.name,
+        "images": {split: len(source) for split, source in splits.items()},
+        "classes": {
+            name: {split: counts[split][index] for split in splits}
+            for index, name in enumerate(dataset.class_names)
+        },
+        "size": dataset.uniform_size,
+        "channels": dataset.channels,
+        "bad_images": len(dataset.bad_images),
+    }

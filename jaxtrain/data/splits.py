@@ -1,0 +1,61 @@
+"""Stratified splits and subsets: pure functions of the labels and a seed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.data.base import Labels
+
+Indices = NDArray[np.int64]
+
+
+def stratified_split(labels: Labels, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """Indices of the larger part and of the held-out part: `int64[larger]`, `int64[held]`, both ascending.
+
+    The held-out part has ceil(fraction * images) images, as scikit-learn rounds, shared among the classes by
+    largest remainder. Every class of two images or more keeps at least one in each part, for which the
+    held-out part grows where it must; a class of one image stays in the larger part.
+    """
+    counts = np.bincount(labels)
+    total = math.ceil(fraction * len(labels) - 1e-9)
+    generator = np.random.default_rng(seed)
+    quota = _quotas(counts, total, generator)
+    if total:
+        quota = np.clip(quota, np.minimum(counts - 1, 1).clip(0), (counts - 1).clip(0))
+    held = _draw(labels, quota, generator)
+    return np.setdiff1d(np.arange(len(labels)), held, assume_unique=True), held
+
+
+def stratified_subset(labels: Labels, size: int, seed: int) -> Indices:
+    """Indices of `size` images in the classes' proportions: `int64[size]`, ascending.
+
+    Every class that occurs keeps at least one image; `size` may not be below the number of such classes.
+    """
+    counts = np.bincount(labels)
+    present = (counts > 0).astype(np.int64)
+    if size < present.sum():
+        raise ValueError(f"{size} images cannot hold {present.sum()} classes")
+    generator = np.random.default_rng(seed)
+    return _draw(labels, present + _quotas(counts - present, size - int(present.sum()), generator), generator)
+
+
+def _quotas(counts: NDArray[np.int64], total: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """`total` shared out in proportion to `counts` by largest remainder, ties by lot: `int64[classes]`."""
+    shares = counts * (total / max(counts.sum(), 1))
+    quota = np.floor(shares).astype(np.int64)
+    lot = generator.permutation(len(counts))
+    by_remainder = np.lexsort((lot, -(shares - quota).round(9)))
+    quota[by_remainder[: total - quota.sum()]] += 1
+    return np.minimum(quota, counts)
+
+
+def _draw(labels: Labels, quota: NDArray[np.int64], generator: np.random.Generator) -> Indices:
+    """`quota[c]` random images of each class c, ascending."""
+    shuffled = generator.permutation(len(labels))
+    in_classes = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.bincount(labels, minlength=len(quota))
+    place_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(in_classes[place_in_class < np.repeat(quota, counts)])
