@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from jaxtrain.errors import RunError, UserError
 from jaxtrain.training.saved_tree import (
     DamagedError,
     Tree,
-    delete,
     load_tree,
     read_meta,
     reason,
@@ -190,10 +190,10 @@ class Checkpoints:
         bests = [path for path in self._directory.iterdir() if _BEST_NAME.match(path.name)]
         try:
             for step in steps[: -self._keep]:
-                delete(self._path(step))
+                shutil.rmtree(self._path(step))
             for path in bests:
                 if int(path.name.removeprefix("best-")) not in wanted:
-                    delete(path)
+                    shutil.rmtree(path)
         except OSError as error:
             problem = f"an old checkpoint in {self._directory} could not be deleted: {reason(error)}"
             raise RunError(problem) from error

@@ -112,17 +112,11 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def recover(folder: Path) -> None:
-    """Ends what a killed `save_tree` or `delete` left: unfinished writes go, a replaced folder returns."""
+    """Ends what a killed `save_tree` left: unfinished writes go, a replaced folder returns."""
     for leftover in list(folder.iterdir()):
         for prefix in (_TEMPORARY, _REPLACED):
             if leftover.name.startswith(prefix):
                 _recover(leftover.with_name(leftover.name.removeprefix(prefix)))
-
-
-def delete(path: Path) -> None:
-    """Deletes a saved folder such that a kill in the middle does not leave half of it under its name."""
-    os.rename(path, _temporary(path))
-    shutil.rmtree(_temporary(path))
 
 
 def _temporary(path: Path) -> Path:
