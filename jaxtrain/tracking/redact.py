@@ -8,12 +8,19 @@ from collections.abc import Sequence
 HIDDEN = "***"
 
 _WORDS = "passw(?:or)?d|passphrase|secret|token(?!iz)|(?:api|access|account)[_-]?key|credential|signature"
-_SECRET_NAME = re.compile(rf"{_WORDS}|(?:^|[._-])(?:key|pwd|sig|auth|sas)(?:$|[._-])", re.IGNORECASE)
+_SHORT_WORDS = "key|pwd|sig|auth|sas"
+_SECRET_NAME = re.compile(rf"{_WORDS}|(?:^|[._-])(?:{_SHORT_WORDS})(?:$|[._-])", re.IGNORECASE)
+# A password may hold any character: once there is a user part, it reaches to the last @. Lengths are bounded
+# and names begin where a word begins, so that long texts take linear time.
 _USER_INFO = re.compile(
-    r"([a-z][a-z0-9+.-]*://)(?:[^\s/@'\"<>]*:[^\s@'\"<>]*@[^\s/'\"<>]*@|[^\s/@'\"<>]*:[^\s@'\"<>]*@|[^\s/'\"<>]*@)",
-    re.I,
+    r"(?<![a-z0-9+.-])([a-z][a-z0-9+.-]{0,30}://)(?=[^\s/'\"<>]{0,256}[:@])[^\s'\"<>]{0,512}@", re.IGNORECASE
 )
-_ASSIGNMENT = re.compile(r"([A-Za-z_][\w.-]*)(['\"]?\s*[=:]\s*['\"]?)([^\s&;,'\"<>]+)")
+_ASSIGNMENT = re.compile(
+    rf"(?<![\w.-])((?:[\w.-]{{0,64}}(?:{_WORDS})[\w.-]{{0,64}}"
+    rf"|(?:[\w.-]{{0,64}}[._-])?(?:{_SHORT_WORDS})(?:[._-][\w.-]{{0,64}})?)"
+    r"['\"]?\s*[=:]\s*['\"]?)[^\s&;,'\"<>]+",
+    re.IGNORECASE,
+)
 _BEARER = re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _KNOWN_TOKEN = re.compile(
     r"\b(?:gh[oprsu]_|github_pat_|glpat-|hf_|sk-|xox[abprs]-|dapi|AKIA|ASIA|eyJ)[A-Za-z0-9_.-]{12,}"
@@ -21,7 +28,7 @@ _KNOWN_TOKEN = re.compile(
 
 
 def secret_name(name: str) -> bool:
-    """Whether a name is that of a secret: `api_key`, `db.password`; not `tokenizer`.."""
+    """Whether a name is that of a secret: `api_key`, `db.password`; not `tokenizer`."""
     return _SECRET_NAME.search(name) is not None
 
 
@@ -34,7 +41,7 @@ def redact(text: str) -> str:
     """
     text = _USER_INFO.sub(rf"\1{HIDDEN}@", text)
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)
-    text = _ASSIGNMENT.sub(_hide_assigned, text)
+    text = _ASSIGNMENT.sub(rf"\1{HIDDEN}", text)
     return _KNOWN_TOKEN.sub(HIDDEN, text)
 
 
@@ -52,8 +59,3 @@ def redact_command(arguments: Sequence[str]) -> str:
         shown.append(HIDDEN if hide_next and not is_flag else redact(argument))
         hide_next = is_flag and "=" not in argument and secret_name(argument.lstrip("-"))
     return " ".join(shown)
-
-
-def _hide_assigned(match: re.Match[str]) -> str:
-    name, separator, value = match.groups()
-    return f"{name}{separator}{HIDDEN if secret_name(name) else value}"

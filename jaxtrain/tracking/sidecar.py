@@ -74,6 +74,10 @@ class Run:
         try:
             if self._locked():
                 assert self.upload is not None
+                self.upload.connect()
+                if not self.announced:
+                    self.announced = True
+                    self.emit(self.run_dir, "run", run_id=self.upload.state.run_id)
                 self.upload.push()
                 self._succeeded()
         except Exception as error:
@@ -94,10 +98,6 @@ class Run:
         return True
 
     def _succeeded(self) -> None:
-        assert self.upload is not None
-        if not self.announced:
-            self.announced = True
-            self.emit(self.run_dir, "run", run_id=self.upload.state.run_id)
         if self.problem is not None:
             self.emit(self.run_dir, "info", text="MLflow answers again; every metric so far was sent")
         self.problem, self.failures, self.sent = None, 0, True

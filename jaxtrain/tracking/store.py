@@ -36,8 +36,8 @@ def tracking_uri(option: str | None) -> str:
     if not separator or scheme == "file":
         source = uri.removeprefix("file://").removeprefix("file:")
         raise UserError(
-            f"tracking.uri {uri!r}: MLflow no longer writes to folders; use {DEFAULT_URI} or a server, and bring "
-            f"old runs along with: mlflow migrate-filestore --source {source} --target {DEFAULT_URI}"
+            f"tracking.uri {uri!r}: MLflow no longer writes to folders; use {DEFAULT_URI} or a server, and "
+            f"bring old runs along with: mlflow migrate-filestore --source {source} --target {DEFAULT_URI}"
         )
     dialect = scheme.partition("+")[0]
     if dialect not in _SCHEMES:
@@ -92,8 +92,8 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
     if found is None or found.lifecycle_stage != "active":
         number = found.experiment_id if found else "?"
         raise StoreError(
-            f"the experiment {name!r} was deleted: `mlflow experiments restore --experiment-id {number}` brings "
-            "it back, tracking.experiment_prefix uses another"
+            f"the experiment {name!r} was deleted: `mlflow experiments restore --experiment-id {number}` "
+            "brings it back, tracking.experiment_prefix uses another"
         )
     return str(found.experiment_id)
 

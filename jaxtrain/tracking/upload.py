@@ -86,8 +86,7 @@ class Upload:
         Raises whatever stood in the way; call again later.
         """
         try:
-            requests = read_requests(self.run_dir)
-            self._connect(requests)
+            requests = self.connect()
             self._send_journal()
             self._send_samples()
             self._send_requests(requests)
@@ -121,9 +120,15 @@ class Upload:
 
     # -- connecting ------------------------------------------------------------
 
+    def connect(self) -> list[dict[str, Any]]:
+        """Find or create the run, and learn what MLflow has of it. Returns the requests in the outbox."""
+        requests = read_requests(self.run_dir)
+        if not self._certain:
+            self._connect(requests)
+            self._certain = True
+        return requests
+
     def _connect(self, requests: Sequence[Mapping[str, Any]]) -> None:
-        if self._certain:
-            return
         start = next((r for r in reversed(requests) if r.get("do") == "start"), None)
         if start is None:
             raise store.StoreError(f"{self.run_dir} holds no run for MLflow")
@@ -149,7 +154,6 @@ class Upload:
             steps = [step for key, step in self.state.acknowledged.items() if key.startswith("system/")]
             self._sample_base = max(steps, default=-1) + 1
         self._save()
-        self._certain = True
 
     def _find_run(self) -> Any:
         """This directory's run in MLflow, or None where it is not there (any more)."""
