@@ -51,7 +51,8 @@ def confusion_matrix(
 def precision_recall_f1(matrix: NDArray[np.int64]) -> tuple[NDArray[np.float64], ...]:
     """Precision, recall and F1 of each class, `float64[classes]` each, from a confusion matrix.
 
-    0 where undefined (precision of a class never predicted, recall of one without images), as in scikit-learn.
+    0 where undefined, as in scikit-learn: the precision of a class never predicted, the recall of one without
+    images.
     """
     right = np.diag(matrix).astype(np.float64)
     predicted, support = matrix.sum(axis=0), matrix.sum(axis=1)
@@ -86,8 +87,8 @@ def expected_calibration_error(
 def auroc_ovr(labels: NDArray[np.integer[Any]], probabilities: NDArray[np.floating[Any]]) -> float | None:
     """Area under the ROC curve, each class against the rest, averaged over classes; ties count one half.
 
-    A class has a curve where some but not all images are of it. Others are left out of the average; None where
-    no class has a curve (all images are of one class).
+    A class has a curve where some but not all images are of it. Others are left out of the average;
+    None where no class has a curve (all images are of one class).
     """
     areas = []
     for index in np.unique(labels):
@@ -130,7 +131,7 @@ def classification_metrics(
     """The headline figures of a classifier. No figure is ever NaN.
 
     `labels` is `int[images]`, `probabilities` `float[images, classes]` with rows that sum to one. Where the
-    `logits` they come from are given, classes are ranked and the loss is taken from these, which do not saturate.
+    `logits` they come from are given, ranks and loss are taken from these, which do not saturate.
 
     accuracy, top5_accuracy
         Share of images whose true class ranks first, or among the first five. With five classes or fewer
@@ -141,7 +142,8 @@ def classification_metrics(
     balanced_accuracy
         Mean recall over the classes that have images.
     macro_precision, macro_recall, macro_f1
-        Means over the classes that have images or were predicted; undefined values count as 0, as in scikit-learn.
+        Means over the classes that have images or were predicted; undefined values count as 0 (as in
+        scikit-learn).
     mcc
         Matthews correlation; 0 where undefined.
     brier

@@ -97,7 +97,7 @@ class Predictions:
 
     @classmethod
     def load(cls, path: Path) -> Predictions:
-        """Read what `save` wrote, without unpickling. Raises UserError for a missing, damaged or foreign file."""
+        """Read what `save` wrote; nothing is unpickled. Raises UserError for an unsound file."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 about = json.loads(str(arrays["about"][()]))

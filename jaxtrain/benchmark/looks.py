@@ -1,0 +1,63 @@
+"""How often a test set was looked at: each look lets a choice be made on it, and wears it out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+
+def count_look(path: Path, test_digest: str, params_sha256: str, dataset: str) -> int | None:
+    """Note that a model was measured on a test set; return how many different ones were, this one too.
+
+    The same parameters measured again tell nothing new and are not counted again, so a run that was killed
+    and continued counts once. `path` is a JSON file, shared by all runs of a working directory:
+    `{test digest: {"dataset": name, "params_sha256": [digest of each model, in order]}}`. None, with a
+    warning, where it cannot be written: a count never costs a run its result.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_name(path.name + ".lock")):
+            table = _read(path)
+            entry = table.setdefault(test_digest, {"dataset": dataset, "params_sha256": []})
+            if params_sha256 not in entry["params_sha256"]:
+                entry["params_sha256"].append(params_sha256)
+                part = path.with_name(path.name + ".part")
+                part.write_text(json.dumps(table, indent=1) + "\n")
+                os.replace(part, path)
+            return len(entry["params_sha256"])
+    except OSError as error:
+        _log.warning("looks at the test set are not counted: %s", error)
+        return None
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """The table; one that is damaged is set aside."""
+    try:
+        table = json.loads(path.read_text())
+        if not all(isinstance(entry["params_sha256"], list) for entry in table.values()):
+            raise ValueError("no lists of digests")
+        return table
+    except FileNotFoundError:
+        return {}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        aside = path.with_name(path.name + ".damaged")
+        os.replace(path, aside)
+        _log.warning("%s was damaged; it is now %s, and counting starts again", path, aside.name)
+        return {}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that other processes respect, and that dies with this one."""
+    import fcntl
+
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
