@@ -236,6 +236,8 @@ class Config(Section):
     """Run directory; one that exists is resumed (default: runs/TECHNIQUE/NAME)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of initialisation, order, augmentation and dropout."""
+    quiet: bool = False
+    """Print nothing but warnings and errors."""
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()

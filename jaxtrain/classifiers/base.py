@@ -139,7 +139,8 @@ class BaseClassifier:
         opened once, at the end. Raises UserError for wrong input and RunError when the run can't go on.
         """
         from jaxtrain.classifiers.run import run
-        from jaxtrain.data.sources import from_arrays, load_dataset
+        from jaxtrain.data.arrays import from_arrays
+        from jaxtrain.data.sources import load_dataset
 
         if images is None:
             dataset = load_dataset(self.config.data)
@@ -147,7 +148,12 @@ class BaseClassifier:
             raise UserError("fit: images were given without labels")
         else:
             dataset = from_arrays(
-                images, labels, validation=validation, test=test, class_names=class_names, config=self.config.data
+                images,
+                labels,
+                validation=validation,
+                test=test,
+                class_names=class_names,
+                config=self.config.data,
             )
         run(self, dataset)
         return self
@@ -173,9 +179,13 @@ class BaseClassifier:
     def evaluate(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         """Accuracy, loss and more (`jaxtrain.benchmark.metrics`) on labelled images."""
         from jaxtrain.benchmark.metrics import classification_metrics
-        from jaxtrain.data.sources import encode_labels
+        from jaxtrain.benchmark.metrics import softmax
+        from jaxtrain.data.arrays import encode_labels
 
-        return classification_metrics(encode_labels(labels, self.class_names), self.predict_proba(images))
+        logits = self.predict_logits(images)
+        return classification_metrics(
+            encode_labels(labels, self.class_names, len(logits)), softmax(logits), logits
+        )
 
     @property
     def num_classes(self) -> int:
@@ -224,7 +234,7 @@ class BaseClassifier:
 
     def _forward(self, output: str, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
         from jaxtrain.classifiers.inference import Inference
-        from jaxtrain.data.sources import as_source
+        from jaxtrain.data.arrays import as_source
         from jaxtrain.training.parallel import make_strategy
 
         fitted = self.fitted
@@ -233,7 +243,11 @@ class BaseClassifier:
             inference = Inference(self, len(fitted.class_names), strategy)
             self._inference = inference, strategy.place(fitted.weights)
         inference, weights = self._inference
-        source = images if isinstance(images, ImageSource) else as_source(images, channels=self.config.data.channels)
+        source = (
+            images
+            if isinstance(images, ImageSource)
+            else as_source(images, channels=self.config.data.channels)
+        )
         return getattr(inference, output)(weights, source)
 
 
@@ -242,7 +256,9 @@ def _validated(options: Mapping[str, Any]) -> Config:
 
     from jaxtrain.config_io import explain
 
-    plain = {k: v.model_dump(exclude_unset=True) if isinstance(v, BaseModel) else v for k, v in options.items()}
+    plain = {
+        k: v.model_dump(exclude_unset=True) if isinstance(v, BaseModel) else v for k, v in options.items()
+    }
     try:
         return Config.model_validate(plain)
     except ValidationError as error:

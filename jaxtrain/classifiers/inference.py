@@ -36,7 +36,9 @@ class Inference:
         model = nnx.eval_shape(
             lambda: classifier.build_model(num_classes=num_classes, axis_name=strategy.axis_name)
         )
-        self.graphdef, params, frozen, model_state = nnx.split(model, classifier.trainable_filter, nnx.Param, ...)
+        self.graphdef, params, frozen, model_state = nnx.split(
+            model, classifier.trainable_filter, nnx.Param, ...
+        )
         self.shapes: Tree = {
             "params": nnx.to_pure_dict(params),
             "frozen": nnx.to_pure_dict(frozen),
@@ -95,7 +97,11 @@ def host_batches(config: Config, source: ImageSource, batch_size: int) -> Iterat
     data = config.data
     assert data.image_size is not None
     assert data.channels is not None
-    if isinstance(source, ArraySource) and source.images.shape[1:] == (data.image_size, data.image_size, data.channels):
+    if isinstance(source, ArraySource) and source.images.shape[1:] == (
+        data.image_size,
+        data.image_size,
+        data.channels,
+    ):
         yield from padded_batches(source, batch_size)
         return
     from jaxtrain.data.stream import eval_batches

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxtrain.classifiers.inference import Inference, resident_batches
-from jaxtrain.classifiers.report import Reporter, write_curves
+from jaxtrain.classifiers.inference import Inference, host_batches, resident_batches
+from jaxtrain.classifiers.report import Reporter, flat_config, versions, write_curves
 from jaxtrain.classifiers.resolve import resolve, timetable, total_steps
 from jaxtrain.config import Config
 from jaxtrain.data.base import ArraySource, Dataset
@@ -36,7 +36,7 @@ from jaxtrain.training.step import StepSpec, make_step
 
 if TYPE_CHECKING:
     from jaxtrain.classifiers.base import BaseClassifier
-    from jaxtrain.tracking.tracker import Tracker
+    from jaxtrain.tracking import Tracker
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +86,8 @@ def _train_and_test(
     stop: StopRequest,
     resuming: bool,
 ) -> None:
+    from jaxtrain.tracking.tracker import look
+
     with Checkpoints(directory.checkpoints, keep=config.checkpoint.keep) as checkpoints:
         setup = prepare(classifier, config, dataset)
         restored = checkpoints.restore()
@@ -96,16 +98,21 @@ def _train_and_test(
             setup.state = from_arrays(restored.state, like=setup.state)
         tracker = start_tracking(classifier, setup, directory.path, history)
         with _tracked(tracker, reporter):
-            reporter.plan(setup, tracker, resumed_at=progress.step if resuming else None)
+            look_at = look(tracker.uri) if tracker.uri else None
+            reporter.plan(setup, look_at, resumed_at=progress.step if resuming else None)
             result = _train(classifier, setup, checkpoints, tracker, reporter, stop, progress, restored)
             if result.interrupted:
-                raise Interrupted(stop.requested, f"stopped at step {result.progress.step}, saved")
+                checkpoints.wait()
+                raise _interrupted(stop, reporter, f"stopped at step {result.progress.step}, which is saved")
             checkpoints.wait()
-            summary = _finish(classifier, setup, result, directory, tracker, reporter)
-        summary["mlflow_run_id"] = tracker.run_id
-        directory.write_summary(summary)
+            summary = _finish(classifier, setup, result, directory.path, tracker)
+            looks = _test(classifier, setup, summary, directory.path, tracker)
+            if stop.requested is not None:
+                raise _interrupted(stop, reporter, "stopped after training, before the run was recorded")
+    summary["mlflow_run_id"] = tracker.run_id
+    directory.write_summary(summary)
     classifier.summary = summary
-    reporter.result(summary)
+    reporter.result(summary, looks)
 
 
 def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset) -> Setup:
@@ -119,7 +126,10 @@ def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset) -> Set
     strategy = make_strategy(config.parallel)
     mixes = bool(config.augment.mixup or config.augment.cutmix)
     check_batch_size(
-        config.train.batch_size, devices=len(strategy.devices), accumulate=config.train.accumulate, pairs=mixes
+        config.train.batch_size,
+        devices=len(strategy.devices),
+        accumulate=config.train.accumulate,
+        pairs=mixes,
     )
     classifier.prepare_loss(dataset.num_classes, _class_weights(config, dataset))
     inference = Inference(classifier, dataset.num_classes, strategy)
@@ -172,8 +182,7 @@ def start_tracking(
     classifier: BaseClassifier, setup: Setup, run_dir: Path, history: list[dict[str, Any]]
 ) -> Tracker:
     """Begin or continue the MLflow run of the technique's experiment."""
-    from jaxtrain.classifiers.report import flat_config, versions
-    from jaxtrain.tracking.tracker import Tracker
+    from jaxtrain.tracking import Tracker
 
     tracker = Tracker.start(
         setup.config.tracking,
@@ -253,7 +262,11 @@ class _Watcher:
         self._reporter.metrics(step, metrics)
 
     def save(self, progress: Progress, state: dict[str, Any], best: Any | None) -> None:
-        meta = {"progress": progress.to_meta(), "history": self._tracker.journal.records(), "data": self._data}
+        meta = {
+            "progress": progress.to_meta(),
+            "history": self._tracker.journal.records(),
+            "data": self._data,
+        }
         pair = None if best is None else (progress.best_step, best)
         self._checkpoints.save(progress.step, state, meta, best=pair)
 
@@ -262,29 +275,22 @@ class _Watcher:
 
 
 def _finish(
-    classifier: BaseClassifier,
-    setup: Setup,
-    result: LoopResult,
-    directory: RunDirectory,
-    tracker: Tracker,
-    reporter: Reporter,
+    classifier: BaseClassifier, setup: Setup, result: LoopResult, run_dir: Path, tracker: Tracker
 ) -> dict[str, Any]:
-    """Keep the selected weights, test them once, and write everything down."""
-    from jaxtrain.classifiers.base import Fitted
-    from jaxtrain.classifiers.test_evaluation import evaluate_and_track
-
+    """Keep the selected weights in `model/` and as an MLflow model; return the summary but for the test figures."""
     config, dataset, progress = setup.config, setup.dataset, result.progress
     last = config.train.select == "last" or result.best is None
     weights = snapshot(result.state, setup.strategy) if last else result.best
     best_step = progress.step if last else progress.best_step
     classifier.adopt(Fitted(config, dataset.class_names, weights, _class_weights(config, dataset)))
-    model_dir = directory.path / "model"
-    if not model_dir.exists():
-        classifier.save(model_dir)
-    digest = tree_digest(weights["params"])
-    write_curves(directory.path, tracker)
+    model_dir = run_dir / "model"
+    classifier.save(model_dir)
+    write_curves(run_dir, tracker)
+    if config.tracking.log_model:
+        example = np.asarray(next(host_batches(config, dataset.train, 1)).image)
+        tracker.log_model(model_dir, example, dataset.class_names, step=best_step)
     count = _count(weights["params"])
-    summary: dict[str, Any] = {
+    return {
         "technique": classifier.technique,
         "model": config.model.name,
         "dataset": dataset.name,
@@ -296,11 +302,47 @@ def _finish(
         "best_step": best_step,
         "params": count + _count(weights["frozen"]),
         "trainable_params": count,
-        "params_sha256": digest,
+        "params_sha256": tree_digest(weights["params"]),
         "devices": [str(device.device_kind) for device in setup.strategy.devices],
+        "versions": versions(),
     }
-    evaluate_and_track(classifier, setup, summary, directory.path, tracker, reporter)
-    return summary
+
+
+def _test(
+    classifier: BaseClassifier, setup: Setup, summary: dict[str, Any], run_dir: Path, tracker: Tracker
+) -> int | None:
+    """Open the test set once, through the Benchmark room; adds its figures to the summary, returns the looks so far."""
+    from jaxtrain.benchmark.evaluate import evaluate_on_test, track_evaluation
+
+    evaluation = evaluate_on_test(
+        classifier,
+        setup.dataset,
+        folder=run_dir / "benchmark",
+        technique=classifier.technique,
+        model=setup.config.model.name,
+        params_sha256=summary["params_sha256"],
+    )
+    summary |= {"test_accuracy": None, "test_loss": None}
+    if evaluation is None:
+        _log.warning("%s has no test images: nothing was tested", setup.dataset.name)
+        return None
+    metrics = evaluation.metrics
+    summary |= {"test_accuracy": metrics["test/accuracy"], "test_loss": metrics["test/loss"]}
+    tracker.log(summary["steps"], metrics)
+    tracker.tag("params_sha256", summary["params_sha256"])
+    track_evaluation(
+        evaluation,
+        setup.config.tracking,
+        folder=run_dir / "benchmark",
+        run_name=f"{classifier.technique}-{run_dir.name}",
+        source_run_id=tracker.wait_run_id(timeout=30.0),
+    )
+    return evaluation.looks
+
+
+def _interrupted(stop: StopRequest, reporter: Reporter, what: str) -> Interrupted:
+    assert stop.requested is not None
+    return Interrupted(stop.requested, f"{what}; continue with: {reporter.resume_command()}")
 
 
 def data_digest(source: Any) -> str:

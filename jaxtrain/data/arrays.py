@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.config import DataConfig
-from jaxtrain.data.assemble import assemble
+from jaxtrain.data.assemble import assemble, convert_channels
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource, Labels
 from jaxtrain.data.known import KNOWN, Known
 from jaxtrain.data.paths import existing
@@ -285,3 +285,16 @@ def _class_indices(values: NDArray[Any], classes: NDArray[Any], where: str) -> L
 
 def _size(images: Images) -> str:
     return f"{images.shape[2]}x{images.shape[1]}"
+
+
+def as_source(images: ArrayLike, *, channels: int) -> ArraySource:
+    """Images to predict on, without labels (zeros stand in). Raises `UserError` as `from_arrays` does."""
+    pixels = convert_channels(_images(images, "the"), channels)
+    return ArraySource(pixels, np.zeros(len(pixels), np.int32), "given")
+
+
+def encode_labels(labels: ArrayLike, class_names: Sequence[str], count: int) -> Labels:
+    """Labels as places in `class_names`, `int32[images]`: strings are looked up, integers are places already."""
+    values = _label_values(labels, "the", count)
+    names = np.array(class_names) if values.dtype.kind == "U" else np.arange(len(class_names))
+    return _class_indices(values, names, "the")

@@ -123,7 +123,9 @@ class EfficientNetLite(Classifier):
         channels_in, blocks = STEM, []
         for i, layout in enumerate(layouts):
             # timm's rates and TensorFlow's: they stop one block short of the full rate
-            blocks.append(InvertedResidual(channels_in, layout, drop_path_rate * i / len(layouts), style, build))
+            blocks.append(
+                InvertedResidual(channels_in, layout, drop_path_rate * i / len(layouts), style, build)
+            )
             channels_in = layout[-1]
         self.blocks = nnx.List(blocks)
         self.last = ConvNorm(channels_in, HEAD, 1, style, build)

@@ -94,7 +94,11 @@ class Classifier(Module):
         """Raise UserError for images that this model was not built for (shapes are static: free under jit)."""
         size = self.image_size
         wanted = f"[batch, {size or 'height'}, {size or 'width'}, {self.channels}]"
-        if images.ndim != 4 or images.shape[3] != self.channels or (size and images.shape[1:3] != (size, size)):
+        if (
+            images.ndim != 4
+            or images.shape[3] != self.channels
+            or (size and images.shape[1:3] != (size, size))
+        ):
             raise UserError(f"the model was built for images {wanted}, got {list(images.shape)}")
 
 
@@ -181,7 +185,9 @@ def depthwise_by_taps(x: Array, kernel: Array, stride: int, pads: Sequence[tuple
     size = kernel.shape[0]
     weights = kernel[:, :, 0].astype(jnp.float32)
     shifted = _shifted(x, size, stride, pads, 0.0)
-    return sum(tap.astype(jnp.float32) * weights[i // size, i % size] for i, tap in enumerate(shifted)).astype(x.dtype)
+    return sum(
+        tap.astype(jnp.float32) * weights[i // size, i % size] for i, tap in enumerate(shifted)
+    ).astype(x.dtype)
 
 
 def _shifted(
@@ -363,7 +369,9 @@ def fan_out_normal(groups: int = 1) -> nnx.Initializer:
     """Normal with variance 2 / (kernel area * channels out / groups), for kernels (He et al. 2015, arXiv 1502.01852)."""
 
     def init(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
-        return jax.random.normal(key, shape, dtype) * math.sqrt(2.0 * groups / (shape[0] * shape[1] * shape[3]))
+        return jax.random.normal(key, shape, dtype) * math.sqrt(
+            2.0 * groups / (shape[0] * shape[1] * shape[3])
+        )
 
     return init
 

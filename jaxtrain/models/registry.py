@@ -67,7 +67,9 @@ FAMILIES = {
     "cnn": Family("simple", "CNN"),
     "resnet": Family("resnet", "ResNet", frozenset({"drop_path_rate", "stem"})),
     "wide_resnet": Family("resnet", "WideResNet", frozenset({"drop_path_rate"})),
-    "vit": Family("vit", "VisionTransformer", frozenset({"drop_path_rate", "patch_size", "pool", "registers"})),
+    "vit": Family(
+        "vit", "VisionTransformer", frozenset({"drop_path_rate", "patch_size", "pool", "registers"})
+    ),
     "convnext": Family("convnext", "ConvNeXt", frozenset({"drop_path_rate"})),
     "efficientnet_lite": Family("efficientnet_lite", "EfficientNetLite", frozenset({"drop_path_rate"})),
 }
@@ -81,7 +83,13 @@ def _add(name: str, family: str, image_size: int, kwargs: dict[str, Any], **more
 
 def _add_imagenet(name: str, family: str, image_size: int, kwargs: dict[str, Any], **more: Any) -> None:
     """A model that timm has under the same name, and that takes ImageNet's mean and deviation unless told."""
-    _add(name, family, image_size, kwargs, **{"timm_name": name, "mean": IMAGENET_MEAN, "std": IMAGENET_STD} | more)
+    _add(
+        name,
+        family,
+        image_size,
+        kwargs,
+        **{"timm_name": name, "mean": IMAGENET_MEAN, "std": IMAGENET_STD} | more,
+    )
 
 
 # --- Small networks

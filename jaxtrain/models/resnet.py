@@ -41,7 +41,10 @@ class BasicBlock(Module):
     ) -> None:
         self.drop_path_rate, self.axis_name = rate, build.axis_name
         self.conv1, self.bn1 = _conv(channels_in, width, 3, stride, build), BatchNorm(width, build)
-        self.conv2, self.bn2 = _conv(width, channels_out, 3, 1, build), BatchNorm(channels_out, build, zero_scale=True)
+        self.conv2, self.bn2 = (
+            _conv(width, channels_out, 3, 1, build),
+            BatchNorm(channels_out, build, zero_scale=True),
+        )
         self.shortcut = _shortcut(build, channels_in, channels_out, stride)
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
@@ -61,7 +64,10 @@ class Bottleneck(Module):
         self.drop_path_rate, self.axis_name = rate, build.axis_name
         self.conv1, self.bn1 = _conv(channels_in, width, 1, 1, build), BatchNorm(width, build)
         self.conv2, self.bn2 = _conv(width, width, 3, stride, build), BatchNorm(width, build)
-        self.conv3, self.bn3 = _conv(width, channels_out, 1, 1, build), BatchNorm(channels_out, build, zero_scale=True)
+        self.conv3, self.bn3 = (
+            _conv(width, channels_out, 1, 1, build),
+            BatchNorm(channels_out, build, zero_scale=True),
+        )
         self.shortcut = _shortcut(build, channels_in, channels_out, stride)
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
@@ -77,7 +83,10 @@ class Projection(Module):
     """The shortcut where a block changes the shape: a strided 1x1 convolution and a norm."""
 
     def __init__(self, build: Build, channels_in: int, channels_out: int, stride: int) -> None:
-        self.conv, self.bn = _conv(channels_in, channels_out, 1, stride, build), BatchNorm(channels_out, build)
+        self.conv, self.bn = (
+            _conv(channels_in, channels_out, 1, stride, build),
+            BatchNorm(channels_out, build),
+        )
 
     def __call__(self, x: Array, train: bool) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
@@ -85,7 +94,11 @@ class Projection(Module):
 
 
 def _shortcut(build: Build, channels_in: int, channels_out: int, stride: int) -> Projection | None:
-    return Projection(build, channels_in, channels_out, stride) if stride != 1 or channels_in != channels_out else None
+    return (
+        Projection(build, channels_in, channels_out, stride)
+        if stride != 1 or channels_in != channels_out
+        else None
+    )
 
 
 class ResNet(Classifier):
@@ -114,7 +127,9 @@ class ResNet(Classifier):
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(block(build, channels_in, width * expansion, width * widen, stride, next(rates)))
+                blocks.append(
+                    block(build, channels_in, width * expansion, width * widen, stride, next(rates))
+                )
                 channels_in = width * expansion
         self.blocks = nnx.List(blocks)
         self.head = torch_linear(self.num_features, build.num_classes, build)
@@ -133,9 +148,14 @@ class WideBlock(Module):
 
     def __init__(self, build: Build, channels_in: int, channels_out: int, stride: int, rate: float) -> None:
         self.drop_path_rate, self.axis_name = rate, build.axis_name
-        self.bn1, self.conv1 = BatchNorm(channels_in, build), _conv(channels_in, channels_out, 3, stride, build)
+        self.bn1, self.conv1 = (
+            BatchNorm(channels_in, build),
+            _conv(channels_in, channels_out, 3, stride, build),
+        )
         self.bn2, self.conv2 = BatchNorm(channels_out, build), _conv(channels_out, channels_out, 3, 1, build)
-        self.shortcut = _conv(channels_in, channels_out, 1, stride, build) if channels_in != channels_out else None
+        self.shortcut = (
+            _conv(channels_in, channels_out, 1, stride, build) if channels_in != channels_out else None
+        )
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""

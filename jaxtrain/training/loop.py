@@ -145,9 +145,7 @@ def train(
     are chosen (higher is better, for a loss lower). Raises RunError when the loss is not finite.
     """
     progress = progress or Progress()
-    steps = {
-        length: compile_step(step, feed, strategy, length) for length in {1, timetable.steps_per_call}
-    }
+    steps = {length: compile_step(step, feed, strategy, length) for length in {1, timetable.steps_per_call}}
     meter = _Meter(timetable, progress, watcher.log)
     # jax < 0.12 on several CPU devices deadlocks in an all-reduce when many steps are under way.
     synchronous = len(strategy.devices) > 1 and strategy.devices[0].platform == "cpu"

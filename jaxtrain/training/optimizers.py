@@ -58,11 +58,16 @@ def make_schedule(config: ScheduleConfig, *, peak: float, steps: int, warmup_ste
         case "wsd":
             decay = max(round(steps * config.decay_fraction), 1)
             main = optax.join_schedules(
-                [optax.constant_schedule(peak), optax.linear_schedule(peak, end, decay)], [max(rest - decay, 0)]
+                [optax.constant_schedule(peak), optax.linear_schedule(peak, end, decay)],
+                [max(rest - decay, 0)],
             )
         case "one_cycle":
             return optax.cosine_onecycle_schedule(
-                steps, peak, pct_start=0.3, div_factor=25.0, final_div_factor=1.0 / max(config.final_ratio, 1e-4)
+                steps,
+                peak,
+                pct_start=0.3,
+                div_factor=25.0,
+                final_div_factor=1.0 / max(config.final_ratio, 1e-4),
             )
     if warmup_steps == 0:
         return main

@@ -74,9 +74,7 @@ def _image_keys(key: jax.Array, images: int, axis_name: str | None) -> jax.Array
     return jax.vmap(jax.random.fold_in, (None, 0))(key, places)
 
 
-def _gradients(
-    spec: StepSpec, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[Tree, Tree, Metrics]:
+def _gradients(spec: StepSpec, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Tree, Tree, Metrics]:
     def objective(params: Tree, model_state: Tree, part: Batch, key: jax.Array) -> Any:
         model = nnx.merge(spec.graphdef, params, state.frozen, model_state)
         loss, metrics = spec.learner.loss(model, part, key)

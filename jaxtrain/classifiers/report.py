@@ -1,0 +1,208 @@
+"""What a run tells people: the plan, progress and result on the screen; parameters, versions and curves for MLflow."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxtrain.classifiers.resolve import total_steps
+from jaxtrain.config import Config
+from jaxtrain.console import Part, Plan, Progress, Result, log_to_stderr, show_plan, show_result
+
+if TYPE_CHECKING:
+    from jaxtrain.classifiers.run import Setup
+    from jaxtrain.tracking import Tracker, TrackerReport
+    from jaxtrain.training.loop import Timetable
+
+_log = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Prints the course of one run; nothing when the config says quiet."""
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        self._config, self._run_dir = config, run_dir
+        self._bar: Progress | None = None
+        self._look: str | None = None
+        if not config.quiet:
+            log_to_stderr()
+
+    def already_done(self, summary: Mapping[str, Any]) -> None:
+        """The run directory holds a finished run."""
+        if not self._config.quiet:
+            accuracy = summary.get("test_accuracy")
+            tested = "" if accuracy is None else f", test accuracy {accuracy:.2%}"
+            print(f"{self._run_dir} is finished: {summary['steps']} steps{tested}. Nothing to do.")
+
+    def plan(self, setup: Setup, look: str | None, resumed_at: int | None) -> None:
+        """Before training."""
+        self._look = look
+        if self._config.quiet:
+            return
+        show_plan(
+            Plan(
+                title=f"{setup.config.technique.upper()}: {setup.config.model.name} on {setup.dataset.name}",
+                parts=_parts(setup),
+                parameters=_size(setup.inference.shapes["params"]) + _size(setup.inference.shapes["frozen"]),
+                trainable=_size(setup.inference.shapes["params"]),
+                class_names=setup.dataset.class_names,
+                images=_class_counts(setup),
+                settings=_settings(setup),
+                run_dir=self._run_dir,
+                look=look,
+            )
+        )
+        for name in setup.dataset.bad_images:
+            _log.warning("skipped: %s", name)
+        if resumed_at is not None:
+            print(f"resuming at step {resumed_at:,}")
+
+    @contextmanager
+    def progress(self, table: Timetable, start_step: int) -> Iterator[None]:
+        """Around training."""
+        if self._config.quiet:
+            yield
+            return
+        with Progress(table.total_steps, table.steps_per_epoch, start_step=start_step) as self._bar:
+            yield
+        self._bar = None
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A record of the journal."""
+        if self._bar is None:
+            return
+        if "val/loss" in metrics:
+            self._bar.evaluated(step, metrics)
+        else:
+            self._bar.update(step, metrics)
+
+    def resume_command(self) -> str:
+        """What continues this run."""
+        command = ["python", "scripts/train.py", "--technique", self._config.technique]
+        return shlex.join([*command, "--run-dir", str(self._run_dir)])
+
+    def tracking_ended(self, report: TrackerReport) -> None:
+        """Say what MLflow did not get."""
+        if report.problem is not None:
+            where = self._run_dir / "metrics.jsonl"
+            _log.warning(
+                "MLflow lacks %d records (%s); all are in %s", report.unsent_rows, report.problem, where
+            )
+
+    def result(self, summary: Mapping[str, Any], looks: int | None) -> None:
+        """At the end."""
+        if self._config.quiet:
+            return
+        again = ["python", "scripts/train.py", "--technique", self._config.technique]
+        commands = {
+            "look": self._look or f"less {shlex.quote(str(self._run_dir / 'metrics.jsonl'))}",
+            "predict": ["python", "scripts/predict.py", str(self._run_dir), "IMAGE"],
+            "compare": [
+                *again,
+                "--config",
+                str(self._run_dir / "config.yaml"),
+                "--seed",
+                str(self._config.seed + 1),
+            ],
+        }
+        show_result(
+            Result(
+                title=f"{summary['technique'].upper()}: {summary['model']} on {summary['dataset']}",
+                steps=summary["steps"],
+                seconds=summary["wall_seconds"],
+                run_dir=self._run_dir,
+                images_per_second=summary["images_per_second"],
+                val_accuracy=summary["val_accuracy"],
+                best_step=summary["best_step"],
+                test_accuracy=summary["test_accuracy"],
+                test_loss=summary["test_loss"],
+                looks=looks,
+                commands=commands,
+            )
+        )
+
+
+def flat_config(config: Config) -> dict[str, object]:
+    """Every option by its dotted path, as MLflow parameters."""
+    flat: dict[str, object] = {}
+    for name, value in config.model_dump(mode="json").items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    packages = ("jaxtrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": sys.version.split()[0]} | {package: version(package) for package in packages}
+
+
+def write_curves(run_dir: Path, tracker: Tracker) -> None:
+    """The learning curves as a picture in the run directory and in MLflow."""
+    from jaxtrain.benchmark import plots
+
+    records = tracker.journal.records()
+    if records:
+        path = run_dir / "learning_curves.png"
+        plots.save(plots.learning_curves(records), path)
+        tracker.artifact(path)
+
+
+def _parts(setup: Setup) -> list[Part]:
+    sizes: dict[str, int] = {}
+    for group in ("params", "frozen"):
+        for name, tree in setup.inference.shapes[group].items():
+            sizes[str(name)] = sizes.get(str(name), 0) + _size(tree)
+    return [Part(name, "", count) for name, count in sizes.items()]
+
+
+def _class_counts(setup: Setup) -> dict[str, list[int]]:
+    dataset = setup.dataset
+    splits = {"train": dataset.train} | ({} if dataset.val is None else {"val": dataset.val})
+    return {
+        name: np.bincount(source.labels, minlength=dataset.num_classes).tolist()
+        for name, source in splits.items()
+    }
+
+
+def _settings(setup: Setup) -> dict[str, str]:
+    config, images = setup.config, len(setup.dataset.train)
+    train, optimizer, schedule = config.train, config.optimizer, config.schedule
+    devices = setup.strategy.devices
+    steps = total_steps(config, images)
+    size = config.data.image_size
+    return {
+        "input": f"{size} x {size} x {config.data.channels}, "
+        + ("streamed from disk" if setup.streamed else "on the device"),
+        "devices": f"{len(devices)} x {devices[0].device_kind}, {config.parallel.strategy}, {config.model.dtype}",
+        "length": f"{steps:,} steps of {train.batch_size} images, {steps * train.batch_size / images:.4g} epochs",
+        "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g} ({schedule.name}, "
+        f"{schedule.warmup_epochs:.3g} epochs of warmup), weight decay {optimizer.weight_decay:g}",
+        "augmentation": _in_words(config),
+    }
+
+
+def _in_words(config: Config) -> str:
+    names = {
+        "crop": "crop", "hflip": "flip", "vflip": "upside-down flip", "rotate": "rotation", "zoom": "zoom",
+        "color_jitter": "colour jitter", "randaugment_layers": "RandAugment", "erasing": "erasing",
+        "mixup": "mixup", "cutmix": "CutMix",
+    }  # fmt: skip
+    values = config.augment.model_dump()
+    words = [word for name, word in names.items() if values[name] not in (0, 0.0, "none", None)]
+    return ", ".join(words) or "none"
+
+
+def _size(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
