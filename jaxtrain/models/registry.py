@@ -67,7 +67,9 @@ FAMILIES = {
     "cnn": Family("simple", "CNN"),
     "resnet": Family("resnet", "ResNet", frozenset({"drop_path_rate", "stem"})),
     "wide_resnet": Family("resnet", "WideResNet", frozenset({"drop_path_rate"})),
-    "vit": Family("vit", "VisionTransformer", frozenset({"drop_path_rate", "patch_size", "pool", "registers"})),
+    "vit": Family(
+        "vit", "VisionTransformer", frozenset({"drop_path_rate", "patch_size", "pool", "registers"})
+    ),
     "convnext": Family("convnext", "ConvNeXt", frozenset({"drop_path_rate"})),
     "efficientnet_lite": Family("efficientnet_lite", "EfficientNetLite", frozenset({"drop_path_rate"})),
 }
@@ -81,7 +83,13 @@ def _add(name: str, family: str, image_size: int, kwargs: dict[str, Any], **more
 
 def _add_imagenet(name: str, family: str, image_size: int, kwargs: dict[str, Any], **more: Any) -> None:
     """A model that timm has under the same name, and that takes ImageNet's mean and deviation unless told."""
-    _add(name, family, image_size, kwargs, **{"timm_name": name, "mean": IMAGENET_MEAN, "std": IMAGENET_STD} | more)
+    _add(
+        name,
+        family,
+        image_size,
+        kwargs,
+        **{"timm_name": name, "mean": IMAGENET_MEAN, "std": IMAGENET_STD} | more,
+    )
 
 
 # --- Small networks
@@ -217,12 +225,13 @@ def create_model(
     dtype: DTypeLike = np.float32,
     axis_name: str | None = None,
 ) -> Classifier:
-    """Build a model with fresh parameters: an `nnx.Module` that maps images to logits (see `layers.Classifier`).
+    """Build a model with fresh parameters: an `nnx.Module` from images to logits (see `layers.Classifier`).
 
-    Nothing is compiled here and `seed` may be traced: call it inside `jax.jit` (or `nnx.eval_shape`), which is many
-    times faster than op by op. `image_size` is the side of square images in pixels, `dtype` that of the computation
-    (parameters are float32 always), `axis_name` the axis of `jax.pmap` over which batch norm and dropout see one
-    global batch. Raises UserError for an unknown model, an option that it does not have, or a size it cannot take.
+    Nothing is compiled here and `seed` may be traced: call it inside `jax.jit` (or `nnx.eval_shape`), which
+    is many times faster than op by op. `image_size` is the side of square images in pixels, `dtype` that of
+    the computation (parameters are float32 always), `axis_name` the axis of `jax.pmap` over which batch norm
+    and dropout see one global batch. Raises UserError for an unknown model, an option that it does not have,
+    or a size it cannot take.
     """
     if isinstance(config, str):
         config = ModelConfig(name=config)

@@ -1,8 +1,8 @@
-"""Residual networks: ResNet (He et al. 2015, arXiv 1512.03385) and WideResNet (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
+"""ResNet (He et al. 2015, arXiv 1512.03385) and WideResNet (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
 
-ResNet is the "v1.5" of torchvision and timm: the stride sits in the 3x3 convolution of a bottleneck. The last batch
-norm of each branch starts at 0 (Goyal et al. 2017, arXiv 1706.02677). WideResNet is the pre-activation network for
-small images; `wide_resnet50_2` is a ResNet with bottlenecks twice as wide.
+ResNet is the "v1.5" of torchvision and timm: the stride sits in the 3x3 convolution of a bottleneck. The last
+batch norm of each branch starts at 0 (Goyal et al. 2017, arXiv 1706.02677). WideResNet is the pre-activation
+network for small images; `wide_resnet50_2` is a ResNet with bottlenecks twice as wide.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class BasicBlock(Module):
     ) -> None:
         self.drop_path_rate, self.axis_name = rate, build.axis_name
         self.conv1, self.bn1 = _conv(channels_in, width, 3, stride, build), BatchNorm(width, build)
-        self.conv2, self.bn2 = _conv(width, channels_out, 3, 1, build), BatchNorm(channels_out, build, zero_scale=True)
+        self.conv2, self.bn2 = (
+            _conv(width, channels_out, 3, 1, build),
+            BatchNorm(channels_out, build, zero_scale=True),
+        )
         self.shortcut = _shortcut(build, channels_in, channels_out, stride)
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
@@ -61,7 +64,10 @@ class Bottleneck(Module):
         self.drop_path_rate, self.axis_name = rate, build.axis_name
         self.conv1, self.bn1 = _conv(channels_in, width, 1, 1, build), BatchNorm(width, build)
         self.conv2, self.bn2 = _conv(width, width, 3, stride, build), BatchNorm(width, build)
-        self.conv3, self.bn3 = _conv(width, channels_out, 1, 1, build), BatchNorm(channels_out, build, zero_scale=True)
+        self.conv3, self.bn3 = (
+            _conv(width, channels_out, 1, 1, build),
+            BatchNorm(channels_out, build, zero_scale=True),
+        )
         self.shortcut = _shortcut(build, channels_in, channels_out, stride)
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
@@ -77,7 +83,10 @@ class Projection(Module):
     """The shortcut where a block changes the shape: a strided 1x1 convolution and a norm."""
 
     def __init__(self, build: Build, channels_in: int, channels_out: int, stride: int) -> None:
-        self.conv, self.bn = _conv(channels_in, channels_out, 1, stride, build), BatchNorm(channels_out, build)
+        self.conv, self.bn = (
+            _conv(channels_in, channels_out, 1, stride, build),
+            BatchNorm(channels_out, build),
+        )
 
     def __call__(self, x: Array, train: bool) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
@@ -85,11 +94,15 @@ class Projection(Module):
 
 
 def _shortcut(build: Build, channels_in: int, channels_out: int, stride: int) -> Projection | None:
-    return Projection(build, channels_in, channels_out, stride) if stride != 1 or channels_in != channels_out else None
+    return (
+        Projection(build, channels_in, channels_out, stride)
+        if stride != 1 or channels_in != channels_out
+        else None
+    )
 
 
 class ResNet(Classifier):
-    """depths: blocks a stage; widths: channels of the stages' 3x3 convolutions, times `widen` in bottlenecks."""
+    """depths: blocks a stage; widths: channels of their 3x3 convolutions, times `widen` in bottlenecks."""
 
     def __init__(
         self,
@@ -114,7 +127,9 @@ class ResNet(Classifier):
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(block(build, channels_in, width * expansion, width * widen, stride, next(rates)))
+                blocks.append(
+                    block(build, channels_in, width * expansion, width * widen, stride, next(rates))
+                )
                 channels_in = width * expansion
         self.blocks = nnx.List(blocks)
         self.head = torch_linear(self.num_features, build.num_classes, build)
@@ -129,13 +144,18 @@ class ResNet(Classifier):
 
 
 class WideBlock(Module):
-    """Pre-activation block of two 3x3 convolutions; where the shape changes, the shortcut sees the activation too."""
+    """Pre-activation block of two 3x3 convolutions; a projecting shortcut sees the activation too."""
 
     def __init__(self, build: Build, channels_in: int, channels_out: int, stride: int, rate: float) -> None:
         self.drop_path_rate, self.axis_name = rate, build.axis_name
-        self.bn1, self.conv1 = BatchNorm(channels_in, build), _conv(channels_in, channels_out, 3, stride, build)
+        self.bn1, self.conv1 = (
+            BatchNorm(channels_in, build),
+            _conv(channels_in, channels_out, 3, stride, build),
+        )
         self.bn2, self.conv2 = BatchNorm(channels_out, build), _conv(channels_out, channels_out, 3, 1, build)
-        self.shortcut = _conv(channels_in, channels_out, 1, stride, build) if channels_in != channels_out else None
+        self.shortcut = (
+            _conv(channels_in, channels_out, 1, stride, build) if channels_in != channels_out else None
+        )
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
