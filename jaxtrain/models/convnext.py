@@ -1,6 +1,7 @@
 """ConvNeXt (Liu et al. 2022, arXiv 2201.03545), with timm's smaller variants atto, femto, pico and nano.
 
-timm runs those four with 1x1 convolutions for the linear layers: the same mathematics and the same parameters as here.
+timm runs those four with 1x1 convolutions for the linear layers: the same mathematics and the same parameters
+as here.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class ConvNeXt(Classifier):
         smallest = 4 * 2 ** (len(depths) - 1)
         if build.image_size < smallest:
             raise UserError(
-                f"image size {build.image_size} is too small: after its {len(depths)} stages nothing is left; "
+                f"image size {build.image_size} is too small: {len(depths)} stages leave nothing of it; "
                 f"nearest image size that works: {smallest} (data.image_size)"
             )
         self.stem = _patches(build.channels, widths[0], 4, build)
@@ -100,7 +101,7 @@ class ConvNeXt(Classifier):
         self.head = nnx.Linear(widths[-1], build.num_classes, kernel_init=normal_002, rngs=build.rngs)
 
     def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
-        """Feature map `[batch, height / 32, width / 32, num_features]`, before the final norm (it follows pooling)."""
+        """Feature map `[batch, height / 32, width / 32, num_features]`; the final norm follows pooling."""
         self.check(images)
         x = self.stem_norm(self.stem(images))
         x = run_blocks(self.stages[0], x, train, fold(key, 0), self.remat)

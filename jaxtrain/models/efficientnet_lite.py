@@ -1,8 +1,9 @@
-"""EfficientNet-Lite: EfficientNet (Tan and Le 2019, arXiv 1905.11946) without squeeze-and-excitation, with ReLU6.
+"""EfficientNet-Lite: EfficientNet (Tan and Le 2019, arXiv 1905.11946) with ReLU6, without squeeze-excite.
 
-Made by the EfficientNet authors for quantised inference (tensorflow/tpu, models/official/efficientnet/lite). The names
-with `tf_` pad as TensorFlow does and have its batch-norm epsilon, so that weights trained there fit; those without
-are PyTorch's. Expansion is 6 except in the first block; stem, head and the first and last stage are never scaled.
+Made by the EfficientNet authors for quantised inference (tensorflow/tpu, models/official/efficientnet/lite).
+The names with `tf_` pad as TensorFlow does and have its batch-norm epsilon, so that weights trained there
+fit; those without are PyTorch's. Expansion is 6 except in the first block; stem, head and the first and last
+stage are never scaled.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class ConvNorm(Module):
 
 
 class InvertedResidual(Module):
-    """Widen, filter each channel, project back; the shortcut joins the narrow ends (Sandler et al., arXiv 1801.04381)."""
+    """Widen, filter each channel, project back (MobileNetV2: Sandler et al. 2018, arXiv 1801.04381)."""
 
     def __init__(
         self, channels_in: int, layout: tuple[int, int, int, int], rate: float, style: Style, build: Build

@@ -1,11 +1,13 @@
 """Layers that the model families share, and `Classifier`, the protocol that all of them keep.
 
-Everything here is a pure function of its arguments: no hidden random generators, no mode flags. `train` and `key`
-are passed down in each call. Batch norm writes its running statistics into its own `nnx.BatchStat` variables.
+Everything here is a pure function of its arguments: no hidden random generators, no mode flags. `train` and
+`key` are passed down in each call. Batch norm writes its running statistics into its own `nnx.BatchStat`
+variables.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -70,7 +72,7 @@ class Classifier(Module):
         self.axis_name = build.axis_name
 
     def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
-        """Feature map `[batch, height, width, channels]` or tokens `[batch, tokens, channels]` of the last block."""
+        """Feature map `[batch, height, width, channels]` or tokens `[batch, tokens, channels]`."""
         raise NotImplementedError
 
     def pool(self, features: Array) -> Array:
@@ -84,14 +86,15 @@ class Classifier(Module):
     def __call__(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
         """Logits `float32[batch, num_classes]` of `float[batch, height, width, channels]`.
 
-        `train` normalises with the batch's own statistics, moves the running ones, and drops where `key` is given.
+        `train` normalises with the batch's own statistics, moves the running ones, and drops where `key` is
+        given.
         """
         x = self.embed(images, train=train, key=key)
         x = dropout(x, self.drop_rate, fold(key, _HEAD) if train else None, self.axis_name)
         return self.head(x)
 
     def check(self, images: Array) -> None:
-        """Raise UserError for images that this model was not built for (shapes are static: free under jit)."""
+        """UserError for images that this model was not built for (shapes are static: free under jit)."""
         size = self.image_size
         wanted = f"[batch, {size or 'height'}, {size or 'width'}, {self.channels}]"
         if (
@@ -102,11 +105,11 @@ class Classifier(Module):
             raise UserError(f"the model was built for images {wanted}, got {list(images.shape)}")
 
 
-# --- Convolution -----------------------------------------------------------------------------------------------
+# --- Convolution
 
 
 class Conv(Module):
-    """2-D convolution in NHWC, kernel `[kernel, kernel, channels_in / groups, channels_out]`; a bias with `bias_init`.
+    """2-D convolution, kernel `[kernel, kernel, channels_in / groups, channels_out]`; bias with `bias_init`.
 
     padding: "torch" pads (kernel - 1) // 2 on each side as PyTorch models do, also where the stride is 2;
     "same" pads as TensorFlow does, more at the end than at the beginning; kernels as large as their stride
@@ -164,7 +167,7 @@ class Conv(Module):
 def patch_matmul(x: Array, kernel: Array, stride: int) -> Array:
     """Convolution whose patches do not overlap, as one matrix product: patch embeddings and 1x1 convolutions.
 
-    On CPU twice as fast as XLA's convolution, elsewhere the same. `[batch, height, width, channels_in]` ->
+    On CPU twice as fast as XLA's convolution. `[batch, height, width, channels_in]` ->
     `[batch, height', width', channels_out]`.
     """
     size, _, channels_in, channels_out = kernel.shape
@@ -185,15 +188,14 @@ def depthwise_by_taps(x: Array, kernel: Array, stride: int, pads: Sequence[tuple
     size = kernel.shape[0]
     weights = kernel[:, :, 0].astype(jnp.float32)
     shifted = _shifted(x, size, stride, pads, 0.0)
-    return sum(
-        tap.astype(jnp.float32) * weights[i // size, i % size] for i, tap in enumerate(shifted)
-    ).astype(x.dtype)
+    taps = [tap.astype(jnp.float32) * weights[i // size, i % size] for i, tap in enumerate(shifted)]
+    return functools.reduce(jnp.add, taps).astype(x.dtype)
 
 
 def _shifted(
     x: Array, size: int, stride: int, pads: Sequence[tuple[int, int]], fill: float
 ) -> Iterable[Array]:
-    """The size * size strided views of padded `[batch, height, width, channels]`, row by row of the window."""
+    """The size * size strided views of padded `[batch, height, width, channels]`, row by row."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
     last = [(side - size) // stride * stride + 1 for side in x.shape[1:3]]
     for i in range(size):
@@ -202,11 +204,11 @@ def _shifted(
 
 
 def max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
-    """Maximum over windows, as PyTorch's MaxPool2d: `[batch, height, width, channels]` -> `[batch, height', ...]`.
+    """Maximum over windows, PyTorch's MaxPool2d: `[batch, height, width, channels]` -> smaller sides.
 
-    Never `lax.reduce_window`: its gradient makes a small CNN 3.7 times slower on CPU. Windows side by side are a
-    reshape and a maximum; overlapping ones are maxima of strided views, first over rows, then over columns, which
-    XLA fuses on every backend. Where several places tie, the gradient is shared among them.
+    Never `lax.reduce_window`: its gradient makes a small CNN 3.7 times slower on CPU. Windows side by side
+    are a reshape and a maximum; overlapping ones are maxima of strided views, first over rows, then over
+    columns, which XLA fuses on every backend. Where several places tie, the gradient is shared among them.
     """
     if window == stride and padding == 0:
         batch, height, width, channels = x.shape
@@ -224,15 +226,16 @@ def max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
     return x
 
 
-# --- Normalisation ---------------------------------------------------------------------------------------------
+# --- Normalisation
 
 
 class BatchNorm(Module):
     """Batch normalisation over all axes but the last (Ioffe and Szegedy 2015, arXiv 1502.03167).
 
-    Statistics are float32 and over the global batch: `jit` over a mesh sees it by itself, under `pmap` they are
-    averaged over `axis_name`. As in PyTorch, the batch is normalised with its biased variance while the running
-    variance takes the unbiased one, and running = decay * running + (1 - decay) * batch with decay 0.9.
+    Statistics are float32 and over the global batch: `jit` over a mesh sees it by itself, under `pmap` they
+    are averaged over `axis_name`. As in PyTorch, the batch is normalised with its biased variance while the
+    running variance takes the unbiased one, and running = decay * running + (1 - decay) * batch with decay
+    0.9.
     """
 
     def __init__(
@@ -276,7 +279,7 @@ class BatchNorm(Module):
 
 
 def layer_norm(channels: int, build: Build) -> nnx.LayerNorm:
-    """Layer normalisation over the last axis, float32 inside, epsilon 1e-6 as in timm (Ba et al., arXiv 1607.06450)."""
+    """Layer norm over the last axis, float32 inside, epsilon as timm's (Ba et al. 2016, arXiv 1607.06450)."""
     return nnx.LayerNorm(channels, epsilon=1e-6, dtype=build.dtype, use_fast_variance=False, rngs=build.rngs)
 
 
@@ -291,7 +294,7 @@ class LayerScale(Module):
         return x * self.scale[...].astype(x.dtype)
 
 
-# --- Randomness ------------------------------------------------------------------------------------------------
+# --- Randomness
 
 
 def fold(key: Key, index: int) -> Key:
@@ -300,12 +303,12 @@ def fold(key: Key, index: int) -> Key:
 
 
 def dropout(x: Array, rate: float, key: Key, axis_name: str | None) -> Array:
-    """Set each element of `[batch, ...]` to 0 with probability `rate`, and scale the others by 1 / (1 - rate)."""
+    """Set each element of `[batch, ...]` to 0 with probability `rate`, scale the others by 1 / (1 - rate)."""
     return _drop(x, rate, key, axis_name, x.shape[1:])
 
 
 def drop_path(x: Array, rate: float, key: Key, axis_name: str | None) -> Array:
-    """Stochastic depth: drop a residual branch `[batch, ...]` for whole images (Huang et al. 2016, arXiv 1603.09382)."""
+    """Drop a residual branch `[batch, ...]` for whole images (Huang et al. 2016, arXiv 1603.09382)."""
     return _drop(x, rate, key, axis_name, (1,) * (x.ndim - 1))
 
 
@@ -326,21 +329,19 @@ def drop_path_rates(last: float, blocks: int) -> list[float]:
     return [last * i / max(blocks - 1, 1) for i in range(blocks)]
 
 
-# --- Blocks ----------------------------------------------------------------------------------------------------
+# --- Blocks
 
 
 def run_blocks(blocks: Iterable[Any], x: Array, train: bool, key: Key, remat: bool) -> Array:
     """Apply `block(x, train, key of its own)` one after the other; no key unless in training.
 
-    remat: keep only what is between blocks for the backward pass and compute the inside again (Chen et al. 2016,
-    arXiv 1604.06174). Running statistics written inside come out as without.
+    remat: keep only what is between blocks for the backward pass and compute the inside again (Chen et al.
+    2016, arXiv 1604.06174). Running statistics written inside come out as without.
     """
     key = key if train else None
     for i, block in enumerate(blocks):
-        if remat:
-            x = _rematerialised(block, x, train, fold(key, i))
-        else:
-            x = block(x, train, fold(key, i))
+        part = fold(key, i)
+        x = _rematerialised(block, x, train, part) if remat else block(x, train, part)
     return x
 
 
@@ -358,7 +359,7 @@ def _rematerialised(block: Any, x: Array, train: bool, key: Key) -> Array:
     return y
 
 
-# --- Initialisers ----------------------------------------------------------------------------------------------
+# --- Initialisers
 
 zeros = nnx.initializers.zeros_init()
 normal_002 = nnx.initializers.normal(0.02)
@@ -366,7 +367,7 @@ normal_002 = nnx.initializers.normal(0.02)
 
 
 def fan_out_normal(groups: int = 1) -> nnx.Initializer:
-    """Normal with variance 2 / (kernel area * channels out / groups), for kernels (He et al. 2015, arXiv 1502.01852)."""
+    """Normal with variance 2 / (kernel area * channels out / groups) (He et al. 2015, arXiv 1502.01852)."""
 
     def init(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
         return jax.random.normal(key, shape, dtype) * math.sqrt(

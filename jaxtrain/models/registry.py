@@ -225,12 +225,13 @@ def create_model(
     dtype: DTypeLike = np.float32,
     axis_name: str | None = None,
 ) -> Classifier:
-    """Build a model with fresh parameters: an `nnx.Module` that maps images to logits (see `layers.Classifier`).
+    """Build a model with fresh parameters: an `nnx.Module` from images to logits (see `layers.Classifier`).
 
-    Nothing is compiled here and `seed` may be traced: call it inside `jax.jit` (or `nnx.eval_shape`), which is many
-    times faster than op by op. `image_size` is the side of square images in pixels, `dtype` that of the computation
-    (parameters are float32 always), `axis_name` the axis of `jax.pmap` over which batch norm and dropout see one
-    global batch. Raises UserError for an unknown model, an option that it does not have, or a size it cannot take.
+    Nothing is compiled here and `seed` may be traced: call it inside `jax.jit` (or `nnx.eval_shape`), which
+    is many times faster than op by op. `image_size` is the side of square images in pixels, `dtype` that of
+    the computation (parameters are float32 always), `axis_name` the axis of `jax.pmap` over which batch norm
+    and dropout see one global batch. Raises UserError for an unknown model, an option that it does not have,
+    or a size it cannot take.
     """
     if isinstance(config, str):
         config = ModelConfig(name=config)

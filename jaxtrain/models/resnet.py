@@ -1,8 +1,8 @@
-"""Residual networks: ResNet (He et al. 2015, arXiv 1512.03385) and WideResNet (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
+"""ResNet (He et al. 2015, arXiv 1512.03385) and WideResNet (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
 
-ResNet is the "v1.5" of torchvision and timm: the stride sits in the 3x3 convolution of a bottleneck. The last batch
-norm of each branch starts at 0 (Goyal et al. 2017, arXiv 1706.02677). WideResNet is the pre-activation network for
-small images; `wide_resnet50_2` is a ResNet with bottlenecks twice as wide.
+ResNet is the "v1.5" of torchvision and timm: the stride sits in the 3x3 convolution of a bottleneck. The last
+batch norm of each branch starts at 0 (Goyal et al. 2017, arXiv 1706.02677). WideResNet is the pre-activation
+network for small images; `wide_resnet50_2` is a ResNet with bottlenecks twice as wide.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _shortcut(build: Build, channels_in: int, channels_out: int, stride: int) ->
 
 
 class ResNet(Classifier):
-    """depths: blocks a stage; widths: channels of the stages' 3x3 convolutions, times `widen` in bottlenecks."""
+    """depths: blocks a stage; widths: channels of their 3x3 convolutions, times `widen` in bottlenecks."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class ResNet(Classifier):
 
 
 class WideBlock(Module):
-    """Pre-activation block of two 3x3 convolutions; where the shape changes, the shortcut sees the activation too."""
+    """Pre-activation block of two 3x3 convolutions; a projecting shortcut sees the activation too."""
 
     def __init__(self, build: Build, channels_in: int, channels_out: int, stride: int, rate: float) -> None:
         self.drop_path_rate, self.axis_name = rate, build.axis_name

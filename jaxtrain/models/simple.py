@@ -7,7 +7,6 @@ convolutions, and 2x2 pooling between stages. They are sized for training on a f
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -51,7 +50,7 @@ class MLP(Classifier):
         self.head = torch_linear(sizes[-1], build.num_classes, build)
 
     def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
-        """One token: `[batch, 1, num_features]`, the last hidden layer (of a linear classifier, the pixels)."""
+        """One token: `[batch, 1, num_features]`, the last hidden layer (of a linear classifier: pixels)."""
         self.check(images)
         return run_blocks(self.blocks, images.reshape(images.shape[0], 1, -1), train, key, self.remat)
 
@@ -71,7 +70,7 @@ class ConvBlock(Module):
 
 
 class CNN(Classifier):
-    """stages: channels of each stage's convolutions; the sides are halved at the end of every stage but the last."""
+    """stages: channels of each stage's convolutions; sides are halved after every stage but the last."""
 
     def __init__(self, build: Build, *, stages: tuple[tuple[int, ...], ...]) -> None:
         super().__init__(stages[-1][-1], build)

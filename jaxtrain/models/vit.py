@@ -1,8 +1,9 @@
 """Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929) and its descendants of the same shape.
 
-DeiT (arXiv 2012.12877) is the same network; DeiT III (arXiv 2204.07118) and DINOv2 (arXiv 2304.07193) add a learned
-scale to each branch; registers are extra tokens without a position (Darcet et al. 2023, arXiv 2309.16588). The
-variants without a class token average the patches, which trains better from scratch (Beyer et al. 2022, arXiv 2205.01580).
+DeiT (arXiv 2012.12877) is the same network; DeiT III (arXiv 2204.07118) and DINOv2 (arXiv 2304.07193) add a
+learned scale to each branch; registers are extra tokens without a position (Darcet et al. 2023, arXiv
+2309.16588). The variants without a class token average the patches, which trains better from scratch (Beyer
+et al. 2022, arXiv 2205.01580).
 """
 
 from __future__ import annotations
