@@ -37,6 +37,10 @@ class FakeServer:
         self.start()
 
     @property
+    def up(self) -> bool:
+        return self._http is not None
+
+    @property
     def uri(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
@@ -68,6 +72,7 @@ class FakeServer:
             return 500, {"error_code": "INTERNAL_ERROR", "message": "planted"}
         if self.fault == "hang":
             self._release.wait(60)
+            return 500, {"error_code": "INTERNAL_ERROR", "message": "stopped"}
         if self.fault == "slow":
             time.sleep(0.3)
         status, body = getattr(self, "_" + path.replace("/", "_").replace("-", "_"), self._unknown)(query)
@@ -170,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self, query: dict[str, Any]) -> None:
         path = urlsplit(self.path).path.partition("/mlflow/")[2]
-        if self.fake.fault == "drop":
+        if self.fake.fault == "drop" or not self.fake.up:
             self.close_connection = True
             return
         status, body = self.fake.answer(path, query)

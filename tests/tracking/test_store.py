@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxtrain.errors import UserError
+from jaxtrain.tracking import store
+from jaxtrain.tracking.provenance import PROCESS_TAG, process_identity
+
+
+def test_which_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert store.tracking_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert store.tracking_uri(None) == "http://server:5000"
+    assert store.tracking_uri("sqlite:///sub/x.db?timeout=9") == f"sqlite:///{tmp_path}/sub/x.db?timeout=9"
+    assert store.tracking_uri("sqlite:////abs/x.db") == "sqlite:////abs/x.db"
+    assert store.tracking_uri("postgresql+psycopg2://u:p@h/db") == "postgresql+psycopg2://u:p@h/db"
+    assert store.tracking_uri("databricks") == "databricks"
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("file:///data/mlruns", r"migrate-filestore --source /data/mlruns --target sqlite:///mlflow.db"),
+        ("./mlruns", r"migrate-filestore --source ./mlruns"),
+        ("sqllite:///mlflow.db", r"did you mean 'sqlite'\?"),
+        ("htpp://user:hunter2@host", r"'htpp://\*\*\*@host': did you mean 'http'\?"),
+        ("sqlite:///:memory:", r"needs a file"),
+    ],
+)
+def test_impossible_stores_are_refused_with_the_remedy(uri: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        store.tracking_uri(uri)
+
+
+def test_experiments_are_found_created_and_missed_when_deleted(sqlite_uri: str, tmp_path: Path) -> None:
+    client = store.connect(sqlite_uri)
+    number = store.experiment_id(client, sqlite_uri, "PT")
+    assert store.experiment_id(client, sqlite_uri, "PT") == number
+    assert client.get_experiment(number).artifact_location == str(tmp_path / "mlruns" / "PT")
+    client.delete_experiment(number)
+    with pytest.raises(store.StoreError, match=f"mlflow experiments restore --experiment-id {number}"):
+        store.experiment_id(client, sqlite_uri, "PT")
+
+
+def test_only_dead_runs_of_this_machine_are_closed(sqlite_uri: str) -> None:
+    client = store.connect(sqlite_uri)
+    number = store.experiment_id(client, sqlite_uri, "PT")
+    alive = process_identity(os.getpid())
+    dead = json.dumps({**json.loads(alive), "started": 1.0})
+    elsewhere = json.dumps({**json.loads(dead), "host": "another"})
+    tags = {"alive": alive, "dead": dead, "elsewhere": elsewhere, "resumed": dead, "foreign": ""}
+    runs = {
+        name: client.create_run(number, tags={PROCESS_TAG: tag} if tag else {}).info.run_id
+        for name, tag in tags.items()
+    }
+    ended = client.create_run(number, tags={PROCESS_TAG: dead}).info.run_id
+    client.set_terminated(ended, "FINISHED")
+    assert store.close_stale_runs(client, number, keep=runs["resumed"]) == [runs["dead"]]
+    status = {name: client.get_run(run_id).info.status for name, run_id in runs.items()}
+    assert status == {
+        "alive": "RUNNING",
+        "dead": "KILLED",
+        "elsewhere": "RUNNING",
+        "resumed": "RUNNING",
+        "foreign": "RUNNING",
+    }
+    assert client.get_run(ended).info.status == "FINISHED"
+
+
+def test_the_lock_is_for_one_process_and_ends_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom jaxtrain.tracking import store\n"
+        "held = store.try_lock(Path(sys.argv[1]))\nprint(held is not None, flush=True)\ninput()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "True\n"
+    assert store.try_lock(path) is None
+    with pytest.raises(TimeoutError), store.file_lock(path, timeout=0.1):
+        pass
+    other.kill()
+    other.wait()
+    with store.file_lock(path, timeout=5.0):
+        assert store.try_lock(path) is None
+
+
+_MANY = """
+import os, sys, time
+from jaxtrain.tracking import store
+from mlflow.entities import Metric
+import mlflow.store.tracking.sqlalchemy_store
+uri, count = sys.argv[1], int(sys.argv[2])
+go = time.time() + 0.2
+children = []
+for i in range(count):
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            time.sleep(max(0, go - time.time()))
+            client = store.connect(uri)
+            number = store.experiment_id(client, uri, "PT")
+            run = client.create_run(number)
+            for step in range(3):
+                points = [Metric(f"m{k}", 1.0, 0, step) for k in range(10)]
+                for attempt in range(20):
+                    try:
+                        client.log_batch(run.info.run_id, metrics=points, synchronous=True)
+                        break
+                    except Exception as error:
+                        if "locked" not in str(error):
+                            raise
+            client.set_terminated(run.info.run_id)
+            code = 0
+        finally:
+            os._exit(code)
+    children.append(child)
+print(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 for child in children))
+"""
+
+
+@pytest.mark.parametrize("processes", [8, pytest.param(24, marks=pytest.mark.slow)])
+def test_many_processes_start_at_once_on_a_store_that_does_not_exist(tmp_path: Path, processes: int) -> None:
+    database = tmp_path / "new" / "mlflow.db"
+    command = [sys.executable, "-W", "ignore", "-c", _MANY, f"sqlite:///{database}", str(processes)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.stdout.strip() == str(processes), done.stderr[-2000:]
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("select count(*) from runs where status = 'FINISHED'").fetchone() == (
+            processes,
+        )
+        assert connection.execute("select count(*) from metrics").fetchone() == (processes * 30,)
+        assert connection.execute("select count(*) from experiments where name = 'PT'").fetchone() == (1,)
