@@ -171,7 +171,7 @@ class Progress:
         self, total_steps: int, steps_per_epoch: float, start_step: int = 0, file: TextIO | None = None
     ) -> None:
         self._total, self._per_epoch, self._step = total_steps, steps_per_epoch, start_step
-        self._epochs = max(math.ceil(total_steps / steps_per_epoch - 1e-9), 1)
+        self._epochs = self._epoch(total_steps)
         self._file = file
         self._train: Mapping[str, float] = {}
         self._val: Mapping[str, float] = {}
@@ -268,8 +268,7 @@ class Progress:
     def _fields(self) -> list[tuple[int, str]]:
         """What is to be said, in order; where space is short, the highest numbers go first."""
         train, val = self._train, self._val
-        epoch = min(max(math.ceil(self._step / self._per_epoch - 1e-9), 1), self._epochs)
-        fields = [(0, f"epoch {epoch}/{self._epochs}"), (5, f"{self._step:,}/{self._total:,}")]
+        fields = [(0, f"epoch {self._epoch(self._step)}/{self._epochs}"), (5, f"{self._step:,}/{self._total:,}")]
         if not train and not val:
             fields.append((1, "compiling"))
         if "train/loss" in train:
@@ -288,6 +287,10 @@ class Progress:
             fields.append((8, f"best {self._best:.2%}"))
         fields.append((2, self._time()))
         return fields
+
+    def _epoch(self, steps: int) -> int:
+        """The epoch in which the last of so many steps begins."""
+        return math.floor(max(steps - 1, 0) / self._per_epoch + 1e-9) + 1
 
     def _time(self) -> str:
         if self._step >= self._total:

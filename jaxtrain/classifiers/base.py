@@ -21,7 +21,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.models import create_model
 from jaxtrain.training.losses import cross_entropy, soft_labels
 from jaxtrain.training.optimizers import Schedule, make_optimizer
-from jaxtrain.training.state import Batch, Tree
+from jaxtrain.training.state import Batch, Tree, model_keys
 from jaxtrain.training.step import Metrics
 
 
@@ -33,7 +33,7 @@ class Fitted:
     """Resolved."""
     class_names: tuple[str, ...]
     weights: Tree
-    """Host arrays: {"params", "frozen", "model_state"}."""
+    """Host arrays {"params", "frozen", "model_state"}, with strings as keys."""
     class_weights: tuple[float, ...] | None = None
 
 
@@ -241,7 +241,7 @@ class BaseClassifier:
         if self._inference is None:
             strategy = make_strategy(self.config.parallel)
             inference = Inference(self, len(fitted.class_names), strategy)
-            self._inference = inference, strategy.place(fitted.weights)
+            self._inference = inference, strategy.place(model_keys(fitted.weights))
         inference, weights = self._inference
         source = (
             images

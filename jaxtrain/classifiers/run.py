@@ -278,6 +278,8 @@ def _finish(
     classifier: BaseClassifier, setup: Setup, result: LoopResult, run_dir: Path, tracker: Tracker
 ) -> dict[str, Any]:
     """Keep the selected weights in `model/` and as an MLflow model; return the summary but for the test figures."""
+    from jaxtrain.classifiers.base import Fitted
+
     config, dataset, progress = setup.config, setup.dataset, result.progress
     last = config.train.select == "last" or result.best is None
     weights = snapshot(result.state, setup.strategy) if last else result.best

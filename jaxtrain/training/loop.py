@@ -19,7 +19,7 @@ import numpy as np
 from jaxtrain.errors import RunError
 from jaxtrain.training.feed import Feed
 from jaxtrain.training.parallel import Strategy
-from jaxtrain.training.state import TrainState, Tree, to_arrays
+from jaxtrain.training.state import TrainState, Tree, stored_keys, to_arrays
 from jaxtrain.training.step import Step
 
 
@@ -217,9 +217,9 @@ def _better(new: dict[str, float], old: dict[str, float], monitor: str) -> bool:
 
 
 def snapshot(state: TrainState, strategy: Strategy) -> Tree:
-    """Host copies of the inference weights: {"params", "frozen", "model_state"}."""
+    """Host copies of the inference weights, {"params", "frozen", "model_state"}, with keys as files have them."""
     weights = {"params": state.eval_params, "frozen": state.frozen, "model_state": state.eval_model_state}
-    return jax.tree.map(np.array, jax.device_get(strategy.single(weights)))
+    return stored_keys(jax.tree.map(np.array, jax.device_get(strategy.single(weights))))
 
 
 class _Meter:

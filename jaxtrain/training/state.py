@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,3 +78,15 @@ def from_arrays(arrays: dict[str, Any], like: TrainState) -> TrainState:
 
 def _raw_key(state: TrainState) -> TrainState:
     return replace(state, key=jax.random.key_data(state.key))
+
+
+def stored_keys(tree: Tree) -> Tree:
+    """With strings as keys throughout, as files have them (NNX numbers the members of a list)."""
+    return {str(k): stored_keys(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
+
+
+def model_keys(tree: Tree) -> Tree:
+    """The inverse of `stored_keys`."""
+    return {
+        int(k) if k.isdigit() else k: model_keys(v) if isinstance(v, Mapping) else v for k, v in tree.items()
+    }
