@@ -1,0 +1,183 @@
+"""Each layer against float64 NumPy, or against another implementation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from jaxtrain.models import layers
+from jaxtrain.models.layers import BatchNorm, Build, Conv, fan_out_normal, max_pool, uniform
+
+
+def build(dtype=jnp.float32, axis_name=None):
+    rngs = nnx.Rngs(params=jax.random.key(0))
+    return Build(num_classes=3, channels=3, image_size=8, dtype=dtype, axis_name=axis_name, rngs=rngs)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def convolve(x, kernel, stride, before, after):
+    """`float64[batch, height, width, channels]`, by definition; groups follow from the shapes."""
+    x = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+    size, _, per_group, channels_out = kernel.shape
+    groups = x.shape[3] // per_group
+    rows, columns = ((side - size) // stride + 1 for side in x.shape[1:3])
+    y = np.zeros((x.shape[0], rows, columns, channels_out))
+    for out in range(channels_out):
+        first = out // (channels_out // groups) * per_group
+        for r in range(rows):
+            for c in range(columns):
+                patch = x[:, r * stride : r * stride + size, c * stride : c * stride + size]
+                y[:, r, c, out] = (patch[..., first : first + per_group] * kernel[..., out]).sum((1, 2, 3))
+    return y
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "groups", "padding", "side", "before", "after"),
+    [
+        (3, 1, 1, "torch", 7, 1, 1),
+        (3, 2, 1, "torch", 8, 1, 1),
+        (3, 2, 1, "same", 8, 0, 1),
+        (3, 2, 1, "same", 7, 1, 1),
+        (7, 2, 1, "torch", 9, 3, 3),
+        (5, 2, 1, "same", 8, 1, 2),
+        (1, 1, 1, "torch", 5, 0, 0),
+        (1, 2, 1, "torch", 5, 0, 0),
+        (2, 2, 1, "torch", 7, 0, 0),
+        (3, 1, 4, "torch", 6, 1, 1),
+        (3, 2, 4, "same", 6, 0, 1),
+        (5, 2, 4, "torch", 7, 2, 2),
+        (3, 1, 2, "torch", 6, 1, 1),
+    ],
+)
+def test_convolution_is_the_definition(size, stride, groups, padding, side, before, after):
+    conv = Conv(
+        4, 8 if groups < 4 else 4, size, build(), kernel_init=fan_out_normal(groups), bias_init=uniform(1.0),
+        stride=stride, groups=groups, padding=padding,
+    )  # fmt: skip
+    x = normal(2, side, side, 4)
+    kernel, bias = (np.asarray(v[...], np.float64) for v in (conv.kernel, conv.bias))
+    expected = convolve(x, kernel, stride, before, after) + bias
+    np.testing.assert_allclose(jax.jit(conv)(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
+
+
+def test_depthwise_convolution_on_cpu_is_that_of_other_backends(monkeypatch):
+    graphdef, state = nnx.split(Conv(6, 6, 5, build(), kernel_init=fan_out_normal(6), stride=2, groups=6))
+    x = jnp.asarray(normal(2, 9, 9, 6), jnp.float32)
+
+    def gradients():
+        def loss(state, x):
+            return jnp.sum(jnp.sin(nnx.merge(graphdef, state)(x)))
+
+        return jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(nnx.to_pure_dict(state), x))
+
+    by_taps = gradients()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for a, b in zip(by_taps, gradients(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_convolution_keeps_float32_parameters():
+    conv = Conv(3, 4, 3, build(jnp.bfloat16), kernel_init=fan_out_normal())
+    assert conv.kernel[...].dtype == jnp.float32
+    assert conv(jnp.ones((1, 4, 4, 3))).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "padding", "side"),
+    [(2, 2, 0, 8), (2, 2, 0, 7), (3, 2, 1, 8), (3, 2, 1, 7), (3, 1, 0, 5)],
+)
+def test_max_pool_and_its_gradient_are_those_of_reduce_window(window, stride, padding, side):
+    x = jnp.asarray(normal(2, side, side, 3), jnp.float32)
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+
+    def reference(x):
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
+
+    np.testing.assert_array_equal(max_pool(x, window, stride, padding), reference(x))
+    ours = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(max_pool(x, window, stride, padding)))))(x)
+    theirs = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(reference(x)))))(x)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_batch_norm_trains_on_the_batch_and_evaluates_on_running_statistics():
+    x = normal(4, 3, 3, 5) * 3 + 2
+    norm = BatchNorm(5, build(), epsilon=1e-3)
+    norm.scale[...] = jnp.arange(1.0, 6.0)
+    norm.bias[...] = jnp.arange(5.0)
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+
+    y = norm(jnp.asarray(x, jnp.float32), train=True)
+    expected = (x - mean) / np.sqrt(var + 1e-3) * np.arange(1, 6) + np.arange(5)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+    running_mean, running_var = 0.1 * mean, 0.9 + 0.1 * var * 36 / 35
+    np.testing.assert_allclose(norm.mean[...], running_mean, rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], running_var, rtol=1e-5)
+
+    y = norm(jnp.asarray(x, jnp.float32), train=False)
+    expected = (x - running_mean) / np.sqrt(running_var + 1e-3) * np.arange(1, 6) + np.arange(5)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+    np.testing.assert_allclose(norm.mean[...], running_mean, rtol=1e-5)
+
+
+def test_batch_norm_survives_a_mean_far_above_the_deviation():
+    x = jnp.asarray(normal(64, 4) + 1000.0, jnp.float32)
+    norm = BatchNorm(4, build(), decay=0.0)  # the running mean is that of the last batch
+    norm(x, train=True)
+    y = np.asarray(norm(x, train=True), np.float64)
+    np.testing.assert_allclose(y.std(0), 1.0, atol=1e-3)
+
+
+def test_bfloat16_batch_norm_keeps_float32_statistics():
+    norm = BatchNorm(2, build(jnp.bfloat16))
+    x = jnp.asarray(normal(512, 2) + 3, jnp.bfloat16)
+    assert norm(x, train=True).dtype == jnp.bfloat16
+    np.testing.assert_allclose(norm.mean[...], 0.1 * np.asarray(x, np.float64).mean(0), rtol=1e-4)
+
+
+def test_layer_norm_is_the_definition():
+    x = normal(3, 7) * 5 + 1
+    y = layers.layer_norm(7, build())(jnp.asarray(x, jnp.float32))
+    expected = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_drop_path_drops_whole_images_and_keeps_the_mean():
+    x = jnp.ones((4000, 2, 3))
+    y = np.asarray(layers.drop_path(x, 0.25, jax.random.key(0), None))
+    assert set(np.unique(y)) == {np.float32(0.0), np.float32(1 / 0.75)}
+    assert (y == y[:, :1, :1]).all()
+    assert abs((y[:, 0, 0] == 0).mean() - 0.25) < 0.03
+
+
+def test_dropout_drops_each_element():
+    y = np.asarray(layers.dropout(jnp.ones((100, 100)), 0.5, jax.random.key(0), None))
+    dropped = (y == 0).mean(axis=1)
+    assert abs(dropped.mean() - 0.5) < 0.02
+    assert dropped.std() > 0.02
+
+
+def test_nothing_drops_without_a_key_or_a_rate():
+    x = jnp.ones((8, 4))
+    assert layers.dropout(x, 0.5, None, None) is x
+    assert layers.dropout(x, 0.0, jax.random.key(0), None) is x
+
+
+def test_drop_path_rates_grow_linearly():
+    np.testing.assert_allclose(layers.drop_path_rates(0.3, 4), [0.0, 0.1, 0.2, 0.3])
+    assert layers.drop_path_rates(0.3, 1) == [0.0]
+
+
+def test_initialisers_have_their_deviation():
+    key = jax.random.key(0)
+    kernel = np.asarray(fan_out_normal()(key, (3, 3, 64, 128), jnp.float32))
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 128)), rtol=0.02)
+    depthwise = np.asarray(fan_out_normal(512)(key, (5, 5, 1, 512), jnp.float32))
+    np.testing.assert_allclose(depthwise.std(), np.sqrt(2 / 25), rtol=0.02)
+    values = np.asarray(uniform(0.25)(key, (1000,), jnp.float32))
+    assert -0.25 <= values.min() < -0.24
+    assert 0.24 < values.max() <= 0.25
