@@ -198,9 +198,9 @@ def _images(images: ArrayLike, where: str) -> Images:
     except ValueError:
         raise UserError(f"{where} images have different shapes: stack images of one size") from None
     if array.dtype != np.uint8:
-        raise UserError(
-            f"{where} images are {array.dtype}{_range(array)}, must be uint8: {_conversion(array)}"
-        )
+        seen = _range(array)
+        values = f" in {seen[0]:g}..{seen[1]:g}" if seen else ""
+        raise UserError(f"{where} images are {array.dtype}{values}, must be uint8: {_conversion(array)}")
     if not array.size:
         raise UserError(f"{where} images are empty: shape {list(array.shape)}")
     if array.ndim == 3:
@@ -216,30 +216,29 @@ def _images(images: ArrayLike, where: str) -> Images:
     return array
 
 
-def _range(array: NDArray[Any]) -> str:
-    if array.dtype.kind not in "iuf" or not array.size:
-        return ""
+def _range(array: NDArray[Any]) -> tuple[float, float] | None:
+    """Least and greatest number among the first thousand images."""
+    if array.dtype.kind not in "iuf":
+        return None
     part = array[:1000]
-    return f" in {np.nanmin(part):g}..{np.nanmax(part):g}"
+    part = part[np.isfinite(part)]
+    return (part.min(), part.max()) if part.size else None
 
 
 def _conversion(array: NDArray[Any]) -> str:
+    """How to make it uint8, as Python."""
     if array.dtype.kind == "b":
         return "images.astype(numpy.uint8) * 255"
-    if array.dtype.kind not in "iuf" or not array.size:
+    if (seen := _range(array)) is None:
         return "pass an array of numbers"
-    part = array[:1000]
-    low, high = np.nanmin(part), np.nanmax(part)
-    if array.dtype.kind == "f":
-        if np.isnan(part).any() or not 0 <= low <= high <= 255:
-            return "rescale to 0..255 first, then .round().astype(numpy.uint8)"
-        scaled = "(images * 255)" if high <= 1 else "images"
-        return f"{scaled}.round().astype(numpy.uint8)"
-    if low >= 0 and high <= 255:
-        return "images.astype(numpy.uint8)"
-    if array.dtype == np.uint16:
+    low, high = seen
+    if array.dtype == np.uint16 and high > 255:
         return "(images // 257).astype(numpy.uint8) where 65535 is white"
-    return "rescale to 0..255 first"
+    if low < 0 or high > 255 or np.isnan(array[:1000]).any():
+        return "rescale to 0..255 first, then .round().astype(numpy.uint8)"
+    if array.dtype.kind != "f":
+        return "images.astype(numpy.uint8)"
+    return ("(images * 255)" if high <= 1 else "images") + ".round().astype(numpy.uint8)"
 
 
 def _label_values(labels: ArrayLike, where: str, count: int) -> NDArray[Any]:

@@ -68,9 +68,7 @@ def idx_dataset(config: DataConfig, text: str) -> Dataset:
     def read(files: _Files) -> Pair:
         images, labels = read_idx(files.images), read_idx(files.labels)
         if images.ndim not in (3, 4) or labels.ndim != 1:
-            raise UserError(
-                f"{files.images.name} has {images.ndim} dimensions and {files.labels.name} {labels.ndim}"
-            )
+            raise UserError(f"{files.images} has {images.ndim} dimensions, its labels {labels.ndim}")
         if relative == "emnist":
             images = images.swapaxes(1, 2)
         return images, _as_characters(labels, characters, files.labels) if characters else labels
@@ -119,9 +117,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             f"{path} is not an IDX file: it begins with {data[:4].hex(' ') or 'nothing'}, not 00 00 08"
         )
     if data[2] != 0x08:
-        raise UserError(
-            f"{path} holds IDX type 0x{data[2]:02x}: only unsigned bytes (0x08) are images or labels"
-        )
+        raise UserError(f"{path} holds IDX type 0x{data[2]:02x}, not unsigned bytes (0x08)")
     dimensions = data[3]
     header = 4 + 4 * dimensions
     if len(data) < header:

@@ -21,17 +21,13 @@ class Records(Protocol):
     def __getitem__(self, index: int) -> bytes: ...
 
 
+@lru_cache(maxsize=8)
 def open_records(folder: str, split: str) -> Records:
-    """The records of one split of the prepared data set in `folder`.
+    """The records of one split of the prepared data set in `folder`; each process opens it once.
 
+    Not after a fork: array_record's readers crash there (0.8.6), also new ones. Spawned workers are fine.
     Raises `UserError` for file formats without random access, `RunError` for damaged files.
     """
-    # Readers hold threads and open files, which do not survive a fork.
-    return _open(folder, split, os.getpid())
-
-
-@lru_cache(maxsize=8)
-def _open(folder: str, split: str, process: int) -> Records:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
@@ -52,7 +48,7 @@ def _open(folder: str, split: str, process: int) -> Records:
 
 
 class TfRecords:
-    """TFRecord files: each record is a length (uint64), a checksum of it, the data, and a checksum of the data.
+    """TFRecord files: each record is a length (uint64) and its checksum, the data and its checksum.
 
     The places of all records are found by walking the lengths; checksums are not verified.
     """

@@ -1,0 +1,61 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from jaxtrain.config import DataConfig
+from jaxtrain.data.sources import describe, load_dataset
+from jaxtrain.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digit", "unknown data set 'digit': did you mean 'digits'?"),
+        ("fodler:/tmp", "unknown data set 'fodler:/tmp': did you mean 'folder:'?"),
+        ("cifar10", "unknown data set 'cifar10': did you mean 'tfds:cifar10'?"),
+        ("things.npz", "unknown data set 'things.npz': did you mean 'npz:things.npz'?"),
+        ("qqq", "unknown data set 'qqq': valid: digits, folder:PATH, idx:PATH, npz:PATH, tfds:NAME"),
+        ("tfds:", "'tfds:' names nothing: write tfds:NAME"),
+    ],
+)
+def test_unknown_names_get_the_nearest_valid_one(name, message):
+    with pytest.raises(UserError) as error:
+        load_dataset(DataConfig(name=name))
+    assert str(error.value) == f"data.name: {message}"
+
+
+def test_a_path_alone_is_taken_for_a_folder(tmp_path):
+    with pytest.raises(UserError, match=f"did you mean 'folder:{tmp_path}'"):
+        load_dataset(DataConfig(name=str(tmp_path)))
+
+
+@pytest.mark.parametrize("scheme", ["folder", "idx", "npz"])
+def test_missing_paths_name_the_nearest_neighbour(tmp_path, scheme):
+    (tmp_path / "flowers").mkdir()
+    with pytest.raises(UserError) as error:
+        load_dataset(DataConfig(name=f"{scheme}:{tmp_path}/flower/x"))
+    assert str(error.value) == (
+        f"{scheme}:{tmp_path}/flower/x does not exist: there is no 'flower' in {tmp_path}: "
+        "did you mean 'flowers'?"
+    )
+
+
+def test_the_description_is_plain_data():
+    description = describe(load_dataset(DataConfig()))
+    assert json.loads(json.dumps(description))["images"] == {"train": 1293, "val": 144}
+    counts = description["classes"]
+    assert list(counts) == list("0123456789")
+    assert sum(count["train"] for count in counts.values()) == 1293
+    assert sum(count["val"] for count in counts.values()) == 144
+    assert (description["size"], description["channels"], description["bad_images"]) == ((8, 8), 1, 0)
+
+
+def test_importing_loads_nothing_heavy():
+    code = (
+        "import sys, jaxtrain.data.sources, jaxtrain.data.digest; "
+        "print(sorted({'jax', 'sklearn', 'tensorflow_datasets', 'PIL', 'tensorflow'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
