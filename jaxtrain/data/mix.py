@@ -15,11 +15,11 @@ def mix_pairs(
     """Mix each image 2k with its neighbour 2k + 1, both ways, with one draw a pair from the even image's key.
 
     images: `float32[batch, height, width, channels]`; labels: `float32[batch, classes]`; keys: `[batch]`.
-    mixup, cutmix: alpha of the symmetric Beta distribution of the share that an image keeps, None for off; with both
-    on, each pair draws one of the two with probability 1/2; an alpha of 0 (traced) leaves its pairs as they are.
+    mixup, cutmix: alpha of the symmetric Beta distribution of the share that an image keeps, None for off.
+    With both on, each pair draws one of the two with probability 1/2. A (traced) alpha of 0 mixes nothing.
 
-    Mixup: Zhang et al. 2017, arXiv 1710.09412. CutMix: Yun et al. 2019, arXiv 1905.04899; the labels follow the exact
-    area of the box, after clipping at the border.
+    Mixup: Zhang et al. 2017, arXiv 1710.09412. CutMix: Yun et al. 2019, arXiv 1905.04899; the labels follow
+    the exact area of the box, after clipping at the border.
     """
     batch, height, width, _ = images.shape
     pair_keys = keys.reshape(-1, 2)[:, 0]
@@ -53,7 +53,7 @@ def _beta(keys: Array, stage: int, alpha: Scalar) -> Array:
 
 
 def _box(size: tuple[int, int], area: Array, place_y: Array, place_x: Array) -> Array:
-    """A box with the image's aspect ratio and the given share of its area, its centre anywhere: `bool[batch, *size]`."""
+    """A box of the image's proportions and a share `area` of it, centred anywhere: `bool[batch, *size]`."""
     height, width = size
     side = jnp.sqrt(area)
     tall, wide = jnp.floor(side * height), jnp.floor(side * width)
