@@ -46,10 +46,17 @@ def _towards_partner(values: Array, blend: Array) -> Array:
 
 
 def _beta(keys: Array, stage: int, alpha: Scalar) -> Array:
-    """Draws of Beta(alpha, alpha), `float32[batch]`; 1 where alpha is 0."""
+    """Draws of Beta(alpha, alpha), `float32[batch]`; 1 where alpha is 0.
+
+    Exact and without rejection, whose loops would wait for all devices: Ulrich's formula (1984) gives
+    Beta(alpha + 1, alpha + 1), and Gamma(alpha) is Gamma(alpha + 1) times a uniform to the power 1 / alpha.
+    """
     safe = jnp.maximum(alpha, 1e-3)
-    draw = jax.vmap(lambda key: jax.random.beta(jax.random.fold_in(key, stage), safe, safe))(keys)
-    return jnp.where(jnp.asarray(alpha) > 0, draw, 1.0)
+    draws = uniforms(keys, stage, 4)
+    turn, radius, first, second = (1 - draws[:, i] for i in range(4))  # in (0, 1]
+    place = jnp.cos(2 * jnp.pi * turn) * jnp.sqrt(1 - radius ** (2 / (2 * safe + 1)))
+    log_odds = jnp.log1p(place) - jnp.log1p(-place) + (jnp.log(first) - jnp.log(second)) / safe
+    return jnp.where(jnp.asarray(alpha) > 0, jax.nn.sigmoid(log_odds), 1.0)
 
 
 def _box(size: tuple[int, int], area: Array, place_y: Array, place_x: Array) -> Array:

@@ -230,8 +230,8 @@ def color_jitter(images: Array, draws: Array, strength: Scalar) -> Array:
 def random_erasing(images: Array, keys: Array, stage: int, probability: Scalar) -> Array:
     """Fill a random box with noise, uniform for each pixel (Zhong et al. 2017, arXiv 1708.04896: RE-R).
 
-    images: `[batch, height, width, channels]`, 0..255; keys: `[batch]`; result: float32. The area is 2% to 33%
-    of the image, the ratio 0.3 to 3.3 (torchvision's); an image in which no attempt fits stays.
+    images: `[batch, height, width, channels]`, 0..255; keys: `[batch]`; result: float32. The area is 2 to 33%
+    of the image, the ratio 0.3 to 3.3 (torchvision's); where no attempt fits, the image stays as it is.
     """
     batch, height, width, _ = images.shape
     draws = uniforms(keys, stage, 2 * ATTEMPTS + 3)

@@ -61,7 +61,7 @@ def apply_operations(images: Array, operations: Array, signs: Array, magnitude: 
     """
     levels = signs * magnitude / 10
     images = to_levels(images)
-    # On CPU, XLA computes each group again inside every read of the next one, optimization barriers or not; the
+    # On CPU, XLA computes each group again inside every read of the next, optimization barriers or not; the
     # borders of a loop hold (measured: 3 times faster with two layers).
     return lax.platform_dependent(images, operations, levels, cpu=_looped, default=_unrolled)
 

@@ -50,8 +50,7 @@ def run(options, keys, images, size=16):
     return np.asarray(_jitted(options, keys, images, image_size=size))
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(("name", "channels"), zip(OPTIONS, (1, 3, 1, 3), strict=True))
 def test_an_image_depends_on_its_key_alone(name, channels):
     """Not on its neighbours, its place, or the size of the batch; and another key gives another image."""
     options, (keys, images) = config(**OPTIONS[name]), batch(channels=channels)
@@ -63,14 +62,15 @@ def test_an_image_depends_on_its_key_alone(name, channels):
     order = np.array([3, 7, 0, 1, 6, 2, 5, 4])
     np.testing.assert_array_equal(run(options, keys[order], images[order]), results[order])
     np.testing.assert_array_equal(run(options, keys, images), results)
-    if channels == 3:
-        np.testing.assert_array_equal(run(options, keys[5:6], images[5:6]), results[5:6])
+    np.testing.assert_array_equal(run(options, keys[5:6], images[5:6]), results[5:6])
     same_image = jnp.repeat(images[:1], 8, axis=0)
     assert np.ptp(run(options, keys, same_image), axis=0).max() > 0.1
 
 
-@pytest.mark.parametrize("shape", [(24, 20), (8, 40)])
-@pytest.mark.parametrize("name", ["none", "pad+flips", "turned", "everything"])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("none", (8, 40)), ("pad+flips", (24, 20)), ("turned", (24, 20)), ("everything", (8, 40))],
+)
 def test_any_input_size_comes_out_at_the_image_size(name, shape):
     keys, images = batch(2, *shape)
     results = run(config(**OPTIONS.get(name, {})), keys, images)
@@ -99,7 +99,7 @@ def test_nothing_on_is_nothing_done():
 
 def test_traced_strengths_of_0_are_the_identity():
     keys, images = batch()
-    names = ("hflip", "vflip", "rotate", "zoom", "color_jitter", "erasing")
+    names = ("hflip", "rotate", "color_jitter", "erasing")
 
     def member(strength):
         return augment(
@@ -116,8 +116,8 @@ def test_traced_strengths_of_0_are_the_identity():
 def test_one_option_leaves_the_draws_of_the_others():
     keys, images = batch(64)
     flipped = run(config(hflip=0.5), keys, images)
-    both = run(config(hflip=0.5, erasing=0.01), keys, images)
-    assert np.mean((flipped == both).all((1, 2, 3))) > 0.9
+    both = run(config(hflip=0.5, color_jitter=1e-3), keys, images)
+    np.testing.assert_allclose(flipped, both, atol=0.01)
 
 
 def test_flips_have_their_probability():
@@ -228,14 +228,14 @@ def test_normalize():
 
 
 def test_inside_scan():
-    options, (keys, images) = config(**OPTIONS["everything"]), batch()
+    options, (keys, images) = config(**OPTIONS["turned"]), batch()
     steps = jax.vmap(lambda step: jax.vmap(lambda key: jax.random.fold_in(key, step))(keys))(jnp.arange(2))
 
     def step(carry, step_keys):
         return carry, augment(options, step_keys, images, image_size=16)
 
     _, results = jax.jit(lambda k: jax.lax.scan(step, 0, k))(steps)
-    np.testing.assert_allclose(results[1], run(options, steps[1], images), atol=1.01 / 255)
+    np.testing.assert_allclose(results[1], run(options, steps[1], images), atol=1e-5)
     assert np.abs(results[0] - results[1]).max() > 0.1
 
 

@@ -27,9 +27,19 @@ def vector(*values):
     return jnp.array(values, jnp.float32)
 
 
+axis_taps = jax.jit(ops.axis_taps, static_argnums=(0, 1), static_argnames="taps")
+centred_affine = jax.jit(ops.centred_affine, static_argnums=0)
+affine = jax.jit(ops.affine)
+color_jitter = jax.jit(ops.color_jitter)
+random_erasing = jax.jit(ops.random_erasing, static_argnums=2)
+resample = jax.jit(ops.resample)
+crop_boxes = jax.jit(ops.random_crop_boxes, static_argnums=(1, 2, 3))
+uniforms = jax.jit(ops.uniforms, static_argnums=(1, 2))
+
+
 def taps(size_in, size_out, boxes, flip=False, shift=0.0, count=None):
     start, length = (jnp.array(v, jnp.float32) for v in zip(*boxes, strict=True))
-    return ops.axis_taps(
+    return axis_taps(
         size_in,
         size_out,
         start=start,
@@ -50,7 +60,7 @@ BOXES = [
 
 
 @pytest.mark.parametrize("method", [ops.resample, ops._resample_dense], ids=["gather", "dense"])
-@pytest.mark.parametrize("size", [8, 16, 33, 64])
+@pytest.mark.parametrize("size", [9, 64])
 def test_crop_and_resize_is_pils(photo, method, size):
     rows = taps(40, size, [(top, tall) for top, _, tall, _ in BOXES])
     columns = taps(56, size, [(left, wide) for _, left, _, wide in BOXES])
@@ -65,7 +75,7 @@ def test_flip_and_shift_move_pixels_exactly_and_fill_with_black(photo):
     square = photo[:, :40]
     rows = taps(40, 40, [(0, 40)], shift=3.0, count=1)
     columns = taps(40, 40, [(0, 40)], shift=-5.0, flip=True, count=1)
-    got = np.asarray(ops.resample(square[None], rows, columns))[0]
+    got = np.asarray(resample(square[None], rows, columns))[0]
     padded = np.zeros((60, 60, 3))
     padded[10:50, 10:50] = square
     np.testing.assert_array_equal(got, padded[13:53, 5:45][:, ::-1])
@@ -87,7 +97,7 @@ MATRICES = {
 
 @pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
 def test_affine_is_pils(photo, matrix):
-    got = np.asarray(ops.affine(photo[None], jnp.array(matrix, jnp.float32).reshape(1, 2, 3)))[0]
+    got = np.asarray(affine(photo[None], jnp.array(matrix, jnp.float32).reshape(1, 2, 3)))[0]
     expected = Image.fromarray(photo).transform(
         (56, 40), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(0, 0, 0)
     )
@@ -100,14 +110,14 @@ def test_rotation_and_zoom_about_the_centre_are_pils(photo):
     square = photo[:, :40]
     still = (vector(0, 0), vector(0, 0)), (jnp.zeros(2, bool), jnp.zeros(2, bool))
     angle, scale = 17.0, 1.25
-    matrix = ops.centred_affine(
+    matrix = centred_affine(
         (40, 40),
         angle=-jnp.deg2rad(vector(angle, 0)),
         scale=vector(1, scale),
         shift=still[0],
         flip=still[1],
     )
-    turned, enlarged = np.asarray(ops.affine(np.stack([square, square]), matrix))
+    turned, enlarged = np.asarray(affine(np.stack([square, square]), matrix))
     picture = Image.fromarray(square)
     by_pil = {
         "ccw": np.asarray(picture.rotate(angle, Image.Resampling.BILINEAR), np.float32),
@@ -122,7 +132,7 @@ def test_rotation_and_zoom_about_the_centre_are_pils(photo):
 
 def test_one_affine_equals_flip_then_shift_after_it(photo):
     square = photo[:, :40]
-    matrix = ops.centred_affine(
+    matrix = centred_affine(
         (40, 40),
         angle=vector(0),
         scale=vector(1),
@@ -133,7 +143,7 @@ def test_one_affine_equals_flip_then_shift_after_it(photo):
         taps(40, 40, [(0, 40)], shift=3.0, count=1),
         taps(40, 40, [(0, 40)], shift=-5.0, flip=True, count=1),
     )
-    np.testing.assert_array_equal(ops.affine(square[None], matrix), ops.resample(square[None], rows, columns))
+    np.testing.assert_array_equal(affine(square[None], matrix), resample(square[None], rows, columns))
 
 
 @pytest.mark.parametrize(
@@ -144,8 +154,8 @@ def test_crop_boxes_follow_torchvisions_distribution(size, area, ratio):
     from scipy import stats
 
     count = 4000
-    draws = ops.uniforms(keys(count), 0, 2 * ops.ATTEMPTS + 2)
-    top, tall, left, wide = (np.asarray(v) for v in ops.random_crop_boxes(draws, size, area, ratio))
+    draws = uniforms(keys(count), 0, 2 * ops.ATTEMPTS + 2)
+    top, tall, left, wide = (np.asarray(v) for v in crop_boxes(draws, size, area, ratio))
     assert (top >= 0).all()
     assert (top + tall <= size[0]).all()
     assert (left >= 0).all()
@@ -167,8 +177,8 @@ def test_crop_boxes_follow_torchvisions_distribution(size, area, ratio):
 
 
 def test_crop_where_nothing_fits_is_the_largest_centred_one():
-    draws = ops.uniforms(keys(4), 0, 2 * ops.ATTEMPTS + 2)
-    boxes = ops.random_crop_boxes(draws, (20, 200), (1.0, 1.0), (0.75, 4 / 3))
+    draws = uniforms(keys(4), 0, 2 * ops.ATTEMPTS + 2)
+    boxes = crop_boxes(draws, (20, 200), (1.0, 1.0), (0.75, 4 / 3))
     for got, want in zip(boxes, (0, 20, 86, 27), strict=True):
         assert np.asarray(got).tolist() == pytest.approx([want] * 4, abs=1)
 
@@ -180,16 +190,16 @@ def test_color_jitter_is_torchvisions_formulas(photo):
     weights = np.array([0.2989, 0.587, 0.114])
     x = np.clip(contrast * x + (1 - contrast) * (x @ weights).mean(), 0, 255)
     x = np.clip(saturation * x + (1 - saturation) * (x @ weights)[..., None], 0, 255)
-    np.testing.assert_allclose(ops.color_jitter(photo[None], draws, 0.4)[0], x, atol=2e-2)
+    np.testing.assert_allclose(color_jitter(photo[None], draws, 0.4)[0], x, atol=2e-2)
     grey = photo[None, :, :, :1]
-    assert ops.color_jitter(grey, draws, 0.4).shape == grey.shape
-    np.testing.assert_array_equal(ops.color_jitter(grey, draws, 0.0), grey)
+    assert color_jitter(grey, draws, 0.4).shape == grey.shape
+    np.testing.assert_array_equal(color_jitter(grey, draws, 0.0), grey)
 
 
 def test_random_erasing_fills_a_box_of_noise():
     count, side = 600, 24
     images = jnp.full((count, side, side, 3), 77, jnp.uint8)
-    got = np.asarray(ops.random_erasing(images, keys(count), 8, 0.25))
+    got = np.asarray(random_erasing(images, keys(count), 8, 0.25))
     changed = (got != 77).any(-1)
     erased = changed.any((1, 2))
     assert abs(erased.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / count)
