@@ -246,8 +246,9 @@ def test_sharded_batches_give_the_same_without_communication():
         from jax.sharding import NamedSharding, PartitionSpec as P
         from jaxtrain.config import AugmentConfig
         from jaxtrain.data.augment import augment, mix, resolve_augment
-        config = resolve_augment(AugmentConfig(policy="strong", rotate=10, color_jitter=.2), image_size=16,
-                                 flips=True, channels=3)
+        options = dict(randaugment_layers=1, randaugment_magnitude=9, mixup=1, cutmix=1)
+        config = AugmentConfig(policy="light", **options)
+        config = resolve_augment(config, image_size=16, flips=True, channels=3)
         def step(keys, images, labels):
             return mix(config, keys, augment(config, keys, images, image_size=16), labels)
         keys = jax.random.split(jax.random.key(0), 16)
