@@ -1,9 +1,9 @@
-"""Augmentation of a batch on the device, inside the jitted step: what happens to an image follows from its key alone.
+"""Augmentation on the device, inside the jitted step: what happens to an image follows from its key alone.
 
-Order: one geometric resampling (RandomResizedCrop, or pad-and-crop with rotation, zoom and flips), colour jitter,
-RandAugment, random erasing; then mixup or CutMix on the batch, before or after `normalize` (both give the same).
-Options that are off cost nothing: they are looked at while tracing. All keys must be of the default `threefry2x32`
-kind, whose draws under `vmap` do not depend on the batch.
+Order: geometry (RandomResizedCrop, or pad-and-crop; rotation, zoom and flips in one resampling), colour
+jitter, RandAugment, random erasing; then mixup or CutMix on the batch, before or after `normalize` (both give
+the same). Options that are off cost nothing: they are looked at while tracing. Keys must be of the default
+kind, `threefry2x32`, whose draws under `vmap` do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxtrain.data.mix import mix_pairs
 from jaxtrain.data.randaugment import randaugment
 from jaxtrain.errors import UserError
 
-# Streams of random numbers, one an augmentation (each takes a few in a row): changing one would change old runs.
+# Streams of random numbers (an augmentation may take a few in a row): changing one changes repeated runs.
 _CROP, _SHIFT, _FLIP, _ROTATE, _JITTER, _ERASE, _RANDAUGMENT, _MIX = 0, 1, 2, 3, 4, 8, 16, 32
 
 _OFF: Mapping[str, Any] = {
@@ -54,9 +54,9 @@ _POLICIES: Mapping[str, Mapping[str, Any]] = {
     # Milder than Inception's 0.08: our choice for short runs on few images.
     "light": {"scale": (0.25, 1.0)},
     "auto": {"scale": (0.25, 1.0)},
-    # Beyer et al. 2022, arXiv 2205.01580, big_vision's vit_s16_i1k: inception crop, flip, randaug(2,10), mixup 0.2.
+    # big_vision's vit_s16_i1k (Beyer et al. 2022, arXiv 2205.01580).
     "standard": {"randaugment_layers": 2, "randaugment_magnitude": 10.0, "mixup": 0.2},
-    # DeiT, Touvron et al. 2020, arXiv 2012.12877, table 9: RandAugment 9, mixup 0.8, CutMix 1.0, erasing 0.25.
+    # DeiT (Touvron et al. 2020, arXiv 2012.12877, table 9).
     "strong": {
         "randaugment_layers": 2,
         "randaugment_magnitude": 9.0,
@@ -76,9 +76,10 @@ _PAD_SHARE = 1 / 8
 
 
 def resolve_augment(config: AugmentConfig, *, image_size: int, flips: bool, channels: int) -> AugmentConfig:
-    """Fill every option that is None from the policy, for images of this kind; explicit options stay as they are.
+    """Fill every option that is None from the policy, for images of this kind; explicit options stay.
 
-    image_size: side in pixels of the model's input; flips: whether a mirrored image keeps its label; channels: 1 or 3.
+    image_size: side in pixels of the model's input; flips: whether a mirrored image keeps its label;
+    channels: of the images.
     Raises UserError where options contradict each other.
     """
     options = {**_OFF, "pad": max(1, round(image_size * _PAD_SHARE))}
@@ -92,11 +93,14 @@ def resolve_augment(config: AugmentConfig, *, image_size: int, flips: bool, chan
         resolved = AugmentConfig.model_validate(options)
     except ValidationError as error:  # pragma: no cover - the tables are tested
         raise UserError(f"augment: {error.errors()[0]['msg']}") from error
-    _check(options, image_size)
+    _check(options, image_size, channels)
     return resolved
 
 
-def _check(options: Mapping[str, Any], image_size: int) -> None:
+def _check(options: Mapping[str, Any], image_size: int, channels: int) -> None:
+    coloured = [name for name in ("color_jitter", "randaugment_layers") if options[name]]
+    if coloured and channels not in (1, 3):
+        raise UserError(f"augment.{coloured[0]}: for images of 1 or 3 channels, not {channels}; set it to 0")
     for name in ("scale", "ratio"):
         low, high = options[name]
         if low > high:
@@ -113,7 +117,8 @@ def augment(config: AugmentConfig, keys: Array, images: Array, *, image_size: in
     config: from `resolve_augment`. Its numbers may be traced (`config.model_copy(update=...)`), then their
     augmentation is always computed.
     keys: one typed PRNG key an image, `[batch]`. images: `uint8[batch, height, width, channels]`.
-    Result: `float32[batch, image_size, image_size, channels]` in 0..1. Image i depends on `keys[i]` and `images[i]` only.
+    Result: `float32[batch, image_size, image_size, channels]` in 0..1.
+    Image i depends on `keys[i]` and `images[i]` only.
     """
     options = _resolved(config)
     images = _geometry(options, keys, images, image_size)
@@ -134,7 +139,8 @@ def augment(config: AugmentConfig, keys: Array, images: Array, *, image_size: in
 
 def prepare_eval(images: Array) -> Array:
     """Images as they are, from 0..255 (uint8 or float32) to float32 in 0..1; any shape."""
-    return jnp.clip(images.astype(jnp.float32) / 255, 0.0, 1.0)
+    # A product, since XLA makes one of the division under jit only: the same bits in and out of jit.
+    return jnp.clip(images.astype(jnp.float32) * (1 / 255), 0.0, 1.0)
 
 
 def normalize(images: Array, mean: Sequence[float] | Array, std: Sequence[float] | Array) -> Array:
@@ -149,8 +155,8 @@ def mix(config: AugmentConfig, keys: Array, images: Array, labels: Array) -> tup
     """Mixup and CutMix between neighbours 2k and 2k + 1, each pair with a draw from the even image's key.
 
     So a batch that is sharded over devices mixes locally, and alike on any number of devices.
-    keys: `[batch]`; images: `float32[batch, height, width, channels]`, normalised or not; labels: `float32[batch, classes]`,
-    one-hot or smoothed. Results have the same shapes; labels still sum to what they did.
+    keys: `[batch]`; images: `float32[batch, height, width, channels]`, normalised or not; labels:
+    `float32[batch, classes]`, one-hot or smoothed. Results have the same shapes.
     Raises UserError for an odd batch, while tracing.
     """
     options = _resolved(config)
@@ -159,7 +165,7 @@ def mix(config: AugmentConfig, keys: Array, images: Array, labels: Array) -> tup
         return images, labels
     if len(images) % 2:
         raise UserError(
-            f"augment.mixup and augment.cutmix pair images, but {len(images)} images are in the batch (on a device): "
+            f"augment.mixup and augment.cutmix pair the images of a batch, but it has {len(images)}: "
             f"use an even number, as {len(images) + 1}, or set both to 0"
         )
     return mix_pairs(images, labels, keys, _MIX, mixup=mixup, cutmix=cutmix)
@@ -227,5 +233,5 @@ def _resolved(config: AugmentConfig) -> Any:
 
 
 def _on(value: float | Array) -> bool:
-    """Whether an augmentation is computed at all; a traced strength may be 0 in one member of a sweep only."""
+    """Whether an augmentation is computed at all; a traced strength may be 0 in some members of a sweep."""
     return not isinstance(value, (int, float)) or value > 0

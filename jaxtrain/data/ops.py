@@ -1,8 +1,8 @@
-"""Image operations on a batch, each image with its own random parameters; the parts of `jaxtrain.data.augment`.
+"""Image operations on a batch, each image with its own parameters: the parts of `jaxtrain.data.augment`.
 
-Written as gathers with the batch as a batch dimension: XLA's CPU and GPU backends run these near the speed of memory
-(measured: several times faster than one-hot matrices or selects), and a batch that is sharded over devices stays so,
-without communication. Pixel values are on the scale 0..255, in uint8 or float32.
+Written as gathers with the batch as a batch dimension: on CPU these were several times faster than one-hot
+matrices or selects, and a batch that is sharded over devices stays so, without communication. Pixels are on
+the scale 0..255, in uint8 or float32.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ ATTEMPTS = 10
 
 
 def uniforms(keys: Array, stage: int, count: int) -> Array:
-    """Numbers in [0, 1) for each image, `float32[batch, count]`: a function of that image's key and the stage alone.
+    """Numbers in [0, 1) for each image, `float32[batch, count]`, from that image's key and the stage alone.
 
-    Each stage has its own stream, so switching one augmentation on leaves the draws of the others as they were.
+    Each stage has its own stream: switching one augmentation on leaves the draws of the others as they were.
     """
     return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, stage), (count,)))(keys)
 
@@ -40,7 +40,7 @@ def to_levels(images: Array) -> Array:
 
 
 def grey(images: Array) -> Array:
-    """Luma with torchvision's weights (ITU-R 601), `float32[batch, height, width, 1]`; one channel stays as it is."""
+    """Luma with torchvision's weights (ITU-R 601), `float32[..., 1]`; images of one channel as they are."""
     if images.shape[-1] == 1:
         return images
     red, green, blue = jnp.split(images, 3, axis=-1)
@@ -61,9 +61,9 @@ def axis_taps(
 ) -> Taps:
     """Resample `start .. start + length` of one axis to `size_out` positions, then flip, then shift.
 
-    The kernel is a triangle that widens when shrinking (antialiased, as PIL's BILINEAR and `jax.image.resize`).
-    Positions that the shift moves in from outside get weight 0: black. All arguments are `float32[batch]`, `flip`
-    `bool[batch]`. `taps` must be at least `taps_needed`; 1 is exact where the axis is only shifted and flipped.
+    The kernel is a triangle that widens when shrinking (antialiased, as PIL's BILINEAR). Positions that the
+    shift moves in from outside get weight 0: black. All arguments are `float32[batch]`, `flip` `bool[batch]`.
+    `taps` must be at least `taps_needed`; 1 is exact where the axis is only shifted and flipped.
     """
     out = jnp.arange(size_out, dtype=jnp.float32)
     out = jnp.where(flip[:, None], size_out - 1 - out, out) + shift[:, None]
@@ -123,7 +123,7 @@ def affine(images: Array, matrix: Array) -> Array:
     """Bilinear affine resampling, as PIL's `Image.transform(size, AFFINE, ..., BILINEAR)`; outside is black.
 
     images: `[batch, height, width, channels]`, uint8 or float32; result: float32, the same shape.
-    matrix: `float32[batch, 2, 3]`, (x, y, 1) of the output to (x, y) of the input; pixel centres at half integers.
+    matrix: `float32[batch, 2, 3]`, (x, y, 1) of the output to (x, y) of the input; centres at halves.
     """
     batch, height, width, channels = images.shape
     x_out = jnp.arange(width) + 0.5
@@ -155,9 +155,9 @@ def centred_affine(
     shift: tuple[Array, Array],
     flip: tuple[Array, Array],
 ) -> Array:
-    """The matrix for `affine`: rotate and scale about the centre, then flip, then shift; `float32[batch, 2, 3]`.
+    """`float32[batch, 2, 3]` for `affine`: shift, then flip, then rotate and scale, about the centre.
 
-    angle: radians; scale: over 1 enlarges; shift: pixels, (vertical, horizontal); flip: bool, (vertical, horizontal).
+    angle: radians; scale: over 1 enlarges; shift: pixels; shift and flip: (vertical, horizontal).
     """
     height, width = size
     cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
@@ -173,9 +173,9 @@ def random_boxes(
 ) -> tuple[Array, Array, Array]:
     """Heights and widths of boxes in whole pixels, and whether one fitted: three `[batch]`.
 
-    draws: `float32[batch, attempts, 2]` in [0, 1). The area is uniform in `area` (shares of the image), the ratio of
-    width to height log-uniform in `ratio`; the first attempt that fits is taken (torchvision's RandomResizedCrop and
-    RandomErasing).
+    draws: `float32[batch, attempts, 2]` in [0, 1). The area is uniform in `area` (shares of the image), the
+    ratio of width to height log-uniform in `ratio`; the first attempt that fits is taken (as in torchvision's
+    RandomResizedCrop and RandomErasing).
     """
     height, width = size
     pixels = height * width * (area[0] + (area[1] - area[0]) * draws[..., 0])
@@ -192,7 +192,7 @@ def random_crop_boxes(
 ) -> tuple[Array, Array, Array, Array]:
     """Top, height, left, width of the Inception-style crops, `float32[batch]` each, whole pixels.
 
-    draws: `float32[batch, 2 * ATTEMPTS + 2]`. Where no attempt fits: the largest centred crop within the ratios.
+    draws: `float32[batch, 2 * ATTEMPTS + 2]`. Where no attempt fits: the largest centred one.
     (Szegedy et al. 2014, arXiv 1409.4842, as in torchvision's RandomResizedCrop.)
     """
     height, width = size
@@ -214,8 +214,8 @@ def color_jitter(images: Array, draws: Array, strength: Scalar) -> Array:
     """Brightness, then contrast, then saturation, each by a factor uniform in 1 - strength .. 1 + strength.
 
     images: `[batch, height, width, channels]`, 0..255; draws: `float32[batch, 3]` in [0, 1); result: float32.
-    The three operations are torchvision's ColorJitter, which shuffles their order; here it is fixed. Images of one
-    channel have no saturation.
+    As torchvision's ColorJitter, which shuffles the order; here it is fixed. Images of one channel have no
+    saturation.
     """
     brightness, contrast, saturation = (per_image(1 + strength * (2 * draws[:, i] - 1)) for i in range(3))
     images = jnp.clip(brightness * images, 0, 255)
@@ -228,10 +228,10 @@ def color_jitter(images: Array, draws: Array, strength: Scalar) -> Array:
 
 
 def random_erasing(images: Array, keys: Array, stage: int, probability: Scalar) -> Array:
-    """Fill a random box with noise, uniform in 0..255 for each pixel (Zhong et al. 2017, arXiv 1708.04896: RE-R).
+    """Fill a random box with noise, uniform for each pixel (Zhong et al. 2017, arXiv 1708.04896: RE-R).
 
-    images: `[batch, height, width, channels]`, 0..255; keys: `[batch]`; result: float32. Area 2% to 33% of the image
-    and ratio 0.3 to 3.3, torchvision's values; an image in which no attempt fits stays as it is.
+    images: `[batch, height, width, channels]`, 0..255; keys: `[batch]`; result: float32. The area is 2 to 33%
+    of the image, the ratio 0.3 to 3.3 (torchvision's); where no attempt fits, the image stays as it is.
     """
     batch, height, width, _ = images.shape
     draws = uniforms(keys, stage, 2 * ATTEMPTS + 3)
