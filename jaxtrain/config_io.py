@@ -25,7 +25,7 @@ def load_config(path: Path) -> Config:
     """The options in a YAML file, defaults for the others; an empty section is as if left out.
 
     Raises:
-        UserError: the file is missing, is no YAML mapping, names an option twice, or an option or value is wrong.
+        UserError: the file is missing, is no YAML mapping, names an option twice, or has a wrong one.
     """
     try:
         tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
@@ -62,8 +62,8 @@ def option_paths() -> list[str]:
 def nearest_option(path: str) -> str:
     """The end of an error message about an option that does not exist: the one probably meant.
 
-    >>> nearest_option("lr"), nearest_option("model.batch_size"), nearest_option("train.epoch")
-    ("did you mean 'optimizer.learning_rate'?", "did you mean 'train.batch_size'?", "did you mean 'train.epochs'?")
+    >>> nearest_option("lr"), nearest_option("model.batch_size")
+    ("did you mean 'optimizer.learning_rate'?", "did you mean 'train.batch_size'?")
     """
     valid = option_paths()
     section, _, name = path.rpartition(".")
@@ -71,8 +71,10 @@ def nearest_option(path: str) -> str:
         found = [option for option in valid if matches(option.rpartition(".")[2])]
         if len(found) == 1:
             return f"did you mean '{found[0]}'?"
-    siblings = [option for option in valid if section and option.startswith(f"{section}.")]
-    return nearest(path, siblings or valid)
+    siblings = [option.rpartition(".")[2] for option in valid if option.rpartition(".")[0] == section]
+    if section and siblings:
+        return nearest(name, siblings).replace("'", f"'{section}.", 1)
+    return nearest(path, valid)
 
 
 def explain(error: ValidationError, source: str) -> str:

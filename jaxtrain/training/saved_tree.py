@@ -64,7 +64,7 @@ def save_tree(path: Path, tree: Tree, meta: Mapping[str, Any]) -> None:
         if path.exists():
             os.rename(path, replaced)
         os.rename(temporary, path)
-        _flush(path.parent)
+        flush_folder(path.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -240,7 +240,7 @@ def _write_folder(path: Path, tree: Tree, leaves: Leaves, meta: Mapping[str, Any
     (path / _META).write_text(_encode(body), encoding="ascii")
     _file_digest(path / _META, flush=True)
     for folder, _, _ in os.walk(path):
-        _flush(Path(folder))
+        flush_folder(Path(folder))
 
 
 def _verified(path: Path) -> dict[str, Any]:
@@ -311,7 +311,7 @@ def _file_digest(path: Path, flush: bool = False) -> str:
     return digest
 
 
-def _flush(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Makes renames and new entries in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

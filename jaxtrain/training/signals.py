@@ -24,10 +24,10 @@ class Interrupted(JaxtrainError):  # noqa: N818  (it is no error: someone asked 
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM only sets `requested`; a second one ends the process at once.
+    """While entered, a first SIGINT or SIGTERM only sets `requested`; a second one ends the process at once.
 
-    What cannot look at the flag (compiling, reading data) runs to its end first. Outside the main thread, where
-    Python allows no signal handlers, entering does nothing.
+    What cannot look at the flag (compiling, reading data) runs to its end first. Outside the main thread,
+    where Python allows no signal handlers, entering does nothing.
     """
 
     requested: int | None = None
