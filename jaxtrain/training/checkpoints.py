@@ -98,8 +98,8 @@ class Checkpoints:
             RunError: the save before this one failed.
         """
         self.wait()
-        snapshot = json.loads(json.dumps(dict(meta)))
-        self._pending = self._thread.submit(self._write, step, state, snapshot, best)
+        text = json.dumps(dict(meta))  # now: the caller may go on changing it
+        self._pending = self._thread.submit(self._write, step, state, text, best)
 
     def wait(self) -> None:
         """Returns when nothing is being written; raises RunError if the last save failed."""
@@ -175,11 +175,11 @@ class Checkpoints:
         self._best_of[step] = best_step
         return Restored(step, state, best, meta["meta"])
 
-    def _write(self, step: int, state: Tree, meta: dict[str, Any], best: tuple[int, Tree] | None) -> None:
+    def _write(self, step: int, state: Tree, meta: str, best: tuple[int, Tree] | None) -> None:
         best_step = None if best is None else best[0]
         if best is not None and not self._best_path(best[0]).exists():
             save_tree(self._best_path(best[0]), best[1], {"best": best[0]})
-        save_tree(self._path(step), state, {"step": step, "best": best_step, "meta": meta})
+        save_tree(self._path(step), state, {"step": step, "best": best_step, "meta": json.loads(meta)})
         self._best_of[step] = best_step
         self._prune()
 
