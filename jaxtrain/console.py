@@ -103,7 +103,7 @@ def show_plan(plan: Plan, file: TextIO | None = None) -> None:
     facts |= plan.settings
     facts["run directory"] = str(plan.run_dir)
     facts["MLflow"] = plan.look or "off"
-    _print_facts(console, facts)
+    _print_facts(console, facts, unbroken=("run directory", "MLflow"))
     console.print()
 
 
@@ -125,7 +125,7 @@ def show_result(result: Result, file: TextIO | None = None) -> None:
     facts["run directory"] = str(result.run_dir)
     console.print()
     console.print(f"Done: {_plain(result.title)}", style="bold")
-    _print_facts(console, facts)
+    _print_facts(console, facts, unbroken=("run directory",))
     if result.commands:
         console.print()
         console.print("Next", style="bold")
@@ -133,7 +133,7 @@ def show_result(result: Result, file: TextIO | None = None) -> None:
             purpose: command if isinstance(command, str) else shlex.join(command)
             for purpose, command in result.commands.items()
         }
-        _print_facts(console, lines)
+        _print_facts(console, lines, unbroken=tuple(lines))
     console.print()
 
 
@@ -254,7 +254,7 @@ class Progress:
         self._due = ended + max(REDRAW_SECONDS, 19 * (ended - now))
 
     def _print(self, text: str) -> None:
-        self._safely(lambda: self._console.print(text, soft_wrap=True))
+        self._safely(lambda: self._console.print(text, soft_wrap=self._live is None))
 
     def _safely(self, write: Callable[[], object]) -> None:
         if self._console.quiet:
@@ -305,7 +305,8 @@ class Progress:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        least_bar, width = 10, self._console.width
+        width = self._console.width
+        least_bar = min(width // 8, 10)
         fields = self._fields()
         while len(fields) > 1 and sum(len(text) + 2 for _, text in fields) + least_bar > width:
             fields.remove(max(fields))
@@ -404,8 +405,15 @@ def _print_beside(console: Console, left: Table, right: Table) -> None:
         console.print(right)
 
 
-def _print_facts(console: Console, facts: Mapping[str, str]) -> None:
-    """Name and value, one each line; long values (paths, commands) are never broken."""
-    space = max(map(len, facts)) + 2
+def _print_facts(console: Console, facts: Mapping[str, str], unbroken: Sequence[str] = ()) -> None:
+    """Name and value, one each line; paths and commands stay in one piece, to be copied."""
+    import textwrap
+
+    space = max(map(len, facts)) + 4
     for name, value in facts.items():
-        console.print(f"  {name:<{space}}{_plain(value)}", soft_wrap=True)
+        value, room = _plain(value), max(console.width - space, 20)
+        lines = [value] if name in unbroken else textwrap.wrap(value, room, break_long_words=False)
+        lines = lines or [""]
+        console.print(f"  {name:<{space - 2}}{lines[0]}", soft_wrap=True)
+        for line in lines[1:]:
+            console.print(" " * space + line, soft_wrap=True)
