@@ -7,6 +7,7 @@ What is in step i follows from (seed, i) alone. Place `k` of the endless sequenc
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import signal
@@ -21,9 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.base import Images, ImageSource, Labels
-from jaxtrain.data.decode import BadImageError, read_image
+from jaxtrain.data.decode import BadImageError, pixels_of, read_encoded, size_to_shrink
 from jaxtrain.data.order import Order
-from jaxtrain.data.transforms import center_crop_resize, crop_generator, random_resized_crop
+from jaxtrain.data.transforms import (
+    center_crop_resize,
+    crop_generator,
+    random_crop_box,
+    random_resized_crop,
+    resize,
+)
 from jaxtrain.errors import RunError, UserError
 
 T = TypeVar("T")
@@ -106,11 +113,21 @@ class _Places:
         return {"images": images, "bad": bad}
 
     def _read(self, index: int, place: int) -> Images:
-        image = read_image(self.source, index, channels=self.channels, max_pixels=self.max_pixels)
+        encoded = read_encoded(self.source, index)
+        limits: Any = {"channels": self.channels, "max_pixels": self.max_pixels}
         if self.random_crop is None:
-            return center_crop_resize(image, self.image_size, self.crop_pct)
+            return center_crop_resize(pixels_of(encoded, **limits), self.image_size, self.crop_pct)
         seed, scale, ratio = self.random_crop
-        return random_resized_crop(image, self.image_size, crop_generator(seed, place), scale, ratio)
+        rng = crop_generator(seed, place)
+        size = size_to_shrink(encoded) if isinstance(encoded, bytes) else None
+        if size is None:
+            return random_resized_crop(pixels_of(encoded, **limits), self.image_size, rng, scale, ratio)
+        # A large JPEG is decoded no larger than its crop needs.
+        box = random_crop_box(*size, rng, scale, ratio)
+        shrink = max(s for s in (1, 2, 4, 8) if s * self.image_size <= min(box.height, box.width) or s == 1)
+        image = pixels_of(encoded, **limits, shrink=shrink)
+        box = box.scale(image.shape[0] / size[0], image.shape[1] / size[1])
+        return resize(box.cut(image), self.image_size, self.image_size)
 
 
 class BatchStream(Iterator[HostBatch]):
@@ -140,7 +157,12 @@ class BatchStream(Iterator[HostBatch]):
     def close(self) -> None:
         """Stop decoding and end the worker processes; harmless when repeated."""
         self._step = self._places.stop_step
-        self._chunks.close()
+        if self._chunks is not None:
+            self._chunks.close()
+            self._chunks = None
+            if self._workers:
+                # Grain's finished iterators are reference cycles that hold on to shared memory.
+                gc.collect()
 
     def __next__(self) -> HostBatch:
         places = self._places

@@ -22,6 +22,12 @@ class Box(NamedTuple):
         """The part of `uint8[height, width, channels]` inside, as a view."""
         return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
+    def scale(self, vertical: float, horizontal: float) -> Box:
+        """The same part of the image at another size, to the nearest pixel."""
+        top, bottom = round(self.top * vertical), round((self.top + self.height) * vertical)
+        left, right = round(self.left * horizontal), round((self.left + self.width) * horizontal)
+        return Box(top, left, bottom - top, right - left)
+
 
 def resize(image: Images, height: int, width: int) -> Images:
     """Bilinear resizing that is antialiased on each axis that shrinks: `uint8[height, width, channels]`.

@@ -8,7 +8,14 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from jaxtrain.data.base import ArraySource, FileSource
-from jaxtrain.data.decode import BadImageError, decode_image, image_size_of, read_image, to_channels
+from jaxtrain.data.decode import (
+    BadImageError,
+    decode_image,
+    image_size_of,
+    read_image,
+    size_to_shrink,
+    to_channels,
+)
 
 HEIGHT, WIDTH = 37, 52
 
@@ -265,6 +272,37 @@ def test_damaged_files_give_pixels_or_a_reason_and_nothing_else():
     assert decoded > 20
     assert len(reasons) > 20
     assert not any("\n" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shrink", [1, 2, 4, 8])
+def test_shrinking_while_decoding_is_like_shrinking_afterwards(orientation, shrink):
+    data = _save(_picture().resize((56, 40)), "JPEG", exif=_exif(orientation))
+    whole = _decode(data)
+    small = decode_image(data, channels=3, max_pixels=10**6, shrink=shrink)
+    assert size_to_shrink(data) == whole.shape[:2]
+    expected = np.asarray(Image.fromarray(whole).reduce(shrink)).astype(int)
+    assert small.shape == expected.shape
+    assert np.abs(small - expected).mean() < 2
+
+
+def test_sides_that_shrink_does_not_divide_are_rounded_up():
+    assert size_to_shrink(KINDS["jpeg"]) == (HEIGHT, WIDTH) == (37, 52)
+    assert decode_image(KINDS["jpeg"], channels=1, max_pixels=10**6, shrink=8).shape == (5, 7, 1)
+
+
+def test_other_kinds_do_not_shrink():
+    assert size_to_shrink(KINDS["png"]) is None
+    assert decode_image(KINDS["png"], channels=3, max_pixels=10**6, shrink=4).shape == (37, 52, 3)
+
+
+def test_a_jpeg_that_only_pillow_reads_comes_whole():
+    # Stray bytes before the end: libjpeg warns, all pixels are there.
+    data = KINDS["jpeg"]
+    stray = data[:-2] + b"\x12\x34" * 20 + data[-2:]
+    with pytest.raises(ValueError, match="extraneous bytes"):
+        simplejpeg.decode_jpeg(stray)
+    np.testing.assert_array_equal(decode_image(stray, channels=3, max_pixels=10**6, shrink=2), _decode(data))
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
