@@ -9,7 +9,10 @@ def body() -> None:
     """One run, as the command line says."""
     config, only_print = train_command(sys.argv[1:])
     if only_print:
-        print_config(config)
+        from jaxtrain.classifiers.resolve import resolve
+        from jaxtrain.data.sources import load_dataset
+
+        print_config(resolve(config, load_dataset(config.data)))
         return
     from jaxtrain.classifiers.files import techniques
 

@@ -106,18 +106,18 @@ def host_batches(config: Config, source: ImageSource, batch_size: int) -> Iterat
         return
     from jaxtrain.data.stream import eval_batches
 
-    for batch in eval_batches(
+    with eval_batches(
         source,
         batch_size=batch_size,
         image_size=data.image_size,
         channels=data.channels,
-        crop_pct=1.0,
         workers=0 if isinstance(source, ArraySource) else data.workers,
         prefetch=data.prefetch,
         max_bad_images=data.max_bad_images,
         max_pixels=data.max_pixels,
-    ):
-        yield Batch(batch.images, batch.labels, batch.weights)
+    ) as batches:
+        for batch in batches:
+            yield Batch(batch.images, batch.labels, batch.weights)
 
 
 def map_images(function: Callable[[Tree, Batch], Tree], weights: Tree, batches: Batches, images: int) -> Tree:

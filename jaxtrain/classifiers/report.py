@@ -30,7 +30,9 @@ class Reporter:
     """Prints the course of one run; nothing when the config says quiet."""
 
     def __init__(self, config: Config, run_dir: Path) -> None:
-        self._config, self._run_dir = config, run_dir
+        self._config = config
+        inside = run_dir.is_relative_to(Path.cwd())
+        self._run_dir = run_dir.relative_to(Path.cwd()) if inside else run_dir
         self._bar: Progress | None = None
         self._look: str | None = None
         if not config.quiet:

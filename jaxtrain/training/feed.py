@@ -106,7 +106,7 @@ def open_stream(source: ImageSource, order: Order, config: Config, strategy: Str
         return strategy.shard(Batch(batch.images, batch.labels, batch.weights))
 
     def start(step: int) -> Iterator[Batch]:
-        batches = train_batches(
+        with train_batches(
             source,
             order,
             image_size=data.image_size,
@@ -120,8 +120,8 @@ def open_stream(source: ImageSource, order: Order, config: Config, strategy: Str
             max_bad_images=data.max_bad_images,
             max_pixels=data.max_pixels,
             start_step=step,
-        )
-        return prefetch_to_device(batches, put, depth=data.prefetch)
+        ) as batches:
+            yield from prefetch_to_device(batches, put, depth=data.prefetch)
 
     return StreamFeed(start)
 
