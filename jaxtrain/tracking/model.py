@@ -64,7 +64,7 @@ def store_model(
 
 
 def image_signature(image_shape: tuple[int, ...]) -> Any:
-    """Images `uint8[n, height, width, channels]` in; label, its probability, all probabilities out.."""
+    """Images `uint8[n, height, width, channels]` in; label, its probability, all probabilities out."""
     from mlflow.models.signature import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, Schema, TensorSpec
 

@@ -31,8 +31,6 @@ class State:
     experiment: str = ""
     experiment_id: str = ""
     run_id: str | None = None
-    run_key: str | None = None
-    """Tag that finds the run again when the answer to its creation was lost."""
     model_id: str | None = None
     process: str = ""
     """The process that trained last, as in the tag `jaxtrain.process`."""
@@ -86,3 +84,8 @@ def read_requests(run_dir: Path) -> list[dict[str, Any]]:
             request = {}
         requests.append(request if isinstance(request, dict) else {})
     return requests
+
+
+def first_start(run_dir: Path) -> dict[str, Any] | None:
+    """The request that began the run, None where the directory holds no run for MLflow."""
+    return next((request for request in read_requests(run_dir) if request.get("do") == "start"), None)

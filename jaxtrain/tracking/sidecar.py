@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import queue
+import re
 import signal
 import sys
 import threading
@@ -107,12 +108,24 @@ class Run:
         self.failures += 1
         pause = min(LONGEST_PAUSE, 0.5 * 2.0 ** min(self.failures, 10))
         self.due = time.monotonic() + (min(pause, 2.0) if self.deadline is not None else pause)
-        text = redact(str(error).strip().partition("\n")[0])[:300] or type(error).__name__
-        if isinstance(error, ImportError):
-            text = f"cannot import MLflow ({text})"
+        text = self._reason(error)
         if self.problem is None and self.failures > (1 if "locked" in text else 0):
             self.warn(f"{text}; metrics are kept in {self.run_dir} and sent when MLflow answers")
         self.problem = text
+
+    def _reason(self, error: Exception) -> str:
+        """One line for a person; MLflow's own lines on connections are long."""
+        text = redact(str(error).strip().partition("\n")[0]) or type(error).__name__
+        where = redact(self.uri)
+        if isinstance(error, ImportError):
+            return f"cannot import mlflow ({text})"
+        if code := re.search(r"too many (\d+) error responses", text):
+            return f"{where} answers with error {code[1]}"
+        if re.search(r"timed? ?out", text):
+            return f"{where} does not answer in time"
+        if re.search(r"NewConnectionError|NameResolution|Connection (?:aborted|refused|reset)", text):
+            return f"no connection to {where}"
+        return text[:300]
 
     def finish(self, timeout: float) -> None:
         """Ask for the end: everything is due at once, and `finished` is true soon."""

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from jaxtrain.config import TrackingConfig
 from jaxtrain.errors import UserError
 from jaxtrain.tracking.journal import Journal
-from jaxtrain.tracking.outbox import JOURNAL, OUTBOX, State, append_request
+from jaxtrain.tracking.outbox import JOURNAL, OUTBOX, State, append_request, first_start
 from jaxtrain.tracking.process import Sidecar, sidecar
 from jaxtrain.tracking.redact import redact, redact_command, redact_option
 from jaxtrain.tracking.store import tracking_uri
@@ -104,10 +105,13 @@ class Tracker:
         tracker.journal.truncate(history)
         if uri is None:
             return tracker
+        started = first_start(run_dir)
         append_request(
             run_dir,
             {
                 "do": "start",
+                "run_key": started["run_key"] if started else uuid.uuid4().hex,
+                "uri": tracker.uri,
                 "time_ms": _now_ms(),
                 "experiment": config.experiment_prefix + experiment,
                 "run_name": run_name,
@@ -132,7 +136,7 @@ class Tracker:
         self.journal.append(step, metrics)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Store a file or folder with the run, as it is when its turn comes: leave it in place.."""
+        """Store a file or folder with the run, as it is when its turn comes: leave it in place."""
         self._request("artifact", path=str(path.absolute()), folder=folder)
 
     def tag(self, key: str, value: str) -> None:
@@ -301,14 +305,15 @@ def sync_run(run_dir: Path, uri: str | None = None, timeout: float = 600.0) -> T
     `uri` defaults to the store that the run was meant for; give it where it held a password (which is never
     saved), or to send the run to another store as well. Raises UserError where there is nothing to send.
     """
-    if not (run_dir / OUTBOX).exists():
+    started = first_start(run_dir)
+    if started is None:
         raise UserError(f"{run_dir} is not the directory of a run that was meant for MLflow")
-    stored = State.load(run_dir).uri
+    stored = State.load(run_dir).uri or started["uri"]
     if uri is None and "***" in stored:
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None or redact(uri) != stored:
             raise UserError(f"{run_dir}: the password of {stored} is not saved; give the tracking URI")
-    tracker = Tracker(run_dir, tracking_uri(uri or stored or None))
+    tracker = Tracker(run_dir, tracking_uri(uri or stored))
     tracker._attach(live=False, system_metrics=False)
     tracker._end(timeout)
     return tracker._report()

@@ -12,7 +12,6 @@ import json
 import math
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,11 +135,17 @@ class Upload:
             self._client = store.connect(self.uri)
         self.state.experiment = start["experiment"]
         self.state.experiment_id = store.experiment_id(self._client, self.uri, start["experiment"])
-        run = self._find_run()
-        tags = {**start["tags"], **self.state.git, PROCESS_TAG: self.state.process}
+        first = next(r for r in requests if r.get("do") == "start")
+        run = self._find_run(first["run_key"])
+        own = {PROCESS_TAG: self.state.process, RUN_KEY_TAG: first["run_key"]}
+        tags = {**start["tags"], **self.state.git, **own}
         tags = {safe_name(key): cut(value, LONGEST_TAG) for key, value in tags.items() if value}
         if run is None:
-            run = self._create_run(start["run_name"], start["time_ms"], tags)
+            # A run that is sent after its end starts with its true time as well.
+            created = self._client.create_run(
+                self.state.experiment_id, first["time_ms"], tags, start["run_name"]
+            )
+            run = self._client.get_run(created.info.run_id)
         self.state.run_id = run.info.run_id
         self.state.acknowledged = {metric.key: metric.step for metric in run.data._metric_objs}
         self.state.status = run.info.status
@@ -155,8 +160,11 @@ class Upload:
             self._sample_base = max(steps, default=-1) + 1
         self._save()
 
-    def _find_run(self) -> Any:
-        """This directory's run in MLflow, or None where it is not there (any more)."""
+    def _find_run(self, run_key: str) -> Any:
+        """This directory's run in MLflow, or None where it is not there (any more).
+
+        The key finds it where `mlflow.json` was lost, or the answer when the run was created.
+        """
         from mlflow.exceptions import MlflowException
 
         if self.state.run_id is not None:
@@ -173,23 +181,11 @@ class Upload:
             self.state = State(uri=self.state.uri, process=self.state.process, git=self.state.git)
             self._offset = self._nonfinite = 0
             self._welcomed = False
-        elif self.state.run_key is not None:
-            wanted = f"tags.`{RUN_KEY_TAG}` = '{self.state.run_key}'"
-            for run in self._client.search_runs([self.state.experiment_id], wanted):
-                return self._client.get_run(run.info.run_id)
-        return None
-
-    def _create_run(self, name: str, time_ms: int, tags: Mapping[str, str]) -> Any:
-        if self.state.run_key is None:
-            self.state.run_key = uuid.uuid4().hex
-            self._save()
-        tags = {**tags, RUN_KEY_TAG: self.state.run_key}
-        # A run that is sent after its end starts with its true time as well.
-        created = self._client.create_run(self.state.experiment_id, time_ms, tags, name)
-        return self._client.get_run(created.info.run_id)
+        found = self._client.search_runs([self.state.experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run_key}'")
+        return self._client.get_run(found[0].info.run_id) if found else None
 
     def _log_params(self, params: Mapping[str, str], known: Mapping[str, str]) -> None:
-        """Parameters are immutable in MLflow: new ones are added, changed ones stand in a tag.."""
+        """Parameters are immutable in MLflow: new ones are added, changed ones stand in a tag."""
         from mlflow.entities import Param
 
         wanted = {safe_name(key): cut(value, LONGEST_PARAM) for key, value in params.items()}
@@ -273,7 +269,7 @@ class Upload:
             self._save()
 
     def _log_batch(self, points: Sequence[Point]) -> None:
-        """Send one batch; where MLflow refuses its content, find the point at fault and leave it out.."""
+        """Send one batch; where MLflow refuses its content, find the point at fault and leave it out."""
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
@@ -385,7 +381,7 @@ _REQUESTS: dict[str, Callable[[Upload, Mapping[str, Any]], None]] = {
 
 
 def safe_name(name: str) -> str:
-    """A name that MLflow takes for metrics, parameters, tags: `%` becomes `pct`, other characters `_`.."""
+    """A name that MLflow takes for metrics, parameters, tags: `%` becomes `pct`, other characters `_`."""
     name = re.sub(r"[^\w.\- :/]", "_", name.replace("%", "pct"))
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     return "/".join(parts)[:LONGEST_NAME] or "_"
@@ -397,7 +393,7 @@ def cut(text: str, longest: int) -> str:
 
 
 def _finite_points(record: Mapping[str, Any]) -> Iterator[Point]:
-    """The points of a record that MLflow can hold: it stores infinity as 1.8e308, NaN as 0 with a mark.."""
+    """The points of a record that MLflow can hold: it stores infinity as 1.8e308, NaN as 0 with a mark."""
     for key, value in record.items():
         if key not in ("step", "time") and math.isfinite(value):
             yield Point(safe_name(key), value, _time_ms(record), record["step"])

@@ -130,8 +130,11 @@ class FakeServer:
         runs = [
             run
             for run in self.runs.values()
-            if wanted == f"attributes.status = '{run['info']['status']}'"
-            or any(wanted == f"tags.`{key}` = '{value}'" for key, value in run["tags"].items())
+            if run["info"]["lifecycle_stage"] == "active"
+            and (
+                wanted == f"attributes.status = '{run['info']['status']}'"
+                or any(wanted == f"tags.`{key}` = '{value}'" for key, value in run["tags"].items())
+            )
         ]
         return 200, {"runs": [self._shown(run) for run in runs]}
 
