@@ -63,6 +63,7 @@ class BaseClassifier:
         self._inference: tuple[Any, Tree] | None = None
         self._num_classes = 0
         self._class_weights: tuple[float, ...] | None = None
+        self._augment = self.config.augment
 
     # What is learned: override these.
 
@@ -91,7 +92,7 @@ class BaseClassifier:
         `float32[batch, size, size, channels]` with `float32[batch, classes]`.
         """
         data = self.config.data
-        image = augment(self.config.augment, keys, batch.image, image_size=data.image_size)
+        image = augment(self._augment, keys, batch.image, image_size=data.image_size)
         label = soft_labels(batch.label, self._num_classes, self.config.train.label_smoothing)
         weight = batch.weight
         if self._class_weights is not None:
@@ -226,11 +227,16 @@ class BaseClassifier:
         self.config = fitted.config
         self._fitted = fitted
         self._inference = None
-        self.prepare_loss(len(fitted.class_names), fitted.class_weights)
+        self.prepare_inputs(len(fitted.class_names), fitted.class_weights, cropped=False)
 
-    def prepare_loss(self, num_classes: int, class_weights: tuple[float, ...] | None) -> None:
-        """Tell `inputs` and `loss` about the classes."""
+    def prepare_inputs(
+        self, num_classes: int, class_weights: tuple[float, ...] | None, *, cropped: bool
+    ) -> None:
+        """Tell `inputs` about the classes, and whether images arrive with their random crop done (streams)."""
         self._num_classes, self._class_weights = num_classes, class_weights
+        self._augment = self.config.augment
+        if cropped and self._augment.crop == "random_resized":
+            self._augment = self._augment.model_copy(update={"crop": "none"})
 
     def _forward(self, output: str, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
         from jaxtrain.classifiers.inference import Inference

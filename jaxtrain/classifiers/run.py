@@ -131,7 +131,8 @@ def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset) -> Set
         accumulate=config.train.accumulate,
         pairs=mixes,
     )
-    classifier.prepare_loss(dataset.num_classes, _class_weights(config, dataset))
+    weights = _class_weights(config, dataset)
+    classifier.prepare_inputs(dataset.num_classes, weights, cropped=streamed)
     inference = Inference(classifier, dataset.num_classes, strategy)
     feed = make_feed(config, dataset, strategy, streamed=streamed)
     images, train_config = len(dataset.train), config.train
