@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxtrain.config import DataConfig
@@ -14,8 +15,6 @@ from jaxtrain.data.decode import read_image
 from jaxtrain.data.records import open_records
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import RunError, UserError
-
-tfds = pytest.importorskip("tensorflow_datasets")
 
 
 def _png(value):
