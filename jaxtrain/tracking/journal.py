@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from jaxtrain.errors import RunError
 
@@ -58,11 +58,12 @@ class Journal:
         if not self.path.exists():
             return []
         found = []
-        for number, line in enumerate(complete_lines(self.path), 1):
-            record = decode_record(line)
-            if record is None:
-                raise RunError(f"{self.path}, line {number}: not a record of metrics")
-            found.append(record)
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(complete_lines(file), 1):
+                record = decode_record(line)
+                if record is None:
+                    raise RunError(f"{self.path}, line {number}: not a record of metrics")
+                found.append(record)
         return found
 
     def truncate(self, records: Sequence[Mapping[str, Any]]) -> None:
@@ -110,14 +111,12 @@ _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 _NAMES = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
-def complete_lines(path: Path, offset: int = 0) -> Iterator[bytes]:
-    """The lines of a file from a byte offset on that end in a newline: a torn last line is not yet there."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            yield line
+def complete_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of an open file from here on that end in a newline: a torn last line is not yet there."""
+    for line in file:
+        if not line.endswith(b"\n"):
+            return
+        yield line
 
 
 def open_at_line(path: Path) -> int:

@@ -77,12 +77,13 @@ def read_requests(run_dir: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     requests = []
-    for line in complete_lines(path):
-        try:
-            request = json.loads(line)
-        except ValueError:
-            request = {}
-        requests.append(request if isinstance(request, dict) else {})
+    with open(path, "rb") as file:
+        for line in complete_lines(file):
+            try:
+                request = json.loads(line)
+            except ValueError:
+                request = {}
+            requests.append(request if isinstance(request, dict) else {})
     return requests
 
 

@@ -56,6 +56,10 @@ class Sidecar:
         self._listeners[run_dir] = listener
         self.send(do="attach", run_dir=run_dir, **command)
 
+    def serves(self, run_dir: str) -> bool:
+        """Whether a run of this process is in that directory."""
+        return run_dir in self._listeners
+
     def detach(self, run_dir: str) -> None:
         """Stop listening."""
         self._listeners.pop(run_dir, None)

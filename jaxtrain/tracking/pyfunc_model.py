@@ -23,7 +23,8 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
 
         self.classifier = load(context.artifacts["model"])
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    # With any other type hint of the input, or with none, MLflow warns whoever loads the model.
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> pd.DataFrame:  # type: ignore[type-arg]
         """Classify images `uint8[n, height, width, channels]`."""
         probabilities = np.asarray(
             self.classifier.predict_proba(np.asarray(model_input, np.uint8)), np.float64

@@ -67,13 +67,11 @@ class Run:
     def step(self) -> None:
         """Send what is due; after a failure wait longer and longer. Never raises."""
         now = time.monotonic()
-        if self.monitor and self.upload and now >= self.sample_due and self.deadline is None:
-            self.upload.add_sample(self.monitor.sample())
-            self.sample_due = now + SAMPLE_SECONDS
-        if now < self.due:
-            return
         try:
-            if self._locked():
+            if self.monitor and self.upload and now >= self.sample_due and self.deadline is None:
+                self.sample_due = now + SAMPLE_SECONDS
+                self.upload.add_sample(self.monitor.sample())
+            if now >= self.due and self._locked():
                 assert self.upload is not None
                 self.upload.connect()
                 if not self.announced:
@@ -89,6 +87,8 @@ class Run:
         if self.lock is None:
             self.lock = store.try_lock(Path(self.run_dir) / LOCK)
             if self.lock is None:
+                if self.parent is None:
+                    raise store.StoreError(f"{self.run_dir} is being sent by another process")
                 self.due = time.monotonic() + 0.2
                 return False
             self.upload = Upload(
@@ -184,6 +184,7 @@ class Run:
 def serve(commands: queue.Queue[dict[str, Any] | None], emit: Emit, parent: int) -> None:
     """Serve runs until the commands end (None) or the parent is gone."""
     runs: dict[str, Run] = {}
+    identity = process_identity(parent)
     while os.getppid() == parent:
         now = time.monotonic()
         wait = min([UPLOAD_SECONDS, *(max(0.02, run.due - now) for run in runs.values())])
@@ -191,7 +192,7 @@ def serve(commands: queue.Queue[dict[str, Any] | None], emit: Emit, parent: int)
             command = commands.get(timeout=wait)
             if command is None:
                 break
-            _obey(command, runs, emit, parent)
+            _obey(command, runs, emit, parent, identity)
             continue
         except queue.Empty:
             pass
@@ -212,7 +213,7 @@ def _exit_after(seconds: float) -> None:
     timer.start()
 
 
-def _obey(command: Mapping[str, Any], runs: dict[str, Run], emit: Emit, parent: int) -> None:
+def _obey(command: Mapping[str, Any], runs: dict[str, Run], emit: Emit, parent: int, identity: str) -> None:
     run_dir = command["run_dir"]
     if command["do"] == "attach":
         if run_dir in runs:  # started again in the same process without a finish
@@ -221,7 +222,7 @@ def _obey(command: Mapping[str, Any], runs: dict[str, Run], emit: Emit, parent: 
             run_dir, command["uri"], parent if command["live"] else None, command["system_metrics"], emit
         )
         if command["live"]:
-            run.identity = process_identity(parent)
+            run.identity = identity
             run.git = git_tags(Path(command["folder"]))
         runs[run_dir] = run
     elif command["do"] == "finish" and run_dir in runs:

@@ -281,6 +281,7 @@ class Tracker:
             self._known.set()
         else:
             self._last = event
+            self._run_id = event.get("run_id") or self._run_id
             if kind == "gone":
                 self._problem = "the process that talks to MLflow has ended"
             self._known.set()
@@ -314,6 +315,8 @@ def sync_run(run_dir: Path, uri: str | None = None, timeout: float = 600.0) -> T
         if uri is None or redact(uri) != stored:
             raise UserError(f"{run_dir}: the password of {stored} is not saved; give the tracking URI")
     tracker = Tracker(run_dir, tracking_uri(uri or stored))
+    if sidecar().serves(tracker._key):
+        raise UserError(f"{run_dir}: this run goes on in this very process; finish it first")
     tracker._attach(live=False, system_metrics=False)
     tracker._end(timeout)
     return tracker._report()

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from jaxtrain.tracking import store
 from jaxtrain.tracking.journal import complete_lines, decode_record
@@ -73,6 +74,7 @@ class Upload:
         self._client: Any = None
         self._certain = False
         self._welcomed = False
+        self._journal: BinaryIO | None = None
         self._offset = 0
         self._nonfinite = 0
         self._attempts = 0
@@ -114,7 +116,8 @@ class Upload:
         path = self.run_dir / JOURNAL
         if not path.exists():
             return 0
-        records = (decode_record(line) for line in complete_lines(path, self._offset))
+        with open(path, "rb") as file:
+            records = [decode_record(line) for line in complete_lines(file)]
         return sum(1 for record in records if record and any(self._is_new(p) for p in _finite_points(record)))
 
     # -- connecting ------------------------------------------------------------
@@ -216,8 +219,8 @@ class Upload:
     # -- sending ---------------------------------------------------------------
 
     def _send_journal(self) -> None:
-        path = self.run_dir / JOURNAL
-        if not path.exists():
+        file = self._open_journal()
+        if file is None:
             return
         offset, nonfinite, points = self._offset, self._nonfinite, list[Point]()
         latest = dict(self.state.acknowledged)
@@ -232,7 +235,8 @@ class Upload:
             points.clear()
             self._offset, self._nonfinite = offset, nonfinite
 
-        for line in complete_lines(path, self._offset):
+        file.seek(offset)
+        for line in complete_lines(file):
             offset += len(line)
             record = decode_record(line)
             if record is None:
@@ -247,6 +251,19 @@ class Upload:
             if len(points) >= METRICS_PER_BATCH // 2:
                 flush()
         flush()
+
+    def _open_journal(self) -> BinaryIO | None:
+        """The journal, from its start where a resumed training process has replaced it since the last push.
+
+        It stays open: so the replacement cannot have the same inode.
+        """
+        path = self.run_dir / JOURNAL
+        if not path.exists():
+            return None
+        if self._journal is None or os.fstat(self._journal.fileno()).st_ino != path.stat().st_ino:
+            self._journal = open(path, "rb")  # noqa: SIM115
+            self._offset = self._nonfinite = 0
+        return self._journal
 
     def _send_samples(self) -> None:
         assert self._sample_base is not None

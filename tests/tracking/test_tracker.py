@@ -20,6 +20,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.tracking import Journal, Tracker, sync_run
 from jaxtrain.tracking.process import sidecar
 from jaxtrain.tracking.provenance import PROCESS_TAG
+from jaxtrain.tracking.store import try_lock
 
 
 def _start(run_dir: Path, uri: str | None, **options: Any) -> Tracker:
@@ -175,6 +176,20 @@ def test_a_second_start_in_one_process_takes_over(tmp_path: Path, server: Any) -
     assert len(server.runs) == 1
 
 
+def test_sync_keeps_away_from_a_run_that_goes_on(tmp_path: Path, server: Any) -> None:
+    run_dir = tmp_path / "run"
+    tracker = _start(run_dir, server.uri)
+    with pytest.raises(UserError, match="goes on in this very process"):
+        sync_run(run_dir)
+    tracker.log(0, {"train/loss": 1.0})
+    assert tracker.finish("FINISHED", timeout=60).unsent_rows == 0
+    held = try_lock(run_dir / "mlflow.lock")  # as the sidecar of another process
+    assert held is not None
+    report = sync_run(run_dir, timeout=20)
+    os.close(held)
+    assert report.problem == f"{run_dir} is being sent by another process"
+
+
 def test_sync_of_what_is_no_run_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not the directory of a run"):
         sync_run(tmp_path)
@@ -271,7 +286,8 @@ def test_many_kills_in_a_row_make_no_doubles(tmp_path: Path, server: Any) -> Non
     for attempt in range(6):
         kept, end = max(0, end - 30), end + 50
         process = _train(run_dir, server.uri, kept, end, "wait")
-        time.sleep(0.5 + 1.7 * attempt)  # from before the import of MLflow to after the first upload
+        _wait_for(lambda lines=end: len(Journal(run_dir / "metrics.jsonl").records()) == lines)
+        time.sleep(1.5 * attempt)  # from before the import of MLflow to after the first upload
         process.kill()
         process.wait()
     process = _train(run_dir, server.uri, end - 30, end + 10, "finish")
