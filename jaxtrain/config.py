@@ -7,7 +7,7 @@ directory's `config.yaml`, which is enough to repeat the run.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -16,6 +16,15 @@ Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+T = TypeVar("T")
+
+
+def chosen(value: T | None) -> T:
+    """An option of a resolved config, in which it cannot be None any more."""
+    assert value is not None, "this option is open: resolve the config first"
+    return value
 
 
 class Section(BaseModel):

@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from numpy.typing import ArrayLike, NDArray
 
-from jaxtrain.config import Config
+from jaxtrain.config import Config, chosen
 from jaxtrain.data.augment import augment, mix, normalize
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.errors import UserError
@@ -73,13 +73,11 @@ class BaseClassifier:
         `axis_name` is the mapped axis under pmap: batch norm and dropout need it.
         """
         data = self.config.data
-        assert data.image_size is not None
-        assert data.channels is not None
         return create_model(
             self.config.model,
             num_classes=num_classes,
-            channels=data.channels,
-            image_size=data.image_size,
+            channels=chosen(data.channels),
+            image_size=chosen(data.image_size),
             seed=self.config.seed,
             dtype=jnp.dtype(self.config.model.dtype),
             axis_name=axis_name,
@@ -92,14 +90,14 @@ class BaseClassifier:
         `float32[batch, size, size, channels]` with `float32[batch, classes]`.
         """
         data = self.config.data
-        image = augment(self._augment, keys, batch.image, image_size=data.image_size)
+        image = augment(self._augment, keys, batch.image, image_size=chosen(data.image_size))
         label = soft_labels(batch.label, self._num_classes, self.config.train.label_smoothing)
         weight = batch.weight
         if self._class_weights is not None:
             each = jnp.asarray(self._class_weights, jnp.float32)[batch.label]
             weight = each if weight is None else weight * each
         image, label = mix(self.config.augment, keys, image, label)
-        return Batch(normalize(image, data.mean, data.std), label, weight)
+        return Batch(normalize(image, chosen(data.mean), chosen(data.std)), label, weight)
 
     def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Mean cross-entropy of a batch from `inputs`, and scalars to log (`train/NAME`)."""
@@ -165,9 +163,9 @@ class BaseClassifier:
 
     def predict_proba(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
         """Softmax probabilities: `float32[images, classes]`, columns in the order of `class_names`."""
-        from scipy.special import softmax
+        from jaxtrain.benchmark.metrics import softmax
 
-        return softmax(self.predict_logits(images), axis=-1)
+        return softmax(self.predict_logits(images)).astype(np.float32)
 
     def predict(self, images: ArrayLike | ImageSource) -> NDArray[np.int32]:
         """The most probable class of each image: `int32[images]`, an index into `class_names`."""
@@ -179,8 +177,7 @@ class BaseClassifier:
 
     def evaluate(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         """Accuracy, loss and more (`jaxtrain.benchmark.metrics`) on labelled images."""
-        from jaxtrain.benchmark.metrics import classification_metrics
-        from jaxtrain.benchmark.metrics import softmax
+        from jaxtrain.benchmark.metrics import classification_metrics, softmax
         from jaxtrain.data.arrays import encode_labels
 
         logits = self.predict_logits(images)
@@ -252,7 +249,7 @@ class BaseClassifier:
         source = (
             images
             if isinstance(images, ImageSource)
-            else as_source(images, channels=self.config.data.channels)
+            else as_source(images, channels=chosen(self.config.data.channels))
         )
         return getattr(inference, output)(weights, source)
 

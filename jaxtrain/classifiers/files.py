@@ -31,7 +31,7 @@ def save_model(classifier: BaseClassifier, path: Path) -> Path:
 
 
 def load(path: str | Path) -> BaseClassifier:
-    """The trained classifier of a run directory, or of a folder written by `save`. Raises UserError if there is none."""
+    """The trained classifier of a run directory or a folder written by `save`; UserError if there is none."""
     path = Path(path)
     folder = path / "model" if (path / "model").is_dir() else path
     if not (folder / "meta.json").is_file():
@@ -48,7 +48,7 @@ def load(path: str | Path) -> BaseClassifier:
 
 
 def load_model(cls: type[C], path: Path) -> C:
-    """`load` for a class of one's own (whose `build_model` may differ). Raises UserError for another technique's model."""
+    """`load` for a class of one's own, whose `build_model` may differ; UserError for another technique's model."""
     loaded = load(path)
     if not issubclass(cls, type(loaded)):
         raise UserError(f"{path}: holds a {type(loaded).__name__}, not a {cls.__name__}; use jaxtrain.load")

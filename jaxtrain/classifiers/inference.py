@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from numpy.typing import NDArray
 
-from jaxtrain.config import Config
+from jaxtrain.config import Config, chosen
 from jaxtrain.data.augment import normalize, prepare_eval
 from jaxtrain.data.base import ArraySource, ImageSource
 from jaxtrain.training.feed import padded_batches
@@ -77,7 +77,7 @@ class Inference:
 
         def forward(weights: Tree, batch: Batch) -> Any:
             model = nnx.merge(self.graphdef, weights["params"], weights["frozen"], weights["model_state"])
-            images = normalize(prepare_eval(batch.image), data.mean, data.std)
+            images = normalize(prepare_eval(batch.image), chosen(data.mean), chosen(data.std))
             if output == "embed":
                 return model.embed(images)
             logits = model(images)
@@ -95,8 +95,6 @@ def eval_batch_size(config: Config, strategy: Strategy) -> int:
 def host_batches(config: Config, source: ImageSource, batch_size: int) -> Iterator[Batch]:
     """Evaluation batches of numpy arrays at the model's size, the last one padded with weight 0."""
     data = config.data
-    assert data.image_size is not None
-    assert data.channels is not None
     if isinstance(source, ArraySource) and source.images.shape[1:] == (
         data.image_size,
         data.image_size,
@@ -109,8 +107,8 @@ def host_batches(config: Config, source: ImageSource, batch_size: int) -> Iterat
     with eval_batches(
         source,
         batch_size=batch_size,
-        image_size=data.image_size,
-        channels=data.channels,
+        image_size=chosen(data.image_size),
+        channels=chosen(data.channels),
         workers=0 if isinstance(source, ArraySource) else data.workers,
         prefetch=data.prefetch,
         max_bad_images=data.max_bad_images,

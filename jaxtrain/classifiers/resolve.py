@@ -6,7 +6,7 @@ import math
 
 import jax
 
-from jaxtrain.config import Config
+from jaxtrain.config import Config, chosen
 from jaxtrain.data.augment import resolve_augment
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import UserError
@@ -72,8 +72,7 @@ def total_steps(config: Config, images: int) -> int:
     """Optimizer steps of a run over `images` training images."""
     if config.train.steps is not None:
         return config.train.steps
-    assert config.train.epochs is not None
-    return max(math.ceil(config.train.epochs * images / config.train.batch_size - 1e-9), 1)
+    return max(math.ceil(chosen(config.train.epochs) * images / config.train.batch_size - 1e-9), 1)
 
 
 def timetable(config: Config, images: int, *, streamed: bool) -> Timetable:

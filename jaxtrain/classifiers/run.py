@@ -31,7 +31,7 @@ from jaxtrain.training.optimizers import make_schedule
 from jaxtrain.training.parallel import Strategy, check_batch_size, make_strategy
 from jaxtrain.training.run_directory import RunDirectory
 from jaxtrain.training.signals import Interrupted, StopRequest
-from jaxtrain.training.state import TrainState, from_arrays
+from jaxtrain.training.state import TrainState, Tree, from_arrays
 from jaxtrain.training.step import StepSpec, make_step
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def _finish(
 
     config, dataset, progress = setup.config, setup.dataset, result.progress
     last = config.train.select == "last" or result.best is None
-    weights = snapshot(result.state, setup.strategy) if last else result.best
+    weights: Tree = snapshot(result.state, setup.strategy) if last else result.best
     best_step = progress.step if last else progress.best_step
     classifier.adopt(Fitted(config, dataset.class_names, weights, _class_weights(config, dataset)))
     model_dir = run_dir / "model"
@@ -386,7 +386,7 @@ def _use_compilation_cache(config: Config) -> None:
     """Compiled programs are kept in the user's cache folder, unless JAX was told where to keep them."""
     import os
 
-    if not config.parallel.compilation_cache or jax.config.jax_compilation_cache_dir:
+    if not config.parallel.compilation_cache or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(root / "jaxtrain" / "xla"))

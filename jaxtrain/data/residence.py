@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxtrain.config import Config
+from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource
 from jaxtrain.errors import RunError, UserError
 
@@ -21,7 +21,7 @@ def make_resident(dataset: Dataset, config: Config) -> Dataset | None:
     where that cannot be.
     """
     data = config.data
-    assert data.image_size is not None
+    size = chosen(data.image_size)
     native = config.augment.crop == "random_resized"
     if data.loader == "stream":
         return None
@@ -35,14 +35,14 @@ def make_resident(dataset: Dataset, config: Config) -> Dataset | None:
     if not native and dataset.uniform_size is None and data.loader == "auto":
         return None
     height, width = (
-        dataset.uniform_size if native and dataset.uniform_size else (data.image_size, data.image_size)
+        dataset.uniform_size if native and dataset.uniform_size else (size, size)
     )
     megabytes = len(dataset.train) * height * width * dataset.channels / 1e6
     if data.loader == "auto" and megabytes > data.device_budget_mb:
         return None
     bad: list[str] = []
-    train = _decoded(dataset.train, config, None if native else data.image_size, bad)
-    val = None if dataset.val is None else _decoded(dataset.val, config, data.image_size, bad)
+    train = _decoded(dataset.train, config, None if native else size, bad)
+    val = None if dataset.val is None else _decoded(dataset.val, config, size, bad)
     if len(bad) > data.max_bad_images:
         shown = "; ".join(bad[:20]) + ("; ..." if len(bad) > 20 else "")
         raise RunError(
@@ -56,7 +56,7 @@ def _decoded(source: ImageSource, config: Config, size: int | None, bad: list[st
     from jaxtrain.data.decode import BadImageError, read_image
     from jaxtrain.data.transforms import center_crop_resize
 
-    channels = config.data.channels or 3
+    channels = chosen(config.data.channels)
     if isinstance(source, ArraySource) and source.images.shape[3] == channels:
         if size is None or source.images.shape[1:3] == (size, size):
             return source

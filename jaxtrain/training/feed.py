@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from jaxtrain.config import Config
+from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import ArraySource, ImageSource
 from jaxtrain.data.order import Order
 from jaxtrain.training.parallel import Strategy
@@ -99,8 +99,6 @@ def open_stream(source: ImageSource, order: Order, config: Config, strategy: Str
     from jaxtrain.data.stream import HostBatch, prefetch_to_device, train_batches
 
     data, augment = config.data, config.augment
-    assert data.image_size is not None
-    assert data.channels is not None
 
     def put(batch: HostBatch) -> Batch:
         return strategy.shard(Batch(batch.images, batch.labels, batch.weights))
@@ -109,11 +107,11 @@ def open_stream(source: ImageSource, order: Order, config: Config, strategy: Str
         with train_batches(
             source,
             order,
-            image_size=data.image_size,
-            channels=data.channels,
+            image_size=chosen(data.image_size),
+            channels=chosen(data.channels),
             crop="random_resized" if augment.crop == "random_resized" else "center",
-            scale=augment.scale,
-            ratio=augment.ratio,
+            scale=chosen(augment.scale),
+            ratio=chosen(augment.ratio),
             seed=config.seed,
             workers=data.workers,
             prefetch=data.prefetch,

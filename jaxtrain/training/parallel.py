@@ -51,7 +51,7 @@ class Strategy(Protocol):
 class JitStrategy:
     """`jax.jit` over a mesh with sharded batches; parameters replicated, or sharded when `fsdp`."""
 
-    axis_name = None
+    axis_name: str | None = None
 
     def __init__(self, devices: list[jax.Device], *, fsdp: bool = False) -> None:
         self.devices = devices
@@ -114,7 +114,7 @@ class JitStrategy:
 class PmapStrategy:
     """`jax.pmap` with `axis_name="data"`: the explicit replicated form; every array has a leading device axis."""
 
-    axis_name = AXIS
+    axis_name: str | None = AXIS
 
     def __init__(self, devices: list[jax.Device]) -> None:
         self.devices = devices

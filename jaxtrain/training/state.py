@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Array = Any  # a jax.Array, or a NumPy array on its way to the devices
 Tree = Any  # nested dict of arrays, as `nnx.to_pure_dict` gives it
 
 
@@ -48,11 +49,11 @@ class TrainState:
 class Batch:
     """What the loss sees: a global batch, or this device's part of it under pmap."""
 
-    image: jax.Array
+    image: Array
     """`uint8[batch, height, width, channels]` from the feed, float32 after `inputs`."""
-    label: jax.Array
+    label: Array
     """`int32[batch]` from the feed, `float32[batch, classes]` after `inputs`."""
-    weight: jax.Array | None = None
+    weight: Array | None = None
     """`float32[batch]`: 0 for an image that could not be read; None: all count."""
 
 
