@@ -54,7 +54,7 @@ class DataConfig(Section):
     channels: Literal[1, 3] | None = None
     """1 grey, 3 RGB; other images are converted (default: the data set's)."""
     val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Share of the training set held out, stratified and seeded; unused where the source has its own validation split."""
+    """Share of the training set held out, stratified and seeded; unused where the source has a validation split."""
     split_seed: int = 0
     """Seed of the held-out split; kept apart from `seed` so that runs with other seeds compare on one split."""
     max_train_images: Count | None = None
@@ -210,7 +210,8 @@ class ParallelConfig(Section):
     """How the step runs on the devices."""
 
     strategy: Literal["auto", "jit", "pmap", "fsdp"] = "auto"
-    """jit: sharded batch, replicated parameters (auto); pmap: the explicit replicated form; fsdp: parameters and optimizer state sharded."""
+    """jit: sharded batch, replicated parameters (auto); pmap: the explicit replicated form; fsdp: parameters and
+    optimizer state sharded."""
     devices: Count | None = None
     """Use only the first so many local devices (None: all)."""
     compilation_cache: bool = True

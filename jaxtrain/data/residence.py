@@ -57,8 +57,9 @@ def _decoded(source: ImageSource, config: Config, size: int | None, bad: list[st
     from jaxtrain.data.transforms import center_crop_resize
 
     channels = chosen(config.data.channels)
-    if isinstance(source, ArraySource) and source.images.shape[3] == channels:
-        if size is None or source.images.shape[1:3] == (size, size):
+    if isinstance(source, ArraySource):
+        height, width, depth = source.images.shape[1:]
+        if depth == channels and (size is None or height == width == size):
             return source
 
     def one(index: int) -> np.ndarray | str:
