@@ -126,7 +126,7 @@ def _problem(details: Mapping[str, Any]) -> str:
     message = re.sub(r", (unable to|got a) .*", "", message)
     message = re.sub(r"^(Input|String|Tuple|Value|Keys) should ", "must ", message)
     message = message.replace("Input is not", "must be")
-    message = message.replace(" for <class 'pathlib.Path'>", "").replace("tuple", "list")
+    message = re.sub(r" for <class '[\w.]+'>", "", message).replace("tuple", "list")
     return f"{message}, not {_shown(given)}"
 
 

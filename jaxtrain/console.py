@@ -268,7 +268,10 @@ class Progress:
     def _fields(self) -> list[tuple[int, str]]:
         """What is to be said, in order; where space is short, the highest numbers go first."""
         train, val = self._train, self._val
-        fields = [(0, f"epoch {self._epoch(self._step)}/{self._epochs}"), (5, f"{self._step:,}/{self._total:,}")]
+        fields = [
+            (0, f"epoch {self._epoch(self._step)}/{self._epochs}"),
+            (5, f"{self._step:,}/{self._total:,}"),
+        ]
         if not train and not val:
             fields.append((1, "compiling"))
         if "train/loss" in train:
@@ -288,9 +291,9 @@ class Progress:
         fields.append((2, self._time()))
         return fields
 
-    def _epoch(self, steps: int) -> int:
-        """The epoch in which the last of so many steps begins."""
-        return math.floor(max(steps - 1, 0) / self._per_epoch + 1e-9) + 1
+    def _epoch(self, step: int) -> int:
+        """The epoch, from 1, in which this step began."""
+        return int((max(step, 1) - 1) / self._per_epoch + 1e-9) + 1
 
     def _time(self) -> str:
         if self._step >= self._total:

@@ -128,13 +128,15 @@ def test_float32_probabilities_agree_with_float64():
 
 
 def test_logits_decide_where_probabilities_saturate():
-    # All three softmax probabilities of class 0 and 1 round to the same numbers in float64.
+    # The probability of the first true class is zero in float64.
     logits = np.array([[0.0, 2000.0], [1000.0, -1000.0]], np.float32)
     labels = np.array([0, 0], np.int32)
     measured = classification_metrics(labels, softmax(logits), logits)
     assert measured["loss"] == pytest.approx(1000.0)
-    close = np.array([[50.0, 50.000004]], np.float32)
-    assert classification_metrics(np.array([1]), softmax(close), close)["accuracy"] == 1.0
+    # Class 6 ranks second, but all probabilities but the first round to zero.
+    logits = np.array([[1000.0, 0, 0, 0, 0, 0, 1]], np.float32)
+    assert classification_metrics(np.array([6]), softmax(logits), logits)["top5_accuracy"] == 1.0
+    assert classification_metrics(np.array([6]), softmax(logits))["top5_accuracy"] == 0.0
 
 
 def test_ties_go_to_the_first_class():

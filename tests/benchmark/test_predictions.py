@@ -42,6 +42,7 @@ def test_ids_are_the_digest_of_the_file_or_of_shape_and_pixels():
     assert image_id(image) == hashlib.sha256(b"(4, 4, 1)" + image.tobytes()).hexdigest()
     assert image_id(image) != image_id(image.reshape(2, 8, 1))
     assert image_id(image[::-1]) == image_id(image[::-1].copy())
+    assert image_id(np.asfortranarray(image)) == image_id(image)
 
 
 def test_digest_of_the_set_ignores_order_and_numbering_but_not_labels():
