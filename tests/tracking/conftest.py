@@ -20,8 +20,8 @@ class FakeServer:
     """The part of MLflow's REST interface that the tracker uses. It stores whatever it gets, doubles too.
 
     `fault` is what happens to requests: `None`, `error` (500), `hang` (no answer), `slow` (0.3 s), `lost`
-    (the first `log-batch` and `create` are carried out, but answered by errors), `drop` (the connection is
-    closed).
+    (the first `create` and the first batch of metrics are carried out, but answered by errors), `drop` (the
+    connection is closed).
     """
 
     def __init__(self, artifacts: Path) -> None:
@@ -76,7 +76,8 @@ class FakeServer:
         if self.fault == "slow":
             time.sleep(0.3)
         status, body = getattr(self, "_" + path.replace("/", "_").replace("-", "_"), self._unknown)(query)
-        if self.fault == "lost" and path in ("runs/log-batch", "runs/create") and path not in self._lost:
+        stores = path == "runs/create" or (path == "runs/log-batch" and query.get("metrics"))
+        if self.fault == "lost" and stores and path not in self._lost:
             self._lost.add(path)
             return 500, {"error_code": "INTERNAL_ERROR", "message": "planted after storing"}
         return status, body
