@@ -36,9 +36,7 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise ValueError(
-                f"must not be {str(value).lower()}"
-            )  # pydantic reads true (in YAML also: yes, on) as 1
+            raise ValueError(f"must not be {str(value).lower()}")  # pydantic reads true (in YAML also: yes, on) as 1
         return value
 
 

@@ -41,9 +41,7 @@ def load_config(path: Path) -> Config:
         raise UserError(f"{path}: is nested too deeply") from error
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        raise UserError(
-            f"{path}: must be a mapping of options, as 'train: {{epochs: 3}}', not {_shown(tree)}"
-        )
+        raise UserError(f"{path}: must be a mapping of options, as 'train: {{epochs: 3}}', not {_shown(tree)}")
     sections = {name for name, _ in _sections()}
     options = {key: value for key, value in tree.items() if value is not None or key not in sections}
     try:
@@ -147,8 +145,6 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"{key.value}: is given twice", problem_mark=key.start_mark
-                    )
+                    raise yaml.MarkedYAMLError(problem=f"{key.value}: is given twice", problem_mark=key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)

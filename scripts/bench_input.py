@@ -148,16 +148,12 @@ def compare(folder: Path, peer_python: str, rounds: int, batches: int) -> dict[s
 def main() -> None:
     """Print one JSON object: the rates, their medians and ours over each peer's."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--peer-python", default=sys.executable, help="an interpreter with torch and tensorflow"
-    )
+    parser.add_argument("--peer-python", default=sys.executable, help="an interpreter with torch and tensorflow")
     parser.add_argument("--images", type=Path, help="folder of JPEGs (default: 2,000 made for the purpose)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=30, help=f"timed batches of {BATCH} a round")
     parser.add_argument("--workers", type=int, help="of the pipeline measured (default: its own)")
-    parser.add_argument(
-        "--measure", choices=("jaxtrain", "torch", "tf"), help="only this one, in this process"
-    )
+    parser.add_argument("--measure", choices=("jaxtrain", "torch", "tf"), help="only this one, in this process")
     options = parser.parse_args()
     if options.measure:
         print(measure(options.measure, options.images, options.batches, options.workers))

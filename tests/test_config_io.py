@@ -65,9 +65,7 @@ def test_dump_names_every_option_in_the_order_of_the_config() -> None:
     assert sorted(leaves) == sorted(option_paths())
 
 
-@pytest.mark.parametrize(
-    "text", ["", "# nothing\n", "---\n", "{}", "train:\n", "train:\n  # epochs: 3\nmodel: {}\n"]
-)
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "{}", "train:\n", "train:\n  # epochs: 3\nmodel: {}\n"])
 def test_files_and_sections_may_be_empty(file: Path, text: str) -> None:
     file.write_text(text)
     assert load_config(file) == Config()
@@ -115,8 +113,7 @@ def test_numbers_as_people_write_them(file: Path, text: str) -> None:
         ("3: 4", "[3]: must be strings, not 3"),
         (
             "name: ../x",
-            "name: must be 1 to 100 letters, digits, '.', '_' or '-', "
-            "and begin with a letter or digit, not '../x'",
+            "name: must be 1 to 100 letters, digits, '.', '_' or '-', and begin with a letter or digit, not '../x'",
         ),
         ("[1]", "must be a mapping of options, as 'train: {epochs: 3}', not [1]"),
         ("hello", "must be a mapping of options, as 'train: {epochs: 3}', not 'hello'"),

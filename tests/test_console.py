@@ -337,13 +337,9 @@ def test_names_are_shown_as_they_are_but_for_control_characters():
 def test_plan_and_result_fit_the_window_but_never_break_paths_and_commands(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     long = "runs/pt/" + "x" * 120
-    words = (
-        "adamw, learning rate 1e-03, weight decay 0.05, cosine over 3,000 steps with a warmup of 150 steps"
-    )
+    words = "adamw, learning rate 1e-03, weight decay 0.05, cosine over 3,000 steps with a warmup of 150 steps"
     text = shown(show_plan, plan(settings={"optimizer": words}, run_dir=Path(long), look=f"mlflow {long}"))
-    text += shown(
-        show_result, Result("t", 10, 1.0, Path(long), commands={"predict": ["python", "p.py", long]})
-    )
+    text += shown(show_result, Result("t", 10, 1.0, Path(long), commands={"predict": ["python", "p.py", long]}))
     wide = [line for line in text.splitlines() if len(line) > columns]
     assert len(wide) == 4
     assert all(long in line for line in wide)

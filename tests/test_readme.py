@@ -50,5 +50,7 @@ def test_commands(project):
             check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
-    accuracies = re.findall(r'"test_accuracy": ([0-9.]+)', (project / "runs/pt/digits-cnn_small-1/summary.json").read_text())
+    accuracies = re.findall(
+        r'"test_accuracy": ([0-9.]+)', (project / "runs/pt/digits-cnn_small-1/summary.json").read_text()
+    )
     assert float(accuracies[0]) >= 0.985

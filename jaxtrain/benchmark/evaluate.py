@@ -89,9 +89,7 @@ def evaluate_on_test(
     logits = classifier.predict_logits(test)
     bad = np.count_nonzero(~np.isfinite(logits).all(axis=1))
     if bad:
-        raise RunError(
-            f"the model's logits are not finite for {bad} of {len(test)} test images of {dataset.name}"
-        )
+        raise RunError(f"the model's logits are not finite for {bad} of {len(test)} test images of {dataset.name}")
     ids = image_ids(test)
     predictions = Predictions(
         ids=ids,
@@ -216,9 +214,7 @@ def _measure_and_write(
     per_class = per_class_table(confusion, names)
 
     folder.mkdir(parents=True, exist_ok=True)
-    files = [
-        folder / name for name in ("predictions.npz", "metrics.json", "per_class.csv", "confusion_matrix.png")
-    ]
+    files = [folder / name for name in ("predictions.npz", "metrics.json", "per_class.csv", "confusion_matrix.png")]
     predictions.save(files[0])
     summary = {**_about(predictions), **metrics, **_counts(duplicates, looks)}
     _replace(files[1], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")

@@ -113,9 +113,7 @@ def check_arrays(labels: NDArray[Any], scores: NDArray[Any]) -> None:
     if not len(labels):
         raise ValueError("no images to measure")
     if not np.issubdtype(labels.dtype, np.integer) or not np.issubdtype(scores.dtype, np.floating):
-        raise ValueError(
-            f"labels must be whole numbers and scores floats, not {labels.dtype}, {scores.dtype}"
-        )
+        raise ValueError(f"labels must be whole numbers and scores floats, not {labels.dtype}, {scores.dtype}")
     if labels.min() < 0 or labels.max() >= scores.shape[1]:
         raise ValueError(f"labels {labels.min()}..{labels.max()} for {scores.shape[1]} classes")
     if not np.isfinite(scores).all():

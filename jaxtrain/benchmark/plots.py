@@ -52,20 +52,14 @@ def learning_curves(records: Sequence[Mapping[str, Any]], best_step: int | None 
         ("accuracy", [("train/accuracy", "training", BLUE), ("val/accuracy", "validation", ORANGE)]),
         ("learning rate", [("learning_rate", "", GREY)]),
     ]
-    present = [
-        (title, lines)
-        for title, lines in panels
-        if any(_series(records, name)[0].size for name, _, _ in lines)
-    ]
+    present = [(title, lines) for title, lines in panels if any(_series(records, name)[0].size for name, _, _ in lines)]
     figure = Figure(figsize=(4.4 * max(len(present), 1), 3.6), layout="constrained")
     for place, (title, lines) in enumerate(present, start=1):
         axes = figure.add_subplot(1, len(present), place)
         for name, label, color in lines:
             _draw_series(axes, *_series(records, name), label, color)
         if best_step is not None and title != "learning rate":
-            axes.axvline(
-                best_step, color=GREY, linewidth=1, linestyle=":", label=f"best step ({best_step:,})"
-            )
+            axes.axvline(best_step, color=GREY, linewidth=1, linestyle=":", label=f"best step ({best_step:,})")
         axes.set_xlabel("step")
         axes.set_title(title)
         axes.grid(alpha=0.25)
@@ -139,9 +133,7 @@ def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[NDArray[np
     return np.array(steps, np.int64), np.array([found[step] for step in steps], np.float64)
 
 
-def _draw_series(
-    axes: Axes, steps: NDArray[np.int64], values: NDArray[np.float64], label: str, color: str
-) -> None:
+def _draw_series(axes: Axes, steps: NDArray[np.int64], values: NDArray[np.float64], label: str, color: str) -> None:
     """A line; of many noisy points also their running mean, the points themselves then pale."""
     if not steps.size:
         return

@@ -65,9 +65,7 @@ class Predictions:
         if self.labels.shape != (images,) or self.labels.dtype != np.int32:
             raise ValueError(f"labels are {self.labels.dtype}{self.labels.shape}, not int32({images},)")
         if self.logits.shape != (images, classes) or self.logits.dtype != np.float32:
-            raise ValueError(
-                f"logits are {self.logits.dtype}{self.logits.shape}, not float32{images, classes}"
-            )
+            raise ValueError(f"logits are {self.logits.dtype}{self.logits.shape}, not float32{images, classes}")
         if images and not 0 <= self.labels.min() <= self.labels.max() < classes:
             raise ValueError(f"labels {self.labels.min()}..{self.labels.max()} for {classes} classes")
         if self.test_digest != digest_of_test_set(self.ids, self.labels, self.class_names):

@@ -181,9 +181,7 @@ class BaseClassifier:
         from jaxtrain.data.arrays import encode_labels
 
         logits = self.predict_logits(images)
-        return classification_metrics(
-            encode_labels(labels, self.class_names, len(logits)), softmax(logits), logits
-        )
+        return classification_metrics(encode_labels(labels, self.class_names, len(logits)), softmax(logits), logits)
 
     @property
     def num_classes(self) -> int:
@@ -226,9 +224,7 @@ class BaseClassifier:
         self._inference = None
         self.prepare_inputs(len(fitted.class_names), fitted.class_weights, cropped=False)
 
-    def prepare_inputs(
-        self, num_classes: int, class_weights: tuple[float, ...] | None, *, cropped: bool
-    ) -> None:
+    def prepare_inputs(self, num_classes: int, class_weights: tuple[float, ...] | None, *, cropped: bool) -> None:
         """Tell `inputs` about the classes, and whether images arrive with their random crop done (streams)."""
         self._num_classes, self._class_weights = num_classes, class_weights
         self._augment = self.config.augment
@@ -247,9 +243,7 @@ class BaseClassifier:
             self._inference = inference, strategy.place(model_keys(fitted.weights))
         inference, weights = self._inference
         source = (
-            images
-            if isinstance(images, ImageSource)
-            else as_source(images, channels=chosen(self.config.data.channels))
+            images if isinstance(images, ImageSource) else as_source(images, channels=chosen(self.config.data.channels))
         )
         return getattr(inference, output)(weights, source)
 
@@ -259,9 +253,7 @@ def _validated(options: Mapping[str, Any]) -> Config:
 
     from jaxtrain.config_io import explain
 
-    plain = {
-        k: v.model_dump(exclude_unset=True) if isinstance(v, BaseModel) else v for k, v in options.items()
-    }
+    plain = {k: v.model_dump(exclude_unset=True) if isinstance(v, BaseModel) else v for k, v in options.items()}
     try:
         return Config.model_validate(plain)
     except ValidationError as error:

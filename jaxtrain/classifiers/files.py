@@ -35,9 +35,7 @@ def load(path: str | Path) -> BaseClassifier:
     path = Path(path)
     folder = path / "model" if (path / "model").is_dir() else path
     if not (folder / "meta.json").is_file():
-        raise UserError(
-            f"{path}: no model there; give the directory of a finished run, or a folder written by save()"
-        )
+        raise UserError(f"{path}: no model there; give the directory of a finished run, or a folder written by save()")
     weights, meta = load_tree(folder)
     config = Config.model_validate(meta["config"])
     classifier = techniques()[meta["technique"]](config)

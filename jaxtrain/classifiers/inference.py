@@ -33,12 +33,8 @@ class Inference:
     def __init__(self, classifier: BaseClassifier, num_classes: int, strategy: Strategy) -> None:
         self.config = classifier.config
         self.strategy = strategy
-        model = nnx.eval_shape(
-            lambda: classifier.build_model(num_classes=num_classes, axis_name=strategy.axis_name)
-        )
-        self.graphdef, params, frozen, model_state = nnx.split(
-            model, classifier.trainable_filter, nnx.Param, ...
-        )
+        model = nnx.eval_shape(lambda: classifier.build_model(num_classes=num_classes, axis_name=strategy.axis_name))
+        self.graphdef, params, frozen, model_state = nnx.split(model, classifier.trainable_filter, nnx.Param, ...)
         self.shapes: Tree = {
             "params": nnx.to_pure_dict(params),
             "frozen": nnx.to_pure_dict(frozen),

@@ -96,9 +96,7 @@ class Reporter:
         """Say what MLflow did not get."""
         if report.problem is not None:
             where = self._run_dir / "metrics.jsonl"
-            _log.warning(
-                "MLflow lacks %d records (%s); all are in %s", report.unsent_rows, report.problem, where
-            )
+            _log.warning("MLflow lacks %d records (%s); all are in %s", report.unsent_rows, report.problem, where)
 
     def result(self, summary: Mapping[str, Any], looks: int | None) -> None:
         """At the end."""
@@ -172,10 +170,7 @@ def _parts(setup: Setup) -> list[Part]:
 def _class_counts(setup: Setup) -> dict[str, list[int]]:
     dataset = setup.dataset
     splits = {"train": dataset.train} | ({} if dataset.val is None else {"val": dataset.val})
-    return {
-        name: np.bincount(source.labels, minlength=dataset.num_classes).tolist()
-        for name, source in splits.items()
-    }
+    return {name: np.bincount(source.labels, minlength=dataset.num_classes).tolist() for name, source in splits.items()}
 
 
 def _settings(setup: Setup) -> dict[str, str]:

@@ -179,9 +179,7 @@ def make_feed(config: Config, dataset: Dataset, strategy: Strategy, *, streamed:
     return ResidentFeed(dataset.train, order, strategy, steps_per_call=config.train.steps_per_call or 1)
 
 
-def start_tracking(
-    classifier: BaseClassifier, setup: Setup, run_dir: Path, history: list[dict[str, Any]]
-) -> Tracker:
+def start_tracking(classifier: BaseClassifier, setup: Setup, run_dir: Path, history: list[dict[str, Any]]) -> Tracker:
     """Begin or continue the MLflow run of the technique's experiment."""
     from jaxtrain.tracking import Tracker
 

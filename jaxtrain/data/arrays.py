@@ -137,9 +137,7 @@ def npz_dataset(config: DataConfig, text: str) -> Dataset:
         train, val = _read_pair(file, keys["train"], path), _read_pair(file, keys["val"], path)
         names = _read_array(file, "class_names", path) if "class_names" in file.files else None
     if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
-        raise UserError(
-            f"npz:{path} class_names must be a list of strings, is {names.dtype}{list(names.shape)}"
-        )
+        raise UserError(f"npz:{path} class_names must be a list of strings, is {names.dtype}{list(names.shape)}")
     assert train is not None
 
     def open_test() -> Pair:
@@ -276,8 +274,7 @@ def _class_indices(values: NDArray[Any], classes: NDArray[Any], where: str) -> L
     if unknown.any():
         value = str(values[unknown.argmax()])
         raise UserError(
-            f"{where} label '{value}' is none of the {len(classes)} classes: "
-            f"{nearest(value, map(str, classes))}"
+            f"{where} label '{value}' is none of the {len(classes)} classes: {nearest(value, map(str, classes))}"
         )
     return indices
 

@@ -37,9 +37,7 @@ def assemble(
     get the data set's channels here; other sources are converted image by image as they are read.
     """
     if len(class_names) < 2:
-        raise UserError(
-            f"{name} has one class only ({', '.join(class_names)}): a classifier needs two or more"
-        )
+        raise UserError(f"{name} has one class only ({', '.join(class_names)}): a classifier needs two or more")
     channels = config.channels or natural_channels
     if val is None and config.val_fraction > 0:
         kept, held = stratified_split(train.labels, config.val_fraction, config.split_seed)

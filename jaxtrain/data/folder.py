@@ -80,9 +80,7 @@ def _splits(root: Path) -> dict[str, _Split]:
     for lower, name in by_split.items():
         split = _SPLITS[lower]
         if split in splits:
-            raise UserError(
-                f"folder:{root} has two folders for one split: {splits[split].folder.name} and {name}"
-            )
+            raise UserError(f"folder:{root} has two folders for one split: {splits[split].folder.name} and {name}")
         classes = _subfolders(root / name)
         if not classes:
             raise UserError(f"{root / name} has no class folders: rename it if it is not a labelled split")

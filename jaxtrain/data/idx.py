@@ -21,9 +21,7 @@ from jaxtrain.data.known import KNOWN, mnist_relative
 from jaxtrain.data.paths import existing
 from jaxtrain.errors import RunError, UserError
 
-_NAME = re.compile(
-    r"(?:(?P<prefix>.+)-)?(?P<split>train|t10k|test)-(?P<kind>images|labels)[-.]idx[1-4]-ubyte(?:\.gz)?"
-)
+_NAME = re.compile(r"(?:(?P<prefix>.+)-)?(?P<split>train|t10k|test)-(?P<kind>images|labels)[-.]idx[1-4]-ubyte(?:\.gz)?")
 _LAYOUT = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., each with or without .gz"
 
 
@@ -113,9 +111,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         except (EOFError, OSError, zlib.error) as error:
             raise RunError(f"{path} is damaged: {error}") from None
     if len(data) < 4 or data[:2] != b"\0\0":
-        raise UserError(
-            f"{path} is not an IDX file: it begins with {data[:4].hex(' ') or 'nothing'}, not 00 00 08"
-        )
+        raise UserError(f"{path} is not an IDX file: it begins with {data[:4].hex(' ') or 'nothing'}, not 00 00 08")
     if data[2] != 0x08:
         raise UserError(f"{path} holds IDX type 0x{data[2]:02x}, not unsigned bytes (0x08)")
     dimensions = data[3]

@@ -34,9 +34,7 @@ def mix_pairs(
         cut = draws[:, 2] < (0.5 if mixup is not None else 1.0)
         blend = jnp.where(cut[:, None, None], box, blend)
         share = jnp.where(cut, area, share)
-    return _towards_partner(images, blend[:, None, :, :, None]), _towards_partner(
-        labels, share[:, None, None]
-    )
+    return _towards_partner(images, blend[:, None, :, :, None]), _towards_partner(labels, share[:, None, None])
 
 
 def _towards_partner(values: Array, blend: Array) -> Array:

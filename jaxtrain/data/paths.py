@@ -17,9 +17,7 @@ def existing(text: str, scheme: str) -> Path:
         missing = missing.parent
     siblings = _names(missing.parent)
     hint = nearest(missing.name, siblings) if siblings else f"{missing.parent} is empty"
-    raise UserError(
-        f"{scheme}:{text} does not exist: there is no '{missing.name}' in {missing.parent}: {hint}"
-    )
+    raise UserError(f"{scheme}:{text} does not exist: there is no '{missing.name}' in {missing.parent}: {hint}")
 
 
 def _names(folder: Path) -> list[str]:

@@ -133,9 +133,7 @@ def _table(images: Array, operation: Array, level: Array) -> Array:
     strength = jnp.abs(level)[:, None, None]
     lost_bits = jnp.round(MAX_POSTERIZE * strength).astype(jnp.int32)
     factor = _factor(level)[:, None, None]
-    mean = jnp.floor(luma(images).mean(axis=(1, 2, 3), dtype=jnp.float32) + 0.5).astype(jnp.int32)[
-        :, None, None
-    ]
+    mean = jnp.floor(luma(images).mean(axis=(1, 2, 3), dtype=jnp.float32) + 0.5).astype(jnp.int32)[:, None, None]
     candidates = {
         "AutoContrast": stretched,
         "Equalize": equalized,

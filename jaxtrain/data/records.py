@@ -41,9 +41,7 @@ def open_records(folder: str, split: str) -> Records:
     info = builder.info.splits[split]
     records = TfRecords([str(path) for path in info.filepaths])
     if len(records) != info.num_examples:
-        raise RunError(
-            f"{folder} {split} has {len(records)} records, its description says {info.num_examples}"
-        )
+        raise RunError(f"{folder} {split} has {len(records)} records, its description says {info.num_examples}")
     return records
 
 

@@ -34,9 +34,7 @@ def make_resident(dataset: Dataset, config: Config) -> Dataset | None:
         return None
     if not native and dataset.uniform_size is None and data.loader == "auto":
         return None
-    height, width = (
-        dataset.uniform_size if native and dataset.uniform_size else (size, size)
-    )
+    height, width = dataset.uniform_size if native and dataset.uniform_size else (size, size)
     megabytes = len(dataset.train) * height * width * dataset.channels / 1e6
     if data.loader == "auto" and megabytes > data.device_budget_mb:
         return None
@@ -45,9 +43,7 @@ def make_resident(dataset: Dataset, config: Config) -> Dataset | None:
     val = None if dataset.val is None else _decoded(dataset.val, config, size, bad)
     if len(bad) > data.max_bad_images:
         shown = "; ".join(bad[:20]) + ("; ..." if len(bad) > 20 else "")
-        raise RunError(
-            f"{len(bad)} images cannot be read (data.max_bad_images is {data.max_bad_images}): {shown}"
-        )
+        raise RunError(f"{len(bad)} images cannot be read (data.max_bad_images is {data.max_bad_images}): {shown}")
     return replace(dataset, train=train, val=val, bad_images=(*dataset.bad_images, *bad))
 
 

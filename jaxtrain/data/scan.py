@@ -101,9 +101,7 @@ def scan_files(paths: Sequence[str], max_pixels: int, workers: int = 16) -> Head
     return refuse_large(headers, max_pixels)
 
 
-def find_bad_images(
-    source: ImageSource, *, channels: int, max_pixels: int, workers: int = 4
-) -> dict[int, str]:
+def find_bad_images(source: ImageSource, *, channels: int, max_pixels: int, workers: int = 4) -> dict[int, str]:
     """Decode every image in full: the index and the reason of each that cannot be."""
     from jaxtrain.data.decode import BadImageError, read_image
 
@@ -122,9 +120,7 @@ def parallel(function: Callable[[int], Result], count: int, workers: int) -> lis
     """`[function(0), ..., function(count - 1)]`, computed in threads, a few hundred to a task."""
     step = max(1, min(256, count // (4 * workers)))
     with ThreadPoolExecutor(workers) as pool:
-        parts = pool.map(
-            lambda i: [function(j) for j in range(i, min(i + step, count))], range(0, count, step)
-        )
+        parts = pool.map(lambda i: [function(j) for j in range(i, min(i + step, count))], range(0, count, step))
         return [result for part in parts for result in part]
 
 
@@ -135,9 +131,7 @@ def drop_bad(
 
     Raises `RunError` when there are more than `allowed` in all.
     """
-    listed = tuple(
-        f"{source.describe(i)}: {reason}" for source, bad in splits.values() for i, reason in bad.items()
-    )
+    listed = tuple(f"{source.describe(i)}: {reason}" for source, bad in splits.values() for i, reason in bad.items())
     if len(listed) > allowed:
         shown = "; ".join(listed[:_SHOWN]) + ("; ..." if len(listed) > _SHOWN else "")
         many = f"{len(listed)} unreadable image{'s' * (len(listed) > 1)}"

@@ -61,15 +61,13 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     """Plain figures for a table or a log: images and classes of each split; the test set stays shut."""
     splits = {"train": dataset.train} | ({"val": dataset.val} if dataset.val is not None else {})
     counts = {
-        split: np.bincount(source.labels, minlength=dataset.num_classes).tolist()
-        for split, source in splits.items()
+        split: np.bincount(source.labels, minlength=dataset.num_classes).tolist() for split, source in splits.items()
     }
     return {
         "name": dataset.name,
         "images": {split: len(source) for split, source in splits.items()},
         "classes": {
-            name: {split: counts[split][index] for split in splits}
-            for index, name in enumerate(dataset.class_names)
+            name: {split: counts[split][index] for split in splits} for index, name in enumerate(dataset.class_names)
         },
         "size": dataset.uniform_size,
         "channels": dataset.channels,

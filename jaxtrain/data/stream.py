@@ -171,9 +171,7 @@ class BatchStream(Iterator[HostBatch]):
             raise StopIteration
         start = places.step_start(self._step)
         indices = places.indices(start, start + places.local_batch)
-        images = np.empty(
-            (places.local_batch, places.image_size, places.image_size, places.channels), np.uint8
-        )
+        images = np.empty((places.local_batch, places.image_size, places.image_size, places.channels), np.uint8)
         weights = (indices >= 0).astype(np.float32)
         for first in range(0, places.local_batch, _CHUNK):
             chunk = self._next_chunk()
@@ -204,9 +202,7 @@ class BatchStream(Iterator[HostBatch]):
             self.close()
             names = list(self.bad_images.values())
             listed = "; ".join(names[-20:]) + ("; ..." if len(names) > 20 else "")
-            raise RunError(
-                f"{len(names)} unreadable images, data.max_bad_images allows {self._max_bad}: {listed}"
-            )
+            raise RunError(f"{len(names)} unreadable images, data.max_bad_images allows {self._max_bad}: {listed}")
 
 
 def train_batches(

@@ -56,9 +56,7 @@ class TfdsSource:
 
     def select(self, indices: NDArray[np.int64]) -> TfdsSource:
         """Fewer of these images, or in another order."""
-        return TfdsSource(
-            self.folder, self.split, self.image_feature, self.labels[indices], self.positions[indices]
-        )
+        return TfdsSource(self.folder, self.split, self.image_feature, self.labels[indices], self.positions[indices])
 
 
 def tfds_dataset(config: DataConfig, text: str) -> Dataset:
@@ -166,15 +164,10 @@ def _choices(text: str, folder: Path | None) -> str:
         builder = tfds.builder_cls(name)
         config = text.partition("/")[2].partition(":")[0]
         if config and config not in builder.builder_configs:
-            return nearest(
-                f"{name}/{config}", [f"{name}/{choice}" for choice in builder.builder_configs] or [name]
-            )
+            return nearest(f"{name}/{config}", [f"{name}/{choice}" for choice in builder.builder_configs] or [name])
         return nearest(
             text,
-            [
-                f"{text.partition(':')[0]}:{version}"
-                for version in (builder.VERSION, *builder.SUPPORTED_VERSIONS)
-            ],
+            [f"{text.partition(':')[0]}:{version}" for version in (builder.VERSION, *builder.SUPPORTED_VERSIONS)],
         )
     return nearest(name, {*known, *(place.partition("/")[0].partition(":")[0] for place in prepared)})
 
@@ -222,9 +215,7 @@ def _look(record: bytes, features: _Features) -> tuple[int, Header]:
 
 def _cache_file(folder: str, split: str, features: _Features) -> Path:
     """Named after everything the result depends on: the files by size and time, and the features."""
-    files = sorted(
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in Path(folder).iterdir()
-    )
+    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in Path(folder).iterdir())
     key = hashlib.sha256(repr((folder, split, features, files)).encode()).hexdigest()
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "jaxtrain" / "tfds" / f"{key[:32]}.npz"

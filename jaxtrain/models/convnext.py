@@ -36,9 +36,7 @@ class Block(Module):
 
     def __init__(self, channels: int, rate: float, build: Build) -> None:
         self.drop_path_rate, self.axis_name = rate, build.axis_name
-        self.conv_dw = Conv(
-            channels, channels, 7, build, groups=channels, kernel_init=normal_002, bias_init=zeros
-        )
+        self.conv_dw = Conv(channels, channels, 7, build, groups=channels, kernel_init=normal_002, bias_init=zeros)
         self.norm = layer_norm(channels, build)
         self.fc1 = _linear(channels, 4 * channels, build)
         self.fc2 = _linear(4 * channels, channels, build)

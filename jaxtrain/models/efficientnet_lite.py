@@ -124,15 +124,11 @@ class EfficientNetLite(Classifier):
         channels_in, blocks = STEM, []
         for i, layout in enumerate(layouts):
             # timm's rates and TensorFlow's: they stop one block short of the full rate
-            blocks.append(
-                InvertedResidual(channels_in, layout, drop_path_rate * i / len(layouts), style, build)
-            )
+            blocks.append(InvertedResidual(channels_in, layout, drop_path_rate * i / len(layouts), style, build))
             channels_in = layout[-1]
         self.blocks = nnx.List(blocks)
         self.last = ConvNorm(channels_in, HEAD, 1, style, build)
-        self.head = nnx.Linear(
-            HEAD, build.num_classes, kernel_init=uniform(build.num_classes**-0.5), rngs=build.rngs
-        )
+        self.head = nnx.Linear(HEAD, build.num_classes, kernel_init=uniform(build.num_classes**-0.5), rngs=build.rngs)
 
     def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
         """Feature map `[batch, height / 32, width / 32, 1280]`."""

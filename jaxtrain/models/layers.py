@@ -97,11 +97,7 @@ class Classifier(Module):
         """UserError for images that this model was not built for (shapes are static: free under jit)."""
         size = self.image_size
         wanted = f"[batch, {size or 'height'}, {size or 'width'}, {self.channels}]"
-        if (
-            images.ndim != 4
-            or images.shape[3] != self.channels
-            or (size and images.shape[1:3] != (size, size))
-        ):
+        if images.ndim != 4 or images.shape[3] != self.channels or (size and images.shape[1:3] != (size, size)):
             raise UserError(f"the model was built for images {wanted}, got {list(images.shape)}")
 
 
@@ -199,9 +195,7 @@ def depthwise_by_taps(x: Array, kernel: Array, stride: int, pads: Sequence[tuple
     return functools.reduce(jnp.add, taps).astype(x.dtype)
 
 
-def _shifted(
-    x: Array, size: int, stride: int, pads: Sequence[tuple[int, int]], fill: float
-) -> Iterable[Array]:
+def _shifted(x: Array, size: int, stride: int, pads: Sequence[tuple[int, int]], fill: float) -> Iterable[Array]:
     """The size * size strided views of padded `[batch, height, width, channels]`, row by row."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
     last = [(side - size) // stride * stride + 1 for side in x.shape[1:3]]
@@ -377,9 +371,7 @@ def fan_out_normal(groups: int = 1) -> nnx.Initializer:
     """Normal with variance 2 / (kernel area * channels out / groups) (He et al. 2015, arXiv 1502.01852)."""
 
     def init(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
-        return jax.random.normal(key, shape, dtype) * math.sqrt(
-            2.0 * groups / (shape[0] * shape[1] * shape[3])
-        )
+        return jax.random.normal(key, shape, dtype) * math.sqrt(2.0 * groups / (shape[0] * shape[1] * shape[3]))
 
     return init
 

@@ -67,9 +67,7 @@ FAMILIES = {
     "cnn": Family("simple", "CNN"),
     "resnet": Family("resnet", "ResNet", frozenset({"drop_path_rate", "stem"})),
     "wide_resnet": Family("resnet", "WideResNet", frozenset({"drop_path_rate"})),
-    "vit": Family(
-        "vit", "VisionTransformer", frozenset({"drop_path_rate", "patch_size", "pool", "registers"})
-    ),
+    "vit": Family("vit", "VisionTransformer", frozenset({"drop_path_rate", "patch_size", "pool", "registers"})),
     "convnext": Family("convnext", "ConvNeXt", frozenset({"drop_path_rate"})),
     "efficientnet_lite": Family("efficientnet_lite", "EfficientNetLite", frozenset({"drop_path_rate"})),
 }

@@ -36,9 +36,7 @@ def _conv(channels_in: int, channels_out: int, kernel: int, stride: int, build: 
 class BasicBlock(Module):
     """Two 3x3 convolutions and a shortcut."""
 
-    def __init__(
-        self, build: Build, channels_in: int, channels_out: int, width: int, stride: int, rate: float
-    ) -> None:
+    def __init__(self, build: Build, channels_in: int, channels_out: int, width: int, stride: int, rate: float) -> None:
         self.drop_path_rate, self.axis_name = rate, build.axis_name
         self.conv1, self.bn1 = _conv(channels_in, width, 3, stride, build), BatchNorm(width, build)
         self.conv2, self.bn2 = (
@@ -58,9 +56,7 @@ class BasicBlock(Module):
 class Bottleneck(Module):
     """1x1, 3x3, 1x1 convolutions and a shortcut."""
 
-    def __init__(
-        self, build: Build, channels_in: int, channels_out: int, width: int, stride: int, rate: float
-    ) -> None:
+    def __init__(self, build: Build, channels_in: int, channels_out: int, width: int, stride: int, rate: float) -> None:
         self.drop_path_rate, self.axis_name = rate, build.axis_name
         self.conv1, self.bn1 = _conv(channels_in, width, 1, 1, build), BatchNorm(width, build)
         self.conv2, self.bn2 = _conv(width, width, 3, stride, build), BatchNorm(width, build)
@@ -94,11 +90,7 @@ class Projection(Module):
 
 
 def _shortcut(build: Build, channels_in: int, channels_out: int, stride: int) -> Projection | None:
-    return (
-        Projection(build, channels_in, channels_out, stride)
-        if stride != 1 or channels_in != channels_out
-        else None
-    )
+    return Projection(build, channels_in, channels_out, stride) if stride != 1 or channels_in != channels_out else None
 
 
 class ResNet(Classifier):
@@ -127,9 +119,7 @@ class ResNet(Classifier):
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(
-                    block(build, channels_in, width * expansion, width * widen, stride, next(rates))
-                )
+                blocks.append(block(build, channels_in, width * expansion, width * widen, stride, next(rates)))
                 channels_in = width * expansion
         self.blocks = nnx.List(blocks)
         self.head = torch_linear(self.num_features, build.num_classes, build)
@@ -153,9 +143,7 @@ class WideBlock(Module):
             _conv(channels_in, channels_out, 3, stride, build),
         )
         self.bn2, self.conv2 = BatchNorm(channels_out, build), _conv(channels_out, channels_out, 3, 1, build)
-        self.shortcut = (
-            _conv(channels_in, channels_out, 1, stride, build) if channels_in != channels_out else None
-        )
+        self.shortcut = _conv(channels_in, channels_out, 1, stride, build) if channels_in != channels_out else None
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""

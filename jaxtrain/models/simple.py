@@ -30,9 +30,7 @@ class Dense(Module):
 
     def __init__(self, features_in: int, features_out: int, build: Build) -> None:
         init = nnx.initializers.he_normal()
-        self.linear = nnx.Linear(
-            features_in, features_out, kernel_init=init, dtype=build.dtype, rngs=build.rngs
-        )
+        self.linear = nnx.Linear(features_in, features_out, kernel_init=init, dtype=build.dtype, rngs=build.rngs)
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[..., features_in]` -> `[..., features_out]`."""

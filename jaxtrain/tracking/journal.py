@@ -35,9 +35,7 @@ class Journal:
         record: dict[str, Any] = {"step": int(step), "time": time.time()}
         for name, value in metrics.items():
             if name in _RESERVED:
-                raise ValueError(
-                    f"a metric cannot be named {name!r}: the journal's own fields are {_RESERVED}"
-                )
+                raise ValueError(f"a metric cannot be named {name!r}: the journal's own fields are {_RESERVED}")
             record[name] = float(value)
         line = encode_record(record)
         try:

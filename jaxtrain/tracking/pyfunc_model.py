@@ -26,9 +26,7 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
     # With any other type hint of the input, or with none, MLflow warns whoever loads the model.
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> pd.DataFrame:  # type: ignore[type-arg]
         """Classify images `uint8[n, height, width, channels]`."""
-        probabilities = np.asarray(
-            self.classifier.predict_proba(np.asarray(model_input, np.uint8)), np.float64
-        )
+        probabilities = np.asarray(self.classifier.predict_proba(np.asarray(model_input, np.uint8)), np.float64)
         best = probabilities.argmax(axis=1)
         names = list(self.classifier.class_names)
         return pd.DataFrame(

@@ -91,9 +91,7 @@ class Run:
                     raise store.StoreError(f"{self.run_dir} is being sent by another process")
                 self.due = time.monotonic() + 0.2
                 return False
-            self.upload = Upload(
-                Path(self.run_dir), self.uri, process=self.identity, git=self.git, say=self.warn
-            )
+            self.upload = Upload(Path(self.run_dir), self.uri, process=self.identity, git=self.git, say=self.warn)
             if self.system_metrics and self.parent is not None:
                 self.monitor = SystemMonitor(self.parent)
         return True
@@ -218,9 +216,7 @@ def _obey(command: Mapping[str, Any], runs: dict[str, Run], emit: Emit, parent: 
     if command["do"] == "attach":
         if run_dir in runs:  # started again in the same process without a finish
             runs.pop(run_dir).release()
-        run = Run(
-            run_dir, command["uri"], parent if command["live"] else None, command["system_metrics"], emit
-        )
+        run = Run(run_dir, command["uri"], parent if command["live"] else None, command["system_metrics"], emit)
         if command["live"]:
             run.identity = identity
             run.git = git_tags(Path(command["folder"]))

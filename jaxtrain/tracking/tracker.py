@@ -116,9 +116,7 @@ class Tracker:
                 "experiment": config.experiment_prefix + experiment,
                 "run_name": run_name,
                 "params": {key: redact_option(key, str(value)) for key, value in params.items()},
-                "tags": {
-                    key: redact_option(key, str(value)) for key, value in {**_own_tags(), **tags}.items()
-                },
+                "tags": {key: redact_option(key, str(value)) for key, value in {**_own_tags(), **tags}.items()},
             },
         )
         tracker._attach(live=True, system_metrics=config.system_metrics)
@@ -174,9 +172,7 @@ class Tracker:
         from jaxtrain.tracking.model import default_requirements
 
         if example.dtype != np.uint8 or example.ndim != 4:
-            raise ValueError(
-                f"example: uint8[n, height, width, channels] expected, got {example.dtype}{example.shape}"
-            )
+            raise ValueError(f"example: uint8[n, height, width, channels] expected, got {example.dtype}{example.shape}")
         if self.uri is None:
             return
         example_path = self.run_dir.absolute() / f"{name}_example.npy"

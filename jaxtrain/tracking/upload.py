@@ -145,9 +145,7 @@ class Upload:
         tags = {safe_name(key): cut(value, LONGEST_TAG) for key, value in tags.items() if value}
         if run is None:
             # A run that is sent after its end starts with its true time as well.
-            created = self._client.create_run(
-                self.state.experiment_id, first["time_ms"], tags, start["run_name"]
-            )
+            created = self._client.create_run(self.state.experiment_id, first["time_ms"], tags, start["run_name"])
             run = self._client.get_run(created.info.run_id)
         self.state.run_id = run.info.run_id
         self.state.acknowledged = {metric.key: metric.step for metric in run.data._metric_objs}
@@ -178,9 +176,7 @@ class Upload:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-            self._say(
-                f"the MLflow run {self.state.run_id} was deleted: sending everything again as a new run"
-            )
+            self._say(f"the MLflow run {self.state.run_id} was deleted: sending everything again as a new run")
             self.state = State(uri=self.state.uri, process=self.state.process, git=self.state.git)
             self._offset = self._nonfinite = 0
             self._welcomed = False
@@ -194,9 +190,7 @@ class Upload:
         wanted = {safe_name(key): cut(value, LONGEST_PARAM) for key, value in params.items()}
         missing = [Param(key, value) for key, value in wanted.items() if key not in known]
         for i in range(0, len(missing), PARAMS_PER_BATCH):
-            self._client.log_batch(
-                self.state.run_id, params=missing[i : i + PARAMS_PER_BATCH], synchronous=True
-            )
+            self._client.log_batch(self.state.run_id, params=missing[i : i + PARAMS_PER_BATCH], synchronous=True)
         drift = {key: [known[key], value] for key, value in wanted.items() if known.get(key, value) != value}
         if drift:
             text = cut(json.dumps(drift, ensure_ascii=False), LONGEST_TAG)
@@ -208,9 +202,7 @@ class Upload:
         tags = {**tags, "jaxtrain.attempts": str(attempts)}
         changed = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
         for i in range(0, len(changed), PARAMS_PER_BATCH):
-            self._client.log_batch(
-                self.state.run_id, tags=changed[i : i + PARAMS_PER_BATCH], synchronous=True
-            )
+            self._client.log_batch(self.state.run_id, tags=changed[i : i + PARAMS_PER_BATCH], synchronous=True)
         # After the process tag, so that nobody takes the resumed run for a dead one.
         if run.info.status != "RUNNING":
             self._client.update_run(self.state.run_id, status="RUNNING")
@@ -331,10 +323,7 @@ class Upload:
         except Exception as error:
             self._attempts += 1
             refused = isinstance(error, MlflowException) and error.error_code in _REFUSALS
-            if (
-                not (refused or isinstance(error, FileNotFoundError))
-                and self._attempts < _ATTEMPTS_PER_REQUEST
-            ):
+            if not (refused or isinstance(error, FileNotFoundError)) and self._attempts < _ATTEMPTS_PER_REQUEST:
                 raise
             what = request.get("path") or request.get("name") or request.get("key") or ""
             self._say(f"MLflow did not take the {request.get('do')} {what}: {_first_line(error)}")
@@ -370,9 +359,7 @@ class Upload:
             self._save()
 
         assert self.state.run_id is not None
-        store_model(
-            self._client, self.state.experiment_id, self.state.run_id, request, self.state.model_id, created
-        )
+        store_model(self._client, self.state.experiment_id, self.state.run_id, request, self.state.model_id, created)
 
     def _status(self, request: Mapping[str, Any]) -> None:
         self.end(request["status"], request["time_ms"])

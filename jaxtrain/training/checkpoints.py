@@ -82,9 +82,7 @@ class Checkpoints:
         """Steps with a checkpoint, oldest first; whether it is sound shows when it is restored."""
         return sorted(int(path.name) for path in self._directory.iterdir() if _STEP_NAME.match(path.name))
 
-    def save(
-        self, step: int, state: Tree, meta: Mapping[str, Any], best: tuple[int, Tree] | None = None
-    ) -> None:
+    def save(self, step: int, state: Tree, meta: Mapping[str, Any], best: tuple[int, Tree] | None = None) -> None:
         """Writes a checkpoint in the background; waits first for the one before it.
 
         Args:

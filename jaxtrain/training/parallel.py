@@ -106,9 +106,7 @@ class JitStrategy:
         if max(sizes) == 0:
             return self._whole
         axis = int(np.argmax(sizes))
-        return NamedSharding(
-            self._mesh, PartitionSpec(*[AXIS if i == axis else None for i in range(len(shape))])
-        )
+        return NamedSharding(self._mesh, PartitionSpec(*[AXIS if i == axis else None for i in range(len(shape))]))
 
 
 class PmapStrategy:
@@ -157,9 +155,7 @@ class PmapStrategy:
 
     def compile_steps(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """See `Strategy`."""
-        return self._pmap(
-            function, donate=(0,), read=lambda out: (out[0], jax.tree.map(lambda x: x[0], out[1]))
-        )
+        return self._pmap(function, donate=(0,), read=lambda out: (out[0], jax.tree.map(lambda x: x[0], out[1])))
 
     def compile_map(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """See `Strategy`."""
@@ -197,9 +193,7 @@ def check_batch_size(batch_size: int, *, devices: int, accumulate: int, pairs: b
         below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
         near = above if below == 0 or above - batch_size < batch_size - below else below
         parts = f"{devices} device{'s' * (devices > 1)}"
-        parts += (
-            f" x {accumulate} accumulation steps" * (accumulate > 1) + " x pairs for mixup or CutMix" * pairs
-        )
+        parts += f" x {accumulate} accumulation steps" * (accumulate > 1) + " x pairs for mixup or CutMix" * pairs
         raise UserError(
             f"train.batch_size: {batch_size} does not divide by {unit} ({parts}); nearest that does: {near}"
         )

@@ -279,9 +279,7 @@ def _refuse_foreign(path: Path) -> None:
         raise UserError(_unusable(path, error)) from error
     for entry in entries:
         if entry.is_symlink():
-            raise UserError(
-                f"{entry} is a symbolic link, which a run does not follow; put the file itself there"
-            )
+            raise UserError(f"{entry} is a symbolic link, which a run does not follow; put the file itself there")
     others = {entry.name for entry in entries} - {_LOCK, _temporary(path / _CONFIG).name}
     if others and _CONFIG not in others:
         raise UserError(

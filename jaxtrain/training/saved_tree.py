@@ -328,9 +328,7 @@ def reason(error: BaseException, folder: Path | None = None, need: int = 0) -> s
     full = full or any(os.strerror(code) in str(error) for code in _NO_SPACE)
     if full and folder is not None:
         free = shutil.disk_usage(folder).free
-        return (
-            f"no space on the disk: {need:,} bytes needed, {free:,} free; free some, then run the same again"
-        )
+        return f"no space on the disk: {need:,} bytes needed, {free:,} free; free some, then run the same again"
     return text or type(error).__name__
 
 

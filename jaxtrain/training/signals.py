@@ -53,6 +53,4 @@ class StopRequest:
             os._exit(128 + signum)
         self.requested = signum
         name = signal.Signals(signum).name
-        os.write(
-            2, f"\n{name}: saving at the next safe point, then stopping; again to stop at once\n".encode()
-        )
+        os.write(2, f"\n{name}: saving at the next safe point, then stopping; again to stop at once\n".encode())

@@ -88,6 +88,4 @@ def stored_keys(tree: Tree) -> Tree:
 
 def model_keys(tree: Tree) -> Tree:
     """The inverse of `stored_keys`."""
-    return {
-        int(k) if k.isdigit() else k: model_keys(v) if isinstance(v, Mapping) else v for k, v in tree.items()
-    }
+    return {int(k) if k.isdigit() else k: model_keys(v) if isinstance(v, Mapping) else v for k, v in tree.items()}

@@ -57,9 +57,7 @@ def reference(labels, probabilities):
         "ece": reference_ece(labels, probabilities),
     }
     if classes > 5:
-        result["top5_accuracy"] = np.mean(
-            [label in row[:5] for label, row in zip(labels, order, strict=True)]
-        )
+        result["top5_accuracy"] = np.mean([label in row[:5] for label, row in zip(labels, order, strict=True)])
     if len(set(labels)) > 1:
         areas = [sk.roc_auc_score(labels == c, probabilities[:, c]) for c in sorted(set(labels))]
         result["auroc_ovr"] = np.mean(areas)
@@ -102,9 +100,7 @@ def test_degenerate_cases_equal_scikit_learn(case):
 def test_random_cases_equal_scikit_learn():
     for seed in range(25):
         rng = np.random.default_rng(seed)
-        labels, logits = random_case(
-            seed, int(rng.integers(2, 150)), int(rng.integers(2, 20)), rng.uniform(0, 6)
-        )
+        labels, logits = random_case(seed, int(rng.integers(2, 150)), int(rng.integers(2, 20)), rng.uniform(0, 6))
         probabilities = softmax(logits)
         measured, expected = classification_metrics(labels, probabilities), reference(labels, probabilities)
         assert measured == pytest.approx(expected, abs=1e-12)
@@ -122,9 +118,7 @@ def test_sklearn_top_k_and_brier_and_auroc_agree_where_it_has_them():
 def test_float32_probabilities_agree_with_float64():
     labels, logits = random_case(6, 400, 10)
     wide, narrow = softmax(logits), softmax(logits).astype(np.float32)
-    assert classification_metrics(labels, narrow) == pytest.approx(
-        classification_metrics(labels, wide), abs=1e-6
-    )
+    assert classification_metrics(labels, narrow) == pytest.approx(classification_metrics(labels, wide), abs=1e-6)
 
 
 def test_logits_decide_where_probabilities_saturate():
@@ -160,9 +154,7 @@ def test_a_thousand_classes():
     probabilities = softmax(logits)
     measured = classification_metrics(labels, probabilities, logits)
     predicted = probabilities.argmax(1)
-    assert measured["macro_f1"] == pytest.approx(
-        sk.f1_score(labels, predicted, average="macro", zero_division=0)
-    )
+    assert measured["macro_f1"] == pytest.approx(sk.f1_score(labels, predicted, average="macro", zero_division=0))
     assert measured["loss"] == pytest.approx(sk.log_loss(labels, probabilities, labels=range(1000)), abs=1e-9)
     assert all(np.isfinite(value) for value in measured.values())
 

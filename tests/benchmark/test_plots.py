@@ -12,9 +12,7 @@ from jaxtrain.benchmark import plots
 
 
 def records():
-    rows = [
-        {"step": s, "train/loss": 2 - s / 100, "learning_rate": 0.1, "time": 0.0} for s in range(10, 101, 10)
-    ]
+    rows = [{"step": s, "train/loss": 2 - s / 100, "learning_rate": 0.1, "time": 0.0} for s in range(10, 101, 10)]
     accuracy = {20: 0.5, 40: 0.9, 60: 0.7, 80: 0.9, 100: float("nan")}
     return rows + [{"step": s, "val/loss": 1.0, "val/accuracy": value} for s, value in accuracy.items()]
 
@@ -52,9 +50,7 @@ def test_many_noisy_points_get_a_running_mean_over_the_same_steps():
     assert mean.get_ydata()[10] == pytest.approx(np.mean(raw.get_ydata()[10 : 10 + window]))
 
 
-@pytest.mark.parametrize(
-    "rows", [[], [{"step": 1, "time": 0.0}], [{"step": 1, "val/accuracy": float("nan")}]]
-)
+@pytest.mark.parametrize("rows", [[], [{"step": 1, "time": 0.0}], [{"step": 1, "val/accuracy": float("nan")}]])
 def test_curves_of_nearly_nothing(rows, tmp_path):
     plots.save(plots.learning_curves(rows), tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size[0] > 0

@@ -57,9 +57,7 @@ def test_a_signal_saves_and_the_printed_command_continues(number, code, undistur
     assert finish(run_dir)["params_sha256"] == undisturbed[0]["params_sha256"]
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         runs = dict(
-            store.execute(
-                "select experiments.name, status from runs join experiments using (experiment_id)"
-            ).fetchall()
+            store.execute("select experiments.name, status from runs join experiments using (experiment_id)").fetchall()
         )
         assert runs == {"PT": "FINISHED", "Benchmark": "FINISHED"}
         doubled = "select key, step, run_uuid, count(*) from metrics where key like 'train/%' or key like 'val/%' "

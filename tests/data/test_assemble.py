@@ -57,9 +57,7 @@ def test_a_split_that_leaves_nothing_is_refused():
     images, labels = np.zeros((2, 2, 2), np.uint8), [0, 1]
     with pytest.raises(UserError, match=r"data.val_fraction 0.1 of 2 .* 0 to validate on"):
         from_arrays(images, labels)
-    with pytest.raises(
-        UserError, match=r"data.max_train_images 3 is too few: 3 images cannot hold 4 classes"
-    ):
+    with pytest.raises(UserError, match=r"data.max_train_images 3 is too few: 3 images cannot hold 4 classes"):
         _assemble(DataConfig(max_train_images=3))
 
 

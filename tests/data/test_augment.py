@@ -102,9 +102,7 @@ def test_traced_strengths_of_0_are_the_identity():
     names = ("hflip", "rotate", "color_jitter", "erasing")
 
     def member(strength):
-        return augment(
-            config().model_copy(update=dict.fromkeys(names, strength)), keys, images, image_size=16
-        )
+        return augment(config().model_copy(update=dict.fromkeys(names, strength)), keys, images, image_size=16)
 
     results = jax.jit(jax.vmap(member))(jnp.array([0.0, 0.5]))
     np.testing.assert_allclose(results[0], prepare_eval(images), atol=1e-6)

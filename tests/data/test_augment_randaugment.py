@@ -115,10 +115,7 @@ def test_operations_are_drawn_evenly():
     """An image for which most operations give different results tells which one was drawn."""
     count = 2800
     images = np.repeat(_images(3)[:1], count, axis=0)
-    by_name = {
-        name: {_apply(images[:1], name, sign, 8.0).tobytes() for sign in (-1.0, 1.0)}
-        for name in ra.OPERATIONS
-    }
+    by_name = {name: {_apply(images[:1], name, sign, 8.0).tobytes() for sign in (-1.0, 1.0)} for name in ra.OPERATIONS}
     keys = jax.random.split(jax.random.key(3), count)
     got = jax.jit(lambda k, x: ra.randaugment(x, k, 16, layers=1, magnitude=8.0))(keys, images)
     drawn = [image.tobytes() for image in np.asarray(got)[:, None]]

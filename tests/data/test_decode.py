@@ -193,9 +193,7 @@ def test_samples_without_a_known_range_are_refused(samples):
         _decode(data)
 
 
-@pytest.mark.parametrize(
-    "kind", [k for k in KINDS if k not in ("jpeg-trailing-bytes", "mpo", "gif-animated")]
-)
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("jpeg-trailing-bytes", "mpo", "gif-animated")])
 def test_truncated_files_are_refused(kind):
     data = KINDS[kind]
     for share in (0.1, 0.5, 0.7, 0.9):  # of a PNG this small, the last tenth holds no pixels

@@ -84,9 +84,7 @@ def test_files_are_compared_by_content_and_read_only_where_sizes_meet(tmp_path, 
 
     spied = [Spy(source.paths, source.labels) for source in (train, test)]
     assert duplicates(*spied) == [(2, 0), (0, 3)]
-    assert sorted(read) == sorted(
-        str(p) for p in [train.paths[0], train.paths[2], *np.array(test.paths)[[0, 2, 3]]]
-    )
+    assert sorted(read) == sorted(str(p) for p in [train.paths[0], train.paths[2], *np.array(test.paths)[[0, 2, 3]]])
 
 
 @pytest.mark.parametrize("empty_side", [0, 1])

@@ -37,8 +37,7 @@ def test_missing_paths_name_the_nearest_neighbour(tmp_path, scheme):
     with pytest.raises(UserError) as error:
         load_dataset(DataConfig(name=f"{scheme}:{tmp_path}/flower/x"))
     assert str(error.value) == (
-        f"{scheme}:{tmp_path}/flower/x does not exist: there is no 'flower' in {tmp_path}: "
-        "did you mean 'flowers'?"
+        f"{scheme}:{tmp_path}/flower/x does not exist: there is no 'flower' in {tmp_path}: did you mean 'flowers'?"
     )
 
 

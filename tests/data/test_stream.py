@@ -66,11 +66,7 @@ def _assert_equal(batches, others):
 
 
 def _grain_processes():
-    return [
-        p
-        for p in psutil.Process().children(recursive=True)
-        if "resource_tracker" not in " ".join(p.cmdline())
-    ]
+    return [p for p in psutil.Process().children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]
 
 
 def _shared_memory():
@@ -116,15 +112,11 @@ def test_every_start_and_share_gives_the_same_bits(source, crop):
     whole = _collect(_train(source, crop=crop, stop_step=5))
     _assert_equal(whole[3:], _collect(_train(source, crop=crop, start_step=3, stop_step=5)))
     shares = [
-        _collect(_train(source, crop=crop, start_step=1, stop_step=5, process_index=p, process_count=2))
-        for p in (0, 1)
+        _collect(_train(source, crop=crop, start_step=1, stop_step=5, process_index=p, process_count=2)) for p in (0, 1)
     ]
     joined = [
         HostBatch(
-            *(
-                np.concatenate([getattr(h, f) for h in halves])
-                for f in ("images", "labels", "weights", "indices")
-            )
+            *(np.concatenate([getattr(h, f) for h in halves]) for f in ("images", "labels", "weights", "indices"))
         )
         for halves in zip(*shares, strict=True)
     ]
@@ -201,9 +193,7 @@ def test_a_killed_worker_is_an_error_that_names_it(source):
         victim = _grain_processes()[0]
         victim.send_signal(signal.SIGKILL)
         start = time.monotonic()
-        with pytest.raises(
-            RunError, match=rf"an input worker died: process {victim.pid} .*exit code -9"
-        ) as caught:
+        with pytest.raises(RunError, match=rf"an input worker died: process {victim.pid} .*exit code -9") as caught:
             list(stream)
     assert time.monotonic() - start < 30
     assert "\n" not in str(caught.value)

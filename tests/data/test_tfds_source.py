@@ -26,8 +26,7 @@ def _png(value):
 class Tiny(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.2.0")
     BUILDER_CONFIGS = [  # noqa: RUF012
-        tfds.core.BuilderConfig(name=name)
-        for name in ("plain", "validated", "unlabelled_test", "broken", "text")
+        tfds.core.BuilderConfig(name=name) for name in ("plain", "validated", "unlabelled_test", "broken", "text")
     ]
 
     def _info(self):
@@ -184,9 +183,7 @@ def test_sets_prepared_as_tfrecord_hold_the_same(folder, tmp_path):
     for split in info["splits"]:
         split["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
         records = open_records(str(source), split["name"])
-        framed = b"".join(
-            struct.pack("<QI", len(records[i]), 0) + records[i] + bytes(4) for i in range(len(records))
-        )
+        framed = b"".join(struct.pack("<QI", len(records[i]), 0) + records[i] + bytes(4) for i in range(len(records)))
         (target / f"tiny-{split['name']}.tfrecord-00000-of-00001").write_bytes(framed)
     (target / "dataset_info.json").write_text(json.dumps(info))
     ours, theirs = _load(tmp_path), _load(folder)

@@ -96,9 +96,7 @@ def test_resizing_does_not_shift():
         assert abs((out * (columns + 0.5)).sum() / out.sum() / width - 100.5 / 300) < 1e-3
 
 
-@pytest.mark.parametrize(
-    ("height", "width"), [(375, 500), (500, 375), (224, 224), (100, 90), (30, 300), (225, 224)]
-)
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (224, 224), (100, 90), (30, 300), (225, 224)])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875])
 def test_center_crop_equals_pillow(height, width, crop_pct):
     image = _photo(height, width)
@@ -173,11 +171,7 @@ def test_only_the_crop_is_resampled():
 
 
 def test_random_numbers_follow_seed_and_place_alone():
-    draws = {
-        (seed, place): tuple(crop_generator(seed, place).random(4))
-        for seed in range(4)
-        for place in range(50)
-    }
+    draws = {(seed, place): tuple(crop_generator(seed, place).random(4)) for seed in range(4) for place in range(50)}
     assert len(set(draws.values())) == len(draws)
     assert draws[3, 49] == tuple(crop_generator(3, 49).random(4))
     assert crop_generator(2**32 - 1, 2**50).random() < 1

@@ -41,9 +41,7 @@ def differences(name: str, options: dict[str, float]) -> dict[str, float]:
         logits = model(images, train=True, key=key)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-    state = jax.jit(
-        lambda: nnx.to_pure_dict(nnx.state(create_model(config, num_classes=5, image_size=size)))
-    )()
+    state = jax.jit(lambda: nnx.to_pure_dict(nnx.state(create_model(config, num_classes=5, image_size=size))))()
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: x + 0.1 * np.abs(rng.normal(size=x.shape).astype(np.float32)), state)
     images = rng.normal(size=(2 * DEVICES, size, size, 3)).astype(np.float32)

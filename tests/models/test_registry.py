@@ -143,9 +143,7 @@ def inputs(name):
 
     def random(path, leaf):
         fan_in = max(np.prod(leaf.shape[:-1]), 1)
-        around, spread = {"scale": (1, 0.1), "var": (1, 0), "kernel": (0, fan_in**-0.5)}.get(
-            path[-1].key, (0, 0.1)
-        )
+        around, spread = {"scale": (1, 0.1), "var": (1, 0), "kernel": (0, fan_in**-0.5)}.get(path[-1].key, (0, 0.1))
         return jnp.asarray(around + spread * rng.normal(size=leaf.shape), jnp.float32)
 
     _, params, rest = nnx.split(graph(name), nnx.Param, ...)

@@ -31,9 +31,7 @@ def randomise(module, scale=0.5):
     rng = np.random.default_rng(1)
     nnx.update(
         module,
-        jax.tree.unflatten(
-            tree, [jnp.asarray(rng.normal(size=x.shape) * scale, jnp.float32) for x in leaves]
-        ),
+        jax.tree.unflatten(tree, [jnp.asarray(rng.normal(size=x.shape) * scale, jnp.float32) for x in leaves]),
     )
 
 

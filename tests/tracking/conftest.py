@@ -167,8 +167,7 @@ class FakeServer:
             if int(metric["step"]) >= int(latest.get(metric["key"], metric)["step"]):
                 latest[metric["key"]] = metric
         pairs = {
-            name: [{"key": key, "value": value} for key, value in run[name].items()]
-            for name in ("params", "tags")
+            name: [{"key": key, "value": value} for key, value in run[name].items()] for name in ("params", "tags")
         }
         return {"info": run["info"], "data": {"metrics": list(latest.values()), **pairs}}
 

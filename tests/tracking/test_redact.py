@@ -80,9 +80,7 @@ def test_command_lines() -> None:
     assert redact_command(command) == "train.py --api-key *** --token=*** --technique pt --uri=http://***@h"
 
 
-@pytest.mark.parametrize(
-    "text", ["x" * 100_000, "token" * 20_000, "://" * 30_000, "a:b@" * 20_000, "-key" * 20_000]
-)
+@pytest.mark.parametrize("text", ["x" * 100_000, "token" * 20_000, "://" * 30_000, "a:b@" * 20_000, "-key" * 20_000])
 def test_long_texts_take_no_time(text: str) -> None:
     start = time.process_time()
     redact(text)

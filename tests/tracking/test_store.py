@@ -137,8 +137,6 @@ def test_many_processes_start_at_once_on_a_store_that_does_not_exist(tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.stdout.strip() == str(processes), done.stderr[-2000:]
     with sqlite3.connect(database) as connection:
-        assert connection.execute("select count(*) from runs where status = 'FINISHED'").fetchone() == (
-            processes,
-        )
+        assert connection.execute("select count(*) from runs where status = 'FINISHED'").fetchone() == (processes,)
         assert connection.execute("select count(*) from metrics").fetchone() == (processes * 30,)
         assert connection.execute("select count(*) from experiments where name = 'PT'").fetchone() == (1,)

@@ -16,9 +16,7 @@ def test_a_sample_measures_the_machine_and_the_process_tree() -> None:
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
-    grown = monitor.sample()["system/process_memory_megabytes"] - before.get(
-        "system/process_memory_megabytes", 0.0
-    )
+    grown = monitor.sample()["system/process_memory_megabytes"] - before.get("system/process_memory_megabytes", 0.0)
     child.kill()
     child.wait()
     assert 100 < grown < 200

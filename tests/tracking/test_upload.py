@@ -70,9 +70,7 @@ def test_a_backlog_arrives_whole_and_in_order(run: Run, server: Any) -> None:
     (stored,) = server.runs.values()
     losses = [m["value"] for m in stored["metrics"] if m["key"] == "train/loss"]
     assert losses == [1.0 / (step + 1) for step in range(3000)]
-    assert [m["timestamp"] for m in stored["metrics"][:2]] == [
-        int(1000 * run.journal.records()[0]["time"])
-    ] * 2
+    assert [m["timestamp"] for m in stored["metrics"][:2]] == [int(1000 * run.journal.records()[0]["time"])] * 2
     assert stored["params"] == {"model.name": "cnn", "train.steps": "3000"}
     assert (stored["tags"]["a"], stored["tags"][PROCESS_TAG]) == ("b", ME)
     assert upload.unsent_rows() == 0
@@ -286,9 +284,7 @@ def test_requests_reach_a_real_store_once(tmp_path: Path, sqlite_uri: str) -> No
         run.request("artifact", path=str(run.run_dir / "config.yaml"), folder=None)
         run.request("tag", key="colour (x)", value="red" * 5000)
         profile = {"images": 3}
-        run.request(
-            "input", name="digits", source="embedded", digest="d" * 64, context="train", profile=profile
-        )
+        run.request("input", name="digits", source="embedded", digest="d" * 64, context="train", profile=profile)
 
     ask()
     upload.push()
@@ -314,9 +310,7 @@ def test_requests_reach_a_real_store_once(tmp_path: Path, sqlite_uri: str) -> No
     assert {row[2] for row in rows} == {1}
 
 
-def test_an_artifact_that_vanished_is_named_and_a_later_sync_finds_it(
-    tmp_path: Path, sqlite_uri: str
-) -> None:
+def test_an_artifact_that_vanished_is_named_and_a_later_sync_finds_it(tmp_path: Path, sqlite_uri: str) -> None:
     run = Run(tmp_path / "run", sqlite_uri)
     upload = run.start()
     run.request("artifact", path=str(tmp_path / "late.txt"), folder="sub")

@@ -45,9 +45,7 @@ def assert_is_step(restored: Restored | None, step: int, best: int | None) -> No
 
 
 def save(kept: Checkpoints, step: int, best: int | None = None) -> None:
-    kept.save(
-        step, state(step), {"history": list(range(step))}, None if best is None else (best, weights(best))
-    )
+    kept.save(step, state(step), {"history": list(range(step))}, None if best is None else (best, weights(best)))
 
 
 def names(directory: Path) -> list[str]:
@@ -213,9 +211,7 @@ def fail_to_write(*_: object) -> None:
 
 
 @pytest.mark.parametrize("notice", ["save", "wait", "close", "restore"])
-def test_a_failed_save_is_raised_at_the_next_call(
-    copy: Path, monkeypatch: pytest.MonkeyPatch, notice: str
-) -> None:
+def test_a_failed_save_is_raised_at_the_next_call(copy: Path, monkeypatch: pytest.MonkeyPatch, notice: str) -> None:
     kept = Checkpoints(copy, keep=2)
     with monkeypatch.context() as patch:
         patch.setattr(saved_tree, "_orbax_save", fail_to_write)
@@ -271,9 +267,7 @@ def damages(path: Path, flips: int) -> Iterator[tuple[Path, str, Callable[[Path]
             yield name, f"bit flipped at {where:.2f}", lambda f, where=where: flip(f, where)
 
 
-def check_damage(
-    two: Path, scratch: Path, folder: str, relative: Path, harm: Callable[[Path], object]
-) -> None:
+def check_damage(two: Path, scratch: Path, folder: str, relative: Path, harm: Callable[[Path], object]) -> None:
     directory = Path(shutil.copytree(two, scratch / "checkpoints"))
     harm(directory / folder / relative)
     with Checkpoints(directory, keep=2) as kept:
@@ -286,11 +280,7 @@ def check_damage(
 
 
 def all_damages(two: Path, flips: int) -> list[tuple[str, Path, str, Callable[[Path], object]]]:
-    return [
-        (folder, *damage)
-        for folder in ("00000020", "best-00000020")
-        for damage in damages(two / folder, flips)
-    ]
+    return [(folder, *damage) for folder in ("00000020", "best-00000020") for damage in damages(two / folder, flips)]
 
 
 def test_sampled_damage_is_found_and_the_older_checkpoint_used(two: Path, tmp_path: Path) -> None:
@@ -361,9 +351,7 @@ def test_a_second_damaged_checkpoint_of_one_step_keeps_the_first(copy: Path) -> 
 def test_another_model_is_an_error_and_no_damage(copy: Path) -> None:
     before = names(copy)
     other = state(0) | {"params": {"kernel": np.zeros((20, 31), np.float32)}}
-    with pytest.raises(
-        RunError, match=r"params/kernel is float32\[20, 30\] where the run has float32\[20, 31\]"
-    ):
+    with pytest.raises(RunError, match=r"params/kernel is float32\[20, 30\] where the run has float32\[20, 31\]"):
         Checkpoints(copy, keep=2).restore(other)
     assert names(copy) == before
 

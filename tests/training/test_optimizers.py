@@ -47,17 +47,13 @@ def test_every_optimizer_descends_and_decays_only_kernels(name):
     # With no gradient at all, decay moves kernels towards zero and leaves everything else where it is.
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     updates, _ = optimizer.update(zeros, optimizer.init(PARAMS), PARAMS)
-    moved = {
-        str(path[-1].key): bool(jnp.any(u != 0)) for path, u in jax.tree_util.tree_leaves_with_path(updates)
-    }
+    moved = {str(path[-1].key): bool(jnp.any(u != 0)) for path, u in jax.tree_util.tree_leaves_with_path(updates)}
     assert moved == {"kernel": True, "bias": False, "scale": False, "pos_embed": False}
 
 
 def test_sgd_equals_the_textbook_in_float64():
     """Nesterov momentum with L2 in the gradient, as PyTorch's SGD(nesterov=True, weight_decay=...) computes it."""
-    config = resolve_optimizer(
-        OptimizerConfig(name="sgd", learning_rate=0.1, weight_decay=0.01, momentum=0.9)
-    )
+    config = resolve_optimizer(OptimizerConfig(name="sgd", learning_rate=0.1, weight_decay=0.01, momentum=0.9))
     optimizer = make_optimizer(config, optax.constant_schedule(0.1))
     params = {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]])}
     state = optimizer.init(params)

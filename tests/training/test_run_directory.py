@@ -210,9 +210,7 @@ def test_a_second_run_is_refused_by_name_at_once_and_a_killed_one_holds_nothing(
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"
     start = time.monotonic()
-    with pytest.raises(
-        UserError, match=rf"run is in use by process {child.pid} on \S+ since 20\d\d-\d\d-\d\d .*:"
-    ):
+    with pytest.raises(UserError, match=rf"run is in use by process {child.pid} on \S+ since 20\d\d-\d\d-\d\d .*:"):
         RunDirectory.open(Config(run_dir=tmp_path / "run"), "x")
     assert time.monotonic() - start < 1
     end(child)
@@ -284,9 +282,7 @@ def test_a_new_run_writes_its_config_and_a_resumed_one_finds_it(tmp_path: Path) 
         ("schedule.name", "linear"),
     ],
 )
-def test_options_that_decide_what_is_learned_may_not_change(
-    tmp_path: Path, option: str, value: object
-) -> None:
+def test_options_that_decide_what_is_learned_may_not_change(tmp_path: Path, option: str, value: object) -> None:
     run = begun(tmp_path / "run")
     before = (run / "config.yaml").read_bytes()
     with RunDirectory.open(Config(run_dir=run), "x") as directory, pytest.raises(UserError) as caught:
@@ -305,9 +301,7 @@ def test_every_changed_option_is_named_with_both_values(tmp_path: Path) -> None:
     changed = Config().replace(**{"seed": 3, "optimizer.learning_rate": 0.5, "checkpoint.keep": 7})
     with (
         RunDirectory.open(Config(run_dir=run), "x") as directory,
-        pytest.raises(
-            UserError, match=r"options: seed 0 -> 3, optimizer.learning_rate \(default\) -> 0.5; give"
-        ),
+        pytest.raises(UserError, match=r"options: seed 0 -> 3, optimizer.learning_rate \(default\) -> 0.5; give"),
     ):
         directory.check_config(changed)
 
@@ -352,10 +346,7 @@ def test_what_is_left_open_continues_as_it_was(tmp_path: Path) -> None:
         assert directory.check_config(continued) is True
         # as from a command line, where every option has been set
         everything = Config.model_validate(given.model_dump())
-        assert (
-            directory.continued(everything).model_dump()
-            == given.replace(**{**resolved, "seed": 0}).model_dump()
-        )
+        assert directory.continued(everything).model_dump() == given.replace(**{**resolved, "seed": 0}).model_dump()
 
 
 def test_a_length_in_steps_takes_the_place_of_one_in_epochs(tmp_path: Path) -> None:
@@ -415,9 +406,7 @@ def test_a_summary_that_is_none(tmp_path: Path, content: str) -> None:
             directory.finished()
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 

@@ -294,9 +294,7 @@ def test_killed_between_the_two_renames_of_a_replacement(copy: Path) -> None:
     assert_same(load_tree(copy)[0], example())
 
 
-def test_a_full_disk_is_said_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=123_456)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(RunError) as caught:
@@ -312,9 +310,7 @@ def test_a_disk_that_fills_during_the_save_leaves_nothing_behind(copy: Path) -> 
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
     try:
-        with pytest.raises(
-            RunError, match=r"no space on the disk: [0-9,]+ bytes needed, [0-9,]+ free"
-        ) as caught:
+        with pytest.raises(RunError, match=r"no space on the disk: [0-9,]+ bytes needed, [0-9,]+ free") as caught:
             save_tree(copy, {"x": np.random.default_rng(0).standard_normal(100_000)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
