@@ -213,7 +213,7 @@ def _train(
 ) -> LoopResult:
     config, dataset = setup.config, setup.dataset
     table = timetable(config, len(dataset.train), streamed=setup.streamed)
-    watcher = _Watcher(tracker, reporter, checkpoints, stop, data_digest(dataset.train))
+    watcher = Watcher(tracker, reporter, checkpoints, stop, data_digest(dataset.train))
     with reporter.progress(table, progress.step):
         try:
             return train(
@@ -223,7 +223,7 @@ def _train(
                 setup.strategy,
                 table,
                 watcher,
-                _evaluator(setup),
+                evaluator(setup),
                 monitor=config.train.monitor,
                 progress=progress,
                 best=restored.best if restored else None,
@@ -232,7 +232,8 @@ def _train(
             setup.feed.close()
 
 
-def _evaluator(setup: Setup) -> Callable[[TrainState], dict[str, float]] | None:
+def evaluator(setup: Setup) -> Callable[[TrainState], dict[str, float]] | None:
+    """Validation metrics of a state; None where there is no validation set."""
     val, inference = setup.dataset.val, setup.inference
     if val is None:
         return None
@@ -246,7 +247,7 @@ def _evaluator(setup: Setup) -> Callable[[TrainState], dict[str, float]] | None:
     return evaluate
 
 
-class _Watcher:
+class Watcher:
     """Passes what the loop says to the journal, the screen and the disk."""
 
     def __init__(
@@ -257,10 +258,12 @@ class _Watcher:
         )  # fmt: skip
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A record for the journal and the screen."""
         self._tracker.log(step, metrics)
         self._reporter.metrics(step, metrics)
 
     def save(self, progress: Progress, state: dict[str, Any], best: Any | None) -> None:
+        """A checkpoint with the metric history and what identifies the data."""
         meta = {
             "progress": progress.to_meta(),
             "history": self._tracker.journal.records(),
@@ -270,6 +273,7 @@ class _Watcher:
         self._checkpoints.save(progress.step, state, meta, best=pair)
 
     def stop_requested(self) -> bool:
+        """Whether a signal came."""
         return self._stop.requested is not None
 
 

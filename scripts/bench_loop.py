@@ -1,0 +1,118 @@
+"""One model under our whole loop, and under the barest loop over the same step."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtrain import Config, PTClassifier
+from jaxtrain.classifiers.report import Reporter
+from jaxtrain.classifiers.resolve import resolve, timetable
+from jaxtrain.classifiers.run import Watcher, evaluator, prepare
+from jaxtrain.data.arrays import from_arrays
+from jaxtrain.data.base import ArraySource
+from jaxtrain.tracking import Tracker
+from jaxtrain.training.checkpoints import Checkpoints
+from jaxtrain.training.loop import Progress, compile_step, train
+from jaxtrain.training.parallel import Strategy
+from jaxtrain.training.signals import StopRequest
+from jaxtrain.training.state import Batch
+from jaxtrain.training.step import make_step
+
+SHAPES = {"cnn_small": (28, 28, 1), "linear": (16, 16, 3)}
+BATCH = 128
+
+
+class Bench:
+    """Rounds of so many steps, an epoch each; both variants train the same step, each its own state."""
+
+    def __init__(self, model: str, steps: int) -> None:
+        generator = np.random.default_rng(0)
+        count = round(steps * BATCH / 0.95)
+        images = generator.integers(0, 256, (count, *SHAPES[model]), np.uint8)
+        dataset = from_arrays(images, np.arange(count) % 10)
+        options = {"model.name": model, "augment.policy": "none", "train.epochs": 100.0, "data.val_fraction": 0.05}
+        self._config = resolve(Config().replace(**options, quiet=True), dataset)
+        self._setup = setup = prepare(PTClassifier(self._config), self._config, dataset)
+        self._steps, self._step = steps, make_step(setup.spec)
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
+        tracking = self._config.tracking.model_copy(update={"uri": f"sqlite:///{folder}/mlflow.db"})
+        self._tracker = Tracker.start(tracking, run_dir=folder, experiment="PT", run_name="bench", params={}, tags={})
+        self._tracker.wait_run_id(60.0)
+        self._checkpoints = Checkpoints(folder / "checkpoints", keep=2)
+        reporter = Reporter(self._config, folder)
+        self._watcher = Watcher(self._tracker, reporter, self._checkpoints, StopRequest(), "")
+        self._progress = Progress()
+        self._state = setup.strategy.place(setup.state)
+        self._table = timetable(self._config, len(dataset.train), streamed=False)
+        self._evaluate = evaluator(setup)
+        self._bare_state: Any = setup.strategy.place(jax.tree.map(jnp.copy, setup.state))
+        self._bare = compile_step(self._step, setup.feed, setup.strategy, 1)
+        self._host_feed = HostFeed(setup.dataset.train, setup.strategy)
+        self._host_step = compile_step(self._step, self._host_feed, setup.strategy, 1)
+        self.round()
+
+    def round(self) -> dict[str, float]:
+        """Milliseconds a step of each variant."""
+        times = {"bare": self._time(self._run_bare), "jaxtrain": self._time(self._run_ours)}
+        self._checkpoints.wait()
+        if jax.default_backend() != "cpu":
+            times["host-fed"] = self._time(self._run_host_fed)
+        return times
+
+    def close(self) -> None:
+        """End the tracking."""
+        self._tracker.finish("FINISHED")
+        self._checkpoints.close()
+        self._folder.cleanup()
+
+    def _time(self, run: Any) -> float:
+        start = time.perf_counter()
+        run()
+        return (time.perf_counter() - start) / self._steps * 1e3
+
+    def _run_bare(self) -> None:
+        arguments = self._setup.feed.args(0)
+        for _ in range(self._steps):
+            self._bare_state, metrics = self._bare(self._bare_state, *arguments)
+        jax.block_until_ready((self._bare_state, metrics))
+
+    def _run_ours(self) -> None:
+        table = replace(self._table, total_steps=self._progress.step + self._steps)
+        result = train(
+            self._state, self._step, self._setup.feed, self._setup.strategy, table, self._watcher, self._evaluate,
+            progress=self._progress,
+        )  # fmt: skip
+        self._state = result.state
+
+    def _run_host_fed(self) -> None:
+        for step in range(self._steps):
+            self._bare_state, metrics = self._host_step(self._bare_state, *self._host_feed.args(step))
+        jax.block_until_ready((self._bare_state, metrics))
+
+
+class HostFeed:
+    """One call a step, its batch sent from the host: how most loops do it."""
+
+    def __init__(self, source: ArraySource, strategy: Strategy) -> None:
+        self._source, self._strategy = source, strategy
+
+    def args(self, step: int) -> tuple[Batch]:
+        """The batch of a step, on the device."""
+        index = np.arange(step * BATCH, (step + 1) * BATCH) % len(self._source)
+        return (self._strategy.shard(Batch(self._source.images[index], self._source.labels[index])),)
+
+    def batch(self, step: jax.Array, batch: Batch) -> Batch:
+        """It is one already."""
+        return batch
+
+    def close(self) -> None:
+        """Nothing to stop."""
