@@ -212,6 +212,9 @@ class ParallelConfig(Section):
     optimizer state sharded."""
     devices: Count | None = None
     """Use only the first so many local devices (None: all)."""
+    cpu_devices: Count | None = None
+    """Virtual devices to split the CPU into (None: one). XLA runs a convolution on one core of each, so that 2 on two
+    cores train a small CNN 1.5 times as fast."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next start is quick."""
 

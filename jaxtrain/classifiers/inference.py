@@ -17,7 +17,7 @@ from jaxtrain.data.augment import normalize, prepare_eval
 from jaxtrain.data.base import ArraySource, ImageSource
 from jaxtrain.training.feed import padded_batches
 from jaxtrain.training.losses import image_metrics
-from jaxtrain.training.parallel import Strategy
+from jaxtrain.training.parallel import Strategy, must_block
 from jaxtrain.training.state import Batch, Tree
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ class Inference:
     def _run(self, output: str, weights: Tree, batches: Batches, images: int) -> Any:
         if output not in self._compiled:
             self._compiled[output] = self.strategy.compile_map(self._forward(output))
-        return map_images(self._compiled[output], weights, batches, images)
+        ahead = 0 if must_block(self.strategy) else 2
+        return map_images(self._compiled[output], weights, batches, images, ahead=ahead)
 
     def _forward(self, output: str) -> Callable[[Tree, Batch], Any]:
         data = self.config.data
@@ -114,10 +115,12 @@ def host_batches(config: Config, source: ImageSource, batch_size: int) -> Iterat
             yield Batch(batch.images, batch.labels, batch.weights)
 
 
-def map_images(function: Callable[[Tree, Batch], Tree], weights: Tree, batches: Batches, images: int) -> Tree:
+def map_images(
+    function: Callable[[Tree, Batch], Tree], weights: Tree, batches: Batches, images: int, *, ahead: int
+) -> Tree:
     """Run a compiled `compile_map` function over batches and join the rows on the host: tree of `[images, ...]`.
 
-    A few batches are under way while the first of them is fetched.
+    So many batches are under way `ahead` of the one that is fetched.
     """
     parts: list[Tree] = []
     waiting: deque[tuple[Tree, NDArray[np.bool_]]] = deque()
@@ -132,7 +135,7 @@ def map_images(function: Callable[[Tree, Batch], Tree], weights: Tree, batches: 
 
     for batch, valid in batches:
         waiting.append((function(weights, batch), valid))
-        if len(waiting) > 2:
+        if len(waiting) > ahead:
             fetch()
     while waiting:
         fetch()

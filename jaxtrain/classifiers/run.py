@@ -28,7 +28,7 @@ from jaxtrain.training.checkpoints import Checkpoints, Restored, tree_digest
 from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
 from jaxtrain.training.loop import LoopResult, Progress, snapshot, train
 from jaxtrain.training.optimizers import make_schedule
-from jaxtrain.training.parallel import Strategy, check_batch_size, make_strategy
+from jaxtrain.training.parallel import Strategy, check_batch_size, make_strategy, set_cpu_devices
 from jaxtrain.training.run_directory import RunDirectory
 from jaxtrain.training.signals import Interrupted, StopRequest
 from jaxtrain.training.state import TrainState, Tree, from_arrays
@@ -62,10 +62,11 @@ def run(classifier: BaseClassifier, dataset: Dataset) -> None:
     RunError when the run can't go on, Interrupted after a signal.
     """
     given = classifier.config
+    set_cpu_devices(given.parallel)
     with RunDirectory.open(given, default_name=f"{dataset.name}-{given.model.name}") as directory:
         classifier.run_dir = directory.path
         config = resolve(directory.continued(given), dataset)
-        resuming = directory.check_config(config)
+        resuming = directory.check_config(_without_password(config))
         reporter = Reporter(config, directory.path)
         done = directory.finished()
         if done is not None:
@@ -287,7 +288,7 @@ def _finish(
     last = config.train.select == "last" or result.best is None
     weights: Tree = snapshot(result.state, setup.strategy) if last else result.best
     best_step = progress.step if last else progress.best_step
-    classifier.adopt(Fitted(config, dataset.class_names, weights, _class_weights(config, dataset)))
+    classifier.adopt(Fitted(_without_password(config), dataset.class_names, weights, _class_weights(config, dataset)))
     model_dir = run_dir / "model"
     classifier.save(model_dir)
     write_curves(run_dir, tracker)
@@ -378,6 +379,15 @@ def _class_weights(config: Config, dataset: Dataset) -> tuple[float, ...] | None
     counts = dataset.class_counts
     present = np.count_nonzero(counts)
     return tuple(float(len(dataset.train) / (present * n)) if n else 0.0 for n in counts)
+
+
+def _without_password(config: Config) -> Config:
+    """As it may be written to disk."""
+    from jaxtrain.tracking import redact
+
+    if config.tracking.uri is None:
+        return config
+    return config.replace(**{"tracking.uri": redact(config.tracking.uri)})
 
 
 def _count(tree: Any) -> int:

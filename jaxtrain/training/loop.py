@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxtrain.errors import RunError
 from jaxtrain.training.feed import Feed
-from jaxtrain.training.parallel import Strategy
+from jaxtrain.training.parallel import Strategy, must_block
 from jaxtrain.training.state import TrainState, Tree, stored_keys, to_arrays
 from jaxtrain.training.step import Step
 
@@ -147,8 +147,7 @@ def train(
     progress = progress or Progress()
     steps = {length: compile_step(step, feed, strategy, length) for length in {1, timetable.steps_per_call}}
     meter = _Meter(timetable, progress, watcher.log)
-    # jax < 0.12 on several CPU devices deadlocks in an all-reduce when many steps are under way.
-    synchronous = len(strategy.devices) > 1 and strategy.devices[0].platform == "cpu"
+    synchronous = must_block(strategy)
     next_evaluation = timetable.next_evaluation(progress.step)
     started = saved = time.monotonic()
     seconds_before = progress.seconds
