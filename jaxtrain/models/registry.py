@@ -196,7 +196,7 @@ for _i, (_wide, _deep, _side, _crop, _tf_crop, _tf_resize) in enumerate(
     _kwargs = _kwargs | {"padding": "same", "epsilon": 1e-3}
     _more = {"mean": HALF, "std": HALF, "crop_pct": _tf_crop, "interpolation": _tf_resize}
     _add_imagenet(f"tf_{_name}", "efficientnet_lite", _side, _kwargs, **_more)
-_add("efficientnet_lite_test", "efficientnet_lite", 32, {"width": 0.1, "depth": 0.25})
+_add("efficientnet_lite_test", "efficientnet_lite", 32, {"width": 0.07, "depth": 0.25})
 
 
 def list_models(pattern: str = "*") -> list[str]:

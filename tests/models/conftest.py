@@ -1,5 +1,7 @@
 """Fast ways to get a model: compiled as one program, or as shapes alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -12,6 +14,7 @@ from jaxtrain.models import create_model
 def create():
     """`create_model` under `jax.jit`: op by op it takes seconds."""
 
+    @functools.cache
     def build(config, **kwargs):
         def make():
             return create_model(config, **kwargs)

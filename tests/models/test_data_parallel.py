@@ -13,7 +13,7 @@ import pytest
 
 DEVICES = 8
 CASES = {
-    "resnet_tiny": {"drop_path_rate": 0.5, "drop_rate": 0.3},
+    "cnn_tiny": {"drop_rate": 0.3},
     "vit_test": {"drop_path_rate": 0.5, "drop_rate": 0.3},
 }
 

@@ -65,20 +65,32 @@ def test_convolution_is_the_definition(size, stride, groups, padding, side, befo
     np.testing.assert_allclose(jax.jit(conv)(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
 
 
-def test_depthwise_convolution_on_cpu_is_that_of_other_backends(monkeypatch):
-    graphdef, state = nnx.split(Conv(6, 6, 5, build(), kernel_init=fan_out_normal(6), stride=2, groups=6))
-    x = jnp.asarray(normal(2, 9, 9, 6), jnp.float32)
+@pytest.mark.parametrize(("size", "stride", "pads"), [(3, 1, (1, 1)), (5, 2, (1, 2))])
+def test_depthwise_by_taps_and_its_gradients_are_those_of_xla(size, stride, pads):
+    x, kernel = (jnp.asarray(normal(*shape), jnp.float32) for shape in [(2, 8, 8, 6), (size, size, 1, 6)])
 
-    def gradients():
-        def loss(state, x):
-            return jnp.sum(jnp.sin(nnx.merge(graphdef, state)(x)))
+    def reference(x, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        strides = (stride, stride)
+        return lax.conv_general_dilated(
+            x, kernel, strides, [pads, pads], dimension_numbers=layout, feature_group_count=6
+        )
 
-        return jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(nnx.to_pure_dict(state), x))
+    def taps(x, kernel):
+        return layers.depthwise_by_taps(x, kernel, stride, [pads, pads])
 
-    by_taps = gradients()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for a, b in zip(by_taps, gradients(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    def gradients(function):
+        return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a))), argnums=(0, 1)))(x, kernel)
+
+    np.testing.assert_allclose(taps(x, kernel), reference(x, kernel), atol=1e-5)
+    for ours, theirs in zip(gradients(taps), gradients(reference), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_depthwise_convolution_goes_by_taps_on_cpu_where_there_is_much_to_do():
+    conv = Conv(32, 32, 3, build(), kernel_init=fan_out_normal(32), groups=32)
+    texts = [str(jax.make_jaxpr(conv)(jnp.zeros((batch, 16, 16, 32)))) for batch in (1, 4)]
+    assert ["conv_general_dilated" in text for text in texts] == [True, jax.default_backend() != "cpu"]
 
 
 def test_bfloat16_convolution_keeps_float32_parameters():
