@@ -177,8 +177,10 @@ def patch_matmul(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _slow_depthwise(x: Array) -> bool:
-    """XLA's CPU backend takes two to five times as long as `depthwise_by_taps` for grouped convolutions and their
-    gradients; but it compiles them quickly, which counts for more where there is little to compute.
+    """Whether XLA's own depthwise convolution is the slower way.
+
+    On CPU, with its gradients, it takes two to five times as long as `depthwise_by_taps`; but it compiles
+    sooner, which counts for more where there is little to compute.
     """
     return jax.default_backend() == "cpu" and x.size >= 2**15
 
