@@ -1,5 +1,6 @@
 """The small networks."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,9 +29,13 @@ def test_cnn_refuses_a_size_of_which_nothing_is_left():
 
 
 def test_images_of_another_shape_are_refused():
-    model = create_model("mlp_tiny", num_classes=3, image_size=8, channels=1)
+    def run(name, *shape):
+        def logits(images):
+            return create_model(name, num_classes=3, image_size=8, channels=1)(images)
+
+        return jax.eval_shape(logits, jnp.zeros(shape))
+
     with pytest.raises(UserError, match=r"images \[batch, 8, 8, 1\], got \[2, 9, 9, 1\]"):
-        model(jnp.zeros((2, 9, 9, 1)))
-    cnn = create_model("cnn_tiny", num_classes=3, image_size=8, channels=1)
+        run("mlp_tiny", 2, 9, 9, 1)
     with pytest.raises(UserError, match=r"images \[batch, height, width, 1\], got \[2, 8, 8, 3\]"):
-        cnn(jnp.zeros((2, 8, 8, 3)))
+        run("cnn_tiny", 2, 8, 8, 3)
