@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 
 from jaxtrain.errors import RunError, UserError
 
-Tree = dict[str, Any]
-"""Nested dicts with string keys; the leaves are NumPy arrays (also 0-d, empty, bfloat16)."""
-Leaves = dict[tuple[str, ...], NDArray[Any]]
-_Shapes = dict[tuple[str, ...], tuple[str, tuple[int, ...]]]
+Tree = dict[Any, Any]
+"""Nested dicts with string or integer keys, as `nnx.to_pure_dict` makes them; the leaves are NumPy arrays
+(also 0-d, empty, bfloat16)."""
+Keys = tuple[str | int, ...]
+Leaves = dict[Keys, NDArray[Any]]
+_Shapes = dict[Keys, tuple[str, tuple[int, ...]]]
 
 _FORMAT = 1
 _STATE, _META = "state", "meta.json"
@@ -97,7 +99,7 @@ def load_tree(path: Path, template: Tree | None = None) -> tuple[Tree, dict[str,
         leaves = _orbax_restore(path / _STATE, stored) if stored else {}
     except Exception as error:  # the files are as they were written: an older checkpoint would fare no better
         raise RunError(f"{path} could not be read by this version of Orbax: {reason(error)}") from error
-    tree: dict[tuple[str, ...], Any] = {tuple(empty): {} for empty in body["empty_dicts"]}
+    tree: dict[Keys, Any] = {tuple(empty): {} for empty in body["empty_dicts"]}
     for leaf, dtype, shape, digest in body["arrays"]:
         array = leaves[tuple(leaf)] if tuple(leaf) in stored else np.empty(shape, np.dtype(dtype))
         if (array.dtype.name, list(array.shape), _array_digest(array)) != (dtype, shape, digest):
@@ -149,12 +151,14 @@ def tree_digest(tree: Tree) -> str:
 # --- trees ----------------------------------------------------------------------------------------
 
 
-def _flatten(tree: Tree, prefix: tuple[str, ...] = ()) -> Leaves:
+def _flatten(tree: Tree, prefix: Keys = ()) -> Leaves:
     """Leaves by path, sorted; little-endian and contiguous."""
     leaves: Leaves = {}
+    if len({str(key) for key in tree}) < len(tree):
+        raise TypeError(f"{_name(prefix)}: two keys of a saved tree read the same")
     for key in tree:
-        if not isinstance(key, str):
-            raise TypeError(f"{_name(prefix)}: the keys of a saved tree are strings, not {key!r}")
+        if type(key) not in (str, int):
+            raise TypeError(f"{_name(prefix)}: the keys of a saved tree are strings or integers, not {key!r}")
         path, value = (*prefix, key), tree[key]
         if isinstance(value, Mapping):
             leaves |= _flatten(dict(value), path)
@@ -165,19 +169,19 @@ def _flatten(tree: Tree, prefix: tuple[str, ...] = ()) -> Leaves:
         if leaf.dtype.hasobject or leaf.dtype.kind in "USmM":
             raise TypeError(f"{_name(path)}: a saved tree holds numbers, not {leaf.dtype}")
         leaves[path] = leaf.astype(leaf.dtype.newbyteorder("<"), copy=False)
-    return dict(sorted(leaves.items()))
+    return dict(sorted(leaves.items(), key=lambda item: [str(key) for key in item[0]]))
 
 
-def _empty_dicts(tree: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[list[str]]:
+def _empty_dicts(tree: Mapping[Any, Any], prefix: Keys = ()) -> list[list[str | int]]:
     """Paths of the dicts that hold nothing: part of the structure, but without a leaf."""
     found = [list(prefix)] if prefix and not tree else []
-    for key in sorted(tree):
+    for key in sorted(tree, key=str):
         if isinstance(tree[key], Mapping):
             found += _empty_dicts(tree[key], (*prefix, key))
     return found
 
 
-def _nest(leaves: Mapping[tuple[str, ...], Any]) -> Tree:
+def _nest(leaves: Mapping[Keys, Any]) -> Tree:
     tree: Tree = {}
     for path, leaf in leaves.items():
         node = tree
@@ -187,8 +191,8 @@ def _nest(leaves: Mapping[tuple[str, ...], Any]) -> Tree:
     return tree
 
 
-def _name(path: tuple[str, ...]) -> str:
-    return "/".join(path)
+def _name(path: Keys) -> str:
+    return "/".join(str(key) for key in path)
 
 
 def _array_digest(array: NDArray[Any]) -> str:
@@ -199,7 +203,7 @@ def _compare(template: Tree, arrays: _Shapes, path: Path) -> None:
     """Raises RunError naming the first few leaves in which a checkpoint differs from what the run expects."""
     expected: _Shapes = {}
 
-    def visit(node: Mapping[str, Any], prefix: tuple[str, ...]) -> None:
+    def visit(node: Mapping[str, Any], prefix: Keys) -> None:
         for key, value in node.items():
             if isinstance(value, Mapping):
                 visit(value, (*prefix, key))
@@ -335,9 +339,9 @@ def reason(error: BaseException, folder: Path | None = None, need: int = 0) -> s
 # --- Orbax ----------------------------------------------------------------------------------------
 
 
-def _orbax_key(path: tuple[str, ...]) -> tuple[str, ...]:
+def _orbax_key(path: Keys) -> Keys:
     """Orbax joins keys with dots: {"a.b": x} and {"a": {"b": x}} would be one file."""
-    return tuple(quote(key, safe=" ").replace(".", "%2E") for key in path)
+    return tuple(quote(str(key), safe=" ").replace(".", "%2E") for key in path)
 
 
 def _handler() -> Any:
@@ -364,7 +368,7 @@ def _orbax_save(path: Path, leaves: Leaves) -> None:
         handler.close()
 
 
-def _orbax_restore(path: Path, names: set[tuple[str, ...]]) -> Leaves:
+def _orbax_restore(path: Path, names: set[Keys]) -> Leaves:
     import orbax.checkpoint as ocp
 
     with _quiet():

@@ -125,9 +125,19 @@ def test_only_arrays_of_numbers_are_saved(tmp_path: Path, bad: object) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_keys_are_strings(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"params.*not 0"):
-        save_tree(tmp_path / "m", {"params": {0: np.ones(1)}}, {})
+def test_integer_keys_stay_integers_as_in_lists_of_modules(tmp_path: Path) -> None:
+    tree = {"blocks": {n: {"w": np.full(2, n)} for n in (10, 9, 2, 0)}, 3: {}, "3b": {"0": np.ones(1)}}
+    save_tree(tmp_path / "m", tree, {})
+    restored, _ = load_tree(tmp_path / "m", tree)
+    assert_same(restored, tree)
+    assert list(restored["blocks"]) == [0, 10, 2, 9]
+    assert tree_digest(restored) == tree_digest(tree)
+
+
+@pytest.mark.parametrize("keys", [(True,), (1.5,), (None,), (("a",),), (0, "0")])
+def test_other_keys_are_refused(tmp_path: Path, keys: tuple) -> None:
+    with pytest.raises(TypeError, match=r"params.*keys"):
+        save_tree(tmp_path / "m", {"params": {key: np.ones(1) for key in keys}}, {})
 
 
 # --- digest ---------------------------------------------------------------------------------------
