@@ -230,6 +230,7 @@ class _Meter:
         self._timetable, self._progress, self._log = timetable, progress, log
         self._waiting: list[tuple[int, PackedMetrics]] = []
         self._fetched = progress.step
+        self._speed = 0.0
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -247,12 +248,20 @@ class _Meter:
         self._fetch_until(self._progress.step)
 
     def _fetch_until(self, step: int) -> None:
+        ready: list[tuple[int, dict[str, float]]] = []
         while self._waiting and self._waiting[0][0] <= step:
             last, packed = self._waiting.pop(0)
             rows = np.asarray(packed.values, np.float64)
             for number, row in enumerate(rows, start=last - len(rows) + 1):
-                self._add_row(number, dict(zip(packed.names, row.tolist(), strict=True)))
+                ready.append((number, dict(zip(packed.names, row.tolist(), strict=True))))
             self._fetched = last
+        # Several intervals may be fetched at once; they share one speed.
+        now, steps = time.monotonic(), self._fetched - self._clock_step
+        if steps > 0:
+            self._speed = steps * self._timetable.batch_size / max(now - self._clock, 1e-9)
+            self._clock, self._clock_step = now, self._fetched
+        for number, metrics in ready:
+            self._add_row(number, metrics)
 
     def _add_row(self, step: int, metrics: dict[str, float]) -> None:
         if not math.isfinite(metrics["loss"]):
@@ -269,11 +278,8 @@ class _Meter:
             return
         record = {f"train/{name}": total / progress.pending_steps for name, total in progress.pending.items()}
         progress.pending_steps, progress.pending = 0, {}
-        now = time.monotonic()
         record["learning_rate"] = rate
         record["epoch"] = step / timetable.steps_per_epoch
-        if step > self._clock_step:
-            speed = (step - self._clock_step) * timetable.batch_size / max(now - self._clock, 1e-9)
-            record["images_per_second"] = speed
-        self._clock, self._clock_step = now, step
+        if self._speed:
+            record["images_per_second"] = self._speed
         self._log(step, record)
