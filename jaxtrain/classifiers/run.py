@@ -66,7 +66,7 @@ def run(classifier: BaseClassifier, dataset: Dataset) -> None:
     with RunDirectory.open(given, default_name=f"{dataset.name}-{given.model.name}") as directory:
         classifier.run_dir = directory.path
         config = resolve(directory.continued(given), dataset)
-        resuming = directory.check_config(_without_password(config))
+        resuming = directory.check_config(_for_disk(config))
         reporter = Reporter(config, directory.path)
         done = directory.finished()
         if done is not None:
@@ -288,7 +288,7 @@ def _finish(
     last = config.train.select == "last" or result.best is None
     weights: Tree = snapshot(result.state, setup.strategy) if last else result.best
     best_step = progress.step if last else progress.best_step
-    classifier.adopt(Fitted(_without_password(config), dataset.class_names, weights, _class_weights(config, dataset)))
+    classifier.adopt(Fitted(_for_disk(config), dataset.class_names, weights, _class_weights(config, dataset)))
     model_dir = run_dir / "model"
     classifier.save(model_dir)
     write_curves(run_dir, tracker)
@@ -381,13 +381,12 @@ def _class_weights(config: Config, dataset: Dataset) -> tuple[float, ...] | None
     return tuple(float(len(dataset.train) / (present * n)) if n else 0.0 for n in counts)
 
 
-def _without_password(config: Config) -> Config:
-    """As it may be written to disk."""
+def _for_disk(config: Config) -> Config:
+    """As it is kept: without the place of this run, so that the file starts another one, and without a password."""
     from jaxtrain.tracking import redact
 
-    if config.tracking.uri is None:
-        return config
-    return config.replace(**{"tracking.uri": redact(config.tracking.uri)})
+    uri = config.tracking.uri
+    return config.replace(**{"run_dir": None, "name": None, "tracking.uri": None if uri is None else redact(uri)})
 
 
 def _count(tree: Any) -> int:

@@ -1,0 +1,69 @@
+"""What stands in a run directory."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from jaxtrain import PTClassifier
+from jaxtrain.config_io import load_config
+
+SECRET = "correct-horse"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (60, 8, 8), np.uint8)
+    folder = tmp_path_factory.mktemp("run")
+    classifier = PTClassifier(
+        run_dir=folder / "run",
+        quiet=True,
+        model={"name": "linear"},
+        train={"steps": 12, "batch_size": 20, "log_every": 5, "eval_every": 2},
+        tracking={"enabled": False, "uri": f"postgresql://me:{SECRET}@nowhere/db"},
+    )
+    test = (images[:10], np.arange(10) % 3)
+    return classifier.fit(images, np.arange(60) % 3, test=test)
+
+
+def test_the_summary_has_what_the_contract_names(run):
+    summary = json.loads((run.run_dir / "summary.json").read_text())
+    assert {
+        "technique", "model", "dataset", "classes", "steps", "wall_seconds", "images_per_second", "val_accuracy",
+        "test_accuracy", "test_loss", "best_step", "params", "trainable_params", "params_sha256", "mlflow_run_id",
+        "devices", "versions",
+    } <= set(summary)  # fmt: skip
+    assert summary["params"] == 64 * 3 + 3
+    assert summary["steps"] == 12
+
+
+def test_records_are_at_their_steps_and_average_what_is_between(run):
+    records = [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "train/loss" in record] == [5, 10, 12]
+    assert [record["step"] for record in records if "val/loss" in record] == [6, 11, 12]
+    assert records[0]["epoch"] == pytest.approx(5 * 20 / 54)
+
+
+def test_the_kept_config_repeats_the_run_elsewhere(run):
+    config = load_config(run.run_dir / "config.yaml")
+    assert config.run_dir is None
+    assert None not in (config.data.image_size, config.optimizer.learning_rate, config.schedule.warmup_epochs)
+    assert yaml.safe_load((run.run_dir / "config.yaml").read_text())["train"]["steps"] == 12
+
+
+def test_no_password_is_in_any_file(run):
+    files = [path for path in run.run_dir.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+def test_the_same_data_is_asked_for_on_resume(run, tmp_path):
+    images = np.zeros((60, 8, 8), np.uint8)
+    (run.run_dir / "summary.json").rename(tmp_path / "summary.json")
+    try:
+        with pytest.raises(Exception, match="are not those that this run began with"):
+            PTClassifier(run_dir=run.run_dir, quiet=True, tracking={"enabled": False}).fit(images, np.arange(60) % 3)
+    finally:
+        (tmp_path / "summary.json").rename(run.run_dir / "summary.json")
