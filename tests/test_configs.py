@@ -29,6 +29,7 @@ def test_recipe(path, tmp_path):
         "tracking.enabled": False,
         "data.mean": None,
         "data.std": None,
+        "parallel.cpu_devices": None,  # this process runs JAX already
     }
     if path.stem.startswith("imagenet"):
         small |= {"data.image_size": 32, "model.patch_size": 16}

@@ -146,15 +146,13 @@ class Run:
                 upload.end_if_dead()
             except Exception as error:
                 self._failed(error)
-        self.emit(
-            self.run_dir,
-            "finished",
-            run_id=upload.state.run_id if upload else None,
-            unsent_rows=upload.unsent_rows() if upload else None,
-            refused=len(upload.state.requests_refused) if upload else 0,
-            problem=self.problem,
-        )
-        self.release()
+        report = {
+            "run_id": upload.state.run_id if upload else None,
+            "unsent_rows": upload.unsent_rows() if upload else None,
+            "refused": len(upload.state.requests_refused) if upload else 0,
+        }
+        self.release()  # before the word of it: who hears that word may want the directory at once
+        self.emit(self.run_dir, "finished", problem=self.problem, **report)
 
     def release(self) -> None:
         """Give the directory back."""
