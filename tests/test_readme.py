@@ -33,6 +33,7 @@ def test_python_programs(project):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_commands(project):
     lines = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
     commands = [line for line in lines if not line.startswith(("pip ", "pytest"))]

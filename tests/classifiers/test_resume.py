@@ -31,6 +31,7 @@ def test_killed_twice_the_run_ends_in_the_same_bits(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_kills_at_random_moments_end_in_the_same_bits(undisturbed, tmp_path):
     summary, records = undisturbed
     generator = random.Random(0)
