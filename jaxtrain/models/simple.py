@@ -54,10 +54,7 @@ class MLP(Classifier):
 
 
 class ConvBlock(Module):
-    """3x3 convolution, perhaps pooling that halves the sides, batch norm, ReLU.
-
-    Pooling comes first, so that normalising works on a quarter of the values.
-    """
+    """3x3 convolution, batch norm, ReLU, and perhaps pooling that halves the sides."""
 
     def __init__(self, channels_in: int, channels_out: int, pool: bool, build: Build) -> None:
         self.pool = pool
@@ -66,9 +63,8 @@ class ConvBlock(Module):
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
-        x = self.conv(x)
-        x = max_pool(x, 2, 2) if self.pool else x
-        return jax.nn.relu(self.bn(x, train))
+        x = jax.nn.relu(self.bn(self.conv(x), train))
+        return max_pool(x, 2, 2) if self.pool else x
 
 
 class CNN(Classifier):
