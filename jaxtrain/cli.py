@@ -46,7 +46,7 @@ def train_command(argv: Sequence[str]) -> tuple[Config, bool]:
         tree = merge(tree, load_config(Path(given["config"][0])).model_dump(exclude_unset=True))
     command = _parse(arguments, given, tree)
     if "technique" not in given and "technique" not in tree:
-        raise UserError("--technique is missing; valid: pt")
+        raise UserError("--technique is missing; valid: fe, ft, pt")
     options = command.model_dump(exclude={"config", "print_config"})
     return Config.model_validate(options), command.print_config
 

@@ -113,8 +113,11 @@ class AugmentConfig(Section):
 class ModelConfig(Section):
     """The network. None: the named variant's own value."""
 
-    name: str = "cnn_small"
-    """A name from `jaxtrain.list_models()`."""
+    name: str | None = None
+    """A name from `jaxtrain.list_models()` (default: the model of `weights`, else cnn_small)."""
+    weights: str | None = None
+    """Pre-trained weights to start from (fe, ft): the directory of a run, hf:ORG/NAME, package:efficientnet_lite0, or a
+    file of weights (default for fe and ft: package:efficientnet_lite0)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Computation type (parameters stay float32); auto: bfloat16 on GPU and TPU, float32 on CPU."""
     drop_rate: Rate | None = None
@@ -131,6 +134,37 @@ class ModelConfig(Section):
     """ResNet stem: 7x7 stride 2 with pooling, or 3x3 stride 1 for small images."""
     remat: bool = False
     """Recompute activations of each block in the backward pass: less memory, more time."""
+
+
+class FeaturesConfig(Section):
+    """Technique fe: which vector of the frozen backbone stands for an image, and where vectors are kept."""
+
+    pool: Literal["auto", "cls", "avg", "cls+avg"] = "auto"
+    """How tokens or a feature map become one vector; auto: as the backbone's own head sees it."""
+    blocks: Count = 1
+    """Join the vectors of the last so many blocks (1: the output alone)."""
+    views: Count = 1
+    """Vectors of each training image: the image itself, then so many less one randomly augmented ones."""
+    batch_size: Count | None = None
+    """Images a forward pass (default: by device)."""
+    store: Path | None = None
+    """Folder of the embedding store, shared by all runs (default: runs/embeddings)."""
+
+
+class HeadConfig(Section):
+    """Technique fe: what is trained on the vectors."""
+
+    name: str = "linear"
+    """linear | mlp | cosine | ncm | knn | sklearn:NAME | xgboost."""
+    refit: bool = False
+    """Train the chosen setting once more on training and validation images together."""
+
+
+class FinetuneConfig(Section):
+    """Technique ft: how the pre-trained network is adapted."""
+
+    strategy: Literal["full", "head"] = "full"
+    """full: all parameters; head: the head alone."""
 
 
 class TrainConfig(Section):
@@ -245,11 +279,15 @@ class TrackingConfig(Section):
     """Record processor, memory and GPU use."""
 
 
+_ONLY = {"features": "fe", "head": "fe", "finetune": "ft"}
+"""Sections that one technique alone has."""
+
+
 class Config(Section):
     """One training run."""
 
-    technique: Literal["pt"] = "pt"
-    """pt: pre-training from scratch."""
+    technique: Literal["fe", "ft", "pt"] = "pt"
+    """fe: feature extraction, a head on frozen embeddings; ft: fine-tuning; pt: pre-training from scratch."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
     """Name of the run (default: data set, model and a number)."""
     run_dir: Path | None = None
@@ -261,12 +299,26 @@ class Config(Section):
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    head: HeadConfig = HeadConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _sections_of_the_technique(self) -> Config:
+        for name, technique in _ONLY.items():
+            section = getattr(self, name)
+            if technique != self.technique and section != type(section)():
+                option = next(key for key in type(section).model_fields if key in section.model_fields_set)
+                raise ValueError(f"{name}.{option} is an option of technique {technique}, not of {self.technique}")
+        if self.technique == "pt" and self.model.weights is not None:
+            raise ValueError("model.weights is an option of techniques fe and ft: pt starts from a seed")
+        return self
 
     def replace(self, **changes: Any) -> Config:
         """A copy with changed options, named as on the command line: `config.replace(**{"train.epochs": 3})`."""

@@ -14,6 +14,7 @@ from jaxtrain.models import model_spec
 from jaxtrain.training.loop import Timetable
 from jaxtrain.training.optimizers import resolve_optimizer
 
+DEFAULT_MODEL = "cnn_small"
 _DEFAULT_EPOCHS = {"digits": 60.0}
 _OTHER_EPOCHS = 20.0
 # On accelerators a small model's step is shorter than its dispatch; XLA:CPU runs loops over convolutions slowly.
@@ -24,7 +25,8 @@ _WARMUP_SHARE = 0.05
 
 def resolve(config: Config, dataset: Dataset) -> Config:
     """The config with every None that has a default filled in. Raises UserError where options contradict."""
-    spec = model_spec(config.model.name)
+    name = config.model.name or DEFAULT_MODEL
+    spec = model_spec(name)
     backend = jax.default_backend()
     size = config.data.image_size
     if size is None:
@@ -50,7 +52,7 @@ def resolve(config: Config, dataset: Dataset) -> Config:
             raise UserError("train.early_stopping: there is no validation set; set data.val_fraction above 0")
         changes["select"] = "last"
     train = train.model_copy(update=changes)
-    model = config.model
+    model = config.model.model_copy(update={"name": name})
     if model.dtype == "auto":
         model = model.model_copy(update={"dtype": "float32" if backend == "cpu" else "bfloat16"})
     augment = resolve_augment(config.augment, image_size=size, flips=dataset.flips, channels=channels)

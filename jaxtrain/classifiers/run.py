@@ -18,8 +18,8 @@ from flax import nnx
 
 from jaxtrain.classifiers.inference import Inference, host_batches, resident_batches
 from jaxtrain.classifiers.report import Reporter, flat_config, versions, write_curves
-from jaxtrain.classifiers.resolve import resolve, timetable, total_steps
-from jaxtrain.config import Config
+from jaxtrain.classifiers.resolve import DEFAULT_MODEL, resolve, timetable, total_steps
+from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import ArraySource, Dataset
 from jaxtrain.data.order import Order
 from jaxtrain.data.residence import make_resident
@@ -63,7 +63,7 @@ def run(classifier: BaseClassifier, dataset: Dataset) -> None:
     """
     given = classifier.config
     set_cpu_devices(given.parallel)
-    with RunDirectory.open(given, default_name=f"{dataset.name}-{given.model.name}") as directory:
+    with RunDirectory.open(given, default_name=f"{dataset.name}-{given.model.name or DEFAULT_MODEL}") as directory:
         classifier.run_dir = directory.path
         config = resolve(directory.continued(given), dataset)
         resuming = directory.check_config(_for_disk(config))
@@ -298,7 +298,7 @@ def _finish(
     count = _count(weights["params"])
     return {
         "technique": classifier.technique,
-        "model": config.model.name,
+        "model": chosen(config.model.name),
         "dataset": dataset.name,
         "classes": dataset.num_classes,
         "steps": progress.step,
@@ -325,7 +325,7 @@ def _test(
         setup.dataset,
         folder=run_dir / "benchmark",
         technique=classifier.technique,
-        model=setup.config.model.name,
+        model=chosen(setup.config.model.name),
         params_sha256=summary["params_sha256"],
     )
     summary |= {"test_accuracy": None, "test_loss": None}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxtrain.config import ModelConfig
+from jaxtrain.config import ModelConfig, chosen
 from jaxtrain.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def create_model(
     """
     if isinstance(config, str):
         config = ModelConfig(name=config)
-    spec = model_spec(config.name)
+    spec = model_spec(chosen(config.name))
     kwargs = dict(spec.kwargs) | _overrides(config, spec)
 
     import jax
@@ -258,7 +258,7 @@ def create_model(
 
 def _overrides(config: ModelConfig, spec: ModelSpec) -> dict[str, Any]:
     """The options that were given, each checked against the family's."""
-    given = config.model_dump(exclude={"name", "dtype", "remat"}, exclude_none=True)
+    given = config.model_dump(exclude={"name", "weights", "dtype", "remat"}, exclude_none=True)
     valid = FAMILIES[spec.family].options | EVERYWHERE
     for option in given:
         if option not in valid:
