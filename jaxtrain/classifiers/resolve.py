@@ -25,8 +25,8 @@ _WARMUP_SHARE = 0.05
 
 def resolve(config: Config, dataset: Dataset) -> Config:
     """The config with every None that has a default filled in. Raises UserError where options contradict."""
-    name = config.model.name or DEFAULT_MODEL
-    spec = model_spec(name)
+    model_name = config.model.name or DEFAULT_MODEL
+    spec = model_spec(model_name)
     backend = jax.default_backend()
     size = config.data.image_size
     if size is None:
@@ -52,7 +52,7 @@ def resolve(config: Config, dataset: Dataset) -> Config:
             raise UserError("train.early_stopping: there is no validation set; set data.val_fraction above 0")
         changes["select"] = "last"
     train = train.model_copy(update=changes)
-    model = config.model.model_copy(update={"name": name})
+    model = config.model.model_copy(update={"name": model_name})
     if model.dtype == "auto":
         model = model.model_copy(update={"dtype": "float32" if backend == "cpu" else "bfloat16"})
     augment = resolve_augment(config.augment, image_size=size, flips=dataset.flips, channels=channels)
