@@ -25,6 +25,7 @@ def save_model(classifier: BaseClassifier, path: Path) -> Path:
         "config": fitted.config.model_dump(mode="json"),
         "class_names": list(fitted.class_names),
         "class_weights": None if fitted.class_weights is None else list(fitted.class_weights),
+        "extra": dict(fitted.extra),
     }
     save_tree(path, fitted.weights, meta)
     return path
@@ -41,7 +42,7 @@ def load(path: str | Path) -> BaseClassifier:
     classifier = techniques()[meta["technique"]](config)
     each = meta["class_weights"]
     names = tuple(meta["class_names"])
-    classifier.adopt(Fitted(config, names, weights, None if each is None else tuple(each)))
+    classifier.adopt(Fitted(config, names, weights, None if each is None else tuple(each), meta.get("extra", {})))
     return classifier
 
 

@@ -19,7 +19,8 @@ from jaxtrain.config import Config
 from jaxtrain.console import Part, Plan, Progress, Result, log_to_stderr, show_plan, show_result
 
 if TYPE_CHECKING:
-    from jaxtrain.classifiers.run import Setup
+    from jaxtrain.classifiers.stepwise import Setup
+    from jaxtrain.data.base import Dataset
     from jaxtrain.tracking import Tracker, TrackerReport
     from jaxtrain.training.loop import Timetable
 
@@ -45,28 +46,21 @@ class Reporter:
             tested = "" if accuracy is None else f", test accuracy {accuracy:.2%}"
             print(f"{self._run_dir} is finished: {summary['steps']} steps{tested}. Nothing to do.")
 
-    def plan(self, setup: Setup, look: str | None, resumed_at: int | None) -> None:
+    @property
+    def run_dir(self) -> Path:
+        """The run directory, as short as can be."""
+        return self._run_dir
+
+    def plan(self, plan: Plan, dataset: Dataset, resumed_at: str | None) -> None:
         """Before training."""
-        self._look = look
+        self._look = plan.look
         if self._config.quiet:
             return
-        show_plan(
-            Plan(
-                title=f"{setup.config.technique.upper()}: {setup.config.model.name} on {setup.dataset.name}",
-                parts=_parts(setup),
-                parameters=_size(setup.inference.shapes["params"]) + _size(setup.inference.shapes["frozen"]),
-                trainable=_size(setup.inference.shapes["params"]),
-                class_names=setup.dataset.class_names,
-                images=_class_counts(setup),
-                settings=_settings(setup),
-                run_dir=self._run_dir,
-                look=look,
-            )
-        )
-        for name in setup.dataset.bad_images:
+        show_plan(plan)
+        for name in dataset.bad_images:
             _log.warning("skipped: %s", name)
         if resumed_at is not None:
-            print(f"resuming at step {resumed_at:,}")
+            print(f"resuming at {resumed_at}")
 
     @contextmanager
     def progress(self, table: Timetable, start_step: int) -> Iterator[None]:
@@ -159,18 +153,34 @@ def write_curves(run_dir: Path, tracker: Tracker) -> None:
         tracker.artifact(path)
 
 
+def stepwise_plan(setup: Setup, run_dir: Path, look: str | None) -> Plan:
+    """What is about to be trained step by step."""
+    shapes = setup.inference.shapes
+    return Plan(
+        title=f"{setup.config.technique.upper()}: {setup.config.model.name} on {setup.dataset.name}",
+        parts=_parts(setup),
+        parameters=size_of(shapes["params"]) + size_of(shapes["frozen"]),
+        trainable=size_of(shapes["params"]),
+        class_names=setup.dataset.class_names,
+        images=class_counts(setup.dataset),
+        settings=_settings(setup),
+        run_dir=run_dir,
+        look=look,
+    )
+
+
+def class_counts(dataset: Dataset) -> dict[str, list[int]]:
+    """Images of each class in each split that may be looked at."""
+    splits = {"train": dataset.train} | ({} if dataset.val is None else {"val": dataset.val})
+    return {name: np.bincount(source.labels, minlength=dataset.num_classes).tolist() for name, source in splits.items()}
+
+
 def _parts(setup: Setup) -> list[Part]:
     sizes: dict[str, int] = {}
     for group in ("params", "frozen"):
         for name, tree in setup.inference.shapes[group].items():
-            sizes[str(name)] = sizes.get(str(name), 0) + _size(tree)
+            sizes[str(name)] = sizes.get(str(name), 0) + size_of(tree)
     return [Part(name, "", count) for name, count in sizes.items()]
-
-
-def _class_counts(setup: Setup) -> dict[str, list[int]]:
-    dataset = setup.dataset
-    splits = {"train": dataset.train} | ({} if dataset.val is None else {"val": dataset.val})
-    return {name: np.bincount(source.labels, minlength=dataset.num_classes).tolist() for name, source in splits.items()}
 
 
 def _settings(setup: Setup) -> dict[str, str]:
@@ -201,5 +211,6 @@ def _in_words(config: Config) -> str:
     return ", ".join(words) or "none"
 
 
-def _size(tree: Any) -> int:
+def size_of(tree: Any) -> int:
+    """Elements of all arrays (or of their shapes)."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
