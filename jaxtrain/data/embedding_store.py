@@ -175,8 +175,9 @@ class _Work:
         before, since = -1, time.monotonic()
         while missing := self._missing():
             mine = [shard for shard in missing if shard % count == index]
-            claims = self._claim(mine)
+            claims: dict[int, Claim] = {}
             try:
+                self._claim(mine, claims)
                 if claims:
                     self._extract(claims, self._done(missing), source, compute)
                     continue
@@ -268,9 +269,8 @@ class _Work:
 
     # --- computing the rest -----------------------------------------------------------------------
 
-    def _claim(self, missing: Sequence[int]) -> dict[int, Claim]:
-        """Half of the shards that nobody else computes; damaged ones are set aside."""
-        claims: dict[int, Claim] = {}
+    def _claim(self, missing: Sequence[int], claims: dict[int, Claim]) -> None:
+        """Claims half of the shards that nobody else computes; damaged ones are set aside."""
         wanted = max(_LEAST_CLAIM, -(-len(missing) // 2))
         with self.disk():
             for shard in missing:
@@ -279,14 +279,13 @@ class _Work:
                     break
                 if (claim := Claim.take(path)) is None:
                     continue
+                claims[shard] = claim
                 if path.exists():  # finished by another process in the meantime, or damaged
                     problem = self._files.problem(shard) if self._files else "has no description"
                     if problem is None:
-                        claim.release()
-                        continue
-                    set_aside(path, problem)
-                claims[shard] = claim
-        return claims
+                        claims.pop(shard).release()
+                    else:
+                        set_aside(path, problem)
 
     def _extract(self, claims: dict[int, Claim], done: int, source: ImageSource, compute: Compute) -> None:
         """Computes the claimed shards in one pass; one is written while the next is computed."""
