@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.errors import RunError, UserError
-from jaxtrain.training.saved_tree import (
+from jaxtrain.saved_tree import (
     DamagedError,
     Tree,
     load_tree,

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from jaxtrain.config import Config
 from jaxtrain.config_io import dump_config, explain, load_config
 from jaxtrain.errors import RunError, UserError
-from jaxtrain.training.saved_tree import flush_folder
+from jaxtrain.saved_tree import flush_folder
 
 _LOCK, _CONFIG = "run.lock", "config.yaml"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
