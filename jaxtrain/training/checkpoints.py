@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxtrain.disk import reason
 from jaxtrain.errors import RunError, UserError
-from jaxtrain.training.saved_tree import (
+from jaxtrain.saved_tree import (
     DamagedError,
     Tree,
     load_tree,
