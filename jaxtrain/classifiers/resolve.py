@@ -76,13 +76,12 @@ def _data(given: DataConfig, dataset: Dataset, model: ModelConfig, pretrained: P
     channels = dataset.channels
     if pretrained is not None:
         size = given.image_size or pretrained.image_size
-        known = (pretrained.mean, pretrained.std) if pretrained.channels == channels else (None, None)
+        mean, std = pretrained.normalization(channels)
     else:
         own = max(dataset.uniform_size) if dataset.uniform_size else model_spec(chosen(model.name)).image_size
         size = given.image_size or own
-        known = dataset.mean, dataset.std
-    mean = given.mean or known[0] or (0.5,) * channels
-    std = given.std or known[1] or (0.5,) * channels
+        mean, std = dataset.mean or (0.5,) * channels, dataset.std or (0.5,) * channels
+    mean, std = given.mean or mean, given.std or std
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise UserError(f"data.{name}: {len(values)} values for images of {channels} channels")
