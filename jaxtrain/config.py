@@ -44,7 +44,7 @@ class DataConfig(Section):
     """Where the images come from and how they reach the device."""
 
     name: str = "digits"
-    """digits | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | idx:PATH | npz:PATH."""
+    """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | idx:PATH | npz:PATH."""
     dir: Path | None = None
     """Folder of prepared tensorflow-datasets (default: that library's own)."""
     image_size: Count | None = None
@@ -57,6 +57,10 @@ class DataConfig(Section):
     """Seed of the held-out split; kept apart from `seed` so that runs with other seeds compare on one split."""
     max_train_images: Count | None = None
     """Use only so many training images (stratified, seeded; after the split)."""
+    shots: Count | None = None
+    """Few-shot: train on so many images of each class, drawn from the training set (never from validation)."""
+    draws: Count = 1
+    """Few-shot draws (technique fe): a head is trained on each, and mean and interval are reported."""
     max_bad_images: Annotated[int, Field(ge=0)] = 0
     """Unreadable images that may be skipped (named and counted) before the run stops."""
     max_pixels: Count = 50_000_000
@@ -316,6 +320,8 @@ class Config(Section):
             if technique != self.technique and section != type(section)():
                 option = next(key for key in type(section).model_fields if key in section.model_fields_set)
                 raise ValueError(f"{name}.{option} is an option of technique {technique}, not of {self.technique}")
+        if self.data.draws > 1 and (self.technique != "fe" or self.data.shots is None):
+            raise ValueError("data.draws needs technique fe and data.shots: each draw is a head on so few images")
         if self.technique == "pt" and self.model.weights is not None:
             raise ValueError("model.weights is an option of techniques fe and ft: pt starts from a seed")
         return self

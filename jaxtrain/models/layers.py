@@ -23,6 +23,9 @@ from jaxtrain.errors import UserError
 
 Padding = Literal["torch", "same"]
 Key = Array | None
+Pool = Literal["auto", "cls", "avg", "cls+avg"]
+Taps = list[Array] | None
+"""Collects the outputs of the blocks, where given."""
 
 _HEAD = 2**31 - 1
 """Folded into the key for the dropout before the head; blocks fold in 0, 1, 2, ..."""
@@ -71,8 +74,11 @@ class Classifier(Module):
         self.remat = build.remat
         self.axis_name = build.axis_name
 
-    def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
-        """Feature map `[batch, height, width, channels]` or tokens `[batch, tokens, channels]`."""
+    def features(self, images: Array, *, train: bool = False, key: Key = None, taps: Taps = None) -> Array:
+        """Feature map `[batch, height, width, channels]` or tokens `[batch, tokens, channels]`.
+
+        taps: gets the output of each block, for `embed_blocks`.
+        """
         raise NotImplementedError
 
     def pool(self, features: Array) -> Array:
@@ -82,6 +88,30 @@ class Classifier(Module):
     def embed(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
         """Embedding `float32[batch, num_features]`: what the head sees, before dropout."""
         return self.pool(self.features(images, train=train, key=key))
+
+    def pool_block(self, output: Array, pool: Pool) -> Array:
+        """What one of the `blocks` gives -> `float32[batch, width]`. UserError where there is no such pooling."""
+        if pool not in ("auto", "avg"):
+            raise UserError(f"features.pool: this model has no class token for '{pool}'; valid: auto, avg")
+        return output.astype(jnp.float32).mean(axis=tuple(range(1, output.ndim - 1)))
+
+    def pool_features(self, features: Array, pool: Pool) -> Array:
+        """What `features` gives, by the named pooling -> `float32[batch, width]`; auto: as the head sees it."""
+        return self.pool(features) if pool == "auto" else self.pool_block(features, pool)
+
+    def embed_blocks(self, images: Array, *, pool: Pool = "auto", blocks: int = 1) -> Array:
+        """The vectors of the last `blocks` blocks, joined: `float32[batch, sum of widths]`.
+
+        The last one is that of `features` (with what comes after the blocks); those before it are pooled and, in a
+        vision transformer, normalised as the last one is (Caron et al. 2021, arXiv 2104.14294, appendix F.2).
+        UserError for more blocks than there are, or a pooling that the model does not have.
+        """
+        outputs: list[Array] = []
+        vector = self.pool_features(self.features(images, taps=outputs), pool)
+        if blocks > max(len(outputs), 1):
+            raise UserError(f"features.blocks: {blocks} asked for, this model has {len(outputs)}")
+        earlier = outputs[len(outputs) - blocks : -1]
+        return jnp.concatenate([*(self.pool_block(output, pool) for output in earlier), vector], axis=-1)
 
     def __call__(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
         """Logits `float32[batch, num_classes]` of `float[batch, height, width, channels]`.
@@ -335,16 +365,18 @@ def drop_path_rates(last: float, blocks: int) -> list[float]:
 # --- Blocks
 
 
-def run_blocks(blocks: Iterable[Any], x: Array, train: bool, key: Key, remat: bool) -> Array:
+def run_blocks(blocks: Iterable[Any], x: Array, train: bool, key: Key, remat: bool, taps: Taps = None) -> Array:
     """Apply `block(x, train, key of its own)` one after the other; no key unless in training.
 
     remat: keep only what is between blocks for the backward pass and compute the inside again (Chen et al.
-    2016, arXiv 1604.06174). Running statistics written inside come out as without.
+    2016, arXiv 1604.06174). Running statistics written inside come out as without. taps: gets each block's output.
     """
     key = key if train else None
     for i, block in enumerate(blocks):
         part = fold(key, i)
         x = _rematerialised(block, x, train, part) if remat else block(x, train, part)
+        if taps is not None:
+            taps.append(x)
     return x
 
 

@@ -218,9 +218,7 @@ def test_a_host_that_gives_nothing_is_not_waited_for_without_end(tmp_path):
     source, told = images(COUNT), []
     store = EmbeddingStore(tmp_path, shard_images=SHARD, patience_seconds=0.3)
     with pytest.raises(RunError, match="no new embeddings from the other processes.* shards 1, 3, 5, 7, 9 are missing"):
-        store.get(
-            key_of(source), source, Backbone(), process_count=2, progress=lambda done, total: told.append(done)
-        )
+        store.get(key_of(source), source, Backbone(), process_count=2, progress=lambda done, total: told.append(done))
     assert max(told) == 5 * SHARD
 
 
