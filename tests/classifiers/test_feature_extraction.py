@@ -126,14 +126,14 @@ def test_the_grid_is_in_the_journal(run):
     grid = [line for line in lines if "grid/val_accuracy" in line]
     assert len(grid) == classifier.summary["steps"] == 45
     best = next(line for line in grid if "val/accuracy" in line)
-    assert best["grid/val_accuracy"] == classifier.summary["val_accuracy"] == max(l["grid/val_accuracy"] for l in grid)
+    assert best["grid/val_accuracy"] == classifier.summary["val_accuracy"] == max(x["grid/val_accuracy"] for x in grid)
 
 
 def test_augmented_views_are_kept_apart_and_used(backbone, halves, tmp_path):
     options = {
         "features": {"views": 3},
         "augment": {"policy": "none", "rotate": 10.0},
-        "head": {"weight_decay": (1e-3,)},
+        "head": {"weight_decay": (1e-3,), "scaling": ("none",)},
     }
     one = extractor(backbone, tmp_path, **options).fit(*halves[0])
     assert len(list((tmp_path / "store").glob("*/*/meta.json"))) == 4
@@ -154,7 +154,7 @@ def test_few_shot_draws(backbone, halves, tmp_path):
 
 
 def test_too_few_images_for_the_shots(backbone, halves, tmp_path):
-    with pytest.raises(UserError, match="data.shots: 500 images a class asked for, class '.' has 1"):
+    with pytest.raises(UserError, match=r"data.shots: 500 images a class asked for, class '.' has 1"):
         extractor(backbone, tmp_path, data={"shots": 500}).fit(*halves[0])
 
 

@@ -57,7 +57,7 @@ def test_two_blocks_of_maps(name):
 
 
 def test_what_a_model_does_not_have(vit):
-    with pytest.raises(UserError, match="features.blocks: 9 asked for, this model has 2"):
+    with pytest.raises(UserError, match=r"features.blocks: 9 asked for, this model has 2"):
         vit.embed_blocks(IMAGES, blocks=9)
     with pytest.raises(UserError, match="no class token for 'cls'"):
         create_model("cnn_tiny", num_classes=3, image_size=32).embed_blocks(IMAGES, pool="cls")
