@@ -1,6 +1,6 @@
 """`elpv` and `elpv:SPLIT`: 2,624 solar cells, electroluminescence images of 300x300, sound or defective.
 
-Buerhop-Lukic et al. 2018; Deitsch et al. 2019 (arXiv 1807.02894). Each cell has a defect probability of 0, 1/3, 2/3 or 1;
+Buerhop-Lukic et al. 2018; Deitsch et al. 2019 (arXiv 1807.02894). Each has a defect probability of 0, 1/3, 2/3 or 1;
 it counts as defective from 1/2 on. A quarter of the cells is the test set, stratified by probability and module type
 (mono- or polycrystalline), drawn with the split's number as seed. The images come with the package `elpv-dataset` and
 may be used non-commercially (CC BY-NC-SA 4.0).

@@ -16,14 +16,13 @@ from flax import nnx
 from jax import Array
 
 from jaxtrain.errors import UserError
+from jaxtrain.models.classifier import Classifier, Pool
 from jaxtrain.models.layers import (
     Build,
-    Classifier,
     Conv,
     Key,
     LayerScale,
     Module,
-    Pool,
     Taps,
     drop_path,
     drop_path_rates,
