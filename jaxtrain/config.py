@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from jaxtrain.errors import nearest
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -155,13 +157,50 @@ class FeaturesConfig(Section):
     """Folder of the embedding store, shared by all runs (default: runs/embeddings)."""
 
 
+_DECAYS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+HEADS: dict[str, dict[str, Any]] = {
+    "linear": {"solver": "auto", "weight_decay": _DECAYS, "scaling": ("none", "standard", "l2")},
+}
+"""The options that each head has besides `name` and `refit`, and what None stands for."""
+
+
 class HeadConfig(Section):
-    """Technique fe: what is trained on the vectors."""
+    """Technique fe: what is trained on the vectors. None: the named head's own value."""
 
     name: str = "linear"
     """linear | mlp | cosine | ncm | knn | sklearn:NAME | xgboost."""
     refit: bool = False
     """Train the chosen setting once more on training and validation images together."""
+    weight_decay: tuple[Positive, ...] | None = None
+    """Weight decays to choose from (linear, mlp); linear's is the L2 penalty, scikit-learn's 1 / (C * images)."""
+    scaling: tuple[Literal["none", "standard", "l2"], ...] | None = None
+    """Scalings of the vectors to choose from: none; standard: each feature to mean 0 and variance 1; l2: each vector
+    to the same length (linear)."""
+    solver: Literal["auto", "lbfgs", "sgd"] | None = None
+    """lbfgs: to convergence on all vectors at once; sgd: mini-batches; auto: lbfgs where vectors fit (linear)."""
+
+    @property
+    def kind(self) -> str:
+        """The name without what stands behind its colon."""
+        return self.name.partition(":")[0]
+
+    @model_validator(mode="after")
+    def _options_of_the_head(self) -> HeadConfig:
+        if self.kind not in HEADS:
+            raise ValueError(f"no head is called {self.name!r}; {nearest(self.kind, HEADS)}")
+        for option in type(self).model_fields:
+            value = getattr(self, option)
+            if value == ():
+                raise ValueError(f"{option} is empty")
+            if value is not None and option not in {"name", "refit", *HEADS[self.kind]}:
+                owners = " and ".join(name for name, options in HEADS.items() if option in options)
+                raise ValueError(f"{option} is an option of {owners}, not of {self.kind}")
+        return self
+
+    def resolved(self) -> HeadConfig:
+        """With the head's own value for each option that is None."""
+        own = {option: value for option, value in HEADS[self.kind].items() if getattr(self, option) is None}
+        return self.model_validate({**self.model_dump(), **own})
 
 
 class FinetuneConfig(Section):
