@@ -95,10 +95,7 @@ class FEClassifier(BaseClassifier):
     @property
     def network_weights(self) -> Tree:
         """The backbone's."""
-        weights = self.fitted.weights
-        if not weights["frozen"]:
-            raise UserError("this head was trained on vectors: it has no backbone, use predict_embeddings()")
-        return {**weights, "params": {}}
+        return {**self.fitted.weights, "params": {}}
 
     def predict_logits(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
         """`float32[images, classes]`; NaN for an image that could not be read."""
@@ -112,6 +109,8 @@ class FEClassifier(BaseClassifier):
         """The vector that the head sees: `float32[images, features]`."""
         if self.extractor is not None and isinstance(images, ImageSource):
             return self.extractor(images).load()
+        if not self.fitted.weights["frozen"]:
+            raise UserError("this head was trained on vectors: it has no backbone, use predict_embeddings()")
         return super().embed(images)
 
     def fit_embeddings(

@@ -191,7 +191,7 @@ class HeadLearning:
     def _pictures(self, head: FittedHead, val: Vectors | None, tracker: Tracker) -> None:
         run_dir = self._job.directory.path
         if len(head.curve) > 1:
-            tracker.artifact(pictures.save_grid(head.curve, run_dir / "head_grid.png"))
+            tracker.artifact(pictures.save_grid(head, run_dir / "head_grid.png"))
         if val is not None and len(val.x) > 2:
             names = self.dataset.class_names
             tracker.artifact(pictures.save_projection(val, names, self._job.config.seed, run_dir / "embeddings.png"))
@@ -231,7 +231,8 @@ def _class_weights(config: Config, train: Vectors, classes: int) -> NDArray[np.f
 
 def _log_curve(head: FittedHead, val: Vectors | None, tracker: Tracker) -> int:
     """Every setting as a step of `grid/...`, and the chosen one as the run's metrics; returns its place."""
-    place = next(i for i, entry in enumerate(head.curve) if head.settings.items() <= entry.items())
+    same = (all(entry.get(key, value) == value for key, value in head.settings.items()) for entry in head.curve)
+    place = list(same).index(True)
     for number, entry in enumerate(head.curve):
         values = {f"grid/{name}": float(value) for name, value in entry.items() if _is_number(value)}
         if number == place:

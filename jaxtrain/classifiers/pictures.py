@@ -12,48 +12,51 @@ from numpy.typing import NDArray
 from jaxtrain.benchmark.plots import BLUE, GREY, ORANGE, save
 from jaxtrain.config import DataConfig, chosen
 from jaxtrain.data.base import ImageSource
-from jaxtrain.heads import Vectors
+from jaxtrain.heads import FittedHead, Vectors
 
 MAX_POINTS = 2000
 """Points of a projection; more are sampled, evenly over the classes."""
 _NEIGHBOURS, _QUERIES = 7, 8
-_LOSSES = {"train_loss", "val_loss", "val_accuracy", "train_accuracy", "iterations", "converged"}
+_COLOURS = (BLUE, ORANGE, GREY, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def save_grid(curve: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Validation accuracy and losses of every setting that was tried, over the option that varies most."""
+def save_grid(head: FittedHead, path: Path) -> Path:
+    """Validation accuracy and losses of every setting that was tried: a line for each setting of the other options.
+
+    The axis is the numeric option with the most values.
+    """
     from matplotlib.figure import Figure
 
-    axis = _varying(curve)
-    others = sorted({key for entry in curve for key in entry} - _LOSSES - {axis})
-    others = [key for key in others if len({str(entry.get(key)) for entry in curve}) > 1]
+    curve = head.curve
+    options = [key for key in head.settings if len({str(entry.get(key)) for entry in curve}) > 1]
+    axis = max(options, key=lambda key: (_numeric(curve, key), len({str(entry.get(key)) for entry in curve})))
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for entry in curve:
-        groups.setdefault(", ".join(f"{key} {entry.get(key)}" for key in others), []).append(entry)
+        groups.setdefault(", ".join(f"{key} {entry.get(key)}" for key in options if key != axis), []).append(entry)
     figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    colours = (BLUE, ORANGE, GREY, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-    for number, (label, entries) in enumerate(groups.items()):
-        colour = colours[number % len(colours)]
-        entries = sorted(entries, key=lambda entry: entry.get(axis) or 0)
-        x = [entry.get(axis) or 0 for entry in entries]
-        if all(entry.get("val_accuracy") is not None for entry in entries):
-            left.plot(x, [100 * entry["val_accuracy"] for entry in entries], "o-", color=colour, label=label, ms=3)
-            right.plot(x, [entry["val_loss"] for entry in entries], "o-", color=colour, label=f"{label} val", ms=3)
-        if all(entry.get("train_loss") is not None for entry in entries):
-            right.plot(x, [entry["train_loss"] for entry in entries], ":", color=colour, label=f"{label} train")
-    for axes, title in ((left, "validation accuracy, %"), (right, "loss")):
-        positive = [entry[axis] for entry in curve if entry.get(axis)]
-        if positive and max(positive) / min(positive) > 20:
-            axes.set_xscale("symlog" if len(positive) < len(curve) else "log", **_threshold(positive, len(curve)))
+    panels = (("val_accuracy", "validation accuracy, %", 100), ("val_loss", "validation loss", 1))
+    for number, (name, title, factor) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, 2, number)
+        for place, (label, entries) in enumerate(groups.items()):
+            points = [(entry[axis], factor * entry[name]) for entry in entries if entry.get(name) is not None]
+            points.sort(key=lambda point: point[0])
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True), "o-", color=_COLOURS[place % 7], label=label or None, markersize=3
+                )
+        best = {key: head.settings.get(key) for key in options}
+        if _numeric(curve, axis):
+            _logarithmic(axes, [float(entry[axis]) for entry in curve])
+            axes.axvline(float(head.settings[axis]), color=GREY, linestyle=":", linewidth=1)
         axes.set_xlabel(axis.replace("_", " "))
         axes.set_title(title)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    right.set_yscale("log")
-    if len(groups) > 1 or others:
-        left.legend(frameon=False, fontsize=8)
-    right.legend(frameon=False, fontsize=7)
+        if number == 1:
+            chosen_one = ", ".join(f"{key} {value}" for key, value in best.items())
+            axes.set_title(f"{title} (chosen: {chosen_one})", fontsize=10)
+        if 1 < len(groups) <= 12:
+            axes.legend(frameon=False, fontsize=8)
     save(figure, path)
     return path
 
@@ -113,12 +116,12 @@ def save_neighbours(
     for row, place in enumerate(places):
         nearest = np.argsort(-similarity[row], kind="stable")[: columns - 1]
         cells = [(source, int(place), int(source.labels[place]), "")]
-        cells += [(train[0], int(i), int(train[1].y[i]), f"{similarity[row, i]:.2f} ") for i in nearest]
+        cells += [(train[0], int(i), int(train[1].y[i]), f" ({similarity[row, i]:.2f})") for i in nearest]
         for axes, (images, index, label, text) in zip(grid[row], cells, strict=True):
             picture = read_image(images, index, channels=chosen(data.channels), max_pixels=data.max_pixels)
             axes.imshow(picture, cmap="grey", vmin=0, vmax=255)
             right = label == cells[0][2]
-            axes.set_title(text + class_names[label][:14], fontsize=7, color="black" if right else ORANGE)
+            axes.set_title(class_names[label][:14] + text, fontsize=7, color="black" if right else ORANGE)
             axes.set_xticks([])
             axes.set_yticks([])
     grid[0][0].set_ylabel("test image", fontsize=8)
@@ -137,15 +140,14 @@ def _sample(vectors: Vectors, seed: int) -> tuple[NDArray[np.float32], NDArray[n
     return vectors.x[places], vectors.y[places]
 
 
-def _varying(curve: Sequence[Mapping[str, Any]]) -> str:
-    """The numeric option with the most values."""
-    counts = {
-        key: len({entry.get(key) for entry in curve})
-        for key in curve[0]
-        if key not in _LOSSES and isinstance(curve[0][key], (int, float)) and not isinstance(curve[0][key], bool)
-    }
-    return max(counts, key=lambda key: counts[key]) if counts else "setting"
+def _numeric(curve: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return all(isinstance(entry.get(key), (int, float)) and not isinstance(entry[key], bool) for entry in curve)
 
 
-def _threshold(positive: Sequence[float], settings: int) -> dict[str, float]:
-    return {"linthresh": min(positive)} if len(positive) < settings else {}
+def _logarithmic(axes: Any, values: Sequence[float]) -> None:
+    positive = [value for value in values if value > 0]
+    if positive and max(positive) / min(positive) > 20:
+        if len(positive) < len(values):
+            axes.set_xscale("symlog", linthresh=min(positive))
+        else:
+            axes.set_xscale("log")

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxtrain.classifiers.learning import Job, Learned, Learning, data_digest
-from jaxtrain.classifiers.report import Reporter, flat_config, versions, write_curves
+from jaxtrain.classifiers.report import Reporter, flat_config, versions
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import JaxtrainError, RunError
@@ -105,7 +105,6 @@ def _finish(job: Job, learned: Learned, tracker: Tracker) -> dict[str, Any]:
     )
     model_dir = run_dir / "model"
     classifier.save(model_dir)
-    write_curves(run_dir, tracker)
     if config.tracking.log_model:
         tracker.log_model(model_dir, learned.example, dataset.class_names, step=learned.best_step)
     count = _count(learned.weights["params"])

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtrain.classifiers.few_shot import few_shot_indices
 from jaxtrain.classifiers.inference import Inference, host_batches, resident_batches
 from jaxtrain.classifiers.learning import Job, Learned, data_digest
-from jaxtrain.classifiers.report import Reporter, stepwise_plan
+from jaxtrain.classifiers.report import Reporter, stepwise_plan, write_curves
 from jaxtrain.classifiers.resolve import timetable, total_steps
 from jaxtrain.config import Config
 from jaxtrain.console import Plan
@@ -83,6 +83,7 @@ class Stepwise:
         self._checkpoints.wait()
         if result.interrupted:
             raise self._job.interrupted(f"stopped at step {result.progress.step}, which is saved")
+        write_curves(self._job.directory.path, tracker)
         return self._learned(result)
 
     def after_test(self, test: ImageSource, tracker: Tracker) -> dict[str, Any]:

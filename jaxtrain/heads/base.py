@@ -113,21 +113,24 @@ class FittedHead(ABC):
             total.update(array.tobytes())
         return total.hexdigest()
 
+    def meta(self) -> dict[str, Any]:
+        """All but the arrays, as JSON; `restore_head` puts both together again."""
+        about = {"format": _FORMAT, "name": self.name, "classes": self.num_classes, "features": self.num_features}
+        return {**about, "settings": self.settings, "curve": self.curve, "sha256": self.digest}
+
     def save(self, folder: Path) -> None:
         """Writes `head.npz` and, last, `head.json`; replaces a head that stands there.
 
         Raises:
             RunError: it could not be written.
         """
-        meta = {"format": _FORMAT, "name": self.name, "classes": self.num_classes, "features": self.num_features}
-        meta |= {"settings": self.settings, "curve": self.curve, "sha256": self.digest}
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _replaced(folder / _ARRAYS) as file:
                 np.savez(file, allow_pickle=False, **self.arrays)  # type: ignore[arg-type]
             with _replaced(folder / _META) as file:
-                file.write(json.dumps(meta, indent=1, allow_nan=False).encode())
+                file.write(json.dumps(self.meta(), indent=1, allow_nan=False).encode())
         except OSError as error:
             raise RunError(f"{folder}: the head could not be saved: {error.strerror or error}") from error
 
@@ -221,12 +224,17 @@ def load_head(folder: Path) -> FittedHead:
         raise UserError(f"{folder} holds no head (no {_META} with {_ARRAYS})") from None
     except Exception as error:  # zipfile, zlib, json and numpy have an error each
         raise RunError(f"{folder} is damaged: {error}") from error
+    return restore_head(meta, arrays, str(folder))
+
+
+def restore_head(meta: Mapping[str, Any], arrays: Arrays, where: str = "the head") -> FittedHead:
+    """The head with this `meta()` and these arrays. Raises RunError where they are not those of one head."""
     if meta.get("format") != _FORMAT:
-        raise RunError(f"{folder} was written in format {meta.get('format')}; this version reads {_FORMAT}")
+        raise RunError(f"{where} was written in format {meta.get('format')}; this version reads {_FORMAT}")
     common = (meta["classes"], meta["features"], meta["settings"], meta["curve"])
     head: FittedHead = _module(meta["name"]).load(meta["name"], *common, arrays)
     if head.digest != meta["sha256"]:
-        raise RunError(f"{folder} is damaged: its arrays are not the ones that were saved")
+        raise RunError(f"{where} is damaged: its arrays are not the ones that were saved")
     return head
 
 

