@@ -171,6 +171,9 @@ class HeadConfig(Section):
     """linear | mlp | cosine | ncm | knn | sklearn:NAME | xgboost."""
     refit: bool = False
     """Train the chosen setting once more on training and validation images together."""
+    choose_by: Literal["loss", "accuracy"] = "loss"
+    """Validation figure by which a setting is chosen: the loss tells settings apart where few images give the same
+    accuracy."""
     weight_decay: tuple[Positive, ...] | None = None
     """Weight decays to choose from (linear, mlp); linear's is the L2 penalty, scikit-learn's 1 / (C * images)."""
     scaling: tuple[Literal["none", "standard", "l2"], ...] | None = None
@@ -192,7 +195,7 @@ class HeadConfig(Section):
             value = getattr(self, option)
             if value == ():
                 raise ValueError(f"{option} is empty")
-            if value is not None and option not in {"name", "refit", *HEADS[self.kind]}:
+            if value is not None and option not in {"name", "refit", "choose_by", *HEADS[self.kind]}:
                 owners = " and ".join(name for name, options in HEADS.items() if option in options)
                 raise ValueError(f"{option} is an option of {owners}, not of {self.kind}")
         return self
@@ -214,7 +217,7 @@ class TrainConfig(Section):
     """Length of training, batch, loss and evaluation."""
 
     epochs: Positive | None = None
-    """Passes over the training set (default: 60 for digits, 20 otherwise). Give this or `steps`."""
+    """Passes over the training set (default: 150 for digits, 20 otherwise). Give this or `steps`."""
     steps: Count | None = None
     """Optimizer steps. Give this or `epochs`."""
     batch_size: Count = 128

@@ -14,8 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxtrain import console
-from jaxtrain.console import Part, Plan, Progress, Result, clock, print_error, show_plan, show_result
+from jaxtrain import console, progress
+from jaxtrain.console import Part, Plan, Result, print_error, show_plan, show_result
+from jaxtrain.progress import Progress
+from jaxtrain.terminal import clock
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 RECORD = {"train/loss": 0.5, "train/accuracy": 0.75, "learning_rate": 1e-3, "images_per_second": 12345.6}
@@ -64,7 +66,7 @@ class Clock:
 @pytest.fixture
 def fake_clock(monkeypatch):
     fake = Clock()
-    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=fake))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=fake))
     return fake
 
 
@@ -160,7 +162,7 @@ def test_output_that_fails_never_costs_the_run():
 
 def test_a_reader_that_goes_away_never_costs_the_run():
     code = (
-        "import sys\nfrom jaxtrain.console import Progress\n"
+        "import sys\nfrom jaxtrain.progress import Progress\n"
         "with Progress(9, 5) as bar:\n"
         "    for i in range(3000): bar.message('x' * 100)\n"
         "sys.stderr.write('finished')\n"

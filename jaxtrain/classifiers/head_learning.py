@@ -21,12 +21,12 @@ from jaxtrain.classifiers.learning import Job, Learned
 from jaxtrain.classifiers.report import head_plan
 from jaxtrain.config import Config
 from jaxtrain.console import Plan
-from jaxtrain.counting import Counting
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.data.splits import stratified_split
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.heads import FittedHead, Vectors, fit_head
 from jaxtrain.models.weights import adapt
+from jaxtrain.progress import Counting
 from jaxtrain.saved_tree import tree_digest
 from jaxtrain.training.parallel import make_strategy
 from jaxtrain.training.state import model_keys, stored_keys

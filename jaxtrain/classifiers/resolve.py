@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jaxtrain.models.weights import Pretrained
 
 DEFAULT_MODEL = "cnn_small"
-_DEFAULT_EPOCHS = {"digits": 60.0}
+_DEFAULT_EPOCHS = {"digits": 150.0}
 _OTHER_EPOCHS = 20.0
 # On accelerators a small model's step is shorter than its dispatch; XLA:CPU runs loops over convolutions slowly.
 _STEPS_PER_CALL = {"cpu": 1}
