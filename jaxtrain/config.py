@@ -232,8 +232,9 @@ class TrainConfig(Section):
     """Decay of the exponential moving average of the parameters, which is then evaluated (None: off)."""
     eval_every: Positive = 1.0
     """Epochs between evaluations on the validation set."""
-    select: Literal["best", "last"] = "best"
-    """The parameters kept at the end: of the best validation metric, or of the last step."""
+    select: Literal["auto", "best", "last"] = "auto"
+    """The parameters kept at the end: of the best validation metric, or of the last step; auto: the last where the
+    learning rate has come down to at most a tenth by then (small validation sets choose by luck), else the best."""
     monitor: Literal["val/accuracy", "val/loss"] = "val/accuracy"
     """The validation metric that decides which step is best, and early stopping."""
     early_stopping: Count | None = None

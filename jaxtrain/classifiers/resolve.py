@@ -48,6 +48,8 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
         if train.early_stopping is not None:
             raise UserError("train.early_stopping: there is no validation set; set data.val_fraction above 0")
         changes["select"] = "last"
+    elif train.select == "auto":
+        changes["select"] = "last" if _settles(config) else "best"
     train = train.model_copy(update=changes)
     if model.dtype == "auto":
         model = model.model_copy(update={"dtype": "float32" if backend == "cpu" else "bfloat16"})
@@ -66,6 +68,12 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
         raise UserError(f"schedule.warmup_epochs: {warmup:g} is not shorter than training ({total:g} epochs)")
     schedule = config.schedule.model_copy(update={"warmup_epochs": warmup})
     return Config.model_validate(resolved.model_copy(update={"schedule": schedule}).model_dump())
+
+
+def _settles(config: Config) -> bool:
+    """Whether training ends on a small learning rate, and not early."""
+    schedule = config.schedule
+    return schedule.name != "constant" and schedule.final_ratio <= 0.1 and config.train.early_stopping is None
 
 
 def resolve_features(config: Config) -> Config:
