@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -144,6 +144,25 @@ def print_error(message: str, hint: str | None = None, file: TextIO | None = Non
     console.print(_plain(message), soft_wrap=True)
     if hint is not None:
         console.print(_plain(hint), soft_wrap=True)
+
+
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """One line, however long."""
+    _console(file).print(_plain(text), soft_wrap=True)
+
+
+def show_table(rows: Sequence[Mapping[str, str]], right: Collection[str] = (), file: TextIO | None = None) -> None:
+    """Rows with the same columns; the first is never cut, nor are those in `right`, which are right-aligned."""
+    if not rows:
+        return
+    table, first = _table(), next(iter(rows[0]))
+    for column in rows[0]:
+        widest = max(len(text) for text in (column, *(row[column] for row in rows)))
+        whole = widest if column == first or column in right else None
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=True, min_width=whole)
+    for row in rows:
+        table.add_row(*map(_plain, row.values()))
+    _console(file).print(table)
 
 
 def log_to_stderr(level: int = logging.WARNING) -> None:

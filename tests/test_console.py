@@ -15,7 +15,18 @@ from types import SimpleNamespace
 import pytest
 
 from jaxtrain import console
-from jaxtrain.console import Part, Plan, Progress, Result, clock, print_error, show_plan, show_result
+from jaxtrain.console import (
+    Part,
+    Plan,
+    Progress,
+    Result,
+    clock,
+    print_error,
+    print_line,
+    show_plan,
+    show_result,
+    show_table,
+)
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 RECORD = {"train/loss": 0.5, "train/accuracy": 0.75, "learning_rate": 1e-3, "images_per_second": 12345.6}
@@ -404,3 +415,19 @@ def test_clock(seconds, text):
 def test_import_is_cheap():
     code = "import sys, jaxtrain.console; assert not {'rich', 'jax', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_table_keeps_its_first_column_whole(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    rows = [{"key": "0123456789ab", "model": "m" * 60, "size": size} for size in ("5 B", "123.4 GB")]
+    lines = shown(show_table, rows, {"size"}).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["0123456789ab"] * 2
+    assert all(len(line) <= 40 for line in lines)
+    assert lines[0].split() == ["key", "model", "size"]
+    assert [line.endswith(size) for line, size in zip(lines[2:], (" 5 B", "123.4 GB"), strict=True)] == [True, True]
+    assert shown(show_table, []) == ""
+
+
+def test_a_line_is_not_broken_or_taken_for_markup(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    assert shown(print_line, "[red]" + "x" * 50 + "\x1b\n") == "[red]" + "x" * 50 + "? \n"

@@ -228,7 +228,7 @@ class Claim:
                 temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
                 return cls(path, temporary, _open_for_writing(temporary))
             # Between opening and locking, the one who had the lock may have renamed the file or removed it.
-            if _is_at(descriptor, temporary):
+            if is_at(descriptor, temporary):
                 return cls(path, temporary, descriptor)
             os.close(descriptor)
 
@@ -286,7 +286,7 @@ def in_use(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.utime(descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if not _is_at(descriptor, folder / USED):  # pruned between opening and locking
+        if not is_at(descriptor, folder / USED):  # pruned between opening and locking
             os.close(descriptor)
             descriptor = -1
     try:
@@ -307,7 +307,8 @@ def write_whole(path: Path, data: bytes) -> None:
         claim.release()
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:

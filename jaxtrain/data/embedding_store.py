@@ -40,6 +40,7 @@ from jaxtrain.data.scan import parallel
 from jaxtrain.disk import reason
 from jaxtrain.errors import RunError, UserError
 
+DEFAULT_ROOT = Path("runs/embeddings")
 SHARD_IMAGES = 1024
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
 # A process claims half of what is free, but not less than this: few restarts of its input, and work left for others.
