@@ -152,14 +152,13 @@ def print_line(text: str, file: TextIO | None = None) -> None:
 
 
 def show_table(rows: Sequence[Mapping[str, str]], right: Collection[str] = (), file: TextIO | None = None) -> None:
-    """Rows with the same columns; the first is never cut, nor are those in `right`, which are right-aligned."""
+    """Rows with the same columns; where they are too wide, all wrap but the first and the right-aligned `right`."""
     if not rows:
         return
     table, first = _table(), next(iter(rows[0]))
     for column in rows[0]:
-        widest = max(len(text) for text in (column, *(row[column] for row in rows)))
-        whole = widest if column == first or column in right else None
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=True, min_width=whole)
+        whole = column == first or column in right
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=whole, overflow="fold")
     for row in rows:
         table.add_row(*map(_plain, row.values()))
     _console(file).print(table)

@@ -141,7 +141,7 @@ class Prune:
             print_line(f"{len(chosen)} would go ({freed}); add --yes to delete" if chosen else "nothing would go")
             return
         kept = len(chosen) - len(gone)
-        print_line(f"{len(gone)} deleted ({freed})" + (f"; {kept} are being computed and stay" if kept else ""))
+        print_line(f"{len(gone)} deleted ({freed})" + (f"; {kept} are in use and stay" if kept else ""))
 
 
 def run(arguments: Sequence[str]) -> None:

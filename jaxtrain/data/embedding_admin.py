@@ -158,7 +158,7 @@ def prunable(
 
 
 def remove(entry: Entry) -> bool:
-    """Deletes an entry, unless a process computes it now (False). Who has it open keeps what it reads.
+    """Deletes an entry, unless a process computes or reads it now (False).
 
     Raises RunError where it cannot be deleted.
     """
@@ -176,8 +176,8 @@ def remove(entry: Entry) -> bool:
 
 @contextlib.contextmanager
 def _exclusively(folder: Path) -> Iterator[bool]:
-    """Whether nobody computes in a folder, for as long as this lasts."""
-    descriptor = os.open(folder / USED, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    """Whether nobody uses a folder, for as long as this lasts."""
+    descriptor = os.open(folder / USED, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

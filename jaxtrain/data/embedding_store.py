@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from jaxtrain.data.embedding_files import (
     Meta,
     Rows,
     ShardFiles,
-    in_use,
+    Use,
     read_meta,
     refuse_links,
     set_aside,
@@ -41,10 +42,11 @@ from jaxtrain.disk import reason
 from jaxtrain.errors import RunError, UserError
 
 DEFAULT_ROOT = Path("runs/embeddings")
-SHARD_IMAGES = 1024
+SHARD_IMAGES, _MOST_SHARDS = 1024, 256
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
-# A process claims half of what is free, but not less than this: few restarts of its input, and work left for others.
+# A process claims half of the shards that seem free: few restarts of its input, and work left for others.
 _LEAST_CLAIM = 4
+_OPEN_SHARDS = 64
 _POLL_SECONDS = 0.2
 _HASHING_THREADS = 4
 _log = logging.getLogger(__name__)
@@ -57,24 +59,33 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The embeddings of one split, memory-mapped."""
+    """The embeddings of one split, read from memory-mapped shards."""
 
-    path: Path
-    key: EmbeddingKey
-    shards: Sequence[Rows]
-    """`float32[images of the shard, dim]`, all of one length but for the last."""
+    files: ShardFiles
     computed: int
     """Images that this call computed; 0: all were there."""
     seconds: float
     """Wall time of the call."""
+    use: Use
+    """Keeps them from being pruned."""
 
     def __len__(self) -> int:
-        return sum(len(shard) for shard in self.shards)
+        return self.files.meta.images
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.files.folder
+
+    @property
+    def key(self) -> EmbeddingKey:
+        """What they depend on."""
+        return self.files.meta.key
 
     @property
     def dim(self) -> int:
         """Length of a vector."""
-        return self.shards[0].shape[1]
+        return self.files.meta.dim
 
     def rows(self, start: int, stop: int) -> Rows:
         """Images start..stop: `float32[stop - start, dim]`, a copy."""
@@ -85,16 +96,24 @@ class Embeddings:
         indices = np.asarray(indices)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"images 0..{len(self) - 1} are there, not {indices.min()}..{indices.max()}")
-        shard, place = np.divmod(indices, len(self.shards[0]))
+        shard, place = np.divmod(indices, self.files.meta.shard_images)
         rows = np.empty((len(indices), self.dim), np.float32)
         for number in np.unique(shard):
             here = shard == number
-            rows[here] = self.shards[number][place[here]]
+            rows[here] = self._shard(int(number))[place[here]]
         return rows
 
     def load(self) -> Rows:
         """All of them in memory: `float32[images, dim]`."""
-        return np.concatenate(self.shards)
+        rows = np.empty((len(self), self.dim), np.float32)
+        for shard in range(self.files.meta.shards):
+            rows[slice(*self.files.meta.span(shard))] = self.files.open(shard)
+        return rows
+
+    @cached_property
+    def _shard(self) -> Callable[[int], Rows]:
+        """Shards by number; not all at once, for each holds a file open."""
+        return lru_cache(_OPEN_SHARDS)(self.files.open)
 
 
 class EmbeddingStore:
@@ -105,8 +124,9 @@ class EmbeddingStore:
 
         Args:
             root: the folder; made when needed.
-            shard_images: images a shard, which is what a kill can cost. A multiple of the batch size keeps every
-                image at the same place of a batch, however often the work was interrupted.
+            shard_images: images a shard, which is what a kill can cost; multiples of it in a set so large that there
+                would be more than 256 shards. A multiple of the batch size keeps every image at the same place of a
+                batch, however often the work was interrupted.
             patience_seconds: how long to wait for another process of the same job without a new shard from it.
         """
         self.root = Path(root).expanduser().absolute()
@@ -140,17 +160,15 @@ class EmbeddingStore:
         started = time.monotonic()
         if not len(source):
             raise UserError("there are no images to embed")
-        work = _Work(self.path(key), key, len(source), self._shard_images)
+        shard_images = self._shard_images * -(-len(source) // (self._shard_images * _MOST_SHARDS))
+        work = _Work(self.path(key), key, len(source), shard_images)
         work.progress = progress or (lambda done, total: None)
         work.share, work.patience = (process_index, process_count), self._patience
-        with contextlib.ExitStack() as stack:
-            with work.disk():
-                refuse_links(work.folder)
-                stack.enter_context(in_use(work.folder))
-            files = work.finish(source, compute)
-            with work.disk():
-                shards = [files.open(shard) for shard in range(files.meta.shards)]
-        return Embeddings(work.folder, key, shards, work.computed, time.monotonic() - started)
+        with work.disk():
+            refuse_links(work.folder)
+            use = Use(work.folder)
+        files = work.finish(source, compute)
+        return Embeddings(files, work.computed, time.monotonic() - started, use)
 
 
 class _Work:
@@ -272,8 +290,10 @@ class _Work:
 
     def _claim(self, missing: Sequence[int], claims: dict[int, Claim]) -> None:
         """Claims half of the shards that nobody else computes; damaged ones are set aside."""
-        wanted = max(_LEAST_CLAIM, -(-len(missing) // 2))
         with self.disk():
+            names = set(os.listdir(self.folder))
+            taken = [Claim.temporary(shard_path(self.folder, shard)).name in names for shard in missing]
+            wanted = max(_LEAST_CLAIM, -(-taken.count(False) // 2))
             for shard in missing:
                 path = shard_path(self.folder, shard)
                 if len(claims) == wanted:

@@ -8,7 +8,7 @@ import pytest
 from embeddings import DIM, SHARD, Backbone, contents, images, key_of, vectors
 
 from jaxtrain.data.embedding_admin import entries, export, matching, prunable, remove, verify
-from jaxtrain.data.embedding_files import in_use
+from jaxtrain.data.embedding_files import Use
 from jaxtrain.data.embedding_store import EmbeddingStore
 from jaxtrain.errors import RunError, UserError
 
@@ -214,15 +214,17 @@ def test_what_is_removed_is_gone_and_the_rest_stays(store):
     assert fill(store, seed=1) == found[1].folder
 
 
-def test_what_is_being_computed_is_not_removed(store):
-    entry = entries(store)[0]
-    with in_use(entry.folder):
-        assert not remove(entry)
-    assert entry.folder.exists()
+def test_what_is_computed_or_read_is_not_removed(store):
+    first, second, _ = entries(store)
+    use = Use(second.folder)
     source = images(COUNT)
     opened = EmbeddingStore(store, shard_images=SHARD).get(key_of(source), source, Backbone())
-    assert (opened.computed, remove(entry), entry.folder.exists()) == (0, True, False)
+    assert (opened.computed, remove(first), remove(second)) == (0, False, False)
     assert np.array_equal(opened.load(), vectors(source))
+    use.close()
+    del opened
+    assert (remove(first), remove(second)) == (True, True)
+    assert len(entries(store)) == 1
 
 
 def test_what_is_removed_just_before_it_is_asked_for_is_made_again(tmp_path, monkeypatch):

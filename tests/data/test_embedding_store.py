@@ -35,14 +35,20 @@ def whole(tmp_path_factory):
 
 def start(root, seconds=0.0, index=0, processes=1):
     command = [sys.executable, embeddings.__file__, str(root), *map(str, (COUNT, seconds, index, processes))]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, **pipes)
 
 
-def finish(process):
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    return int(output)
+def together(processes):
+    """Images that each computed, all beginning when the last one is ready."""
+    for process in processes:
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    results = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), results
+    return [int(output) for output, _ in results]
 
 
 def test_vectors_are_computed_once_and_read_as_they_were(tmp_path):
@@ -163,9 +169,9 @@ def test_killed_again_and_again_the_store_ends_the_same(tmp_path, whole, kills):
     done = []
     for _ in range(kills):
         process = start(tmp_path, seconds=0.04)
-        before = time.monotonic()
-        while not list(folder.glob(".*.tmp")) and process.poll() is None and time.monotonic() - before < 60:
-            time.sleep(0.01)
+        process.stdout.readline()
+        process.stdin.write("\n")
+        process.stdin.flush()
         time.sleep(rng.uniform(0, 2.0 / kills))
         process.kill()
         process.communicate()
@@ -192,10 +198,28 @@ def test_what_a_killed_write_left_is_written_over(tmp_path, whole):
 
 
 def test_processes_share_the_work(tmp_path, whole):
-    counts = [finish(process) for process in [start(tmp_path, seconds=0.08) for _ in range(3)]]
+    counts = together([start(tmp_path, seconds=0.02) for _ in range(3)])
     assert sum(counts) == COUNT
     assert sum(count > 0 for count in counts) > 1
     assert contents(tmp_path / whole.parent.name / whole.name) == contents(whole)
+
+
+def test_a_large_set_has_larger_shards_and_few_open_files(tmp_path, monkeypatch):
+    import resource
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    source = images(600)
+    expected = vectors(source)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 130, limits[1]))
+    try:
+        found = EmbeddingStore(tmp_path, shard_images=1).get(key_of(source), source, Backbone())
+        assert np.array_equal(found.take(np.arange(600)), expected)
+        assert np.array_equal(found.load(), expected)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (found.files.meta.shards, found.files.meta.shard_images) == (200, 3)
 
 
 def test_threads_share_the_work(tmp_path, whole):
@@ -207,7 +231,7 @@ def test_threads_share_the_work(tmp_path, whole):
 
 
 def test_hosts_of_one_job_compute_disjoint_shards(tmp_path, whole):
-    counts = [finish(process) for process in [start(tmp_path, 0.01, index, 2) for index in range(2)]]
+    counts = together([start(tmp_path, 0.01, index, 2) for index in range(2)])
     assert counts == [5 * SHARD, COUNT - 5 * SHARD]
     assert contents(tmp_path / whole.parent.name / whole.name) == contents(whole)
 
@@ -400,7 +424,9 @@ def test_a_file_too_large_for_the_system(tmp_path, whole):
         f"sys.argv = ['x', {str(tmp_path)!r}, '{COUNT}', '0', '0', '1']; sys.path.insert(0, {str(ROOT)!r}); "
         f"runpy.run_path({embeddings.__file__!r}, run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     assert "RunError: embeddings could not be kept in" in done.stderr
     assert "no space on the disk" in done.stderr
     assert not list(tmp_path.rglob("*.npy"))
