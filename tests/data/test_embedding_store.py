@@ -168,7 +168,7 @@ def test_killed_again_and_again_the_store_ends_the_same(tmp_path, whole, kills):
     folder = EmbeddingStore(tmp_path).path(key_of(images(COUNT)))
     done = []
     for _ in range(kills):
-        process = start(tmp_path, seconds=0.04)
+        process = start(tmp_path, seconds=0.1)
         process.stdout.readline()
         process.stdin.write("\n")
         process.stdin.flush()
@@ -198,7 +198,7 @@ def test_what_a_killed_write_left_is_written_over(tmp_path, whole):
 
 
 def test_processes_share_the_work(tmp_path, whole):
-    counts = together([start(tmp_path, seconds=0.02) for _ in range(3)])
+    counts = together([start(tmp_path, seconds=0.1) for _ in range(3)])
     assert sum(counts) == COUNT
     assert sum(count > 0 for count in counts) > 1
     assert contents(tmp_path / whole.parent.name / whole.name) == contents(whole)
