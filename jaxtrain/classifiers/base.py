@@ -116,6 +116,10 @@ class BaseClassifier:
         hits = jnp.argmax(logits, axis=-1) == jnp.argmax(batch.label, axis=-1)
         return jnp.mean(each), {"accuracy": jnp.mean(hits.astype(jnp.float32))}
 
+    def embedding(self, model: Any, images: jax.Array) -> jax.Array:
+        """The vector that stands for each image: `float32[batch, features]`, of normalised images."""
+        return model.embed(images)
+
     def trainable(self, path: tuple[Any, ...], value: Any) -> bool:
         """Whether a parameter, named by its path in the model, gets gradients."""
         del path, value
@@ -239,6 +243,11 @@ class BaseClassifier:
             raise UserError(f"{type(self).__name__} is not trained yet: call fit() or load()")
         return self._fitted
 
+    @property
+    def network_weights(self) -> Tree:
+        """{"params", "frozen", "model_state"} of the network alone."""
+        return self.fitted.weights
+
     def save(self, path: str | Path) -> Path:
         """Write the model to a folder: weights with digests (Orbax), config and class names. No pickle."""
         from jaxtrain.classifiers.files import save_model
@@ -275,7 +284,7 @@ class BaseClassifier:
         if self._inference is None:
             strategy = make_strategy(self.config.parallel)
             inference = Inference(self, len(fitted.class_names), strategy)
-            self._inference = inference, strategy.place(model_keys(fitted.weights))
+            self._inference = inference, strategy.place(model_keys(self.network_weights))
         inference, weights = self._inference
         source = (
             images if isinstance(images, ImageSource) else as_source(images, channels=chosen(self.config.data.channels))

@@ -58,6 +58,7 @@ def load_model(cls: type[C], path: Path) -> C:
 
 def techniques() -> dict[str, type[BaseClassifier]]:
     """The classifier of each technique."""
+    from jaxtrain.classifiers.feature_extraction import FEClassifier
     from jaxtrain.classifiers.pre_training import PTClassifier
 
-    return {cls.technique: cls for cls in (PTClassifier,)}
+    return {cls.technique: cls for cls in (FEClassifier, PTClassifier)}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from jaxtrain.classifiers.report import Reporter
 from jaxtrain.config import Config
 from jaxtrain.console import Plan
-from jaxtrain.data.base import ArraySource, Dataset
+from jaxtrain.data.base import ArraySource, Dataset, ImageSource
 from jaxtrain.training.run_directory import RunDirectory
 from jaxtrain.training.signals import Interrupted, StopRequest
 from jaxtrain.training.state import Tree
@@ -84,6 +84,9 @@ class Learning(Protocol):
 
     def learn(self, tracker: Tracker) -> Learned:
         """Do it. Raises Interrupted after a signal, when what can be kept is saved."""
+
+    def after_test(self, test: ImageSource, tracker: Tracker) -> dict[str, Any]:
+        """What the technique has to say of the test images once Benchmark has opened them; for the summary."""
 
     def close(self) -> None:
         """Give back threads and files."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +19,12 @@ from jaxtrain.config import Config
 from jaxtrain.console import Part, Plan, Progress, Result, log_to_stderr, show_plan, show_result
 
 if TYPE_CHECKING:
+    from jaxtrain.classifiers.inference import Inference
     from jaxtrain.classifiers.stepwise import Setup
     from jaxtrain.data.base import Dataset
     from jaxtrain.tracking import Tracker, TrackerReport
     from jaxtrain.training.loop import Timetable
+    from jaxtrain.training.state import Tree
 
 _log = logging.getLogger(__name__)
 
@@ -158,12 +160,38 @@ def stepwise_plan(setup: Setup, run_dir: Path, look: str | None) -> Plan:
     shapes = setup.inference.shapes
     return Plan(
         title=f"{setup.config.technique.upper()}: {setup.config.model.name} on {setup.dataset.name}",
-        parts=_parts(setup),
+        parts=[Part(name, "", count) for name, count in _sizes(shapes, ("params", "frozen")).items()],
         parameters=size_of(shapes["params"]) + size_of(shapes["frozen"]),
         trainable=size_of(shapes["params"]),
         class_names=setup.dataset.class_names,
         images=class_counts(setup.dataset),
         settings=_settings(setup),
+        run_dir=run_dir,
+        look=look,
+    )
+
+
+def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: Path, look: str | None) -> Plan:
+    """What is about to be embedded, and which head is trained on it."""
+    data, features, devices = config.data, config.features, inference.strategy.devices
+    joined = f", the last {features.blocks} blocks joined" if features.blocks > 1 else ""
+    views = f", {features.views} views of each training image" if features.views > 1 else ""
+    shots = f"{data.shots} images a class, {data.draws} draws" if data.shots else "all training images"
+    return Plan(
+        title=f"FE: {config.head.name} head on {config.model.name} embeddings of {dataset.name}",
+        parts=[Part(name, "", count) for name, count in _sizes(inference.shapes, ("frozen",)).items()],
+        parameters=size_of(inference.shapes["frozen"]),
+        trainable=0,
+        class_names=dataset.class_names,
+        images=class_counts(dataset),
+        settings={
+            "weights": str(config.model.weights),
+            "input": f"{data.image_size} x {data.image_size} x {data.channels}, {features.batch_size} images at once",
+            "vector": f"pooling {features.pool}{joined}{views}",
+            "devices": f"{len(devices)} x {devices[0].device_kind}, {config.parallel.strategy}, {config.model.dtype}",
+            "head": f"{config.head.name}, on {shots}",
+            "store": str(features.store),
+        },
         run_dir=run_dir,
         look=look,
     )
@@ -175,12 +203,13 @@ def class_counts(dataset: Dataset) -> dict[str, list[int]]:
     return {name: np.bincount(source.labels, minlength=dataset.num_classes).tolist() for name, source in splits.items()}
 
 
-def _parts(setup: Setup) -> list[Part]:
+def _sizes(shapes: Tree, groups: Sequence[str]) -> dict[str, int]:
+    """Parameters of each part of the network."""
     sizes: dict[str, int] = {}
-    for group in ("params", "frozen"):
-        for name, tree in setup.inference.shapes[group].items():
+    for group in groups:
+        for name, tree in shapes[group].items():
             sizes[str(name)] = sizes.get(str(name), 0) + size_of(tree)
-    return [Part(name, "", count) for name, count in sizes.items()]
+    return sizes
 
 
 def _settings(setup: Setup) -> dict[str, str]:

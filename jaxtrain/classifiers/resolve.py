@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -24,6 +25,8 @@ _OTHER_EPOCHS = 20.0
 # On accelerators a small model's step is shorter than its dispatch; XLA:CPU runs loops over convolutions slowly.
 _STEPS_PER_CALL = {"cpu": 1}
 _ACCELERATOR_STEPS_PER_CALL = 16
+# Powers of two: shards of the embedding store are whole batches.
+_FEATURE_BATCH, _ACCELERATOR_FEATURE_BATCH = {"cpu": 32}, 256
 _WARMUP_SHARE = 0.05
 
 
@@ -63,6 +66,14 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
         raise UserError(f"schedule.warmup_epochs: {warmup:g} is not shorter than training ({total:g} epochs)")
     schedule = config.schedule.model_copy(update={"warmup_epochs": warmup})
     return Config.model_validate(resolved.model_copy(update={"schedule": schedule}).model_dump())
+
+
+def resolve_features(config: Config) -> Config:
+    """Where feature extraction keeps vectors and how many images a forward pass takes, where that is left open."""
+    batch = config.features.batch_size or _FEATURE_BATCH.get(jax.default_backend(), _ACCELERATOR_FEATURE_BATCH)
+    store = config.features.store or Path("runs/embeddings")
+    features = config.features.model_copy(update={"batch_size": batch, "store": store})
+    return config.model_copy(update={"features": features})
 
 
 def _model(given: ModelConfig, pretrained: Pretrained | None) -> ModelConfig:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxtrain.classifiers.learning import Job, Learned, Learning, data_digest
-from jaxtrain.classifiers.report import Reporter, flat_config, versions, write_curves
+from jaxtrain.classifiers.report import Reporter, flat_config, versions
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import JaxtrainError, RunError
@@ -63,7 +63,7 @@ def _carry_out(job: Job) -> None:
             plan = learning.plan(job.reporter.run_dir, look(tracker.uri) if tracker.uri else None)
             job.reporter.plan(plan, learning.dataset, learning.position if job.resuming else None)
             summary = _finish(job, learning.learn(tracker), tracker)
-            looks = _test(job, learning.dataset, summary, tracker)
+            looks = _test(job, learning, summary, tracker)
             if job.stop.requested is not None:
                 raise job.interrupted("stopped after training, before the run was recorded")
     summary["mlflow_run_id"] = tracker.run_id
@@ -105,7 +105,6 @@ def _finish(job: Job, learned: Learned, tracker: Tracker) -> dict[str, Any]:
     )
     model_dir = run_dir / "model"
     classifier.save(model_dir)
-    write_curves(run_dir, tracker)
     if config.tracking.log_model:
         tracker.log_model(model_dir, learned.example, dataset.class_names, step=learned.best_step)
     count = _count(learned.weights["params"])
@@ -128,11 +127,11 @@ def _finish(job: Job, learned: Learned, tracker: Tracker) -> dict[str, Any]:
     }
 
 
-def _test(job: Job, dataset: Dataset, summary: dict[str, Any], tracker: Tracker) -> int | None:
+def _test(job: Job, learning: Learning, summary: dict[str, Any], tracker: Tracker) -> int | None:
     """Open the test set once, through the Benchmark room; adds its figures to the summary, returns the looks so far."""
     from jaxtrain.benchmark.evaluate import evaluate_on_test, track_evaluation
 
-    technique, run_dir = job.classifier.technique, job.directory.path
+    technique, run_dir, dataset = job.classifier.technique, job.directory.path, learning.dataset
     evaluation = evaluate_on_test(
         job.classifier,
         dataset,
@@ -148,6 +147,7 @@ def _test(job: Job, dataset: Dataset, summary: dict[str, Any], tracker: Tracker)
     metrics = evaluation.metrics
     summary |= {"test_accuracy": metrics["test/accuracy"], "test_loss": metrics["test/loss"]}
     tracker.log(summary["steps"], metrics)
+    summary |= learning.after_test(evaluation.test, tracker)
     tracker.tag("params_sha256", summary["params_sha256"])
     track_evaluation(
         evaluation,

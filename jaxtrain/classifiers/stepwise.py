@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxtrain.classifiers.few_shot import few_shot_indices
 from jaxtrain.classifiers.inference import Inference, host_batches, resident_batches
 from jaxtrain.classifiers.learning import Job, Learned, data_digest
-from jaxtrain.classifiers.report import Reporter, stepwise_plan
+from jaxtrain.classifiers.report import Reporter, stepwise_plan, write_curves
 from jaxtrain.classifiers.resolve import timetable, total_steps
 from jaxtrain.config import Config
 from jaxtrain.console import Plan
-from jaxtrain.data.base import ArraySource, Dataset
+from jaxtrain.data.base import ArraySource, Dataset, ImageSource
 from jaxtrain.data.order import Order
 from jaxtrain.data.residence import make_resident
 from jaxtrain.errors import RunError
@@ -82,7 +83,12 @@ class Stepwise:
         self._checkpoints.wait()
         if result.interrupted:
             raise self._job.interrupted(f"stopped at step {result.progress.step}, which is saved")
+        write_curves(self._job.directory.path, tracker)
         return self._learned(result)
+
+    def after_test(self, test: ImageSource, tracker: Tracker) -> dict[str, Any]:
+        """Nothing more."""
+        return {}
 
     def close(self) -> None:
         """Waits for the last save."""
@@ -130,6 +136,9 @@ class Stepwise:
 def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset) -> Setup:
     """Build everything up to the first step: data on the device, model, optimizer, initial state (on the host)."""
     classifier.config = config
+    if config.data.shots is not None:
+        places = few_shot_indices(config, dataset.train.labels, dataset.class_names)
+        dataset = replace(dataset, train=dataset.train.select(places))
     resident = make_resident(dataset, config)
     streamed = resident is None
     dataset = resident or dataset

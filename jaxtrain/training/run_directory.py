@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 FREE_ON_RESUME = (
     *("name", "run_dir", "tracking", "checkpoint", "parallel"),
     *("train.log_every", "train.steps_per_call", "data.dir", "data.workers", "data.prefetch"),
+    *("features.store", "features.batch_size"),
 )
 """Options and sections that may differ when a run is continued: they do not decide what is learned."""
 
