@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from embeddings import DIM, SHARD, Backbone, contents, images, key_of, vectors
 
-from jaxtrain.data import embedding_files, embedding_store
+from jaxtrain.data import embedding_extraction, embedding_files
 from jaxtrain.data.embedding_store import EmbeddingStore
 from jaxtrain.errors import RunError, UserError
 
@@ -259,6 +259,25 @@ def test_a_forked_child_does_not_hold_its_parents_claims(tmp_path):
         os.waitpid(child, 0)
 
 
+@pytest.mark.parametrize("event", ["published", "given back"])
+def test_a_claim_is_on_the_file_that_is_there_now(tmp_path, monkeypatch, event):
+    """The one before ends between the opening and the locking of its temporary file."""
+    first, flock = embedding_files.Claim.take(tmp_path / "a"), embedding_files.fcntl.flock
+
+    def end_first(descriptor, operation):
+        monkeypatch.undo()
+        first.publish() if event == "published" else first.release()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", end_first)
+    second = embedding_files.Claim.take(tmp_path / "a")
+    assert second is not None
+    assert embedding_files.Claim.take(tmp_path / "a") is None
+    second.write(b"second")
+    second.publish()
+    assert contents(tmp_path) == {"a": b"second"}
+
+
 def test_without_locks_it_works_all_the_same(tmp_path, whole, monkeypatch):
     def no_locks(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -459,7 +478,7 @@ def test_a_store_under_a_file(tmp_path):
 
 
 def test_an_unwritable_description_is_no_silent_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_store, "write_whole", lambda path, data: None)
+    monkeypatch.setattr(embedding_extraction, "write_whole", lambda path, data: None)
     assert fill(tmp_path).computed == COUNT
     monkeypatch.undo()
     assert fill(tmp_path).computed == 0
