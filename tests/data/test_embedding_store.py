@@ -246,17 +246,21 @@ def test_a_host_that_gives_nothing_is_not_waited_for_without_end(tmp_path):
 
 def test_a_forked_child_does_not_hold_its_parents_claims(tmp_path):
     claim = embedding_files.Claim.take(tmp_path / "a")
+    started, write = os.pipe()
     if (child := os.fork()) == 0:
-        time.sleep(30)
+        os.write(write, b"!")
+        time.sleep(60)
         os._exit(0)
     try:
-        time.sleep(0.1)
+        os.read(started, 1)
         assert embedding_files.Claim.take(tmp_path / "a") is None
         claim._close()
         assert embedding_files.Claim.take(tmp_path / "a") is not None
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(started)
+        os.close(write)
 
 
 @pytest.mark.parametrize("event", ["published", "given back"])
