@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -136,6 +136,24 @@ def print_error(message: str, hint: str | None = None, file: TextIO | None = Non
     console.print(plain(message), soft_wrap=True)
     if hint is not None:
         console.print(plain(hint), soft_wrap=True)
+
+
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """One line, however long."""
+    open_console(file).print(plain(text), soft_wrap=True)
+
+
+def show_table(rows: Sequence[Mapping[str, str]], right: Collection[str] = (), file: TextIO | None = None) -> None:
+    """Rows with the same columns; where they are too wide, all wrap but the first and the right-aligned `right`."""
+    if not rows:
+        return
+    table, first = _table(), next(iter(rows[0]))
+    for column in rows[0]:
+        whole = column == first or column in right
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=whole, overflow="fold")
+    for row in rows:
+        table.add_row(*map(plain, row.values()))
+    open_console(file).print(table)
 
 
 def log_to_stderr(level: int = logging.WARNING) -> None:

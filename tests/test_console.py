@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from jaxtrain import console, progress
-from jaxtrain.console import Part, Plan, Result, print_error, show_plan, show_result
+from jaxtrain.console import Part, Plan, Result, print_error, print_line, show_plan, show_result, show_table
 from jaxtrain.progress import Progress
 from jaxtrain.terminal import clock
 
@@ -406,3 +406,21 @@ def test_clock(seconds, text):
 def test_import_is_cheap():
     code = "import sys, jaxtrain.console; assert not {'rich', 'jax', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_narrow_table_keeps_its_first_column_and_its_numbers_whole(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    rows = [{"key": "0123456789ab", "model": "m" * 60, "size": size} for size in ("5 B", "123.4 GB")]
+    text = shown(show_table, rows, {"size"})
+    lines = text.splitlines()
+    assert all(len(line) <= 40 for line in lines)
+    assert lines[0].split() == ["key", "model", "size"]
+    assert [line.split()[0] for line in lines if line[:1] == "0"] == ["0123456789ab"] * 2
+    assert [line.rstrip()[-8:] for line in lines if line[:1] == "0"] == ["     5 B", "123.4 GB"]
+    assert text.count("m") == 1 + 2 * 60
+    assert shown(show_table, []) == ""
+
+
+def test_a_line_is_not_broken_or_taken_for_markup(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    assert shown(print_line, "[red]" + "x" * 50 + "\x1b\n") == "[red]" + "x" * 50 + "? \n"
