@@ -79,6 +79,11 @@ class DataConfig(Section):
     """Mean of each channel in 0..1, subtracted from the images (default: the data set's)."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel in 0..1, by which the images are divided (default: the data set's)."""
+    crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Share of the resized image's side that the central crop keeps, in evaluation and in training without
+    augment.crop=random_resized (default: that of the weights, without any 1: nothing is cut but what is not square)."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Of that resize, antialiased either way (default: that of the weights, without any bilinear)."""
 
 
 class AugmentConfig(Section):

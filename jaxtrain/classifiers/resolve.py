@@ -96,17 +96,27 @@ def _data(given: DataConfig, dataset: Dataset, model: ModelConfig, pretrained: P
     if pretrained is not None:
         size = given.image_size or pretrained.image_size
         mean, std = pretrained.normalization(channels)
+        crop_pct, interpolation = pretrained.crop_pct, pretrained.interpolation
     else:
         own = max(dataset.uniform_size) if dataset.uniform_size else model_spec(chosen(model.name)).image_size
         size = given.image_size or own
         mean, std = dataset.mean or (0.5,) * channels, dataset.std or (0.5,) * channels
+        crop_pct, interpolation = 1.0, "bilinear"
     mean, std = given.mean or mean, given.std or std
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise UserError(f"data.{name}: {len(values)} values for images of {channels} channels")
     if min(std) <= 0:
         raise UserError(f"data.std: values must be above 0, got {min(std)}")
-    return given.model_copy(update={"image_size": size, "channels": channels, "mean": mean, "std": std})
+    left_open = {
+        "image_size": size,
+        "channels": channels,
+        "mean": mean,
+        "std": std,
+        "crop_pct": given.crop_pct or crop_pct,
+        "interpolation": given.interpolation or interpolation,
+    }
+    return given.model_copy(update=left_open)
 
 
 def total_steps(config: Config, images: int) -> int:
