@@ -96,7 +96,9 @@ def _data(given: DataConfig, dataset: Dataset, model: ModelConfig, pretrained: P
     if pretrained is not None:
         size = given.image_size or pretrained.image_size
         mean, std = pretrained.normalization(channels)
-        crop_pct, interpolation = pretrained.crop_pct, pretrained.interpolation
+        # The centre crop is made for photographs: of small images that fill their frame it would cut the object.
+        small = dataset.uniform_size is not None and max(dataset.uniform_size) <= size
+        crop_pct, interpolation = 1.0 if small else pretrained.crop_pct, pretrained.interpolation
     else:
         own = max(dataset.uniform_size) if dataset.uniform_size else model_spec(chosen(model.name)).image_size
         size = given.image_size or own
