@@ -439,6 +439,22 @@ def test_a_disk_that_fills_up_leaves_only_whole_shards(tmp_path, whole, monkeypa
     assert contents(resumed.path) == contents(whole)
 
 
+@pytest.mark.timeout(60)
+def test_the_last_shard_fails_as_loudly_as_the_others(tmp_path, monkeypatch):
+    backbone = Backbone()
+
+    def fail(self, *parts):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def compute(part):
+        monkeypatch.setattr(embedding_files.ShardFiles, "write", fail)
+        yield from backbone(part)
+
+    with pytest.raises(RunError, match=r"could not be kept in .*: Input/output error"):
+        fill(tmp_path, images(20), compute)
+    assert backbone.seen == 20
+
+
 def test_a_file_too_large_for_the_system(tmp_path, whole):
     code = (
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900)); "
