@@ -37,7 +37,8 @@ class Description:
     @classmethod
     def from_json(cls, text: str) -> Description:
         """Raises TypeError or ValueError for a text that `to_json` never gives."""
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(text).items()})
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(text).items()}
+        return cls(**fields)
 
 
 def describe(config: Json, processor: Json, source: str) -> Description:

@@ -82,11 +82,12 @@ def weight_files(get: Get, source: str) -> list[Path]:
         index = get(f"{name}.index.json")
         if index is not None:
             parts = sorted(set(read_json(index, source).get("weight_map", {}).values()))
-            found = [get(part) for part in parts if Path(part).name == part]
-            missing = [part for part, path in zip(parts, found, strict=True) if path is None]
-            if missing or not parts:
-                raise UserError(f"{source}: {index.name} names parts that are not there: {', '.join(missing)}")
-            return [path for path in found if path is not None]
+            found = {part: get(part) if Path(part).name == part else None for part in parts}
+            paths = [path for path in found.values() if path is not None]
+            if len(paths) < len(parts) or not parts:
+                missing = ", ".join(part for part, path in found.items() if path is None)
+                raise UserError(f"{source}: {index.name} names parts that are not there: {missing or 'none at all'}")
+            return paths
     raise UserError(f"{source}: holds no {' or '.join(WEIGHTS)}")
 
 

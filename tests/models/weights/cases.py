@@ -7,7 +7,7 @@ names, shapes and logits in `golden/`, and `test_golden.py` draws the same weigh
 import functools
 import json
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,12 @@ class Case:
     family: str
     kwargs: dict[str, Any]
     size: int
-    options: dict[str, Any] = field(default_factory=dict)
-    """Of `ModelConfig`, as far as the weights do not call for them by themselves."""
     file: str = "safetensors"
     """Or "npz"."""
     classes: int = CLASSES
     """0: the reference's head is not one of ours, and the embedding is compared."""
+    timm_name: str | None = None
+    """Of a model that timm has in a layout of its own."""
 
 
 def golden(name):
@@ -171,7 +171,11 @@ CASES = {
     ),
     "timm_convnext": Case(lambda: _timm("ConvNeXt", **_TIMM_CONVNEXT), "convnext", _CONVNEXT, 64),
     "timm_convnext_atto": Case(
-        lambda: _timm("ConvNeXt", **_TIMM_CONVNEXT, conv_mlp=True), "convnext", _CONVNEXT, 64
+        lambda: _timm("ConvNeXt", **_TIMM_CONVNEXT, conv_mlp=True),
+        "convnext",
+        _CONVNEXT,
+        64,
+        timm_name="convnext_atto",
     ),
     "transformers_convnext": Case(
         lambda: _transformers(

@@ -11,9 +11,10 @@ from jaxtrain.models.registry import ModelSpec
 from jaxtrain.models.weights import adapt
 
 
-def register(monkeypatch, name, family, kwargs, size):
+def register(monkeypatch, name, case):
     """A row of the registry for one test."""
-    monkeypatch.setitem(registry._MODELS, name, ModelSpec(name, family, MappingProxyType(kwargs), size))
+    spec = ModelSpec(name, case.family, MappingProxyType(case.kwargs), case.size, case.timm_name)
+    monkeypatch.setitem(registry._MODELS, name, spec)
 
 
 def shapes(model, *, num_classes, image_size, channels=3):

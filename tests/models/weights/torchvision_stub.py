@@ -1,4 +1,4 @@
-"""timm and transformers import torchvision for things that no test needs; its wheels rarely fit a CPU build of torch."""
+"""timm and transformers import torchvision for what no test needs; its wheels rarely fit a CPU build of torch."""
 
 import importlib.abc
 import importlib.machinery
