@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxtrain.classifiers.base import BaseClassifier
+    from jaxtrain.classifiers.feature_extraction import FEClassifier
     from jaxtrain.classifiers.files import load
     from jaxtrain.classifiers.pre_training import PTClassifier
     from jaxtrain.config import Config
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BaseClassifier": "jaxtrain.classifiers.base",
     "Config": "jaxtrain.config",
+    "FEClassifier": "jaxtrain.classifiers.feature_extraction",
     "JaxtrainError": "jaxtrain.errors",
     "PTClassifier": "jaxtrain.classifiers.pre_training",
     "RunError": "jaxtrain.errors",
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BaseClassifier",
     "Config",
+    "FEClassifier",
     "JaxtrainError",
     "PTClassifier",
     "RunError",

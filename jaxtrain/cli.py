@@ -67,10 +67,11 @@ def main(body: Callable[[], None]) -> None:
     try:
         body()
     except JaxtrainError as error:
-        print_error(str(error), hint=getattr(error, "hint", None))
+        label = "interrupted" if error.exit_code > 128 else "error"
+        print_error(str(error), hint=getattr(error, "hint", None), label=label)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print_error("interrupted")
+        print_error("by Ctrl-C; nothing was begun that could be continued", label="interrupted")
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain once more when it flushes at exit.

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from jaxtrain.errors import nearest
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -44,7 +46,7 @@ class DataConfig(Section):
     """Where the images come from and how they reach the device."""
 
     name: str = "digits"
-    """digits | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | idx:PATH | npz:PATH."""
+    """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | idx:PATH | npz:PATH."""
     dir: Path | None = None
     """Folder of prepared tensorflow-datasets (default: that library's own)."""
     image_size: Count | None = None
@@ -57,6 +59,10 @@ class DataConfig(Section):
     """Seed of the held-out split; kept apart from `seed` so that runs with other seeds compare on one split."""
     max_train_images: Count | None = None
     """Use only so many training images (stratified, seeded; after the split)."""
+    shots: Count | None = None
+    """Few-shot: train on so many images of each class, drawn from the training set (never from validation)."""
+    draws: Count = 1
+    """Few-shot draws (technique fe): a head is trained on each, and mean and interval are reported."""
     max_bad_images: Annotated[int, Field(ge=0)] = 0
     """Unreadable images that may be skipped (named and counted) before the run stops."""
     max_pixels: Count = 50_000_000
@@ -151,13 +157,50 @@ class FeaturesConfig(Section):
     """Folder of the embedding store, shared by all runs (default: runs/embeddings)."""
 
 
+_DECAYS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+HEADS: dict[str, dict[str, Any]] = {
+    "linear": {"solver": "auto", "weight_decay": _DECAYS, "scaling": ("none", "standard", "l2")},
+}
+"""The options that each head has besides `name` and `refit`, and what None stands for."""
+
+
 class HeadConfig(Section):
-    """Technique fe: what is trained on the vectors."""
+    """Technique fe: what is trained on the vectors. None: the named head's own value."""
 
     name: str = "linear"
     """linear | mlp | cosine | ncm | knn | sklearn:NAME | xgboost."""
     refit: bool = False
     """Train the chosen setting once more on training and validation images together."""
+    weight_decay: tuple[Positive, ...] | None = None
+    """Weight decays to choose from (linear, mlp); linear's is the L2 penalty, scikit-learn's 1 / (C * images)."""
+    scaling: tuple[Literal["none", "standard", "l2"], ...] | None = None
+    """Scalings of the vectors to choose from: none; standard: each feature to mean 0 and variance 1; l2: each vector
+    to the same length (linear)."""
+    solver: Literal["auto", "lbfgs", "sgd"] | None = None
+    """lbfgs: to convergence on all vectors at once; sgd: mini-batches; auto: lbfgs where vectors fit (linear)."""
+
+    @property
+    def kind(self) -> str:
+        """The name without what stands behind its colon."""
+        return self.name.partition(":")[0]
+
+    @model_validator(mode="after")
+    def _options_of_the_head(self) -> HeadConfig:
+        if self.kind not in HEADS:
+            raise ValueError(f"no head is called {self.name!r}; {nearest(self.kind, HEADS)}")
+        for option in type(self).model_fields:
+            value = getattr(self, option)
+            if value == ():
+                raise ValueError(f"{option} is empty")
+            if value is not None and option not in {"name", "refit", *HEADS[self.kind]}:
+                owners = " and ".join(name for name, options in HEADS.items() if option in options)
+                raise ValueError(f"{option} is an option of {owners}, not of {self.kind}")
+        return self
+
+    def resolved(self) -> HeadConfig:
+        """With the head's own value for each option that is None."""
+        own = {option: value for option, value in HEADS[self.kind].items() if getattr(self, option) is None}
+        return self.model_validate({**self.model_dump(), **own})
 
 
 class FinetuneConfig(Section):
@@ -316,6 +359,8 @@ class Config(Section):
             if technique != self.technique and section != type(section)():
                 option = next(key for key in type(section).model_fields if key in section.model_fields_set)
                 raise ValueError(f"{name}.{option} is an option of technique {technique}, not of {self.technique}")
+        if self.data.draws > 1 and (self.technique != "fe" or self.data.shots is None):
+            raise ValueError("data.draws needs technique fe and data.shots: each draw is a head on so few images")
         if self.technique == "pt" and self.model.weights is not None:
             raise ValueError("model.weights is an option of techniques fe and ft: pt starts from a seed")
         return self

@@ -137,10 +137,10 @@ def show_result(result: Result, file: TextIO | None = None) -> None:
     console.print()
 
 
-def print_error(message: str, hint: str | None = None, file: TextIO | None = None) -> None:
+def print_error(message: str, hint: str | None = None, file: TextIO | None = None, label: str = "error") -> None:
     """Print one line to `file` (standard error), and the hint, if any, in a second one."""
     console = _console(file or sys.stderr)
-    console.print("error: ", style="bold red", end="")
+    console.print(f"{label}: ", style="bold red", end="")
     console.print(_plain(message), soft_wrap=True)
     if hint is not None:
         console.print(_plain(hint), soft_wrap=True)

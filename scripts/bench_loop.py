@@ -15,7 +15,7 @@ import numpy as np
 from jaxtrain import Config, PTClassifier
 from jaxtrain.classifiers.report import Reporter
 from jaxtrain.classifiers.resolve import resolve, timetable
-from jaxtrain.classifiers.run import Watcher, evaluator, prepare
+from jaxtrain.classifiers.stepwise import Watcher, evaluator, prepare
 from jaxtrain.data.arrays import from_arrays
 from jaxtrain.data.base import ArraySource
 from jaxtrain.tracking import Tracker

@@ -8,15 +8,15 @@ from jaxtrain.cli import main, print_config, train_command
 def body() -> None:
     """One run, as the command line says."""
     config, only_print = train_command(sys.argv[1:])
-    if only_print:
-        from jaxtrain.classifiers.resolve import resolve
-        from jaxtrain.data.sources import load_dataset
-
-        print_config(resolve(config, load_dataset(config.data)))
-        return
     from jaxtrain.classifiers.files import techniques
 
-    techniques()[config.technique](config).fit()
+    classifier = techniques()[config.technique](config)
+    if only_print:
+        from jaxtrain.data.sources import load_dataset
+
+        print_config(classifier.resolve(config, load_dataset(classifier.data_config)))
+    else:
+        classifier.fit()
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ class Evaluation:
     """How many different models were measured on this test set (`count_look`); None: not counted."""
     artifacts: tuple[Path, ...]
     """The files that were written."""
+    test: ImageSource
+    """The test set, which has been opened now."""
 
 
 def evaluate_on_test(
@@ -104,7 +106,7 @@ def evaluate_on_test(
     )
     duplicates = _find_duplicates(dataset, test)
     looks = count_look(looks_file, predictions.test_digest, params_sha256, dataset.name)
-    return _measure_and_write(predictions, duplicates, looks, folder)
+    return _measure_and_write(predictions, duplicates, looks, folder, test)
 
 
 def track_evaluation(
@@ -203,7 +205,11 @@ def _counts(duplicates: Mapping[str, list[tuple[int, int]]], looks: int | None) 
 
 
 def _measure_and_write(
-    predictions: Predictions, duplicates: dict[str, list[tuple[int, int]]], looks: int | None, folder: Path
+    predictions: Predictions,
+    duplicates: dict[str, list[tuple[int, int]]],
+    looks: int | None,
+    folder: Path,
+    test: ImageSource,
 ) -> Evaluation:
     from jaxtrain.benchmark import plots
 
@@ -224,7 +230,7 @@ def _measure_and_write(
     table.writerows(per_class)
     _replace(files[2], rows.getvalue())
     plots.save(plots.confusion_matrix(confusion, names), files[3])
-    return Evaluation(predictions, metrics, confusion, per_class, duplicates, looks, tuple(files))
+    return Evaluation(predictions, metrics, confusion, per_class, duplicates, looks, tuple(files), test)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ import optax
 from flax import nnx
 from numpy.typing import ArrayLike, NDArray
 
-from jaxtrain.config import Config, chosen
+from jaxtrain.classifiers.resolve import DEFAULT_MODEL, resolve
+from jaxtrain.config import Config, DataConfig, chosen
 from jaxtrain.data.augment import augment, mix, normalize
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.errors import UserError
@@ -23,6 +25,10 @@ from jaxtrain.training.losses import cross_entropy, soft_labels
 from jaxtrain.training.optimizers import Schedule, make_optimizer
 from jaxtrain.training.state import Batch, Tree, model_keys
 from jaxtrain.training.step import Metrics
+
+if TYPE_CHECKING:
+    from jaxtrain.classifiers.learning import Job, Learning
+    from jaxtrain.models.weights import Pretrained
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Fitted:
     weights: Tree
     """Host arrays {"params", "frozen", "model_state"}, with strings as keys."""
     class_weights: tuple[float, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What a technique keeps besides, as JSON."""
 
 
 class BaseClassifier:
@@ -108,6 +116,10 @@ class BaseClassifier:
         hits = jnp.argmax(logits, axis=-1) == jnp.argmax(batch.label, axis=-1)
         return jnp.mean(each), {"accuracy": jnp.mean(hits.astype(jnp.float32))}
 
+    def embedding(self, model: Any, images: jax.Array) -> jax.Array:
+        """The vector that stands for each image: `float32[batch, features]`, of normalised images."""
+        return model.embed(images)
+
     def trainable(self, path: tuple[Any, ...], value: Any) -> bool:
         """Whether a parameter, named by its path in the model, gets gradients."""
         del path, value
@@ -117,9 +129,20 @@ class BaseClassifier:
         """The optimizer over the trainable parameters."""
         return make_optimizer(self.config.optimizer, schedule)
 
-    def prepare(self, dataset: Dataset) -> Dataset:
-        """The data set that training sees; a technique may replace images by something cheaper."""
-        return dataset
+    @cached_property
+    def pretrained(self) -> Pretrained | None:
+        """The weights that training starts from; None: from the seed. Raises UserError where they can't be read."""
+        return None
+
+    def resolve(self, config: Config, dataset: Dataset) -> Config:
+        """`config` with everything chosen that it leaves open. Raises UserError where options contradict."""
+        return resolve(config, dataset, self.pretrained)
+
+    def learning(self, job: Job) -> Learning:
+        """How it is learned: by gradient steps."""
+        from jaxtrain.classifiers.stepwise import Stepwise
+
+        return Stepwise(job)
 
     # The protocol.
 
@@ -141,8 +164,9 @@ class BaseClassifier:
         from jaxtrain.data.arrays import from_arrays
         from jaxtrain.data.sources import load_dataset
 
+        data = self.data_config
         if images is None:
-            dataset = load_dataset(self.config.data)
+            dataset = load_dataset(data)
         elif labels is None:
             raise UserError("fit: images were given without labels")
         else:
@@ -152,7 +176,7 @@ class BaseClassifier:
                 validation=validation,
                 test=test,
                 class_names=class_names,
-                config=self.config.data,
+                config=data,
             )
         run(self, dataset)
         return self
@@ -184,6 +208,21 @@ class BaseClassifier:
         return classification_metrics(encode_labels(labels, self.class_names, len(logits)), softmax(logits), logits)
 
     @property
+    def data_config(self) -> DataConfig:
+        """Options by which the data set is loaded: images have the channels that pre-trained weights take."""
+        data = self.config.data
+        if data.channels is None and self.pretrained is not None:
+            return data.model_copy(update={"channels": self.pretrained.channels})
+        return data
+
+    @property
+    def model_name(self) -> str:
+        """Name of the network in the registry, also where the config leaves it open."""
+        if self.config.model.name is not None:
+            return self.config.model.name
+        return chosen(self.pretrained.model.name) if self.pretrained else DEFAULT_MODEL
+
+    @property
     def num_classes(self) -> int:
         """Number of classes of the data set that is or was trained on."""
         return self._num_classes
@@ -203,6 +242,11 @@ class BaseClassifier:
         if self._fitted is None:
             raise UserError(f"{type(self).__name__} is not trained yet: call fit() or load()")
         return self._fitted
+
+    @property
+    def network_weights(self) -> Tree:
+        """{"params", "frozen", "model_state"} of the network alone."""
+        return self.fitted.weights
 
     def save(self, path: str | Path) -> Path:
         """Write the model to a folder: weights with digests (Orbax), config and class names. No pickle."""
@@ -240,7 +284,7 @@ class BaseClassifier:
         if self._inference is None:
             strategy = make_strategy(self.config.parallel)
             inference = Inference(self, len(fitted.class_names), strategy)
-            self._inference = inference, strategy.place(model_keys(fitted.weights))
+            self._inference = inference, strategy.place(model_keys(self.network_weights))
         inference, weights = self._inference
         source = (
             images if isinstance(images, ImageSource) else as_source(images, channels=chosen(self.config.data.channels))

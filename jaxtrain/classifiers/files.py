@@ -25,6 +25,7 @@ def save_model(classifier: BaseClassifier, path: Path) -> Path:
         "config": fitted.config.model_dump(mode="json"),
         "class_names": list(fitted.class_names),
         "class_weights": None if fitted.class_weights is None else list(fitted.class_weights),
+        "extra": dict(fitted.extra),
     }
     save_tree(path, fitted.weights, meta)
     return path
@@ -41,7 +42,7 @@ def load(path: str | Path) -> BaseClassifier:
     classifier = techniques()[meta["technique"]](config)
     each = meta["class_weights"]
     names = tuple(meta["class_names"])
-    classifier.adopt(Fitted(config, names, weights, None if each is None else tuple(each)))
+    classifier.adopt(Fitted(config, names, weights, None if each is None else tuple(each), meta.get("extra", {})))
     return classifier
 
 
@@ -57,6 +58,7 @@ def load_model(cls: type[C], path: Path) -> C:
 
 def techniques() -> dict[str, type[BaseClassifier]]:
     """The classifier of each technique."""
+    from jaxtrain.classifiers.feature_extraction import FEClassifier
     from jaxtrain.classifiers.pre_training import PTClassifier
 
-    return {cls.technique: cls for cls in (PTClassifier,)}
+    return {cls.technique: cls for cls in (FEClassifier, PTClassifier)}

@@ -18,7 +18,7 @@ from jaxtrain.data.base import ArraySource, ImageSource
 from jaxtrain.training.feed import padded_batches
 from jaxtrain.training.losses import image_metrics
 from jaxtrain.training.parallel import Strategy, must_block
-from jaxtrain.training.state import Batch, Tree
+from jaxtrain.training.state import Batch, Tree, bind
 
 if TYPE_CHECKING:
     from jaxtrain.classifiers.base import BaseClassifier
@@ -32,6 +32,7 @@ class Inference:
 
     def __init__(self, classifier: BaseClassifier, num_classes: int, strategy: Strategy) -> None:
         self.config = classifier.config
+        self._classifier = classifier
         self.strategy = strategy
         model = nnx.eval_shape(lambda: classifier.build_model(num_classes=num_classes, axis_name=strategy.axis_name))
         self.graphdef, params, frozen, model_state = nnx.split(model, classifier.trainable_filter, nnx.Param, ...)
@@ -64,19 +65,27 @@ class Inference:
             yield self.strategy.shard(Batch(batch.image, batch.label)), np.asarray(batch.weight) > 0
 
     def _run(self, output: str, weights: Tree, batches: Batches, images: int) -> Any:
+        return map_images(self.compiled(output), weights, batches, images, ahead=self.ahead)
+
+    @property
+    def ahead(self) -> int:
+        """Batches that may be under way."""
+        return 0 if must_block(self.strategy) else 2
+
+    def compiled(self, output: str) -> Callable[[Tree, Batch], Any]:
+        """The forward pass to "logits", "embed" or "metrics", compiled once."""
         if output not in self._compiled:
             self._compiled[output] = self.strategy.compile_map(self._forward(output))
-        ahead = 0 if must_block(self.strategy) else 2
-        return map_images(self._compiled[output], weights, batches, images, ahead=ahead)
+        return self._compiled[output]
 
     def _forward(self, output: str) -> Callable[[Tree, Batch], Any]:
-        data = self.config.data
+        data, classifier = self.config.data, self._classifier
 
         def forward(weights: Tree, batch: Batch) -> Any:
-            model = nnx.merge(self.graphdef, weights["params"], weights["frozen"], weights["model_state"])
+            model = bind(self.graphdef, weights)
             images = normalize(prepare_eval(batch.image), chosen(data.mean), chosen(data.std))
             if output == "embed":
-                return model.embed(images)
+                return classifier.embedding(model, images)
             logits = model(images)
             return image_metrics(logits, batch.label) if output == "metrics" else logits.astype(jnp.float32)
 
@@ -84,9 +93,9 @@ class Inference:
 
 
 def eval_batch_size(config: Config, strategy: Strategy) -> int:
-    """Images a forward pass: the training batch, rounded up to the devices."""
+    """Images a forward pass: that of the features or the training batch, rounded up to the devices."""
     devices = len(strategy.devices)
-    return -(-config.train.batch_size // devices) * devices
+    return -(-(config.features.batch_size or config.train.batch_size) // devices) * devices
 
 
 def host_batches(config: Config, source: ImageSource, batch_size: int) -> Iterator[Batch]:
@@ -118,28 +127,31 @@ def host_batches(config: Config, source: ImageSource, batch_size: int) -> Iterat
 def map_images(
     function: Callable[[Tree, Batch], Tree], weights: Tree, batches: Batches, images: int, *, ahead: int
 ) -> Tree:
-    """Run a compiled `compile_map` function over batches and join the rows on the host: tree of `[images, ...]`.
+    """Run a compiled `compile_map` function over batches and join the rows on the host: tree of `[images, ...]`."""
+    parts = list(map_batches(function, weights, batches, ahead=ahead))
+    return jax.tree.map(lambda *xs: np.concatenate(xs)[:images], *parts)
 
-    So many batches are under way `ahead` of the one that is fetched.
-    """
-    parts: list[Tree] = []
+
+def map_batches(
+    function: Callable[[Tree, Batch], Tree], weights: Tree, batches: Batches, *, ahead: int
+) -> Iterator[Tree]:
+    """The rows of each batch on the host, NaN where there was no image; so many batches are under way `ahead`."""
     waiting: deque[tuple[Tree, NDArray[np.bool_]]] = deque()
 
-    def fetch() -> None:
+    def fetch() -> Tree:
         rows, valid = waiting.popleft()
         host = jax.tree.map(np.array, rows)
         if not valid.all():
             for array in jax.tree.leaves(host):
                 array[~valid] = np.nan
-        parts.append(host)
+        return host
 
     for batch, valid in batches:
         waiting.append((function(weights, batch), valid))
         if len(waiting) > ahead:
-            fetch()
+            yield fetch()
     while waiting:
-        fetch()
-    return jax.tree.map(lambda *xs: np.concatenate(xs)[:images], *parts)
+        yield fetch()
 
 
 def resident_batches(inference: Inference, source: ImageSource) -> list[tuple[Batch, NDArray[np.bool_]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +19,12 @@ from jaxtrain.config import Config
 from jaxtrain.console import Part, Plan, Progress, Result, log_to_stderr, show_plan, show_result
 
 if TYPE_CHECKING:
-    from jaxtrain.classifiers.run import Setup
+    from jaxtrain.classifiers.inference import Inference
+    from jaxtrain.classifiers.stepwise import Setup
+    from jaxtrain.data.base import Dataset
     from jaxtrain.tracking import Tracker, TrackerReport
     from jaxtrain.training.loop import Timetable
+    from jaxtrain.training.state import Tree
 
 _log = logging.getLogger(__name__)
 
@@ -45,28 +48,21 @@ class Reporter:
             tested = "" if accuracy is None else f", test accuracy {accuracy:.2%}"
             print(f"{self._run_dir} is finished: {summary['steps']} steps{tested}. Nothing to do.")
 
-    def plan(self, setup: Setup, look: str | None, resumed_at: int | None) -> None:
+    @property
+    def run_dir(self) -> Path:
+        """The run directory, as short as can be."""
+        return self._run_dir
+
+    def plan(self, plan: Plan, dataset: Dataset, resumed_at: str | None) -> None:
         """Before training."""
-        self._look = look
+        self._look = plan.look
         if self._config.quiet:
             return
-        show_plan(
-            Plan(
-                title=f"{setup.config.technique.upper()}: {setup.config.model.name} on {setup.dataset.name}",
-                parts=_parts(setup),
-                parameters=_size(setup.inference.shapes["params"]) + _size(setup.inference.shapes["frozen"]),
-                trainable=_size(setup.inference.shapes["params"]),
-                class_names=setup.dataset.class_names,
-                images=_class_counts(setup),
-                settings=_settings(setup),
-                run_dir=self._run_dir,
-                look=look,
-            )
-        )
-        for name in setup.dataset.bad_images:
+        show_plan(plan)
+        for name in dataset.bad_images:
             _log.warning("skipped: %s", name)
         if resumed_at is not None:
-            print(f"resuming at step {resumed_at:,}")
+            print(f"resuming at {resumed_at}")
 
     @contextmanager
     def progress(self, table: Timetable, start_step: int) -> Iterator[None]:
@@ -159,18 +155,61 @@ def write_curves(run_dir: Path, tracker: Tracker) -> None:
         tracker.artifact(path)
 
 
-def _parts(setup: Setup) -> list[Part]:
-    sizes: dict[str, int] = {}
-    for group in ("params", "frozen"):
-        for name, tree in setup.inference.shapes[group].items():
-            sizes[str(name)] = sizes.get(str(name), 0) + _size(tree)
-    return [Part(name, "", count) for name, count in sizes.items()]
+def stepwise_plan(setup: Setup, run_dir: Path, look: str | None) -> Plan:
+    """What is about to be trained step by step."""
+    shapes = setup.inference.shapes
+    return Plan(
+        title=f"{setup.config.technique.upper()}: {setup.config.model.name} on {setup.dataset.name}",
+        parts=[Part(name, "", count) for name, count in _sizes(shapes, ("params", "frozen")).items()],
+        parameters=size_of(shapes["params"]) + size_of(shapes["frozen"]),
+        trainable=size_of(shapes["params"]),
+        class_names=setup.dataset.class_names,
+        images=class_counts(setup.dataset),
+        settings=_settings(setup),
+        run_dir=run_dir,
+        look=look,
+    )
 
 
-def _class_counts(setup: Setup) -> dict[str, list[int]]:
-    dataset = setup.dataset
+def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: Path, look: str | None) -> Plan:
+    """What is about to be embedded, and which head is trained on it."""
+    data, features, devices = config.data, config.features, inference.strategy.devices
+    joined = f", the last {features.blocks} blocks joined" if features.blocks > 1 else ""
+    views = f", {features.views} views of each training image" if features.views > 1 else ""
+    shots = f"{data.shots} images a class, {data.draws} draws" if data.shots else "all training images"
+    return Plan(
+        title=f"FE: {config.head.name} head on {config.model.name} embeddings of {dataset.name}",
+        parts=[Part(name, "", count) for name, count in _sizes(inference.shapes, ("frozen",)).items()],
+        parameters=size_of(inference.shapes["frozen"]),
+        trainable=0,
+        class_names=dataset.class_names,
+        images=class_counts(dataset),
+        settings={
+            "weights": str(config.model.weights),
+            "input": f"{data.image_size} x {data.image_size} x {data.channels}, {features.batch_size} images at once",
+            "vector": f"pooling {features.pool}{joined}{views}",
+            "devices": f"{len(devices)} x {devices[0].device_kind}, {config.parallel.strategy}, {config.model.dtype}",
+            "head": f"{config.head.name}, on {shots}",
+            "store": str(features.store),
+        },
+        run_dir=run_dir,
+        look=look,
+    )
+
+
+def class_counts(dataset: Dataset) -> dict[str, list[int]]:
+    """Images of each class in each split that may be looked at."""
     splits = {"train": dataset.train} | ({} if dataset.val is None else {"val": dataset.val})
     return {name: np.bincount(source.labels, minlength=dataset.num_classes).tolist() for name, source in splits.items()}
+
+
+def _sizes(shapes: Tree, groups: Sequence[str]) -> dict[str, int]:
+    """Parameters of each part of the network."""
+    sizes: dict[str, int] = {}
+    for group in groups:
+        for name, tree in shapes[group].items():
+            sizes[str(name)] = sizes.get(str(name), 0) + size_of(tree)
+    return sizes
 
 
 def _settings(setup: Setup) -> dict[str, str]:
@@ -201,5 +240,6 @@ def _in_words(config: Config) -> str:
     return ", ".join(words) or "none"
 
 
-def _size(tree: Any) -> int:
+def size_of(tree: Any) -> int:
+    """Elements of all arrays (or of their shapes)."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 
-from jaxtrain.config import Config, chosen
+from jaxtrain.config import Config, DataConfig, ModelConfig, chosen
 from jaxtrain.data.augment import resolve_augment
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import UserError
@@ -14,33 +16,28 @@ from jaxtrain.models import model_spec
 from jaxtrain.training.loop import Timetable
 from jaxtrain.training.optimizers import resolve_optimizer
 
+if TYPE_CHECKING:
+    from jaxtrain.models.weights import Pretrained
+
 DEFAULT_MODEL = "cnn_small"
 _DEFAULT_EPOCHS = {"digits": 60.0}
 _OTHER_EPOCHS = 20.0
 # On accelerators a small model's step is shorter than its dispatch; XLA:CPU runs loops over convolutions slowly.
 _STEPS_PER_CALL = {"cpu": 1}
 _ACCELERATOR_STEPS_PER_CALL = 16
+# Powers of two: shards of the embedding store are whole batches.
+_FEATURE_BATCH, _ACCELERATOR_FEATURE_BATCH = {"cpu": 32}, 256
 _WARMUP_SHARE = 0.05
 
 
-def resolve(config: Config, dataset: Dataset) -> Config:
-    """The config with every None that has a default filled in. Raises UserError where options contradict."""
-    model_name = config.model.name or DEFAULT_MODEL
-    spec = model_spec(model_name)
-    backend = jax.default_backend()
-    size = config.data.image_size
-    if size is None:
-        size = max(dataset.uniform_size) if dataset.uniform_size else spec.image_size
-    channels = dataset.channels
-    mean = config.data.mean or dataset.mean or (0.5,) * channels
-    std = config.data.std or dataset.std or (0.5,) * channels
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) != channels:
-            raise UserError(f"data.{name}: {len(values)} values for images of {channels} channels")
-    if min(std) <= 0:
-        raise UserError(f"data.std: values must be above 0, got {min(std)}")
-    data = config.data.model_copy(update={"image_size": size, "channels": channels, "mean": mean, "std": std})
+def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = None) -> Config:
+    """The config with every None that has a default filled in. Raises UserError where options contradict.
 
+    What is left open of model and images follows from the pre-trained weights, where there are some.
+    """
+    model = _model(config.model, pretrained)
+    backend = jax.default_backend()
+    data = _data(config.data, dataset, model, pretrained)
     train = config.train
     changes: dict[str, object] = {}
     if train.epochs is None and train.steps is None:
@@ -52,10 +49,11 @@ def resolve(config: Config, dataset: Dataset) -> Config:
             raise UserError("train.early_stopping: there is no validation set; set data.val_fraction above 0")
         changes["select"] = "last"
     train = train.model_copy(update=changes)
-    model = config.model.model_copy(update={"name": model_name})
     if model.dtype == "auto":
         model = model.model_copy(update={"dtype": "float32" if backend == "cpu" else "bfloat16"})
-    augment = resolve_augment(config.augment, image_size=size, flips=dataset.flips, channels=channels)
+    augment = resolve_augment(
+        config.augment, image_size=chosen(data.image_size), flips=dataset.flips, channels=chosen(data.channels)
+    )
     optimizer = resolve_optimizer(config.optimizer)
     resolved = config.model_copy(
         update={"data": data, "train": train, "model": model, "augment": augment, "optimizer": optimizer}
@@ -68,6 +66,39 @@ def resolve(config: Config, dataset: Dataset) -> Config:
         raise UserError(f"schedule.warmup_epochs: {warmup:g} is not shorter than training ({total:g} epochs)")
     schedule = config.schedule.model_copy(update={"warmup_epochs": warmup})
     return Config.model_validate(resolved.model_copy(update={"schedule": schedule}).model_dump())
+
+
+def resolve_features(config: Config) -> Config:
+    """Where feature extraction keeps vectors and how many images a forward pass takes, where that is left open."""
+    batch = config.features.batch_size or _FEATURE_BATCH.get(jax.default_backend(), _ACCELERATOR_FEATURE_BATCH)
+    store = config.features.store or Path("runs/embeddings")
+    features = config.features.model_copy(update={"batch_size": batch, "store": store})
+    return config.model_copy(update={"features": features})
+
+
+def _model(given: ModelConfig, pretrained: Pretrained | None) -> ModelConfig:
+    if pretrained is None:
+        return given.model_copy(update={"name": given.name or DEFAULT_MODEL})
+    of_weights = pretrained.model.model_dump(exclude_none=True, exclude={"dtype", "remat"})
+    return given.model_copy(update=of_weights | {k: v for k, v in given if v is not None})
+
+
+def _data(given: DataConfig, dataset: Dataset, model: ModelConfig, pretrained: Pretrained | None) -> DataConfig:
+    channels = dataset.channels
+    if pretrained is not None:
+        size = given.image_size or pretrained.image_size
+        mean, std = pretrained.normalization(channels)
+    else:
+        own = max(dataset.uniform_size) if dataset.uniform_size else model_spec(chosen(model.name)).image_size
+        size = given.image_size or own
+        mean, std = dataset.mean or (0.5,) * channels, dataset.std or (0.5,) * channels
+    mean, std = given.mean or mean, given.std or std
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise UserError(f"data.{name}: {len(values)} values for images of {channels} channels")
+    if min(std) <= 0:
+        raise UserError(f"data.std: values must be above 0, got {min(std)}")
+    return given.model_copy(update={"image_size": size, "channels": channels, "mean": mean, "std": std})
 
 
 def total_steps(config: Config, images: int) -> int:

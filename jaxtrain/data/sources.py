@@ -10,14 +10,21 @@ import numpy as np
 from jaxtrain.config import DataConfig
 from jaxtrain.data.arrays import digits_dataset, npz_dataset
 from jaxtrain.data.base import Dataset
+from jaxtrain.data.elpv import elpv_dataset
 from jaxtrain.data.folder import folder_dataset
 from jaxtrain.data.idx import idx_dataset
 from jaxtrain.data.known import KNOWN
 from jaxtrain.data.tfds_source import tfds_dataset
 from jaxtrain.errors import UserError, nearest
 
-_SCHEMES = {"folder": folder_dataset, "idx": idx_dataset, "npz": npz_dataset, "tfds": tfds_dataset}
-_FORMS = ("digits", "folder:PATH", "idx:PATH", "npz:PATH", "tfds:NAME")
+_SCHEMES = {
+    "folder": folder_dataset,
+    "idx": idx_dataset,
+    "npz": npz_dataset,
+    "tfds": tfds_dataset,
+    "elpv": elpv_dataset,
+}
+_FORMS = ("digits", "elpv:SPLIT", "folder:PATH", "idx:PATH", "npz:PATH", "tfds:NAME")
 
 
 def load_dataset(config: DataConfig) -> Dataset:
@@ -31,6 +38,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     """
     if config.name == "digits":
         return digits_dataset(config)
+    if config.name == "elpv":
+        return elpv_dataset(config, "")
     scheme, colon, rest = config.name.partition(":")
     if not colon or scheme not in _SCHEMES:
         raise UserError(f"data.name: unknown data set '{config.name}': {_suggestion(config.name)}")

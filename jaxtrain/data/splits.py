@@ -42,6 +42,19 @@ def stratified_subset(labels: Labels, size: int, seed: int) -> Indices:
     return _draw(labels, present + _quotas(counts - present, size - int(present.sum()), generator), generator)
 
 
+def few_shot(labels: Labels, shots: int, seed: int, draw: int = 0) -> Indices:
+    """Indices of `shots` random images of each class that occurs: `int64[shots * classes]`, ascending.
+
+    Draws of one seed are independent of each other. ValueError where a class has fewer images.
+    """
+    counts = np.bincount(labels)
+    present = counts > 0
+    if counts[present].min() < shots:
+        scarce = int(np.flatnonzero(present & (counts < shots))[0])
+        raise ValueError(f"class {scarce} has {counts[scarce]} images only")
+    return _draw(labels, np.where(present, shots, 0), np.random.default_rng([seed, draw]))
+
+
 def _quotas(counts: NDArray[np.int64], total: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """`total` shared out in proportion to `counts` by largest remainder, ties by lot: `int64[classes]`."""
     shares = counts * (total / max(counts.sum(), 1))

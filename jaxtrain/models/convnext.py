@@ -14,13 +14,14 @@ from flax import nnx
 from jax import Array
 
 from jaxtrain.errors import UserError
+from jaxtrain.models.classifier import Classifier
 from jaxtrain.models.layers import (
     Build,
-    Classifier,
     Conv,
     Key,
     LayerScale,
     Module,
+    Taps,
     drop_path,
     drop_path_rates,
     fold,
@@ -98,13 +99,13 @@ class ConvNeXt(Classifier):
         self.norm = layer_norm(widths[-1], build)
         self.head = nnx.Linear(widths[-1], build.num_classes, kernel_init=normal_002, rngs=build.rngs)
 
-    def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
+    def features(self, images: Array, *, train: bool = False, key: Key = None, taps: Taps = None) -> Array:
         """Feature map `[batch, height / 32, width / 32, num_features]`; the final norm follows pooling."""
         self.check(images)
         x = self.stem_norm(self.stem(images))
-        x = run_blocks(self.stages[0], x, train, fold(key, 0), self.remat)
+        x = run_blocks(self.stages[0], x, train, fold(key, 0), self.remat, taps)
         for i, (downsample, stage) in enumerate(zip(self.downsamples, self.stages[1:], strict=True)):
-            x = run_blocks(stage, downsample(x), train, fold(key, i + 1), self.remat)
+            x = run_blocks(stage, downsample(x), train, fold(key, i + 1), self.remat, taps)
         return x
 
     def pool(self, features: Array) -> Array:

@@ -15,14 +15,15 @@ import jax
 from flax import nnx
 from jax import Array
 
+from jaxtrain.models.classifier import Classifier
 from jaxtrain.models.layers import (
     BatchNorm,
     Build,
-    Classifier,
     Conv,
     Key,
     Module,
     Padding,
+    Taps,
     drop_path,
     fan_out_normal,
     run_blocks,
@@ -130,11 +131,11 @@ class EfficientNetLite(Classifier):
         self.last = ConvNorm(channels_in, HEAD, 1, style, build)
         self.head = nnx.Linear(HEAD, build.num_classes, kernel_init=uniform(build.num_classes**-0.5), rngs=build.rngs)
 
-    def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
+    def features(self, images: Array, *, train: bool = False, key: Key = None, taps: Taps = None) -> Array:
         """Feature map `[batch, height / 32, width / 32, 1280]`."""
         self.check(images)
         x = jax.nn.relu6(self.stem(images, train))
-        x = run_blocks(self.blocks, x, train, key, self.remat)
+        x = run_blocks(self.blocks, x, train, key, self.remat, taps)
         return jax.nn.relu6(self.last(x, train))
 
 

@@ -1,4 +1,4 @@
-"""Layers that the model families share, and `Classifier`, the protocol that all of them keep.
+"""Layers that the model families share.
 
 Everything here is a pure function of its arguments: no hidden random generators, no mode flags. `train` and
 `key` are passed down in each call. Batch norm writes its running statistics into its own `nnx.BatchStat`
@@ -19,13 +19,10 @@ from flax import nnx
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxtrain.errors import UserError
-
 Padding = Literal["torch", "same"]
 Key = Array | None
-
-_HEAD = 2**31 - 1
-"""Folded into the key for the dropout before the head; blocks fold in 0, 1, 2, ..."""
+Taps = list[Array] | None
+"""Collects the outputs of the blocks, where given."""
 
 
 class Module(nnx.Module):  # type: ignore[misc]
@@ -47,58 +44,6 @@ class Build:
     drop_rate: float = 0.0
     """Dropout before the head."""
     remat: bool = False
-
-
-class Classifier(Module):
-    """What every model is: a backbone, a pooled embedding and a linear `head`.
-
-    A family implements `features` and, where global average pooling is not what it does, `pool`.
-    `key` is needed only where a drop rate is above 0; without one nothing is dropped.
-    """
-
-    head: nnx.Linear
-    """The final classifier, at the path `head` in every family: swap it or filter parameters by it."""
-    num_features: int
-    """Length of the embedding."""
-    num_classes: int
-
-    def __init__(self, num_features: int, build: Build) -> None:
-        self.num_features = num_features
-        self.num_classes = build.num_classes
-        self.channels = build.channels
-        self.image_size: int | None = None  # set by families whose parameters depend on it
-        self.drop_rate = build.drop_rate
-        self.remat = build.remat
-        self.axis_name = build.axis_name
-
-    def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
-        """Feature map `[batch, height, width, channels]` or tokens `[batch, tokens, channels]`."""
-        raise NotImplementedError
-
-    def pool(self, features: Array) -> Array:
-        """What `features` gives -> embedding `float32[batch, num_features]`: the mean over all places."""
-        return features.astype(jnp.float32).mean(axis=tuple(range(1, features.ndim - 1)))
-
-    def embed(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
-        """Embedding `float32[batch, num_features]`: what the head sees, before dropout."""
-        return self.pool(self.features(images, train=train, key=key))
-
-    def __call__(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
-        """Logits `float32[batch, num_classes]` of `float[batch, height, width, channels]`.
-
-        `train` normalises with the batch's own statistics, moves the running ones, and drops where `key` is
-        given.
-        """
-        x = self.embed(images, train=train, key=key)
-        x = dropout(x, self.drop_rate, fold(key, _HEAD) if train else None, self.axis_name)
-        return self.head(x)
-
-    def check(self, images: Array) -> None:
-        """UserError for images that this model was not built for (shapes are static: free under jit)."""
-        size = self.image_size
-        wanted = f"[batch, {size or 'height'}, {size or 'width'}, {self.channels}]"
-        if images.ndim != 4 or images.shape[3] != self.channels or (size and images.shape[1:3] != (size, size)):
-            raise UserError(f"the model was built for images {wanted}, got {list(images.shape)}")
 
 
 # --- Convolution
@@ -373,16 +318,18 @@ def drop_path_rates(last: float, blocks: int) -> list[float]:
 # --- Blocks
 
 
-def run_blocks(blocks: Iterable[Any], x: Array, train: bool, key: Key, remat: bool) -> Array:
+def run_blocks(blocks: Iterable[Any], x: Array, train: bool, key: Key, remat: bool, taps: Taps = None) -> Array:
     """Apply `block(x, train, key of its own)` one after the other; no key unless in training.
 
     remat: keep only what is between blocks for the backward pass and compute the inside again (Chen et al.
-    2016, arXiv 1604.06174). Running statistics written inside come out as without.
+    2016, arXiv 1604.06174). Running statistics written inside come out as without. taps: gets each block's output.
     """
     key = key if train else None
     for i, block in enumerate(blocks):
         part = fold(key, i)
         x = _rematerialised(block, x, train, part) if remat else block(x, train, part)
+        if taps is not None:
+            taps.append(x)
     return x
 
 

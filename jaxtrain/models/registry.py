@@ -20,7 +20,8 @@ from jaxtrain.errors import UserError, nearest
 if TYPE_CHECKING:
     from jax.typing import ArrayLike, DTypeLike
 
-    from jaxtrain.models.layers import Classifier
+    from jaxtrain.models.classifier import Classifier
+
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -223,7 +224,7 @@ def create_model(
     dtype: DTypeLike = np.float32,
     axis_name: str | None = None,
 ) -> Classifier:
-    """Build a model with fresh parameters: an `nnx.Module` from images to logits (see `layers.Classifier`).
+    """Build a model with fresh parameters: an `nnx.Module` from images to logits (see `classifier.Classifier`).
 
     Nothing is compiled here and `seed` may be traced: call it inside `jax.jit` (or `nnx.eval_shape`), which
     is many times faster than op by op. `image_size` is the side of square images in pixels, `dtype` that of

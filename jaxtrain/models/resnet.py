@@ -13,13 +13,14 @@ import jax
 from flax import nnx
 from jax import Array
 
+from jaxtrain.models.classifier import Classifier
 from jaxtrain.models.layers import (
     BatchNorm,
     Build,
-    Classifier,
     Conv,
     Key,
     Module,
+    Taps,
     drop_path,
     drop_path_rates,
     fan_out_normal,
@@ -124,13 +125,13 @@ class ResNet(Classifier):
         self.blocks = nnx.List(blocks)
         self.head = torch_linear(self.num_features, build.num_classes, build)
 
-    def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
+    def features(self, images: Array, *, train: bool = False, key: Key = None, taps: Taps = None) -> Array:
         """Feature map `[batch, height / 32, width / 32, num_features]` (/ 8 with the CIFAR stem)."""
         self.check(images)
         x = jax.nn.relu(self.bn1(self.conv1(images), train))
         if self.stem == "imagenet":
             x = max_pool(x, 3, 2, padding=1)
-        return run_blocks(self.blocks, x, train, key, self.remat)
+        return run_blocks(self.blocks, x, train, key, self.remat, taps)
 
 
 class WideBlock(Module):
@@ -179,8 +180,8 @@ class WideResNet(Classifier):
         self.norm = BatchNorm(self.num_features, build)
         self.head = torch_linear(self.num_features, build.num_classes, build)
 
-    def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
+    def features(self, images: Array, *, train: bool = False, key: Key = None, taps: Taps = None) -> Array:
         """Feature map `[batch, height / 4, width / 4, num_features]`, normalised and activated."""
         self.check(images)
-        x = run_blocks(self.blocks, self.conv1(images), train, key, self.remat)
+        x = run_blocks(self.blocks, self.conv1(images), train, key, self.remat, taps)
         return jax.nn.relu(self.norm(x, train))

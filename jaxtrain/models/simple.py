@@ -11,13 +11,14 @@ from flax import nnx
 from jax import Array
 
 from jaxtrain.errors import UserError
+from jaxtrain.models.classifier import Classifier
 from jaxtrain.models.layers import (
     BatchNorm,
     Build,
-    Classifier,
     Conv,
     Key,
     Module,
+    Taps,
     fan_out_normal,
     max_pool,
     run_blocks,
@@ -47,10 +48,10 @@ class MLP(Classifier):
         self.blocks = nnx.List(Dense(a, b, build) for a, b in zip(sizes, hidden, strict=False))
         self.head = torch_linear(sizes[-1], build.num_classes, build)
 
-    def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
+    def features(self, images: Array, *, train: bool = False, key: Key = None, taps: Taps = None) -> Array:
         """One token: `[batch, 1, num_features]`, the last hidden layer (of a linear classifier: pixels)."""
         self.check(images)
-        return run_blocks(self.blocks, images.reshape(images.shape[0], 1, -1), train, key, self.remat)
+        return run_blocks(self.blocks, images.reshape(images.shape[0], 1, -1), train, key, self.remat, taps)
 
 
 class ConvBlock(Module):
@@ -87,7 +88,7 @@ class CNN(Classifier):
         self.blocks = nnx.List(blocks)
         self.head = torch_linear(self.num_features, build.num_classes, build)
 
-    def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
+    def features(self, images: Array, *, train: bool = False, key: Key = None, taps: Taps = None) -> Array:
         """Feature map `[batch, height / 4, width / 4, num_features]` with three stages."""
         self.check(images)
-        return run_blocks(self.blocks, images, train, key, self.remat)
+        return run_blocks(self.blocks, images, train, key, self.remat, taps)

@@ -16,13 +16,14 @@ from flax import nnx
 from jax import Array
 
 from jaxtrain.errors import UserError
+from jaxtrain.models.classifier import Classifier, Pool
 from jaxtrain.models.layers import (
     Build,
-    Classifier,
     Conv,
     Key,
     LayerScale,
     Module,
+    Taps,
     drop_path,
     drop_path_rates,
     fold,
@@ -129,14 +130,14 @@ class VisionTransformer(Classifier):
         self.norm = layer_norm(width, build)
         self.head = nnx.Linear(width, build.num_classes, kernel_init=normal_002, rngs=build.rngs)
 
-    def features(self, images: Array, *, train: bool = False, key: Key = None) -> Array:
+    def features(self, images: Array, *, train: bool = False, key: Key = None, taps: Taps = None) -> Array:
         """Tokens `[batch, tokens, width]`: class token, registers, patches row by row.
 
         After the final norm with pool="cls"; with pool="avg" the norm comes after pooling, as in timm.
         """
         self.check(images)
         x = self._tokens(self.patch_embed(images))
-        x = run_blocks(self.blocks, x, train, key, self.remat)
+        x = run_blocks(self.blocks, x, train, key, self.remat, taps)
         return self.norm(x) if self.pooling == "cls" else x
 
     def pool(self, features: Array) -> Array:
@@ -145,6 +146,23 @@ class VisionTransformer(Classifier):
             return features[:, 0].astype(jnp.float32)
         mean = features[:, self.prefix :].astype(jnp.float32).mean(axis=1)
         return self.norm(mean).astype(jnp.float32)
+
+    def pool_block(self, output: Array, pool: Pool) -> Array:
+        """Tokens after a block -> class token, mean of the patches, or both: `float32[batch, width or twice]`."""
+        return self._pool_tokens(self.norm(output), self.pooling if pool == "auto" else pool)
+
+    def pool_features(self, features: Array, pool: Pool) -> Array:
+        """As `pool_block`, of what `features` gives (which is normalised under pool="cls")."""
+        if pool == "auto":
+            return self.pool(features)
+        return self._pool_tokens(features if self.pooling == "cls" else self.norm(features), pool)
+
+    def _pool_tokens(self, tokens: Array, pool: str) -> Array:
+        if pool != "avg" and self.cls_token is None:
+            raise UserError(f"features.pool: this model has no class token for '{pool}'; valid: auto, avg")
+        tokens = tokens.astype(jnp.float32)
+        parts = {"cls": tokens[:, 0], "avg": tokens[:, self.prefix :].mean(axis=1)}
+        return jnp.concatenate([parts[name] for name in pool.split("+")], axis=-1)
 
     def _tokens(self, patches: Array) -> Array:
         batch, rows, columns, width = patches.shape

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.disk import reason
 from jaxtrain.errors import RunError, UserError
-from jaxtrain.training.saved_tree import (
+from jaxtrain.saved_tree import (
     DamagedError,
     Tree,
     load_tree,
     read_meta,
-    reason,
     recover,
     save_tree,
     tree_digest,

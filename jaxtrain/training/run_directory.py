@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import itertools
 import json
@@ -21,17 +20,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jaxtrain.config import Config
 from jaxtrain.config_io import dump_config, explain, load_config
+from jaxtrain.disk import NO_LOCKS, flush_folder
 from jaxtrain.errors import RunError, UserError
-from jaxtrain.training.saved_tree import flush_folder
 
 _LOCK, _CONFIG = "run.lock", "config.yaml"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _PATH_SOURCES = ("folder", "idx", "npz")
 _log = logging.getLogger(__name__)
 
 FREE_ON_RESUME = (
     *("name", "run_dir", "tracking", "checkpoint", "parallel"),
     *("train.log_every", "train.steps_per_call", "data.dir", "data.workers", "data.prefetch"),
+    *("features.store", "features.batch_size"),
 )
 """Options and sections that may differ when a run is continued: they do not decide what is learned."""
 
@@ -228,7 +227,7 @@ class _Lock:
             self.release()
             raise UserError(f"run directory {folder} is in use by {owner}; wait for it, or stop it") from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             _log.warning("%s: this file system has no locks; start no second run in it", folder)
         me = {

@@ -1,4 +1,4 @@
-"""Every registered model keeps the protocol of `layers.Classifier`; a new entry is tested by being there."""
+"""Every registered model keeps the protocol of `classifier.Classifier`; a new entry is tested by being there."""
 
 import functools
 import subprocess

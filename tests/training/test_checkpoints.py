@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxtrain import saved_tree
 from jaxtrain.errors import RunError, UserError
-from jaxtrain.training import checkpoints, saved_tree
+from jaxtrain.training import checkpoints
 from jaxtrain.training.checkpoints import Checkpoints, Restored, tree_digest
 
 

@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from jaxtrain import saved_tree
 from jaxtrain.errors import RunError, UserError
-from jaxtrain.training import saved_tree
-from jaxtrain.training.saved_tree import DamagedError, load_tree, recover, save_tree, tree_digest
+from jaxtrain.saved_tree import DamagedError, load_tree, recover, save_tree, tree_digest
 
 DTYPES = [
     *("bool", "uint8", "int8", "uint32", "int32", "int64", "float16", "bfloat16", "float32", "float64"),

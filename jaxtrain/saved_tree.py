@@ -23,6 +23,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.disk import flush_folder, reason
 from jaxtrain.errors import RunError, UserError
 
 Tree = dict[Any, Any]
@@ -35,7 +36,6 @@ _Shapes = dict[Keys, tuple[str, tuple[int, ...]]]
 _FORMAT = 1
 _STATE, _META = "state", "meta.json"
 _TEMPORARY, _REPLACED = ".tmp-", ".old-"
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DamagedError(RunError):
@@ -313,27 +313,6 @@ def _file_digest(path: Path, flush: bool = False) -> str:
         if flush:
             os.fsync(file.fileno())
     return digest
-
-
-def flush_folder(folder: Path) -> None:
-    """Makes renames and new entries in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def reason(error: BaseException, folder: Path | None = None, need: int = 0) -> str:
-    """An exception in one line; where the disk is full: what is needed and what is free."""
-    lines = str(error).strip().splitlines()
-    text = error.strerror if isinstance(error, OSError) and error.strerror else lines[0] if lines else ""
-    full = isinstance(error, OSError) and error.errno in _NO_SPACE
-    full = full or any(os.strerror(code) in str(error) for code in _NO_SPACE)
-    if full and folder is not None:
-        free = shutil.disk_usage(folder).free
-        return f"no space on the disk: {need:,} bytes needed, {free:,} free; free some, then run the same again"
-    return text or type(error).__name__
 
 
 # --- Orbax ----------------------------------------------------------------------------------------

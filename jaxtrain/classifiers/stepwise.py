@@ -1,0 +1,260 @@
+"""Learning by gradient steps: what a run of PT and of FT does between its directory and its result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxtrain.classifiers.few_shot import few_shot_indices
+from jaxtrain.classifiers.inference import Inference, host_batches, resident_batches
+from jaxtrain.classifiers.learning import Job, Learned, data_digest
+from jaxtrain.classifiers.report import Reporter, stepwise_plan, write_curves
+from jaxtrain.classifiers.resolve import timetable, total_steps
+from jaxtrain.config import Config
+from jaxtrain.console import Plan
+from jaxtrain.data.base import ArraySource, Dataset, ImageSource
+from jaxtrain.data.order import Order
+from jaxtrain.data.residence import make_resident
+from jaxtrain.errors import RunError
+from jaxtrain.training.checkpoints import Checkpoints, Restored
+from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
+from jaxtrain.training.loop import LoopResult, Progress, snapshot, train
+from jaxtrain.training.optimizers import make_schedule
+from jaxtrain.training.parallel import Strategy, check_batch_size, make_strategy
+from jaxtrain.training.signals import StopRequest
+from jaxtrain.training.state import TrainState, Tree, from_arrays
+from jaxtrain.training.step import StepSpec, make_step
+
+if TYPE_CHECKING:
+    from jaxtrain.classifiers.base import BaseClassifier
+    from jaxtrain.tracking import Tracker
+
+
+@dataclass
+class Setup:
+    """What training needs, made before the first step."""
+
+    config: Config
+    dataset: Dataset
+    strategy: Strategy
+    inference: Inference
+    feed: Feed
+    streamed: bool
+    state: TrainState
+    spec: StepSpec
+
+
+class Stepwise:
+    """A run of optimizer steps, resumed from its newest sound checkpoint."""
+
+    def __init__(self, job: Job) -> None:
+        """Builds everything up to the first step. Raises RunError where the images are not those of the run so far."""
+        self._job = job
+        self._checkpoints = Checkpoints(job.directory.checkpoints, keep=job.config.checkpoint.keep)
+        self.setup = setup = prepare(job.classifier, job.config, job.dataset)
+        self.dataset = setup.dataset
+        self._restored = restored = self._checkpoints.restore()
+        self.history = restored.meta["history"] if restored else []
+        self._progress = Progress(**restored.meta["progress"]) if restored else Progress()
+        if restored:
+            _check_same_data(restored, setup.dataset)
+            setup.state = from_arrays(restored.state, like=setup.state)
+
+    @property
+    def position(self) -> str:
+        """Where a resumed run goes on."""
+        return f"step {self._progress.step:,}"
+
+    def plan(self, run_dir: Path, look: str | None) -> Plan:
+        """What a person is told before training."""
+        return stepwise_plan(self.setup, run_dir, look)
+
+    def learn(self, tracker: Tracker) -> Learned:
+        """Train to the end; raises Interrupted, with a checkpoint saved, after a signal."""
+        result = self._train(tracker)
+        self._checkpoints.wait()
+        if result.interrupted:
+            raise self._job.interrupted(f"stopped at step {result.progress.step}, which is saved")
+        write_curves(self._job.directory.path, tracker)
+        return self._learned(result)
+
+    def after_test(self, test: ImageSource, tracker: Tracker) -> dict[str, Any]:
+        """Nothing more."""
+        return {}
+
+    def close(self) -> None:
+        """Waits for the last save."""
+        self._checkpoints.close()
+
+    def _train(self, tracker: Tracker) -> LoopResult:
+        job, setup = self._job, self.setup
+        table = timetable(setup.config, len(setup.dataset.train), streamed=setup.streamed)
+        watcher = Watcher(tracker, job.reporter, self._checkpoints, job.stop, data_digest(setup.dataset.train))
+        with job.reporter.progress(table, self._progress.step):
+            try:
+                return train(
+                    setup.strategy.place(setup.state),
+                    make_step(setup.spec),
+                    setup.feed,
+                    setup.strategy,
+                    table,
+                    watcher,
+                    evaluator(setup),
+                    monitor=setup.config.train.monitor,
+                    progress=self._progress,
+                    best=self._restored.best if self._restored else None,
+                )
+            finally:
+                setup.feed.close()
+
+    def _learned(self, result: LoopResult) -> Learned:
+        """The selected weights, and what the summary says of the way to them."""
+        setup, progress = self.setup, result.progress
+        last = setup.config.train.select == "last" or result.best is None
+        weights: Tree = snapshot(result.state, setup.strategy) if last else result.best
+        return Learned(
+            weights=weights,
+            class_weights=class_weights(setup.config, setup.dataset),
+            example=np.asarray(next(host_batches(setup.config, setup.dataset.train, 1)).image),
+            steps=progress.step,
+            seconds=progress.seconds,
+            images=progress.step * setup.config.train.batch_size,
+            val_accuracy=(progress.latest if last else progress.best).get("val/accuracy"),
+            best_step=progress.step if last else progress.best_step,
+            devices=[str(device.device_kind) for device in setup.strategy.devices],
+        )
+
+
+def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset) -> Setup:
+    """Build everything up to the first step: data on the device, model, optimizer, initial state (on the host)."""
+    classifier.config = config
+    if config.data.shots is not None:
+        places = few_shot_indices(config, dataset.train.labels, dataset.class_names)
+        dataset = replace(dataset, train=dataset.train.select(places))
+    resident = make_resident(dataset, config)
+    streamed = resident is None
+    dataset = resident or dataset
+    strategy = make_strategy(config.parallel)
+    mixes = bool(config.augment.mixup or config.augment.cutmix)
+    check_batch_size(
+        config.train.batch_size,
+        devices=len(strategy.devices),
+        accumulate=config.train.accumulate,
+        pairs=mixes,
+    )
+    weights = class_weights(config, dataset)
+    classifier.prepare_inputs(dataset.num_classes, weights, cropped=streamed)
+    inference = Inference(classifier, dataset.num_classes, strategy)
+    feed = make_feed(config, dataset, strategy, streamed=streamed)
+    images, train_config = len(dataset.train), config.train
+    steps = total_steps(config, images)
+    schedule = make_schedule(
+        config.schedule,
+        peak=config.optimizer.learning_rate or 0.0,
+        steps=steps,
+        warmup_steps=math.floor((config.schedule.warmup_epochs or 0.0) * images / train_config.batch_size),
+    )
+    spec = StepSpec(
+        learner=classifier,
+        graphdef=inference.graphdef,
+        optimizer=classifier.make_optimizer(schedule),
+        schedule=schedule,
+        accumulate=train_config.accumulate,
+        ema_decay=train_config.ema_decay,
+        axis_name=strategy.axis_name,
+    )
+    state = initial_state(classifier, inference, spec, config.seed)
+    return Setup(config, dataset, strategy, inference, feed, streamed, state, spec)
+
+
+def initial_state(classifier: BaseClassifier, inference: Inference, spec: StepSpec, seed: int) -> TrainState:
+    """The state before the first step, made in one compiled program."""
+
+    def init() -> TrainState:
+        model = classifier.build_model(num_classes=classifier.num_classes, axis_name=spec.axis_name)
+        split = nnx.split(model, classifier.trainable_filter, nnx.Param, ...)[1:]
+        params, frozen, model_state = (nnx.to_pure_dict(part) for part in split)
+        ema = {} if spec.ema_decay is None else {"params": params, "model_state": model_state}
+        key = jax.random.key(seed)
+        return TrainState(jnp.int32(0), params, frozen, model_state, spec.optimizer.init(params), ema, key)
+
+    return jax.jit(init)()
+
+
+def make_feed(config: Config, dataset: Dataset, strategy: Strategy, *, streamed: bool) -> Feed:
+    """Training images from the device, or from a stream."""
+    order = Order(len(dataset.train), config.train.batch_size, config.seed)
+    if streamed:
+        return open_stream(dataset.train, order, config, strategy)
+    assert isinstance(dataset.train, ArraySource)
+    return ResidentFeed(dataset.train, order, strategy, steps_per_call=config.train.steps_per_call or 1)
+
+
+def evaluator(setup: Setup) -> Callable[[TrainState], dict[str, float]] | None:
+    """Validation metrics of a state; None where there is no validation set."""
+    val, inference = setup.dataset.val, setup.inference
+    if val is None:
+        return None
+    fixed = None if setup.streamed else resident_batches(inference, val)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        weights = {"params": state.eval_params, "frozen": state.frozen, "model_state": state.eval_model_state}
+        metrics = inference.metrics(weights, inference.batches(val) if fixed is None else fixed, len(val))
+        return {f"val/{name}": value for name, value in metrics.items()}
+
+    return evaluate
+
+
+class Watcher:
+    """Passes what the loop says to the journal, the screen and the disk."""
+
+    def __init__(
+        self, tracker: Tracker, reporter: Reporter, checkpoints: Checkpoints, stop: StopRequest, data: str
+    ) -> None:
+        self._tracker, self._reporter, self._checkpoints, self._stop, self._data = (
+            tracker, reporter, checkpoints, stop, data,
+        )  # fmt: skip
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A record for the journal and the screen."""
+        self._tracker.log(step, metrics)
+        self._reporter.metrics(step, metrics)
+
+    def save(self, progress: Progress, state: dict[str, Any], best: Any | None) -> None:
+        """A checkpoint with the metric history and what identifies the data."""
+        meta = {
+            "progress": progress.to_meta(),
+            "history": self._tracker.journal.records(),
+            "data": self._data,
+        }
+        pair = None if best is None else (progress.best_step, best)
+        self._checkpoints.save(progress.step, state, meta, best=pair)
+
+    def stop_requested(self) -> bool:
+        """Whether a signal came."""
+        return self._stop.requested is not None
+
+
+def _check_same_data(restored: Restored, dataset: Dataset) -> None:
+    if restored.meta["data"] != data_digest(dataset.train):
+        raise RunError(
+            f"the training images of {dataset.name} are not those that this run began with; start a new run, or bring "
+            "the images back"
+        )
+
+
+def class_weights(config: Config, dataset: Dataset) -> tuple[float, ...] | None:
+    """Inverse frequencies whose mean over the training images is 1; classes without an image get 0."""
+    if config.train.class_weights == "none":
+        return None
+    counts = dataset.class_counts
+    present = np.count_nonzero(counts)
+    return tuple(float(len(dataset.train) / (present * n)) if n else 0.0 for n in counts)

@@ -1,0 +1,295 @@
+"""The protocol of all heads: `fit_head` trains one on vectors, a `FittedHead` gives logits, is saved and loaded."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.config import HeadConfig
+from jaxtrain.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    import jax
+
+Floats = NDArray[np.float32]
+Arrays = dict[str, NDArray[Any]]
+Progress = Callable[[int, int], None]
+"""Called with (settings done, settings in all)."""
+
+UNSEEN = -30.0
+"""Logit of a class that the training vectors do not have, and the least log-probability: e^-30 is about 1e-13."""
+
+_FORMAT = 1
+_META, _ARRAYS = "head.json", "head.npz"
+_BLOCK = 4096  # vectors a call of `apply`
+_MODULES = {
+    "linear": "linear",
+}
+"""The module of `jaxtrain.heads` that fits and loads each head; what stands behind a colon is its own business."""
+
+
+class Vectors(NamedTuple):
+    """Embeddings of images and their labels."""
+
+    x: Floats
+    """float32[images, features]"""
+    y: NDArray[np.int32]
+    """int32[images]: 0 .. classes - 1"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every head is given: checked vectors, and how many classes there are."""
+
+    train: Vectors
+    val: Vectors | None
+    num_classes: int
+    seed: int
+    class_weights: Floats
+    """float32[classes]"""
+    progress: Progress
+
+    def joined(self) -> Task:
+        """The task of a refit: training and validation vectors together, nothing left to choose on."""
+        assert self.val is not None, "only a head that chose on validation is refitted"
+        both = Vectors(np.concatenate([self.train.x, self.val.x]), np.concatenate([self.train.y, self.val.y]))
+        return Task(both, None, self.num_classes, self.seed, self.class_weights, self.progress)
+
+    def sample_weights(self) -> Floats:
+        """float32[images]: the class weight of each training vector; they sum to 1."""
+        weights = self.class_weights.astype(np.float64)[self.train.y]
+        return (weights / weights.sum()).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedHead(ABC):
+    """A trained head: its arrays, what was chosen, and how every setting that was tried fared."""
+
+    kind: ClassVar[str]
+    """Name in the registry."""
+
+    num_classes: int
+    num_features: int
+    settings: dict[str, Any]
+    """The chosen setting; JSON values."""
+    curve: list[dict[str, Any]]
+    """Every setting tried: its options, `train_loss`, `val_loss`, `val_accuracy` and what else the head knows of it.
+    Losses are cross-entropy without any penalty."""
+    arrays: Arrays
+    """What was learned."""
+
+    @abstractmethod
+    def logits(self, x: Floats) -> Floats:
+        """float32[images, features] to float32[images, classes]; log-probabilities where a head has only those."""
+
+    @property
+    def name(self) -> str:
+        """The name under which this head is asked for in the config."""
+        return self.kind
+
+    @property
+    def num_params(self) -> int:
+        """Numbers learned (or kept: neighbours)."""
+        return sum(array.size for array in self.arrays.values())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of names, types, shapes and bytes of the arrays in the order of their names, as hexadecimal."""
+        total = hashlib.sha256()
+        for name in sorted(self.arrays):
+            array = np.ascontiguousarray(self.arrays[name])
+            total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            total.update(array.tobytes())
+        return total.hexdigest()
+
+    def meta(self) -> dict[str, Any]:
+        """All but the arrays, as JSON; `restore_head` puts both together again."""
+        about = {"format": _FORMAT, "name": self.name, "classes": self.num_classes, "features": self.num_features}
+        return {**about, "settings": self.settings, "curve": self.curve, "sha256": self.digest}
+
+    def save(self, folder: Path) -> None:
+        """Writes `head.npz` and, last, `head.json`; replaces a head that stands there.
+
+        Raises:
+            RunError: it could not be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _replaced(folder / _ARRAYS) as file:
+                np.savez(file, allow_pickle=False, **self.arrays)  # type: ignore[arg-type]
+            with _replaced(folder / _META) as file:
+                file.write(json.dumps(self.meta(), indent=1, allow_nan=False).encode())
+        except OSError as error:
+            raise RunError(f"{folder}: the head could not be saved: {error.strerror or error}") from error
+
+
+class JaxHead(FittedHead):
+    """A head whose logits are a pure JAX function, so that backbone and head can be one program."""
+
+    @abstractmethod
+    def apply(self, arrays: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
+        """Pure: float32[images, features] to float32[images, classes], with `arrays` as in `self.arrays`."""
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[Callable[..., jax.Array], Mapping[str, jax.Array]]:
+        import jax
+
+        return jax.jit(self.apply), jax.device_put(self.arrays)
+
+    def logits(self, x: Floats) -> Floats:
+        """float32[images, features] to float32[images, classes], in blocks of images.
+
+        Raises:
+            UserError: `x` has another width, or holds NaN or infinity.
+        """
+        check_vectors(x, "vectors", self.num_features)
+        apply, arrays = self._compiled
+        result = np.empty((len(x), self.num_classes), np.float32)
+        block = min(_BLOCK, 1 << max(len(x) - 1, 1).bit_length())  # few shapes: each is a compilation
+        for start in range(0, len(x), block):
+            part = x[start : start + block]
+            padded = np.pad(part, ((0, block - len(part)), (0, 0)))
+            result[start : start + block] = np.asarray(apply(arrays, padded))[: len(part)]
+        return result
+
+
+def fit_head(
+    config: HeadConfig,
+    train: Vectors,
+    val: Vectors | None = None,
+    *,
+    num_classes: int,
+    seed: int = 0,
+    class_weights: Floats | None = None,
+    progress: Progress | None = None,
+) -> FittedHead:
+    """Trains the head that the config names; the same seed gives the same bits on the same machine.
+
+    Args:
+        config: options of the head; those that are None are chosen by the head.
+        train: vectors to learn from.
+        val: vectors on which one of several settings is chosen; may be missing where there is only one.
+        num_classes: logits a vector; classes without training vectors keep their column.
+        seed: of initialisation, order and search.
+        class_weights: float32[classes], how much a vector of each class counts (default: all the same).
+        progress: called with (settings done, settings in all).
+
+    Raises:
+        UserError: vectors or labels are no such thing, or the options need what is not there.
+        RunError: training did not end in finite numbers.
+    """
+    check_vectors(train.x, "training vectors", None)
+    _check_labels(train, "training", num_classes)
+    if val is not None:
+        check_vectors(val.x, "validation vectors", train.x.shape[1])
+        _check_labels(val, "validation", num_classes)
+        if not len(val.x):
+            val = None
+    if config.refit and val is None:
+        raise UserError("head.refit trains on training and validation vectors, and there are no validation vectors")
+    if len(np.unique(train.y)) < 2:
+        raise UserError(f"the training vectors have one class only ({train.y[0]}); a head needs two")
+    weights = np.ones(num_classes, np.float32) if class_weights is None else np.asarray(class_weights, np.float32)
+    if weights.shape != (num_classes,) or not (np.isfinite(weights).all() and (weights > 0).all()):
+        raise UserError(f"class_weights must be {num_classes} positive numbers, one a class")
+    task = Task(train, val, num_classes, seed, weights, progress or (lambda done, total: None))
+    return _module(config.name).fit(config.resolved(), task)
+
+
+def load_head(folder: Path) -> FittedHead:
+    """The head that `save` wrote.
+
+    Raises:
+        UserError: there is none.
+        RunError: it is damaged, or of another version.
+    """
+    folder = Path(folder)
+    try:
+        meta = json.loads((folder / _META).read_bytes())
+        with np.load(folder / _ARRAYS, allow_pickle=False) as file:
+            arrays = dict(file)
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no head (no {_META} with {_ARRAYS})") from None
+    except Exception as error:  # zipfile, zlib, json and numpy have an error each
+        raise RunError(f"{folder} is damaged: {error}") from error
+    return restore_head(meta, arrays, str(folder))
+
+
+def restore_head(meta: Mapping[str, Any], arrays: Arrays, where: str = "the head") -> FittedHead:
+    """The head with this `meta()` and these arrays. Raises RunError where they are not those of one head."""
+    if meta.get("format") != _FORMAT:
+        raise RunError(f"{where} was written in format {meta.get('format')}; this version reads {_FORMAT}")
+    common = (meta["classes"], meta["features"], meta["settings"], meta["curve"])
+    head: FittedHead = _module(meta["name"]).load(meta["name"], *common, arrays)
+    if head.digest != meta["sha256"]:
+        raise RunError(f"{where} is damaged: its arrays are not the ones that were saved")
+    return head
+
+
+def check_vectors(x: Floats, what: str, features: int | None) -> None:
+    """UserError where `x` is not finite float32[images, features]."""
+    if x.ndim != 2 or x.dtype != np.float32:
+        raise UserError(f"{what} must be float32[images, features], not {x.dtype}{list(x.shape)}")
+    if features is not None and x.shape[1] != features:
+        raise UserError(f"{what} have {x.shape[1]} features, the head was trained on {features}")
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if len(bad):
+        raise UserError(f"{what} hold NaN or infinity in {len(bad)} of {len(x)} rows, the first is row {bad[0]}")
+
+
+def choose(curve: list[dict[str, Any]]) -> int:
+    """The best entry of a curve: highest validation accuracy, then lowest validation loss, then the first."""
+    return min(range(len(curve)), key=lambda i: (-curve[i]["val_accuracy"], curve[i]["val_loss"], i))
+
+
+def needs_validation(settings: int, task: Task) -> None:
+    """UserError where there is a choice and nothing to choose on."""
+    if settings > 1 and task.val is None:
+        raise UserError(f"{settings} settings to choose from and no validation vectors: give them, or one setting")
+
+
+def _check_labels(vectors: Vectors, what: str, num_classes: int) -> None:
+    x, y = vectors
+    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
+        raise UserError(f"{what} labels must be int32[{len(x)}], one a vector, not {y.dtype}{list(y.shape)}")
+    if len(y) and (y.min() < 0 or y.max() >= num_classes):
+        found = f"{y.min()} to {y.max()}"
+        raise UserError(
+            f"{what} labels go from {found}; with {num_classes} classes they must be 0 to {num_classes - 1}"
+        )
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"jaxtrain.heads.{_MODULES[name.partition(':')[0]]}")
+
+
+class _replaced:  # noqa: N801 - used like a function
+    """A binary file that takes its name only when it is complete."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(f".tmp-{path.name}")
+
+    def __enter__(self) -> Any:
+        self.file = open(self.temporary, "wb")
+        return self.file
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        if kind is None:
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink()

@@ -1,0 +1,176 @@
+"""Vision transformers as in timm, in transformers (ViT, DeiT, DINOv2), and in Google's npz files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from jaxtrain.models.weights.layout import FLAX_LEAVES, Arrays, Family, Fields, Layout, Names
+
+_PARTS = ("query", "key", "value")
+
+
+def _groups(kwargs: Mapping[str, Any]) -> dict[str, Sequence[Fields]]:
+    return {"block": [{"i": i} for i in range(kwargs["depth"])]}
+
+
+def _position_in_class_token(position: str, token: str) -> Any:
+    """The class token's own position becomes part of the token, where the variant has no position for it.
+
+    The sum is what the network computes from the two, so nothing changes.
+    """
+
+    def prepare(arrays: Arrays, kwargs: Mapping[str, Any]) -> Arrays:
+        if kwargs.get("class_position", True) or position not in arrays or token not in arrays:
+            return arrays
+        positions = arrays[position]
+        if round((positions.shape[1] - 1) ** 0.5) ** 2 != positions.shape[1] - 1:  # patches alone already
+            return arrays
+        return arrays | {token: arrays[token] + positions[:, :1], position: positions[:, 1:]}
+
+    return prepare
+
+
+TIMM = Layout(
+    name="timm",
+    rules={
+        "": {
+            "patch_embed": "patch_embed.proj",
+            "pos_embed": "pos_embed",
+            "cls_token": "cls_token",
+            "reg_token": "reg_token",
+            "norm": "norm",
+            "head": "head",
+        },
+        "block": {
+            "blocks/{i}/norm1": "blocks.{i}.norm1",
+            "blocks/{i}/attn/qkv": "blocks.{i}.attn.qkv",
+            "blocks/{i}/attn/proj": "blocks.{i}.attn.proj",
+            "blocks/{i}/ls1/scale": "blocks.{i}.ls1.gamma",
+            "blocks/{i}/norm2": "blocks.{i}.norm2",
+            "blocks/{i}/mlp/fc1": "blocks.{i}.mlp.fc1",
+            "blocks/{i}/mlp/fc2": "blocks.{i}.mlp.fc2",
+            "blocks/{i}/ls2/scale": "blocks.{i}.ls2.gamma",
+        },
+    },
+    ignored=("mask_token", "pre_logits.*"),
+    prepare=_position_in_class_token("pos_embed", "cls_token"),
+)
+TIMM_AVERAGE = replace(
+    TIMM,
+    name="timm, average pooling",
+    rules={**TIMM.rules, "": {**TIMM.rules[""], "norm": "fc_norm"}},
+    options={"pool": "avg"},
+    requires="fc_norm.weight",
+)
+
+_EMBEDDINGS = {
+    "patch_embed": "embeddings.patch_embeddings.projection",
+    "pos_embed": "embeddings.position_embeddings",
+    "cls_token": "embeddings.cls_token",
+    "norm": "layernorm",
+}
+_ATTENTION: dict[str, str | Names] = {
+    "blocks/{i}/attn/qkv": tuple(f"encoder.layer.{{i}}.attention.attention.{part}" for part in _PARTS),
+    "blocks/{i}/attn/proj": "encoder.layer.{i}.attention.output.dense",
+}
+TRANSFORMERS = Layout(
+    name="transformers",
+    rules={
+        "": {**_EMBEDDINGS, "head": "classifier"},
+        "block": {
+            **_ATTENTION,
+            "blocks/{i}/norm1": "encoder.layer.{i}.layernorm_before",
+            "blocks/{i}/norm2": "encoder.layer.{i}.layernorm_after",
+            "blocks/{i}/mlp/fc1": "encoder.layer.{i}.intermediate.dense",
+            "blocks/{i}/mlp/fc2": "encoder.layer.{i}.output.dense",
+        },
+    },
+    prefixes=("vit.", "deit."),
+    ignored=("pooler.*", "embeddings.mask_token"),
+)
+
+
+def _distillation_as_register(arrays: Arrays, kwargs: Mapping[str, Any]) -> Arrays:
+    """DeiT's distillation token, which is a register with a position: their sum is a register without one."""
+    positions, token = arrays["embeddings.position_embeddings"], arrays["embeddings.distillation_token"]
+    rest = {name: array for name, array in arrays.items() if name != "embeddings.distillation_token"}
+    return rest | {
+        "embeddings.register_tokens": token + positions[:, 1:2],
+        "embeddings.position_embeddings": positions[:, [0, *range(2, positions.shape[1])]],
+    }
+
+
+TRANSFORMERS_DEIT = replace(
+    TRANSFORMERS,
+    name="transformers, distilled",
+    rules={**TRANSFORMERS.rules, "": {**TRANSFORMERS.rules[""], "reg_token": "embeddings.register_tokens"}},
+    # The two heads of a teacher's pupil look at two tokens; our head has one: neither of them fits alone.
+    ignored=(*TRANSFORMERS.ignored, "cls_classifier.*", "distillation_classifier.*"),
+    options={"registers": 1},
+    requires="embeddings.distillation_token",
+    prepare=_distillation_as_register,
+)
+
+TRANSFORMERS_DINO = Layout(
+    name="transformers, DINOv2",
+    rules={
+        "": {**_EMBEDDINGS, "reg_token": "embeddings.register_tokens"},
+        "block": {
+            **_ATTENTION,
+            "blocks/{i}/norm1": "encoder.layer.{i}.norm1",
+            "blocks/{i}/ls1/scale": "encoder.layer.{i}.layer_scale1.lambda1",
+            "blocks/{i}/norm2": "encoder.layer.{i}.norm2",
+            "blocks/{i}/mlp/fc1": "encoder.layer.{i}.mlp.fc1",
+            "blocks/{i}/mlp/fc2": "encoder.layer.{i}.mlp.fc2",
+            "blocks/{i}/ls2/scale": "encoder.layer.{i}.layer_scale2.lambda1",
+        },
+    },
+    prefixes=("dinov2.", "dinov2_with_registers."),
+    # Their classifier takes the class token and the mean of the patches, twice as much as our head.
+    ignored=("embeddings.mask_token", "classifier.*"),
+    prepare=_position_in_class_token("embeddings.position_embeddings", "embeddings.cls_token"),
+)
+
+
+def _google(attention: int, mlp: int, norm: int, position: str, name: str) -> Layout:
+    block = "Transformer/encoderblock_{i}"
+    return Layout(
+        name=name,
+        rules={
+            "": {
+                "patch_embed": "embedding",
+                "pos_embed": position,
+                "cls_token": "cls",
+                "norm": "Transformer/encoder_norm",
+                "head": "head",
+            },
+            "block": {
+                "blocks/{i}/norm1": f"{block}/LayerNorm_0",
+                "blocks/{i}/attn/qkv": tuple(
+                    f"{block}/MultiHeadDotProductAttention_{attention}/{part}" for part in _PARTS
+                ),
+                "blocks/{i}/attn/proj": f"{block}/MultiHeadDotProductAttention_{attention}/out",
+                "blocks/{i}/norm2": f"{block}/LayerNorm_{norm}",
+                "blocks/{i}/mlp/fc1": f"{block}/MlpBlock_{mlp}/Dense_0",
+                "blocks/{i}/mlp/fc2": f"{block}/MlpBlock_{mlp}/Dense_1",
+            },
+        },
+        leaves=FLAX_LEAVES,
+        separator="/",
+        transposed=False,
+        prefixes=("opt/target/", "params/", "params/img/"),
+        ignored=("pre_logits/*", "opt/*"),
+    )
+
+
+GOOGLE = _google(1, 3, 2, "Transformer/posembed_input/pos_embedding", "vision_transformer npz")
+BIG_VISION = _google(0, 0, 1, "pos_embedding", "big_vision npz")
+
+VIT = Family(
+    layouts=(TIMM, TIMM_AVERAGE, TRANSFORMERS, TRANSFORMERS_DEIT, TRANSFORMERS_DINO, GOOGLE, BIG_VISION),
+    stem="patch_embed/kernel",
+    positions="pos_embed",
+    groups=_groups,
+)

@@ -1,0 +1,177 @@
+"""Feature extraction from Python: a backbone of our own, its embeddings computed once, heads on them."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from jaxtrain import FEClassifier, PTClassifier, UserError, load
+
+OFF = {"enabled": False}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    bunch = load_digits()
+    return (bunch.images * 255 / 16).round().astype(np.uint8), bunch.target
+
+
+@pytest.fixture(scope="module")
+def backbone(digits, tmp_path_factory):
+    """The directory of a run that has learned the digits 0 to 4."""
+    images, labels = digits
+    small = labels < 5
+    folder = tmp_path_factory.mktemp("pt") / "run"
+    options = {
+        "model": {"name": "cnn_tiny"},
+        "train": {"epochs": 15, "batch_size": 64},
+        "optimizer": {"learning_rate": 5e-3},
+    }
+    PTClassifier(run_dir=folder, quiet=True, tracking=OFF, **options).fit(images[small], labels[small])
+    return folder
+
+
+def extractor(backbone, folder, name="fe", **options):
+    features = {"store": folder / "store", **options.pop("features", {})}
+    return FEClassifier(
+        run_dir=folder / name, quiet=True, tracking=OFF, model={"weights": str(backbone)}, features=features, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def halves(digits):
+    """The digits 5 to 9: training and test images."""
+    images, labels = digits
+    big = np.flatnonzero(labels >= 5)
+    order = np.random.default_rng(0).permutation(big)
+    return (images[order[:600]], labels[order[:600]]), (images[order[600:]], labels[order[600:]])
+
+
+@pytest.fixture(scope="module")
+def run(backbone, halves, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fe")
+    return extractor(backbone, folder).fit(*halves[0], test=halves[1]), folder
+
+
+def test_a_head_on_a_backbone_that_never_saw_these_classes(run, halves):
+    classifier, _ = run
+    (_, _), (images, labels) = halves
+    summary = classifier.summary
+    assert summary["test_accuracy"] > 0.75
+    assert summary["test_accuracy"] == pytest.approx(np.mean(classifier.predict(images) + 5 == labels))
+    assert summary["embedding_dim"] == 16
+    assert summary["cache_hit"] is False
+    assert {"embedding_seconds", "head_seconds", "head_settings", "val_accuracy", "params_sha256"} <= set(summary)
+    assert summary["trainable_params"] < 300 < summary["params"]
+
+
+def test_the_head_agrees_with_scikit_learn_on_the_same_vectors(run, halves):
+    classifier, _ = run
+    (images, labels), (test_images, test_labels) = halves
+    decay = classifier.summary["head_settings"]["weight_decay"]
+    x, y = classifier.embed(images), labels
+    scaling = classifier.summary["head_settings"]["scaling"]
+    if scaling == "standard":
+        mean, std = x.mean(0), x.std(0)
+    else:
+        mean, std = 0.0, 1.0
+    if scaling != "l2":
+        reference = LogisticRegression(C=1 / (decay * 540), max_iter=5000).fit((x - mean) / std, y)
+        theirs = reference.score((classifier.embed(test_images) - mean) / std, test_labels)
+        assert abs(theirs - classifier.summary["test_accuracy"]) < 0.02  # trained on a tenth more
+
+
+def test_a_second_run_computes_no_embedding(run, backbone, halves, monkeypatch):
+    from jaxtrain.classifiers.extraction import Extractor
+
+    first, folder = run
+
+    def never(*_):
+        raise AssertionError("an embedding was computed")
+
+    monkeypatch.setattr(Extractor, "_rows", never)
+    again = extractor(backbone, folder, name="again").fit(*halves[0], test=halves[1])
+    assert again.summary["cache_hit"] is True
+    assert again.summary["params_sha256"] == first.summary["params_sha256"]
+    assert again.summary["test_loss"] == first.summary["test_loss"]
+
+
+def test_what_is_loaded_predicts_the_same(run, halves, tmp_path):
+    classifier, _ = run
+    images = halves[1][0][:20]
+    loaded = load(classifier.run_dir)
+    assert isinstance(loaded, FEClassifier)
+    np.testing.assert_array_equal(loaded.predict_logits(images), classifier.predict_logits(images))
+    copy = FEClassifier.load(classifier.save(tmp_path / "copy"))
+    np.testing.assert_array_equal(copy.predict(images), classifier.predict(images))
+
+
+def test_a_finished_run_is_not_repeated(run, backbone, halves, capsys):
+    classifier, folder = run
+    again = extractor(backbone, folder).fit(*halves[0], test=halves[1])
+    assert again.summary == json.loads((classifier.run_dir / "summary.json").read_text())
+
+
+def test_pictures_are_made(run):
+    classifier, _ = run
+    names = {path.name for path in classifier.run_dir.iterdir()}
+    assert {"head_grid.png", "embeddings.png", "neighbours.png", "metrics.jsonl"} <= names
+
+
+def test_the_grid_is_in_the_journal(run):
+    classifier, _ = run
+    lines = [json.loads(line) for line in (classifier.run_dir / "metrics.jsonl").read_text().splitlines()]
+    grid = [line for line in lines if "grid/val_accuracy" in line]
+    assert len(grid) == classifier.summary["steps"] == 45
+    best = next(line for line in grid if "val/accuracy" in line)
+    assert best["grid/val_accuracy"] == classifier.summary["val_accuracy"] == max(x["grid/val_accuracy"] for x in grid)
+
+
+def test_augmented_views_are_kept_apart_and_used(backbone, halves, tmp_path):
+    options = {
+        "features": {"views": 3},
+        "augment": {"policy": "none", "rotate": 10.0},
+        "head": {"weight_decay": (1e-3,), "scaling": ("none",)},
+    }
+    one = extractor(backbone, tmp_path, **options).fit(*halves[0])
+    assert len(list((tmp_path / "store").glob("*/*/meta.json"))) == 4
+    two = extractor(backbone, tmp_path, name="two", **options).fit(*halves[0])
+    assert two.summary["cache_hit"] is True
+    assert two.summary["params_sha256"] == one.summary["params_sha256"]
+
+
+def test_few_shot_draws(backbone, halves, tmp_path):
+    few = extractor(backbone, tmp_path, data={"shots": 5, "draws": 4}).fit(*halves[0], test=halves[1])
+    rows = (few.run_dir / "few_shot.csv").read_text().splitlines()
+    tests = [float(row.split(",")[3]) for row in rows[1:]]
+    assert len(tests) == 4
+    assert len(set(tests)) > 1
+    assert few.summary["few_shot_test_accuracy"] == pytest.approx(np.mean(tests))
+    assert few.summary["few_shot_test_accuracy_ci95"] == pytest.approx(3.182446 * np.std(tests, ddof=1) / 2, rel=1e-5)
+    assert few.summary["test_accuracy"] == pytest.approx(tests[0])
+
+
+def test_too_few_images_for_the_shots(backbone, halves, tmp_path):
+    with pytest.raises(UserError, match=r"data.shots: 500 images a class asked for, class '.' has \d+ for training"):
+        extractor(backbone, tmp_path, data={"shots": 500}).fit(*halves[0])
+
+
+def test_vectors_of_ones_own():
+    generator = np.random.default_rng(0)
+    labels = np.array(["cat", "dog", "eel"])[np.arange(300) % 3]
+    vectors = generator.normal(size=(300, 8)) + 2 * np.eye(8)[np.arange(300) % 3]
+    model = FEClassifier().fit_embeddings(vectors[:200], labels[:200])
+    right = np.array(model.class_names)[model.predict_embeddings(vectors[200:])] == labels[200:]
+    theirs = LogisticRegression(max_iter=1000).fit(vectors[:200], labels[:200]).score(vectors[200:], labels[200:])
+    assert abs(right.mean() - theirs) < 0.05
+    with pytest.raises(UserError, match="it has no backbone"):
+        model.predict(np.zeros((1, 8, 8), np.uint8))
+    with pytest.raises(UserError, match="validation has labels that training has not"):
+        FEClassifier().fit_embeddings(vectors, labels, validation=(vectors[:1], ["cow"]))
+
+
+def test_weights_that_are_not_there(tmp_path, halves):
+    with pytest.raises(UserError, match="nowhere"):
+        extractor(tmp_path / "nowhere", tmp_path).fit(*halves[0])

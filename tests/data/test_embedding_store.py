@@ -1,0 +1,441 @@
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import embeddings
+import numpy as np
+import pytest
+from embeddings import DIM, SHARD, Backbone, contents, images, key_of, vectors
+
+from jaxtrain.data import embedding_files, embedding_store
+from jaxtrain.data.embedding_store import EmbeddingStore
+from jaxtrain.errors import RunError, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNT = 301
+SHARDS = 10
+
+
+def fill(root, source=None, backbone=None, **options):
+    source = images(COUNT) if source is None else source
+    return EmbeddingStore(root, shard_images=SHARD).get(key_of(source), source, backbone or Backbone(), **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished store that nothing disturbed."""
+    return fill(tmp_path_factory.mktemp("whole")).path
+
+
+def start(root, seconds=0.0, index=0, processes=1):
+    command = [sys.executable, embeddings.__file__, str(root), *map(str, (COUNT, seconds, index, processes))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return int(output)
+
+
+def test_vectors_are_computed_once_and_read_as_they_were(tmp_path):
+    source, backbone, told = images(COUNT), Backbone(), []
+    first = fill(tmp_path, source, backbone, progress=lambda done, total: told.append((done, total)))
+    expected = vectors(source)
+    assert (len(first), first.dim, first.computed, backbone.seen) == (COUNT, DIM, COUNT, COUNT)
+    assert told[-1] == (COUNT, COUNT)
+    assert told == sorted(told)
+    second = fill(tmp_path, source, backbone)
+    assert (second.computed, backbone.seen) == (0, COUNT)
+    for found in (first, second):
+        assert np.array_equal(found.load(), expected)
+        assert found.load().dtype == np.float32
+        assert np.array_equal(found.rows(30, 70), expected[30:70])
+        assert np.array_equal(found.take(np.array([300, 0, 64, 0])), expected[[300, 0, 64, 0]])
+        assert found.take(np.array([], np.int64)).shape == (0, DIM)
+        with pytest.raises(IndexError):
+            found.rows(0, COUNT + 1)
+    assert sorted(contents(first.path)) == sorted(
+        [*(f"{i:05d}.{kind}" for i in range(SHARDS) for kind in ("json", "npy")), "meta.json", "used"]
+    )
+    assert np.array_equal(np.load(first.path / "00001.npy", allow_pickle=False), expected[32:64])
+
+
+def test_what_other_splits_have_is_not_touched(tmp_path):
+    source = images(40)
+    fill(tmp_path, source)
+    assert fill(tmp_path, images(40, seed=1)).computed == 40
+    assert fill(tmp_path, source.select(np.arange(39, -1, -1))).computed == 40
+    assert fill(tmp_path, source).computed == 0
+
+
+def test_nan_rows_are_kept(tmp_path):
+    source = images(40)
+
+    def compute(part):
+        rows = vectors(part)
+        rows[[3, 35]] = np.nan
+        yield rows
+
+    found = fill(tmp_path, source, compute).load()
+    assert np.flatnonzero(np.isnan(found).all(axis=1)).tolist() == [3, 35]
+    assert np.isnan(found).any(axis=1).sum() == 2
+
+
+# --- interruptions --------------------------------------------------------------------------------
+
+
+def test_what_progress_raises_ends_the_work_and_keeps_finished_shards(tmp_path, whole):
+    def stop(done, total):
+        if done > 200:
+            raise KeyboardInterrupt
+
+    closed = []
+
+    def compute(part):
+        try:
+            yield from Backbone()(part)
+        finally:
+            closed.append(True)
+
+    backbone = Backbone()
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path, images(COUNT), compute, progress=stop)
+    assert closed[-1]
+    resumed = fill(tmp_path, images(COUNT), backbone)
+    assert resumed.computed == backbone.seen == COUNT - 6 * SHARD
+    assert contents(resumed.path) == contents(whole)
+
+
+def test_an_error_of_the_backbone_or_of_an_image_is_its_own(tmp_path):
+    def compute(part):
+        yield vectors(part.select(np.arange(70)))
+        raise FileNotFoundError(errno.ENOENT, "gone", "cat.jpg")
+
+    with pytest.raises(FileNotFoundError, match=r"cat\.jpg"):
+        fill(tmp_path, images(COUNT), compute)
+    assert fill(tmp_path).computed == COUNT - 2 * SHARD
+
+
+def test_killed_before_any_step_on_the_disk(tmp_path):
+    """Each system call that changes the disk is, one run after the other, the last that a process gets to."""
+    calls = ("replace", "fsync", "ftruncate", "open", "utime", "mkdir")
+    originals = {name: getattr(os, name) for name in calls}
+    source, key = images(50), key_of(images(50))
+    for last in range(1000):
+        root, count = tmp_path / str(last), 0
+
+        def counted(name):
+            def call(*args, **kwargs):
+                nonlocal count
+                count += 1
+                if count > last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return originals[name](*args, **kwargs)
+
+            return call
+
+        if (child := os.fork()) == 0:
+            for name in calls:
+                setattr(os, name, counted(name))
+            EmbeddingStore(root, shard_images=SHARD).get(key, source, Backbone())
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        found = EmbeddingStore(root, shard_images=SHARD).get(key, source, Backbone())
+        if last == 0:
+            expected = contents(found.path)
+        assert contents(found.path) == expected, last
+        shutil.rmtree(root)
+        if status == 0:
+            break
+    assert last > 20
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_again_and_again_the_store_ends_the_same(tmp_path, whole, kills):
+    rng = np.random.default_rng(0)
+    folder = EmbeddingStore(tmp_path).path(key_of(images(COUNT)))
+    done = []
+    for _ in range(kills):
+        process = start(tmp_path, seconds=0.04)
+        before = time.monotonic()
+        while not list(folder.glob(".*.tmp")) and process.poll() is None and time.monotonic() - before < 60:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 2.0 / kills))
+        process.kill()
+        process.communicate()
+        done.append(len(list(folder.glob("*.npy"))))
+    assert done[0] < SHARDS, "finished before it was killed"
+    backbone = Backbone()
+    found = fill(tmp_path, images(COUNT), backbone)
+    assert backbone.seen <= COUNT - SHARD * (done[-1] - 1)
+    assert contents(found.path) == contents(whole)
+    assert done == sorted(done)
+
+
+def test_what_a_killed_write_left_is_written_over(tmp_path, whole):
+    folder = tmp_path / whole.parent.name / whole.name
+    folder.mkdir(parents=True)
+    (folder / ".00003.npy.tmp").write_bytes(b"x" * 100_000)
+    (folder / ".00003.json.tmp").write_bytes(b"x" * 100_000)
+    (folder / ".meta.json.tmp").write_bytes(b"x" * 100_000)
+    fill(tmp_path)
+    assert contents(folder) == contents(whole)
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def test_processes_share_the_work(tmp_path, whole):
+    counts = [finish(process) for process in [start(tmp_path, seconds=0.08) for _ in range(3)]]
+    assert sum(counts) == COUNT
+    assert sum(count > 0 for count in counts) > 1
+    assert contents(tmp_path / whole.parent.name / whole.name) == contents(whole)
+
+
+def test_threads_share_the_work(tmp_path, whole):
+    backbone = Backbone(seconds=0.01)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: fill(tmp_path, images(COUNT), backbone), range(3)))
+    assert backbone.seen == COUNT == sum(each.computed for each in found)
+    assert contents(found[0].path) == contents(whole)
+
+
+def test_hosts_of_one_job_compute_disjoint_shards(tmp_path, whole):
+    counts = [finish(process) for process in [start(tmp_path, 0.01, index, 2) for index in range(2)]]
+    assert counts == [5 * SHARD, COUNT - 5 * SHARD]
+    assert contents(tmp_path / whole.parent.name / whole.name) == contents(whole)
+
+
+def test_a_host_that_gives_nothing_is_not_waited_for_without_end(tmp_path):
+    source, told = images(COUNT), []
+    store = EmbeddingStore(tmp_path, shard_images=SHARD, patience_seconds=0.3)
+    with pytest.raises(RunError, match="no new embeddings from the other processes.* shards 1, 3, 5, 7, 9 are missing"):
+        store.get(key_of(source), source, Backbone(), process_count=2, progress=lambda done, total: told.append(done))
+    assert max(told) == 5 * SHARD
+
+
+def test_a_forked_child_does_not_hold_its_parents_claims(tmp_path):
+    claim = embedding_files.Claim.take(tmp_path / "a")
+    if (child := os.fork()) == 0:
+        time.sleep(30)
+        os._exit(0)
+    try:
+        time.sleep(0.1)
+        assert embedding_files.Claim.take(tmp_path / "a") is None
+        claim._close()
+        assert embedding_files.Claim.take(tmp_path / "a") is not None
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_without_locks_it_works_all_the_same(tmp_path, whole, monkeypatch):
+    def no_locks(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda seed: fill(tmp_path, images(COUNT, seed)), range(2)))
+    assert contents(found[0].path) == contents(whole)
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "bit": flip,
+    "first bit": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "grown": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+    "foreign": lambda path: path.write_bytes(b"[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found_before_use_and_mended(tmp_path, whole, caplog, damage):
+    source = images(COUNT)
+    for name in contents(whole):
+        if name == "used":
+            continue
+        folder = tmp_path / name / whole.parent.name / whole.name
+        shutil.copytree(whole, folder)
+        DAMAGES[damage](folder / name)
+        caplog.clear()
+        backbone = Backbone()
+        found = fill(tmp_path / name, source, backbone)
+        assert np.array_equal(found.load(), vectors(source))
+        here = contents(folder)
+        aside = {path for path in here if path.endswith(".corrupt")}
+        assert {path: data for path, data in here.items() if path not in aside} == contents(whole), name
+        shard = 0 if name == "meta.json" else COUNT - 9 * SHARD if name.startswith("00009") else SHARD
+        assert backbone.seen == shard, name
+        digest_lost = damage == "missing" and name.endswith(".json") and name != "meta.json"
+        assert len(aside) == (damage != "missing" or digest_lost), name
+        assert bool(caplog.records) == bool(aside)
+
+
+def test_everything_damaged_is_everything_again(tmp_path, whole):
+    folder = tmp_path / whole.parent.name / whole.name
+    shutil.copytree(whole, folder)
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    assert fill(tmp_path).computed == COUNT
+    assert {k: v for k, v in contents(folder).items() if not k.endswith(".corrupt")} == contents(whole)
+
+
+def test_a_description_of_other_embeddings_is_not_believed(tmp_path, whole):
+    other = fill(tmp_path, images(COUNT, seed=1)).path
+    shutil.copy(whole / "meta.json", other / "meta.json")
+    again = fill(tmp_path, images(COUNT, seed=1))
+    assert np.array_equal(again.load(), vectors(images(COUNT, seed=1)))
+    assert (again.computed, (other / "meta.json.corrupt").exists()) == (0, True)
+
+
+def test_shards_keep_the_size_with_which_they_were_begun(tmp_path, whole):
+    folder = tmp_path / whole.parent.name / whole.name
+    shutil.copytree(whole, folder)
+    (folder / "00002.npy").unlink()
+    source = images(COUNT)
+    assert EmbeddingStore(tmp_path, shard_images=50).get(key_of(source), source, Backbone()).computed == SHARD
+    assert contents(folder) == contents(whole)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["file", "folder", "parent", "pipe", "folder for a file"])
+def test_links_and_pipes_inside_the_store_are_refused(tmp_path, whole, level):
+    folder = tmp_path / "store" / whole.parent.name / whole.name
+    shutil.copytree(whole, folder)
+    place = {"folder": folder, "parent": folder.parent}.get(level, folder / "00002.npy")
+    elsewhere = tmp_path / "elsewhere"
+    place.rename(elsewhere)
+    if level == "pipe":
+        os.mkfifo(place)
+    elif level == "folder for a file":
+        place.mkdir()
+    else:
+        place.symlink_to(elsewhere)
+    before = elsewhere.stat().st_mtime_ns
+    with pytest.raises(RunError, match=f"{place.name} is (a symbolic link|nothing that)"):
+        fill(tmp_path / "store")
+    assert elsewhere.stat().st_mtime_ns == before
+
+
+def test_a_temporary_file_that_is_a_link_is_not_written_through(tmp_path, whole):
+    folder = tmp_path / whole.parent.name / whole.name
+    folder.mkdir(parents=True)
+    (tmp_path / "precious").write_text("mine")
+    (folder / ".00000.npy.tmp").symlink_to(tmp_path / "precious")
+    with pytest.raises(RunError, match="symbolic link"):
+        fill(tmp_path)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_rows_that_do_not_fit_the_images_are_refused(tmp_path):
+    def given(rows):
+        return lambda part: iter(rows)
+
+    for rows, message in [
+        ([np.zeros((30, DIM), np.float32)], "30 embeddings came for 40 images"),
+        ([np.zeros((24, DIM), np.float32)] * 2, "48 embeddings came for 40 images"),
+        ([], "^0 embeddings came for 40 images"),
+        ([np.zeros((40, 2, 2), np.float32)], r"\[40, 2, 2\]"),
+        ([np.zeros((5, DIM), np.float32), np.zeros((5, DIM + 1), np.float32)], "8 numbers, and 9 came"),
+    ]:
+        with pytest.raises(RunError, match=message):
+            fill(tmp_path / str(len(message)), images(40), given(rows))
+    with pytest.raises(UserError, match="no images"):
+        fill(tmp_path, images(0))
+
+
+def test_a_full_disk_is_told_before_anything_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
+    with pytest.raises(RunError, match=r"kept in .*: no space on the disk: 1,058,208 bytes needed, 5 free"):
+        fill(tmp_path)
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob("*.npy"))
+    assert fill(tmp_path).computed == COUNT
+
+
+@pytest.mark.parametrize("failing", range(1, 12, 2))
+def test_a_disk_that_fills_up_leaves_only_whole_shards(tmp_path, whole, monkeypatch, failing):
+    fsync, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="no space on the disk: .* bytes needed, .* free; free some"):
+        fill(tmp_path)
+    monkeypatch.undo()
+    left = contents(tmp_path / whole.parent.name / whole.name)
+    assert {name: left[name] for name in left if name.endswith(".npy")}.items() <= contents(whole).items()
+    assert not [name for name in left if name.endswith(".tmp")]
+    resumed = fill(tmp_path)
+    assert resumed.computed < COUNT or failing < 7
+    assert contents(resumed.path) == contents(whole)
+
+
+def test_a_file_too_large_for_the_system(tmp_path, whole):
+    code = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900)); "
+        f"sys.argv = ['x', {str(tmp_path)!r}, '{COUNT}', '0', '0', '1']; sys.path.insert(0, {str(ROOT)!r}); "
+        f"runpy.run_path({embeddings.__file__!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "RunError: embeddings could not be kept in" in done.stderr
+    assert "no space on the disk" in done.stderr
+    assert not list(tmp_path.rglob("*.npy"))
+    assert contents(fill(tmp_path).path) == contents(whole)
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_store_that_can_only_be_read(tmp_path, whole, monkeypatch, code):
+    root = tmp_path / "store"
+    shutil.copytree(whole, root / whole.parent.name / whole.name)
+    opened = os.open
+
+    def read_only(path, flags, mode=0o777, **kwargs):
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(code, os.strerror(code), str(path))
+        return opened(path, flags, mode, **kwargs)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert fill(root).computed == 0
+    with pytest.raises(UserError, match=f"embedding store cannot be used: .*{os.strerror(code)}; choose another"):
+        fill(root, images(40, seed=3))
+
+
+def test_a_store_under_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file.*: Not a directory; choose another with --features.store"):
+        fill(tmp_path / "file" / "store")
+    with pytest.raises(UserError, match="choose another"):
+        fill(tmp_path / "file")
+
+
+def test_an_unwritable_description_is_no_silent_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_store, "write_whole", lambda path, data: None)
+    assert fill(tmp_path).computed == COUNT
+    monkeypatch.undo()
+    assert fill(tmp_path).computed == 0

@@ -1,0 +1,95 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxtrain.config import HeadConfig
+from jaxtrain.errors import RunError, UserError
+from jaxtrain.heads import Vectors, fit_head, load_head
+
+CHEAP = {"linear": HeadConfig(weight_decay=(1e-3, 1e-1), scaling=("l2",))}
+
+
+def vectors(images=120, classes=3, seed=0):
+    generator = np.random.default_rng(seed)
+    y = generator.integers(0, classes, images).astype(np.int32)
+    x = generator.standard_normal((images, 8)) + 2 * np.eye(classes, 8)[y]
+    return Vectors(x.astype(np.float32), y)
+
+
+@pytest.fixture(scope="module", params=CHEAP)
+def head(request):
+    return fit_head(CHEAP[request.param], vectors(), vectors(60, seed=1), num_classes=4, seed=3)
+
+
+def test_protocol(head):
+    x = vectors(50, seed=2).x
+    logits = head.logits(x)
+    assert (logits.shape, logits.dtype) == ((50, 4), np.float32)
+    assert np.isfinite(logits).all()
+    assert (logits.argmax(1) == vectors(50, seed=2).y).mean() > 0.6
+    assert (logits.argmax(1) != 3).all()  # never seen
+    assert head.num_params > 0
+    for entry in head.curve:
+        assert {"train_loss", "val_loss", "val_accuracy"} <= set(entry)
+
+
+def test_save_and_load_are_bit_exact(head, tmp_path):
+    x = vectors(50, seed=2).x
+    head.save(tmp_path / "head")
+    loaded = load_head(tmp_path / "head")
+    np.testing.assert_array_equal(loaded.logits(x), head.logits(x))
+    assert (loaded.digest, loaded.settings, loaded.curve) == (head.digest, head.settings, head.curve)
+    assert (loaded.name, loaded.num_params) == (head.name, head.num_params)
+
+
+def test_logits_do_not_depend_on_the_block(head):
+    x = vectors(50, seed=2).x
+    np.testing.assert_allclose(np.concatenate([head.logits(x[:7]), head.logits(x[7:])]), head.logits(x), atol=1e-5)
+
+
+def test_pure_function(head):
+    if not hasattr(head, "apply"):
+        pytest.skip("no JAX function")
+    x = vectors(50, seed=2).x
+    np.testing.assert_allclose(jax.jit(head.apply)(head.arrays, x), head.logits(x), atol=1e-5)
+
+
+def test_nan_and_wrong_width_are_refused(head):
+    x = vectors(50, seed=2).x
+    x[7, 2] = np.nan
+    with pytest.raises(UserError, match=r"1 of 50 rows, the first is row 7"):
+        head.logits(x)
+    with pytest.raises(UserError, match="5 features"):
+        head.logits(x[:, :5])
+
+
+def test_damage_is_found(head, tmp_path):
+    head.save(tmp_path)
+    meta = json.loads((tmp_path / "head.json").read_text())
+    (tmp_path / "head.json").write_text(json.dumps(meta | {"sha256": "0"}))
+    with pytest.raises(RunError, match="damaged"):
+        load_head(tmp_path)
+    with pytest.raises(UserError, match="holds no head"):
+        load_head(tmp_path / "nowhere")
+
+
+def test_wrong_input():
+    good = vectors()
+    bad = Vectors(good.x.copy(), good.y)
+    bad.x[5] = np.inf
+    with pytest.raises(UserError, match="training vectors hold NaN or infinity in 1 of 120 rows, the first is row 5"):
+        fit_head(HeadConfig(), bad, good, num_classes=3)
+    with pytest.raises(UserError, match="validation vectors hold NaN"):
+        fit_head(HeadConfig(), good, bad, num_classes=3)
+    with pytest.raises(UserError, match="labels go from 0 to 2; with 2 classes"):
+        fit_head(HeadConfig(), good, num_classes=2)
+    with pytest.raises(UserError, match="must be float32"):
+        fit_head(HeadConfig(), Vectors(good.x.astype(np.float64), good.y), num_classes=3)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="one class only"):
+        fit_head(HeadConfig(), Vectors(good.x, np.zeros(120, np.int32)), num_classes=3)
+    with pytest.raises(UserError, match="no validation vectors"):
+        fit_head(HeadConfig(refit=True), good, num_classes=3)
+    with pytest.raises(UserError, match="class_weights"):
+        fit_head(HeadConfig(), good, num_classes=3, class_weights=np.ones(2, np.float32))
