@@ -169,9 +169,7 @@ def _depthwise_backward(stride: int, pads: Pads, saved: tuple[Array, Array], gra
     )
     back = tuple((size - 1 - before, size - 1 - after) for before, after in pads)
     for_image = depthwise_by_taps(spread, kernel[::-1, ::-1], 1, back)
-    products = [
-        tap.astype(jnp.float32) * gradient.astype(jnp.float32) for tap in _shifted(x, size, stride, pads, 0.0)
-    ]
+    products = [tap.astype(jnp.float32) * gradient.astype(jnp.float32) for tap in _shifted(x, size, stride, pads, 0.0)]
     zeros = [jnp.zeros((), jnp.float32)] * len(products)
     sums = lax.reduce(products, zeros, lambda a, b: [i + j for i, j in zip(a, b, strict=True)], (0, 1, 2))
     return for_image, jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
@@ -221,7 +219,7 @@ class BatchNorm(Module):
     Statistics are float32 and over the global batch: `jit` over a mesh sees it by itself, under `pmap` they
     are averaged over `axis_name`. As in PyTorch, the batch is normalised with its biased variance while the
     running variance takes the unbiased one, and running = decay * running + (1 - decay) * batch with decay
-    0.9.
+    0.9. With `frozen` set, training normalises with the running statistics too and leaves them as they are.
     """
 
     def __init__(
@@ -233,7 +231,7 @@ class BatchNorm(Module):
         decay: float = 0.9,
         zero_scale: bool = False,
     ) -> None:
-        self.epsilon, self.decay = epsilon, decay
+        self.epsilon, self.decay, self.frozen = epsilon, decay, False
         self.dtype, self.axis_name = build.dtype, build.axis_name
         self.scale = nnx.Param(jnp.full((channels,), 0.0 if zero_scale else 1.0, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
@@ -243,7 +241,8 @@ class BatchNorm(Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """`[..., channels]` -> `dtype[..., channels]`."""
         x = x.astype(jnp.float32)
-        mean, var = self._batch_statistics(x) if train else (self.mean[...], self.var[...])
+        moves = train and not self.frozen
+        mean, var = self._batch_statistics(x) if moves else (self.mean[...], self.var[...])
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
         return ((x - mean) * scale + self.bias[...]).astype(self.dtype)
 
