@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -84,13 +85,21 @@ def print_config(config: Config) -> None:
     sys.stdout.write(dump_config(config))
 
 
-def _parse(arguments: list[str], given: Mapping[str, list[str]], tree: Mapping[str, Any]) -> TrainCommand:
+def parse(command: Any, arguments: Sequence[str], **options: Any) -> Any:
+    """As `tyro.cli`; what it refuses is a UserError of one line."""
+    try:
+        return _tyro(command, arguments, **options)
+    except _RefusedError as refused:
+        raise UserError(str(refused)) from None
+
+
+class _RefusedError(Exception):
+    """What the parser printed, in one line."""
+
+
+def _tyro(command: Any, arguments: Sequence[str], **options: Any) -> Any:
     import tyro
 
-    try:
-        default = TrainCommand.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(explain(error, "config")) from None
     captured = io.StringIO()
     helps = {"-h", "--help"} & set(arguments)
     with contextlib.ExitStack() as stack:
@@ -98,17 +107,34 @@ def _parse(arguments: list[str], given: Mapping[str, list[str]], tree: Mapping[s
             stack.enter_context(contextlib.redirect_stdout(captured))
             stack.enter_context(contextlib.redirect_stderr(captured))
         try:
-            return tyro.cli(
-                TrainCommand,
-                prog=Path(sys.argv[0]).name,
-                args=arguments,
-                default=default,
-                config=(tyro.conf.FlagConversionOff,) if "print_config" not in given else (),
-            )
+            return tyro.cli(command, prog=Path(sys.argv[0]).name, args=list(arguments), **options)
         except SystemExit:
             if helps:
                 raise
-    raise UserError(_diagnosis(given, tree, captured.getvalue()))
+    raise _RefusedError(_one_line(captured.getvalue()))
+
+
+def _one_line(printed: str) -> str:
+    """What matters of a message in a frame: parts between rules, after the title and before where to find help."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in printed.splitlines()]
+    parts = [" ".join(part.split()) for part in re.split(r"\n(?:-{9,})?\n", "\n".join(lines))]
+    dull = ("For full helptext", "Argument helptext", "Got errors")
+    told = [part.removesuffix(".") for part in parts[1:] if part and not part.startswith(dull)]
+    return "; ".join(told[:2]) or " ".join(parts)
+
+
+def _parse(arguments: list[str], given: Mapping[str, list[str]], tree: Mapping[str, Any]) -> TrainCommand:
+    import tyro
+
+    try:
+        default = TrainCommand.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(explain(error, "config")) from None
+    config = (tyro.conf.FlagConversionOff,) if "print_config" not in given else ()
+    try:
+        return _tyro(TrainCommand, arguments, default=default, config=config)
+    except _RefusedError as refused:
+        raise UserError(_diagnosis(given, tree, str(refused))) from None
 
 
 def _diagnosis(given: Mapping[str, list[str]], tree: Mapping[str, Any], printed: str) -> str:
@@ -127,8 +153,7 @@ def _diagnosis(given: Mapping[str, list[str]], tree: Mapping[str, Any], printed:
         TrainCommand.model_validate(merge(tree, overrides))
     except ValidationError as error:
         return explain(error, "command line")
-    text = " ".join(line.strip("│╭╮╰╯─ ") for line in printed.splitlines())
-    return " ".join(text.split())
+    return printed
 
 
 def _check_names(arguments: Sequence[str]) -> None:

@@ -79,6 +79,11 @@ class DataConfig(Section):
     """Mean of each channel in 0..1, subtracted from the images (default: the data set's)."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel in 0..1, by which the images are divided (default: the data set's)."""
+    crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Share of the resized image's side that the central crop keeps, in evaluation and in training without
+    augment.crop=random_resized (default: that of the weights, without any 1: nothing is cut but what is not square)."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Of that resize, antialiased either way (default: that of the weights, without any bilinear)."""
 
 
 class AugmentConfig(Section):
@@ -171,6 +176,9 @@ class HeadConfig(Section):
     """linear | mlp | cosine | ncm | knn | sklearn:NAME | xgboost."""
     refit: bool = False
     """Train the chosen setting once more on training and validation images together."""
+    choose_by: Literal["loss", "accuracy"] = "loss"
+    """Validation figure by which a setting is chosen: the loss tells settings apart where few images give the same
+    accuracy."""
     weight_decay: tuple[Positive, ...] | None = None
     """Weight decays to choose from (linear, mlp); linear's is the L2 penalty, scikit-learn's 1 / (C * images)."""
     scaling: tuple[Literal["none", "standard", "l2"], ...] | None = None
@@ -192,7 +200,7 @@ class HeadConfig(Section):
             value = getattr(self, option)
             if value == ():
                 raise ValueError(f"{option} is empty")
-            if value is not None and option not in {"name", "refit", *HEADS[self.kind]}:
+            if value is not None and option not in {"name", "refit", "choose_by", *HEADS[self.kind]}:
                 owners = " and ".join(name for name, options in HEADS.items() if option in options)
                 raise ValueError(f"{option} is an option of {owners}, not of {self.kind}")
         return self
@@ -247,7 +255,7 @@ class TrainConfig(Section):
     """Length of training, batch, loss and evaluation."""
 
     epochs: Positive | None = None
-    """Passes over the training set (default: 60 for digits, 20 otherwise). Give this or `steps`."""
+    """Passes over the training set (default: 150 for digits, 20 otherwise). Give this or `steps`."""
     steps: Count | None = None
     """Optimizer steps. Give this or `epochs`."""
     batch_size: Count = 128
@@ -262,8 +270,9 @@ class TrainConfig(Section):
     """Decay of the exponential moving average of the parameters, which is then evaluated (None: off)."""
     eval_every: Positive = 1.0
     """Epochs between evaluations on the validation set."""
-    select: Literal["best", "last"] = "best"
-    """The parameters kept at the end: of the best validation metric, or of the last step."""
+    select: Literal["auto", "best", "last"] = "auto"
+    """The parameters kept at the end: of the best validation metric, or of the last step; auto: the last where the
+    learning rate has come down to at most a tenth by then (small validation sets choose by luck), else the best."""
     monitor: Literal["val/accuracy", "val/loss"] = "val/accuracy"
     """The validation metric that decides which step is best, and early stopping."""
     early_stopping: Count | None = None

@@ -14,8 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxtrain import console
-from jaxtrain.console import Part, Plan, Progress, Result, clock, print_error, show_plan, show_result
+from jaxtrain import console, progress
+from jaxtrain.console import Part, Plan, Result, print_error, print_line, show_plan, show_result, show_table
+from jaxtrain.progress import Progress
+from jaxtrain.terminal import clock
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 RECORD = {"train/loss": 0.5, "train/accuracy": 0.75, "learning_rate": 1e-3, "images_per_second": 12345.6}
@@ -64,7 +66,7 @@ class Clock:
 @pytest.fixture
 def fake_clock(monkeypatch):
     fake = Clock()
-    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=fake))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=fake))
     return fake
 
 
@@ -160,7 +162,7 @@ def test_output_that_fails_never_costs_the_run():
 
 def test_a_reader_that_goes_away_never_costs_the_run():
     code = (
-        "import sys\nfrom jaxtrain.console import Progress\n"
+        "import sys\nfrom jaxtrain.progress import Progress\n"
         "with Progress(9, 5) as bar:\n"
         "    for i in range(3000): bar.message('x' * 100)\n"
         "sys.stderr.write('finished')\n"
@@ -404,3 +406,21 @@ def test_clock(seconds, text):
 def test_import_is_cheap():
     code = "import sys, jaxtrain.console; assert not {'rich', 'jax', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_narrow_table_keeps_its_first_column_and_its_numbers_whole(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    rows = [{"key": "0123456789ab", "model": "m" * 60, "size": size} for size in ("5 B", "123.4 GB")]
+    text = shown(show_table, rows, {"size"})
+    lines = text.splitlines()
+    assert all(len(line) <= 40 for line in lines)
+    assert lines[0].split() == ["key", "model", "size"]
+    assert [line.split()[0] for line in lines if line[:1] == "0"] == ["0123456789ab"] * 2
+    assert [line.rstrip()[-8:] for line in lines if line[:1] == "0"] == ["     5 B", "123.4 GB"]
+    assert text.count("m") == 1 + 2 * 60
+    assert shown(show_table, []) == ""
+
+
+def test_a_line_is_not_broken_or_taken_for_markup(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    assert shown(print_line, "[red]" + "x" * 50 + "\x1b\n") == "[red]" + "x" * 50 + "? \n"

@@ -21,12 +21,12 @@ from jaxtrain.classifiers.learning import Job, Learned
 from jaxtrain.classifiers.report import head_plan
 from jaxtrain.config import Config
 from jaxtrain.console import Plan
-from jaxtrain.counting import Counting
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.data.splits import stratified_split
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.heads import FittedHead, Vectors, fit_head
 from jaxtrain.models.weights import adapt
+from jaxtrain.progress import Counting
 from jaxtrain.saved_tree import tree_digest
 from jaxtrain.training.parallel import make_strategy
 from jaxtrain.training.state import model_keys, stored_keys
@@ -44,6 +44,8 @@ class Embedded:
     """A split as vectors."""
 
     vectors: Vectors
+    places: NDArray[np.int64]
+    """`int64[readable images]`: where each image of the first view stands in its source."""
     computed: int
     """Images that went through the backbone."""
     seconds: float
@@ -71,7 +73,7 @@ class HeadLearning:
         self._weights = {"params": {}, "frozen": stored_keys(backbone), "model_state": stored_keys(state)}
         digest = tree_digest({"backbone": self._weights["frozen"], "statistics": self._weights["model_state"]})
         classifier.extractor = Extractor(classifier, self.inference, strategy.place(model_keys(self._weights)), digest)
-        self._train: Vectors | None = None
+        self._train: Embedded | None = None
         self._few_shot: FewShot | None = None
 
     @property
@@ -90,7 +92,7 @@ class HeadLearning:
         job, config = self._job, self._job.config
         train = self.embedded(self.dataset.train, "train", views=config.features.views)
         val = None if self.dataset.val is None else self.embedded(self.dataset.val, "val")
-        self._train = train.vectors
+        self._train = train
         started = time.monotonic()
         weights = vector_weights(config, train.vectors, self.dataset.num_classes)
         vectors = val.vectors if val else None
@@ -134,8 +136,9 @@ class HeadLearning:
         vectors, labels = self._classifier.embed(test), test.labels
         assert self._train is not None
         path = self._job.directory.path / "neighbours.png"
-        data, kept = self._job.config.data, (self.dataset.train, self._train)
-        tracker.artifact(pictures.save_neighbours((test, vectors), kept, self.dataset.class_names, data, path))
+        places, data = self._train.places, self._job.config.data
+        known = (self.dataset.train.select(places), self._train.vectors.x[: len(places)])
+        tracker.artifact(pictures.save_neighbours((test, vectors), known, self.dataset.class_names, data, path))
         if self._few_shot is None:
             return {}
         accuracies = [float(np.mean(head.logits(vectors).argmax(1) == labels)) for head in self._few_shot.heads]
@@ -175,18 +178,20 @@ class HeadLearning:
                         raise self._job.interrupted("stopped while embedding; finished shards are kept")
 
                 found = self._classifier.extractor(source, view, progress)
-            parts.append(self._readable(found.load(), source))
+            x = found.load()
+            places = self._readable(x, source)
+            parts.append(Vectors(x[places], source.labels[places]))
             computed, seconds = computed + found.computed, seconds + found.seconds
         joined = Vectors(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
-        return Embedded(joined, computed, seconds)
+        return Embedded(joined, places, computed, seconds)
 
-    def _readable(self, x: NDArray[np.float32], source: ImageSource) -> Vectors:
+    def _readable(self, x: NDArray[np.float32], source: ImageSource) -> NDArray[np.int64]:
         bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
         allowed = self._job.config.data.max_bad_images
         if len(bad) > allowed:
             names = "; ".join(source.describe(int(index)) for index in bad[:20])
             raise RunError(f"{len(bad)} images cannot be read (data.max_bad_images is {allowed}): {names}")
-        return Vectors(np.delete(x, bad, axis=0), np.delete(source.labels, bad))
+        return np.delete(np.arange(len(x)), bad)
 
     def _pictures(self, head: FittedHead, val: Vectors | None, tracker: Tracker) -> None:
         run_dir = self._job.directory.path

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.augment import normalize, prepare_eval
 from jaxtrain.data.base import ArraySource, ImageSource
+from jaxtrain.data.transforms import keeps_as_it_is
 from jaxtrain.training.feed import padded_batches
 from jaxtrain.training.losses import image_metrics
 from jaxtrain.training.parallel import Strategy, must_block
@@ -101,10 +102,11 @@ def eval_batch_size(config: Config, strategy: Strategy) -> int:
 def host_batches(config: Config, source: ImageSource, batch_size: int) -> Iterator[Batch]:
     """Evaluation batches of numpy arrays at the model's size, the last one padded with weight 0."""
     data = config.data
-    if isinstance(source, ArraySource) and source.images.shape[1:] == (
-        data.image_size,
-        data.image_size,
-        data.channels,
+    size, crop_pct = chosen(data.image_size), chosen(data.crop_pct)
+    if (
+        isinstance(source, ArraySource)
+        and source.images.shape[-1] == data.channels
+        and (source.prepared or keeps_as_it_is(source.images.shape, size, crop_pct))
     ):
         yield from padded_batches(source, batch_size)
         return
@@ -113,8 +115,10 @@ def host_batches(config: Config, source: ImageSource, batch_size: int) -> Iterat
     with eval_batches(
         source,
         batch_size=batch_size,
-        image_size=chosen(data.image_size),
+        image_size=size,
         channels=chosen(data.channels),
+        crop_pct=crop_pct,
+        interpolation=chosen(data.interpolation),
         workers=0 if isinstance(source, ArraySource) else data.workers,
         prefetch=data.prefetch,
         max_bad_images=data.max_bad_images,

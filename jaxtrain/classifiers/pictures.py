@@ -96,7 +96,7 @@ def save_projection(vectors: Vectors, class_names: Sequence[str], seed: int, pat
 
 def save_neighbours(
     queries: tuple[ImageSource, NDArray[np.float32]],
-    train: tuple[ImageSource, Vectors],
+    train: tuple[ImageSource, NDArray[np.float32]],
     class_names: Sequence[str],
     data: DataConfig,
     path: Path,
@@ -108,15 +108,15 @@ def save_neighbours(
 
     source, vectors = queries
     places = np.unique(np.linspace(0, len(vectors) - 1, _QUERIES).astype(int))
-    columns = min(_NEIGHBOURS, len(train[1].x)) + 1
-    known, asked = _unit(train[1].x), _unit(vectors[places])
+    columns = min(_NEIGHBOURS, len(train[1])) + 1
+    known, asked = _unit(train[1]), _unit(vectors[places])
     similarity = asked @ known.T
     figure = Figure(figsize=(1.5 * columns, 1.75 * len(places)), layout="constrained")
     grid = figure.subplots(len(places), columns, squeeze=False)
     for row, place in enumerate(places):
         nearest = np.argsort(-similarity[row], kind="stable")[: columns - 1]
         cells = [(source, int(place), int(source.labels[place]), "")]
-        cells += [(train[0], int(i), int(train[1].y[i]), f" ({similarity[row, i]:.2f})") for i in nearest]
+        cells += [(train[0], int(i), int(train[0].labels[i]), f" ({similarity[row, i]:.2f})") for i in nearest]
         for axes, (images, index, label, text) in zip(grid[row], cells, strict=True):
             picture = read_image(images, index, channels=chosen(data.channels), max_pixels=data.max_pixels)
             axes.imshow(picture, cmap="grey", vmin=0, vmax=255)

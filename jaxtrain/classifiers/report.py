@@ -16,7 +16,8 @@ import numpy as np
 
 from jaxtrain.classifiers.resolve import total_steps
 from jaxtrain.config import Config
-from jaxtrain.console import Part, Plan, Progress, Result, log_to_stderr, show_plan, show_result
+from jaxtrain.console import Part, Plan, Result, log_to_stderr, show_plan, show_result
+from jaxtrain.progress import Progress
 
 if TYPE_CHECKING:
     from jaxtrain.classifiers.inference import Inference

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "cnn_small"
 DEFAULT_WEIGHTS = "package:efficientnet_lite0"
-_DEFAULT_EPOCHS = {"digits": 60.0}
+_DEFAULT_EPOCHS = {"digits": 150.0}
 _OTHER_EPOCHS = 20.0
 # On accelerators a small model's step is shorter than its dispatch; XLA:CPU runs loops over convolutions slowly.
 _STEPS_PER_CALL = {"cpu": 1}
@@ -49,6 +49,8 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
         if train.early_stopping is not None:
             raise UserError("train.early_stopping: there is no validation set; set data.val_fraction above 0")
         changes["select"] = "last"
+    elif train.select == "auto":
+        changes["select"] = "last" if _settles(config) else "best"
     train = train.model_copy(update=changes)
     if model.dtype == "auto":
         model = model.model_copy(update={"dtype": "float32" if backend == "cpu" else "bfloat16"})
@@ -67,6 +69,12 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
         raise UserError(f"schedule.warmup_epochs: {warmup:g} is not shorter than training ({total:g} epochs)")
     schedule = config.schedule.model_copy(update={"warmup_epochs": warmup})
     return Config.model_validate(resolved.model_copy(update={"schedule": schedule}).model_dump())
+
+
+def _settles(config: Config) -> bool:
+    """Whether training ends on a small learning rate, and not early."""
+    schedule = config.schedule
+    return schedule.name != "constant" and schedule.final_ratio <= 0.1 and config.train.early_stopping is None
 
 
 def resolve_features(config: Config) -> Config:
@@ -89,17 +97,29 @@ def _data(given: DataConfig, dataset: Dataset, model: ModelConfig, pretrained: P
     if pretrained is not None:
         size = given.image_size or pretrained.image_size
         mean, std = pretrained.normalization(channels)
+        # The centre crop is made for photographs: of small images that fill their frame it would cut the object.
+        small = dataset.uniform_size is not None and max(dataset.uniform_size) <= size
+        crop_pct, interpolation = 1.0 if small else pretrained.crop_pct, pretrained.interpolation
     else:
         own = max(dataset.uniform_size) if dataset.uniform_size else model_spec(chosen(model.name)).image_size
         size = given.image_size or own
         mean, std = dataset.mean or (0.5,) * channels, dataset.std or (0.5,) * channels
+        crop_pct, interpolation = 1.0, "bilinear"
     mean, std = given.mean or mean, given.std or std
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise UserError(f"data.{name}: {len(values)} values for images of {channels} channels")
     if min(std) <= 0:
         raise UserError(f"data.std: values must be above 0, got {min(std)}")
-    return given.model_copy(update={"image_size": size, "channels": channels, "mean": mean, "std": std})
+    left_open = {
+        "image_size": size,
+        "channels": channels,
+        "mean": mean,
+        "std": std,
+        "crop_pct": given.crop_pct or crop_pct,
+        "interpolation": given.interpolation or interpolation,
+    }
+    return given.model_copy(update=left_open)
 
 
 def total_steps(config: Config, images: int) -> int:

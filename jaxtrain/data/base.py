@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -46,6 +46,8 @@ class ArraySource:
     labels: Labels
     """`int32[images]`"""
     origin: str = "array"
+    prepared: bool = False
+    """Cropped and resized for the model already: nothing of that is done again."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,7 +64,7 @@ class ArraySource:
         """The same images, fewer or in another order: a copy, or a view of a memory-mapped array."""
         if isinstance(self.images, np.memmap):
             return Subset(self, indices)
-        return ArraySource(self.images[indices], self.labels[indices], self.origin)
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     meta.json      the key in full, number of images, dimension, images a shard; digest of itself
     00000.npy      `float32[at most shard_images, dim]`, plain NumPy, written under another name and renamed
     00000.json     SHA-256 of it; written first, so that every shard under its own name has one
-    used           empty; its time is that of the last use, and who computes holds a lock on it
+    used           empty; its time is that of the last use, and who computes or reads holds a lock on it
 
 The bytes follow from the embeddings alone: no time, process or host is in them.
 """
@@ -21,7 +21,6 @@ import socket
 import stat
 import struct
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -209,10 +208,15 @@ class Claim:
         self._path, self._temporary, self._descriptor = path, temporary, descriptor
         Claim._open.add(self)
 
+    @staticmethod
+    def temporary(path: Path) -> Path:
+        """What a claim on a file is known by; one whose process died is there still, and free."""
+        return path.with_name(f".{path.name}.tmp")
+
     @classmethod
     def take(cls, path: Path) -> Claim | None:
         """The claim, or None while another one has it. Raises OSError where nothing can be written."""
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = Claim.temporary(path)
         while True:
             descriptor = _open_for_writing(temporary)
             try:
@@ -228,7 +232,7 @@ class Claim:
                 temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
                 return cls(path, temporary, _open_for_writing(temporary))
             # Between opening and locking, the one who had the lock may have renamed the file or removed it.
-            if _is_at(descriptor, temporary):
+            if is_at(descriptor, temporary):
                 return cls(path, temporary, descriptor)
             os.close(descriptor)
 
@@ -268,32 +272,36 @@ class Claim:
 os.register_at_fork(after_in_child=Claim._forget)
 
 
-@contextlib.contextmanager
-def in_use(folder: Path) -> Iterator[None]:
-    """Makes the folder if need be, notes the time, and keeps it from being pruned meanwhile.
+class Use:
+    """Keeps a folder, made if need be, from being pruned for as long as this object lives, and notes the time.
 
     A folder that may only be read is neither locked nor noted. Raises OSError where it cannot be made.
     """
-    descriptor = -1
-    while descriptor < 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = _open_for_writing(folder / USED)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            break
-        with contextlib.suppress(OSError):
-            os.utime(descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if not _is_at(descriptor, folder / USED):  # pruned between opening and locking
-            os.close(descriptor)
-            descriptor = -1
-    try:
-        yield
-    finally:
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = -1
+        while self._descriptor < 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._descriptor = _open_for_writing(folder / USED)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
+                return
+            with contextlib.suppress(OSError):
+                os.utime(self._descriptor)
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            if not is_at(self._descriptor, folder / USED):  # pruned between opening and locking
+                self.close()
+
+    def close(self) -> None:
+        """Gives it up; harmless when repeated."""
+        descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -307,7 +315,8 @@ def write_whole(path: Path, data: bytes) -> None:
         claim.release()
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
@@ -315,7 +324,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _open_for_writing(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def _header(shape: tuple[int, int]) -> bytes:

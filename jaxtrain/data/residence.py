@@ -50,20 +50,24 @@ def make_resident(dataset: Dataset, config: Config) -> Dataset | None:
 def _decoded(source: ImageSource, config: Config, size: int | None, bad: list[str]) -> ArraySource:
     """All images as one array `uint8[images, height, width, channels]`, in threads; `bad` gets what was dropped."""
     from jaxtrain.data.decode import BadImageError, read_image
-    from jaxtrain.data.transforms import center_crop_resize
+    from jaxtrain.data.transforms import Interpolation, center_crop_resize, keeps_as_it_is
 
-    channels = chosen(config.data.channels)
-    if isinstance(source, ArraySource):
-        height, width, depth = source.images.shape[1:]
-        if depth == channels and (size is None or height == width == size):
-            return source
+    data = config.data
+    channels, crop_pct = chosen(data.channels), chosen(data.crop_pct)
+    interpolation: Interpolation = chosen(data.interpolation)
+    if (
+        isinstance(source, ArraySource)
+        and source.images.shape[-1] == channels
+        and (size is None or keeps_as_it_is(source.images.shape, size, crop_pct))
+    ):
+        return replace(source, prepared=size is not None)
 
     def one(index: int) -> np.ndarray | str:
         try:
-            image = read_image(source, index, channels=channels, max_pixels=config.data.max_pixels)
+            image = read_image(source, index, channels=channels, max_pixels=data.max_pixels)
         except BadImageError as error:
             return f"{source.describe(index)}: {error}"
-        return image if size is None else center_crop_resize(image, size)
+        return image if size is None else center_crop_resize(image, size, crop_pct, interpolation)
 
     images: list[np.ndarray] = []
     kept: list[int] = []
@@ -76,4 +80,5 @@ def _decoded(source: ImageSource, config: Config, size: int | None, bad: list[st
                 kept.append(index)
     if not images:
         raise RunError(f"none of the {len(source)} images can be read; the first: {bad[0]}")
-    return ArraySource(np.stack(images), source.labels[np.array(kept, np.int64)])
+    labels = source.labels[np.array(kept, np.int64)]
+    return ArraySource(np.stack(images), labels, prepared=size is not None)

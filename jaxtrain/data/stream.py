@@ -25,6 +25,7 @@ from jaxtrain.data.base import Images, ImageSource, Labels
 from jaxtrain.data.decode import BadImageError, pixels_of, read_encoded, size_to_shrink
 from jaxtrain.data.order import Order
 from jaxtrain.data.transforms import (
+    Interpolation,
     center_crop_resize,
     crop_generator,
     random_crop_box,
@@ -72,6 +73,7 @@ class _Places:
     channels: int
     max_pixels: int
     crop_pct: float
+    interpolation: Interpolation
     random_crop: tuple[int, tuple[float, float], tuple[float, float]] | None
     """(seed, scale, ratio) of the random crops; None: central ones."""
 
@@ -116,7 +118,8 @@ class _Places:
         encoded = read_encoded(self.source, index)
         limits: Any = {"channels": self.channels, "max_pixels": self.max_pixels}
         if self.random_crop is None:
-            return center_crop_resize(pixels_of(encoded, **limits), self.image_size, self.crop_pct)
+            pixels = pixels_of(encoded, **limits)
+            return center_crop_resize(pixels, self.image_size, self.crop_pct, self.interpolation)
         seed, scale, ratio = self.random_crop
         rng = crop_generator(seed, place)
         size = size_to_shrink(encoded) if isinstance(encoded, bytes) else None
@@ -212,6 +215,8 @@ def train_batches(
     image_size: int,
     channels: int,
     crop: Literal["random_resized", "center"],
+    crop_pct: float = 1.0,
+    interpolation: Interpolation = "bilinear",
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     seed: int,
@@ -242,7 +247,8 @@ def train_batches(
         image_size=image_size,
         channels=channels,
         max_pixels=max_pixels,
-        crop_pct=1.0,
+        crop_pct=crop_pct,
+        interpolation=interpolation,
         random_crop=(seed, scale, ratio) if crop == "random_resized" else None,
     )
     return BatchStream(places, workers, prefetch, max_bad_images)
@@ -255,6 +261,7 @@ def eval_batches(
     image_size: int,
     channels: int,
     crop_pct: float = 1.0,
+    interpolation: Interpolation = "bilinear",
     workers: int | None = None,
     prefetch: int = 4,
     max_bad_images: int = 0,
@@ -278,6 +285,7 @@ def eval_batches(
         channels=channels,
         max_pixels=max_pixels,
         crop_pct=crop_pct,
+        interpolation=interpolation,
         random_crop=None,
     )
     return BatchStream(places, workers, prefetch, max_bad_images)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -249,9 +249,14 @@ def check_vectors(x: Floats, what: str, features: int | None) -> None:
         raise UserError(f"{what} hold NaN or infinity in {len(bad)} of {len(x)} rows, the first is row {bad[0]}")
 
 
-def choose(curve: list[dict[str, Any]]) -> int:
-    """The best entry of a curve: highest validation accuracy, then lowest validation loss, then the first."""
-    return min(range(len(curve)), key=lambda i: (-curve[i]["val_accuracy"], curve[i]["val_loss"], i))
+def choose(curve: list[dict[str, Any]], by: Literal["loss", "accuracy"]) -> int:
+    """The best entry of a curve by validation loss or accuracy, of equals by the other one, then the first."""
+
+    def rank(i: int) -> tuple[float, ...]:
+        loss, misses = curve[i]["val_loss"], -curve[i]["val_accuracy"]
+        return (loss, misses, i) if by == "loss" else (misses, loss, i)
+
+    return min(range(len(curve)), key=rank)
 
 
 def needs_validation(settings: int, task: Task) -> None:

@@ -52,7 +52,8 @@ def fit(config: HeadConfig, task: Task) -> LinearHead:
     task.progress(0, total)
     grid = _Grid.fit(task, decays, scalings)
     curve = grid.curve()
-    best = choose(curve[::-1]) if task.val is not None else 0  # of equals the one with the larger penalty
+    # Of equals the one with the larger penalty.
+    best = choose(curve[::-1], config.choose_by) if task.val is not None else 0
     best = len(curve) - 1 - best
     task.progress(total, total)
     scaling, decay = curve[best]["scaling"], curve[best]["weight_decay"]

@@ -97,7 +97,7 @@ _add("linear", "mlp", 28, {"hidden": ()})
 _add("mlp_tiny", "mlp", 28, {"hidden": (64,)})
 _add("mlp_small", "mlp", 28, {"hidden": (512, 256)})
 _add("cnn_tiny", "cnn", 28, {"stages": ((8,), (16,))})
-_add("cnn_small", "cnn", 28, {"stages": ((16,), (32,), (64,), (128,))})
+_add("cnn_small", "cnn", 28, {"stages": ((16,), (32,), (64,), (128,)), "drop_rate": 0.3})
 _add("cnn_medium", "cnn", 28, {"stages": ((16,), (48,), (96,), (192,))})
 
 # --- Residual networks

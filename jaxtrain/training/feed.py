@@ -110,6 +110,8 @@ def open_stream(source: ImageSource, order: Order, config: Config, strategy: Str
             image_size=chosen(data.image_size),
             channels=chosen(data.channels),
             crop="random_resized" if augment.crop == "random_resized" else "center",
+            crop_pct=chosen(data.crop_pct),
+            interpolation=chosen(data.interpolation),
             scale=chosen(augment.scale),
             ratio=chosen(augment.ratio),
             seed=config.seed,

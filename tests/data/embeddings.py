@@ -71,6 +71,8 @@ def contents(folder):
 if __name__ == "__main__":
     root, count, seconds, index, processes = sys.argv[1:]
     source = images(int(count))
+    print("ready", flush=True)
+    sys.stdin.readline()
     found = EmbeddingStore(Path(root), shard_images=SHARD).get(
         key_of(source), source, Backbone(float(seconds)), process_index=int(index), process_count=int(processes)
     )

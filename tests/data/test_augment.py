@@ -182,7 +182,7 @@ def test_a_resolved_config_is_complete_and_resolves_to_itself(policy, size, flip
 
 def test_policies():
     digits = config(8, flips=False, policy="auto")
-    assert (digits.crop, digits.pad, digits.rotate, digits.zoom) == ("pad", 1, 10.0, 0.1)
+    assert (digits.crop, digits.rotate, digits.zoom, digits.mixup) == ("none", 10.0, 0.1, 0.2)
     small = config(32, policy="auto")
     assert (small.crop, small.pad, small.hflip, small.rotate) == ("pad", 4, 0.5, 0.0)
     large = config(224, policy="auto")

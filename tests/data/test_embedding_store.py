@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from embeddings import DIM, SHARD, Backbone, contents, images, key_of, vectors
 
-from jaxtrain.data import embedding_files, embedding_store
+from jaxtrain.data import embedding_extraction, embedding_files
 from jaxtrain.data.embedding_store import EmbeddingStore
 from jaxtrain.errors import RunError, UserError
 
@@ -35,14 +35,20 @@ def whole(tmp_path_factory):
 
 def start(root, seconds=0.0, index=0, processes=1):
     command = [sys.executable, embeddings.__file__, str(root), *map(str, (COUNT, seconds, index, processes))]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, **pipes)
 
 
-def finish(process):
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    return int(output)
+def together(processes):
+    """Images that each computed, all beginning when the last one is ready."""
+    for process in processes:
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    results = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), results
+    return [int(output) for output, _ in results]
 
 
 def test_vectors_are_computed_once_and_read_as_they_were(tmp_path):
@@ -124,27 +130,25 @@ def test_an_error_of_the_backbone_or_of_an_image_is_its_own(tmp_path):
     assert fill(tmp_path).computed == COUNT - 2 * SHARD
 
 
+def _killing(call, steps):
+    def before(*args, **kwargs):
+        if next(steps, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args, **kwargs)
+
+    return before
+
+
 def test_killed_before_any_step_on_the_disk(tmp_path):
     """Each system call that changes the disk is, one run after the other, the last that a process gets to."""
     calls = ("replace", "fsync", "ftruncate", "open", "utime", "mkdir")
-    originals = {name: getattr(os, name) for name in calls}
     source, key = images(50), key_of(images(50))
     for last in range(1000):
-        root, count = tmp_path / str(last), 0
-
-        def counted(name):
-            def call(*args, **kwargs):
-                nonlocal count
-                count += 1
-                if count > last:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return originals[name](*args, **kwargs)
-
-            return call
-
+        root = tmp_path / str(last)
         if (child := os.fork()) == 0:
+            steps = iter(range(last))
             for name in calls:
-                setattr(os, name, counted(name))
+                setattr(os, name, _killing(getattr(os, name), steps))
             EmbeddingStore(root, shard_images=SHARD).get(key, source, Backbone())
             os._exit(0)
         _, status = os.waitpid(child, 0)
@@ -164,10 +168,10 @@ def test_killed_again_and_again_the_store_ends_the_same(tmp_path, whole, kills):
     folder = EmbeddingStore(tmp_path).path(key_of(images(COUNT)))
     done = []
     for _ in range(kills):
-        process = start(tmp_path, seconds=0.04)
-        before = time.monotonic()
-        while not list(folder.glob(".*.tmp")) and process.poll() is None and time.monotonic() - before < 60:
-            time.sleep(0.01)
+        process = start(tmp_path, seconds=0.1)
+        process.stdout.readline()
+        process.stdin.write("\n")
+        process.stdin.flush()
         time.sleep(rng.uniform(0, 2.0 / kills))
         process.kill()
         process.communicate()
@@ -194,10 +198,28 @@ def test_what_a_killed_write_left_is_written_over(tmp_path, whole):
 
 
 def test_processes_share_the_work(tmp_path, whole):
-    counts = [finish(process) for process in [start(tmp_path, seconds=0.08) for _ in range(3)]]
+    counts = together([start(tmp_path, seconds=0.1) for _ in range(3)])
     assert sum(counts) == COUNT
     assert sum(count > 0 for count in counts) > 1
     assert contents(tmp_path / whole.parent.name / whole.name) == contents(whole)
+
+
+def test_a_large_set_has_larger_shards_and_few_open_files(tmp_path, monkeypatch):
+    import resource
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    source = images(600)
+    expected = vectors(source)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 130, limits[1]))
+    try:
+        found = EmbeddingStore(tmp_path, shard_images=1).get(key_of(source), source, Backbone())
+        assert np.array_equal(found.take(np.arange(600)), expected)
+        assert np.array_equal(found.load(), expected)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (found.files.meta.shards, found.files.meta.shard_images) == (200, 3)
 
 
 def test_threads_share_the_work(tmp_path, whole):
@@ -209,7 +231,7 @@ def test_threads_share_the_work(tmp_path, whole):
 
 
 def test_hosts_of_one_job_compute_disjoint_shards(tmp_path, whole):
-    counts = [finish(process) for process in [start(tmp_path, 0.01, index, 2) for index in range(2)]]
+    counts = together([start(tmp_path, 0.01, index, 2) for index in range(2)])
     assert counts == [5 * SHARD, COUNT - 5 * SHARD]
     assert contents(tmp_path / whole.parent.name / whole.name) == contents(whole)
 
@@ -217,24 +239,47 @@ def test_hosts_of_one_job_compute_disjoint_shards(tmp_path, whole):
 def test_a_host_that_gives_nothing_is_not_waited_for_without_end(tmp_path):
     source, told = images(COUNT), []
     store = EmbeddingStore(tmp_path, shard_images=SHARD, patience_seconds=0.3)
-    with pytest.raises(RunError, match="no new embeddings from the other processes.* shards 1, 3, 5, 7, 9 are missing"):
+    with pytest.raises(RunError, match=r"no new embeddings from the other.* shards 1, 3, 5, 7, 9 are missing"):
         store.get(key_of(source), source, Backbone(), process_count=2, progress=lambda done, total: told.append(done))
     assert max(told) == 5 * SHARD
 
 
 def test_a_forked_child_does_not_hold_its_parents_claims(tmp_path):
     claim = embedding_files.Claim.take(tmp_path / "a")
+    started, write = os.pipe()
     if (child := os.fork()) == 0:
-        time.sleep(30)
+        os.write(write, b"!")
+        time.sleep(60)
         os._exit(0)
     try:
-        time.sleep(0.1)
+        os.read(started, 1)
         assert embedding_files.Claim.take(tmp_path / "a") is None
         claim._close()
         assert embedding_files.Claim.take(tmp_path / "a") is not None
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(started)
+        os.close(write)
+
+
+@pytest.mark.parametrize("event", ["published", "given back"])
+def test_a_claim_is_on_the_file_that_is_there_now(tmp_path, monkeypatch, event):
+    """The one before ends between the opening and the locking of its temporary file."""
+    first, flock = embedding_files.Claim.take(tmp_path / "a"), embedding_files.fcntl.flock
+
+    def end_first(descriptor, operation):
+        monkeypatch.undo()
+        first.publish() if event == "published" else first.release()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", end_first)
+    second = embedding_files.Claim.take(tmp_path / "a")
+    assert second is not None
+    assert embedding_files.Claim.take(tmp_path / "a") is None
+    second.write(b"second")
+    second.publish()
+    assert contents(tmp_path) == {"a": b"second"}
 
 
 def test_without_locks_it_works_all_the_same(tmp_path, whole, monkeypatch):
@@ -385,7 +430,7 @@ def test_a_disk_that_fills_up_leaves_only_whole_shards(tmp_path, whole, monkeypa
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunError, match="no space on the disk: .* bytes needed, .* free; free some"):
+    with pytest.raises(RunError, match=r"no space on the disk: .* bytes needed, .* free; free some"):
         fill(tmp_path)
     monkeypatch.undo()
     left = contents(tmp_path / whole.parent.name / whole.name)
@@ -402,7 +447,9 @@ def test_a_file_too_large_for_the_system(tmp_path, whole):
         f"sys.argv = ['x', {str(tmp_path)!r}, '{COUNT}', '0', '0', '1']; sys.path.insert(0, {str(ROOT)!r}); "
         f"runpy.run_path({embeddings.__file__!r}, run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     assert "RunError: embeddings could not be kept in" in done.stderr
     assert "no space on the disk" in done.stderr
     assert not list(tmp_path.rglob("*.npy"))
@@ -428,14 +475,14 @@ def test_a_store_that_can_only_be_read(tmp_path, whole, monkeypatch, code):
 
 def test_a_store_under_a_file(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file.*: Not a directory; choose another with --features.store"):
+    with pytest.raises(UserError, match=r"file.*: Not a directory; choose another with --features.store"):
         fill(tmp_path / "file" / "store")
     with pytest.raises(UserError, match="choose another"):
         fill(tmp_path / "file")
 
 
 def test_an_unwritable_description_is_no_silent_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_store, "write_whole", lambda path, data: None)
+    monkeypatch.setattr(embedding_extraction, "write_whole", lambda path, data: None)
     assert fill(tmp_path).computed == COUNT
     monkeypatch.undo()
     assert fill(tmp_path).computed == 0

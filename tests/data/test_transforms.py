@@ -8,6 +8,7 @@ from jaxtrain.data.transforms import (
     Box,
     center_crop_resize,
     crop_generator,
+    keeps_as_it_is,
     random_crop_box,
     random_resized_crop,
     resize,
@@ -178,3 +179,26 @@ def test_random_numbers_follow_seed_and_place_alone():
     # Not the numbers that shuffle epoch 3 of the same seed.
     shuffle = np.random.Generator(np.random.Philox(key=np.array([1, 3], np.uint64)))
     assert tuple(shuffle.random(4)) != draws[1, 3]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (400, 300), (224, 224), (100, 130)])
+@pytest.mark.parametrize("crop_pct", [0.875, 1.0])
+def test_bicubic_evaluation_is_pillows_bit_for_bit(height, width, channels, crop_pct):
+    """torchvision's Resize and CenterCrop on a Pillow image, which timm evaluates with, written out."""
+    image = _photo(height, width, channels)
+    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+    short = math.floor(224 / crop_pct)
+    tall, wide = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+    resized = picture.resize((wide, tall), Image.Resampling.BICUBIC)
+    top, left = round((tall - 224) / 2), round((wide - 224) / 2)
+    expected = np.asarray(resized.crop((left, top, left + 224, top + 224))).reshape(224, 224, channels)
+    np.testing.assert_array_equal(center_crop_resize(image, 224, crop_pct, "bicubic"), expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("shape", "crop_pct"), [((224, 224), 1.0), ((224, 224), 0.99), ((8, 8), 0.95), ((8, 9), 1.0)])
+def test_what_is_said_to_stay_as_it_is_does(shape, crop_pct, interpolation):
+    image = _photo(*shape)
+    same = np.array_equal(center_crop_resize(image, shape[0], crop_pct, interpolation), image)
+    assert keeps_as_it_is((5, *image.shape), shape[0], crop_pct) == same

@@ -153,6 +153,8 @@ def _saved_model(folder: Path) -> Found:
         channels=data.channels,
         mean=data.mean,
         std=data.std,
+        crop_pct=data.crop_pct,
+        interpolation=data.interpolation,
         class_names=tuple(meta["class_names"]),
     )
 

@@ -39,6 +39,7 @@ def test_a_run_directory(run):
             np.testing.assert_array_equal(leaf, expected[path])
     data = run.config.data
     assert (found.image_size, found.channels, found.mean, found.std) == (16, 1, data.mean, data.std)
+    assert (found.crop_pct, found.interpolation) == (1.0, "bilinear")
     assert (found.class_names, found.num_classes) == (("cat", "dog"), 2)
 
 
