@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from jaxtrain.classifiers.base import BaseClassifier
     from jaxtrain.classifiers.feature_extraction import FEClassifier
     from jaxtrain.classifiers.files import load
+    from jaxtrain.classifiers.fine_tuning import FTClassifier
     from jaxtrain.classifiers.pre_training import PTClassifier
     from jaxtrain.config import Config
     from jaxtrain.errors import JaxtrainError, RunError, UserError
@@ -17,6 +18,7 @@ _HOMES = {
     "BaseClassifier": "jaxtrain.classifiers.base",
     "Config": "jaxtrain.config",
     "FEClassifier": "jaxtrain.classifiers.feature_extraction",
+    "FTClassifier": "jaxtrain.classifiers.fine_tuning",
     "JaxtrainError": "jaxtrain.errors",
     "PTClassifier": "jaxtrain.classifiers.pre_training",
     "RunError": "jaxtrain.errors",
@@ -31,6 +33,7 @@ __all__ = [
     "BaseClassifier",
     "Config",
     "FEClassifier",
+    "FTClassifier",
     "JaxtrainError",
     "PTClassifier",
     "RunError",

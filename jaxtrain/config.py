@@ -212,10 +212,43 @@ class HeadConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """Technique ft: how the pre-trained network is adapted."""
+    """Technique ft: how the pre-trained network is adapted. The options combine."""
 
-    strategy: Literal["full", "head"] = "full"
-    """full: all parameters; head: the head alone."""
+    strategy: Literal["full", "head", "blocks", "norm_bias", "lora"] = "full"
+    """Which parameters train, besides the head: full: all; head: none; blocks: those of the last `blocks` blocks and of
+    what follows them; norm_bias: norms and biases (BitFit); lora: low-rank updates of attention and MLP kernels."""
+    blocks: Count | None = None
+    """strategy=blocks: how many of the last blocks train (default: 1)."""
+    lora_rank: Count | None = None
+    """strategy=lora: rank of the updates (default: 4)."""
+    lora_alpha: Positive | None = None
+    """strategy=lora: updates are scaled by alpha / rank (default: twice the rank)."""
+    head_learning_rate: Positive | None = None
+    """Peak learning rate of the head; `optimizer.learning_rate` is the backbone's (default: ten times that of full)."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Learning rates fall by this factor from each block to the one below it (1: all the same)."""
+    unfreeze_steps: Count | None = None
+    """Gradual unfreezing: the head trains alone for so many steps, then after as many again one block more joins, from
+    the last to the first (None: all from the start)."""
+    linear_probe: bool = False
+    """LP-FT: the head starts as technique fe fits it to the frozen embeddings, then everything trains."""
+    l2_sp: NonNegative = 0.0
+    """L2-SP: decay of the pre-trained parameters towards where they started, in place of `optimizer.weight_decay`,
+    which is then the head's alone (0: off)."""
+    freeze_statistics: bool | None = None
+    """Batch norm normalises with the weights' statistics in training too (default: where its parameters are frozen)."""
+
+    @model_validator(mode="after")
+    def _options_of_the_strategy(self) -> FinetuneConfig:
+        for option, strategy in {"blocks": "blocks", "lora_rank": "lora", "lora_alpha": "lora"}.items():
+            if getattr(self, option) is not None and self.strategy != strategy:
+                raise ValueError(f"{option} is an option of strategy {strategy}, not of {self.strategy}")
+        if self.strategy == "head":
+            idle = {"layer_decay": self.layer_decay < 1, "unfreeze_steps": self.unfreeze_steps, "l2_sp": self.l2_sp}
+            for option, given in idle.items():
+                if given:
+                    raise ValueError(f"{option} has nothing to act on: strategy head trains nothing but the head")
+        return self
 
 
 class TrainConfig(Section):

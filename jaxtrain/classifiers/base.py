@@ -23,11 +23,12 @@ from jaxtrain.errors import UserError
 from jaxtrain.models import create_model
 from jaxtrain.training.losses import cross_entropy, soft_labels
 from jaxtrain.training.optimizers import Schedule, make_optimizer
-from jaxtrain.training.state import Batch, Tree, model_keys
+from jaxtrain.training.state import Batch, TrainState, Tree, model_keys
 from jaxtrain.training.step import Metrics
 
 if TYPE_CHECKING:
     from jaxtrain.classifiers.learning import Job, Learning
+    from jaxtrain.classifiers.stepwise import Setup
     from jaxtrain.models.weights import Pretrained
 
 
@@ -137,6 +138,15 @@ class BaseClassifier:
     def resolve(self, config: Config, dataset: Dataset) -> Config:
         """`config` with everything chosen that it leaves open. Raises UserError where options contradict."""
         return resolve(config, dataset, self.pretrained)
+
+    def start(self, job: Job, setup: Setup) -> TrainState:
+        """The state before the first step, from the freshly initialised one of `setup`; not called on resuming."""
+        del job
+        return setup.state
+
+    def about(self) -> dict[str, Any]:
+        """What the technique adds to `summary.json`."""
+        return {}
 
     def learning(self, job: Job) -> Learning:
         """How it is learned: by gradient steps."""

@@ -12,7 +12,7 @@ from flax import nnx
 from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.classifiers.base import BaseClassifier, Fitted
-from jaxtrain.classifiers.resolve import resolve_features
+from jaxtrain.classifiers.resolve import DEFAULT_WEIGHTS, resolve_features
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.errors import UserError
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from jaxtrain.classifiers.extraction import Extractor
     from jaxtrain.classifiers.learning import Job, Learning
     from jaxtrain.heads import FittedHead
-
-DEFAULT_WEIGHTS = "package:efficientnet_lite0"
 
 
 class FEClassifier(BaseClassifier):

@@ -59,6 +59,7 @@ def load_model(cls: type[C], path: Path) -> C:
 def techniques() -> dict[str, type[BaseClassifier]]:
     """The classifier of each technique."""
     from jaxtrain.classifiers.feature_extraction import FEClassifier
+    from jaxtrain.classifiers.fine_tuning import FTClassifier
     from jaxtrain.classifiers.pre_training import PTClassifier
 
-    return {cls.technique: cls for cls in (FEClassifier, PTClassifier)}
+    return {cls.technique: cls for cls in (FEClassifier, FTClassifier, PTClassifier)}

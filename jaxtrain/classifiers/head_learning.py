@@ -90,11 +90,11 @@ class HeadLearning:
     def learn(self, tracker: Tracker) -> Learned:
         """Embed, fit, choose."""
         job, config = self._job, self._job.config
-        train = self._embedded(self.dataset.train, "train", views=config.features.views)
-        val = None if self.dataset.val is None else self._embedded(self.dataset.val, "val")
+        train = self.embedded(self.dataset.train, "train", views=config.features.views)
+        val = None if self.dataset.val is None else self.embedded(self.dataset.val, "val")
         self._train = train
         started = time.monotonic()
-        weights = _class_weights(config, train.vectors, self.dataset.num_classes)
+        weights = vector_weights(config, train.vectors, self.dataset.num_classes)
         vectors = val.vectors if val else None
         fit = self._fitter(vectors, weights)
         if config.data.shots is None:
@@ -163,7 +163,7 @@ class HeadLearning:
 
         return fit
 
-    def _embedded(self, source: ImageSource, name: str, views: int = 1) -> Embedded:
+    def embedded(self, source: ImageSource, name: str, views: int = 1) -> Embedded:
         """The readable images of a split as vectors, all views one after the other."""
         assert self._classifier.extractor is not None
         parts: list[Vectors] = []
@@ -219,14 +219,14 @@ def fit_vectors(
     elif config.data.val_fraction > 0:
         kept, out = stratified_split(train.y, config.data.val_fraction, config.data.split_seed)
         train, val = Vectors(x[kept], train.y[kept]), Vectors(x[out], train.y[out])
-    weights = _class_weights(config, train, len(names))
+    weights = vector_weights(config, train, len(names))
     head = fit_head(config.head, train, val, num_classes=len(names), seed=config.seed, class_weights=weights)
     tree = {"params": dict(head.arrays), "frozen": {}, "model_state": {}}
     return Fitted(config, tuple(map(str, names)), tree, None, {"head": head.meta()})
 
 
-def _class_weights(config: Config, train: Vectors, classes: int) -> NDArray[np.float32] | None:
-    """Inverse frequencies, 1 for a class without an image; None: all count the same."""
+def vector_weights(config: Config, train: Vectors, classes: int) -> NDArray[np.float32] | None:
+    """`train.class_weights` for vectors: inverse frequencies, 1 for a class without any; None: all count the same."""
     if config.train.class_weights == "none":
         return None
     counts = np.bincount(train.y, minlength=classes)

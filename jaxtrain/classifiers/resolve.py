@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxtrain.models.weights import Pretrained
 
 DEFAULT_MODEL = "cnn_small"
+DEFAULT_WEIGHTS = "package:efficientnet_lite0"
 _DEFAULT_EPOCHS = {"digits": 150.0}
 _OTHER_EPOCHS = 20.0
 # On accelerators a small model's step is shorter than its dispatch; XLA:CPU runs loops over convolutions slowly.

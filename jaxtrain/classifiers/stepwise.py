@@ -67,6 +67,8 @@ class Stepwise:
         if restored:
             _check_same_data(restored, setup.dataset)
             setup.state = from_arrays(restored.state, like=setup.state)
+        else:
+            setup.state = job.classifier.start(job, setup)
 
     @property
     def position(self) -> str:
@@ -130,6 +132,7 @@ class Stepwise:
             val_accuracy=(progress.latest if last else progress.best).get("val/accuracy"),
             best_step=progress.step if last else progress.best_step,
             devices=[str(device.device_kind) for device in setup.strategy.devices],
+            summary=self._job.classifier.about(),
         )
 
 

@@ -14,6 +14,8 @@ from jaxtrain.errors import UserError
 
 Tree = Any
 Schedule = Callable[[jax.Array], jax.Array]
+Mask = Callable[[Tree], Tree]
+"""From parameters to a tree of the same structure with True for some leaves."""
 
 # Values that a config leaves open, by optimizer. sgd: He et al. 2016 for small images; adamw: the usual for ViTs
 # (Touvron et al. 2021); lamb: RSB A2 (Wightman et al. 2021); lion: a third of AdamW's rate with a larger decay
@@ -85,21 +87,23 @@ def decay_mask(params: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
-    """The optax transformation for a resolved config."""
+def make_optimizer(
+    config: OptimizerConfig, schedule: Schedule, *, decays: Mask = decay_mask
+) -> optax.GradientTransformation:
+    """The optax transformation for a resolved config; weight decay applies to the leaves that `decays` marks."""
     rate, decay = schedule, config.weight_decay
     match config.name:
         case "sgd":
             core = optax.chain(
-                optax.add_decayed_weights(decay, mask=decay_mask),
+                optax.add_decayed_weights(decay, mask=decays),
                 optax.sgd(rate, momentum=config.momentum, nesterov=True),
             )
         case "adamw":
-            core = optax.adamw(rate, b1=config.beta1, b2=config.beta2, weight_decay=decay, mask=decay_mask)
+            core = optax.adamw(rate, b1=config.beta1, b2=config.beta2, weight_decay=decay, mask=decays)
         case "lamb":
-            core = optax.lamb(rate, b1=config.beta1, b2=config.beta2, weight_decay=decay, mask=decay_mask)
+            core = optax.lamb(rate, b1=config.beta1, b2=config.beta2, weight_decay=decay, mask=decays)
         case "lion":
-            core = optax.lion(rate, b1=config.beta1, b2=config.beta2, weight_decay=decay, mask=decay_mask)
+            core = optax.lion(rate, b1=config.beta1, b2=config.beta2, weight_decay=decay, mask=decays)
         case "muon":
             # Its own decay knows no mask for the part that AdamW trains, so directions come first, then decay and rate.
             directions = optax.contrib.muon(
@@ -110,7 +114,7 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
                 muon_weight_dimension_numbers=_muon_dimensions,
                 consistent_rms=0.2,
             )
-            decayed = optax.add_decayed_weights(-(decay or 0.0), mask=decay_mask)
+            decayed = optax.add_decayed_weights(-(decay or 0.0), mask=decays)
             core = optax.chain(directions, decayed, optax.scale_by_schedule(rate))
     if config.clip_norm is None:
         return core

@@ -154,7 +154,7 @@ class RunDirectory:
                 raise UserError(self._refusal(changed, old, new))
         text = dump_config(resolved)
         if not resuming or self.config_path.read_text(encoding="utf-8") != text:
-            _write(self.config_path, text)
+            write_text(self.config_path, text)
         return resuming
 
     def _refusal(self, changed: list[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -186,7 +186,7 @@ class RunDirectory:
             checked = Summary.model_validate(dict(summary))
         except ValidationError as error:
             raise RunError(explain(error, str(self.summary))) from error
-        _write(self.summary, checked.model_dump_json(indent=2) + "\n")
+        write_text(self.summary, checked.model_dump_json(indent=2) + "\n")
 
     def close(self) -> None:
         """Gives the lock back; a directory that was named here and in which nothing was begun goes away."""
@@ -307,7 +307,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """The whole file or, after a kill, the one before."""
     temporary = _temporary(path)
     try:

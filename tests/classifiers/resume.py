@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,16 +16,16 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-def start(run_dir: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *OPTIONS, "--run-dir", str(run_dir), *options]
+def start(run_dir: Path, *options: str, common: Sequence[str] = OPTIONS) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *common, "--run-dir", str(run_dir), *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(run_dir.parent / "cache")}
     return subprocess.Popen(
         command, cwd=run_dir.parent, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
-def finish(run_dir: Path, *options: str) -> dict:
-    process = start(run_dir, *options)
+def finish(run_dir: Path, *options: str, common: Sequence[str] = OPTIONS) -> dict:
+    process = start(run_dir, *options, common=common)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     return json.loads((run_dir / "summary.json").read_text())

@@ -65,7 +65,7 @@ def test_convolution_is_the_definition(size, stride, groups, padding, side, befo
     np.testing.assert_allclose(jax.jit(conv)(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "stride", "pads"), [(3, 1, (1, 1)), (5, 2, (1, 2))])
+@pytest.mark.parametrize(("size", "stride", "pads"), [(3, 1, (1, 1)), (5, 2, (1, 2)), (3, 2, (1, 1)), (3, 2, (0, 1))])
 def test_depthwise_by_taps_and_its_gradients_are_those_of_xla(size, stride, pads):
     x, kernel = (jnp.asarray(normal(*shape), jnp.float32) for shape in [(2, 8, 8, 6), (size, size, 1, 6)])
 
@@ -77,7 +77,7 @@ def test_depthwise_by_taps_and_its_gradients_are_those_of_xla(size, stride, pads
         )
 
     def taps(x, kernel):
-        return layers.depthwise_by_taps(x, kernel, stride, [pads, pads])
+        return layers.depthwise_by_taps(x, kernel, stride, (pads, pads))
 
     def gradients(function):
         return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a))), argnums=(0, 1)))(x, kernel)

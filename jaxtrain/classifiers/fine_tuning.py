@@ -1,0 +1,180 @@
+"""FTClassifier: a pre-trained network, adapted under a chosen strategy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxtrain.classifiers.base import BaseClassifier, Fitted
+from jaxtrain.classifiers.hyper_rule import hyper_rule
+from jaxtrain.classifiers.resolve import DEFAULT_WEIGHTS, resolve
+from jaxtrain.classifiers.starting_point import joined, overlaid, record, recorded, without
+from jaxtrain.config import Config, ModelConfig, chosen
+from jaxtrain.data.base import Dataset
+from jaxtrain.errors import UserError
+from jaxtrain.models import create_model
+from jaxtrain.models.depth import Depth
+from jaxtrain.models.layers import BatchNorm
+from jaxtrain.models.lora import NAMES, add_lora, merge_lora
+from jaxtrain.models.weights import Pretrained, adapt, load_pretrained
+from jaxtrain.training.optimizers import Schedule, Tree, decay_mask, make_optimizer
+from jaxtrain.training.param_groups import Path, decay_towards_start, scale_learning_rates
+from jaxtrain.training.state import TrainState
+
+if TYPE_CHECKING:
+    from jaxtrain.classifiers.learning import Job, Learning
+    from jaxtrain.classifiers.stepwise import Setup
+
+
+class FTClassifier(BaseClassifier):
+    """Fine-tuning: backbone and head start from pre-trained weights and are adapted as `config.finetune` says.
+
+    What does not train gets no gradients and no optimizer state. A head for other classes than the weights' own starts
+    at 0 (Kolesnikov et al. 2020), or as fitted to the embeddings (`finetune.linear_probe`).
+    """
+
+    technique: ClassVar[str] = "ft"
+    _adapting = False
+    """While a run goes on the network has LoRA's matrices; afterwards they are merged."""
+
+    @cached_property
+    def pretrained(self) -> Pretrained:
+        """The weights to start from: `model.weights`, else those of the package that comes with jaxtrain."""
+        return load_pretrained(self.config.model.weights or DEFAULT_WEIGHTS, self.config.model)
+
+    def resolve(self, config: Config, dataset: Dataset) -> Config:
+        """As for every technique; length, rates and image size left open follow from the size of the data set."""
+        if recorded(self.run_dir) is not None:  # nothing is open any more, and the weights may have gone
+            return resolve(config, dataset)
+        resolved = resolve(hyper_rule(config, dataset, self.pretrained), dataset, self.pretrained)
+        blocks, there = resolved.finetune.blocks, depth_of(resolved).top - 1
+        if blocks is not None and blocks > there:
+            raise UserError(f"finetune.blocks: {blocks} asked for, {resolved.model.name} has {there}")
+        return resolved
+
+    def build_model(self, *, num_classes: int, axis_name: str | None) -> nnx.Module:
+        """The network; in training with frozen batch norms and LoRA where the strategy has them."""
+        model = super().build_model(num_classes=num_classes, axis_name=axis_name)
+        finetune = self.config.finetune
+        if not self._adapting:
+            return model
+        if finetune.strategy == "lora":
+            key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
+            add_lora(model, rank=chosen(finetune.lora_rank), alpha=chosen(finetune.lora_alpha), key=key)
+        for path, module in nnx.iter_modules(model):
+            if isinstance(module, BatchNorm):
+                frozen = not self.trainable((*path, "scale"), module.scale)
+                module.frozen = frozen if finetune.freeze_statistics is None else finetune.freeze_statistics
+        return model
+
+    def trainable(self, path: tuple[Any, ...], value: Any) -> bool:
+        """The head, and what `finetune.strategy` says."""
+        del value
+        finetune, names = self.config.finetune, [str(entry) for entry in path]
+        if names[0] == "head":
+            return True
+        match finetune.strategy:
+            case "full":
+                return True
+            case "blocks":
+                return depth_of(self.config).layer(names) > depth_of(self.config).top - 1 - chosen(finetune.blocks)
+            case "norm_bias":
+                return names[-1] in ("bias", "scale")
+            case "lora":
+                return names[-1] in NAMES
+        return False
+
+    def make_optimizer(self, schedule: Schedule) -> optax.GradientTransformation:
+        """The configured optimizer, with rates by depth and decay towards the start where they are asked for."""
+        finetune, optimizer = self.config.finetune, self.config.optimizer
+        if finetune.l2_sp == 0.0:
+            parts = [make_optimizer(optimizer, schedule)]
+        else:
+            towards_start = decay_towards_start(finetune.l2_sp, schedule, _all_but_the_head)
+            parts = [make_optimizer(optimizer, schedule, decays=_head_alone), towards_start]
+        return optax.chain(*parts, scale_learning_rates(self._rate_factor))
+
+    def learning(self, job: Job) -> Learning:
+        """By gradient steps."""
+        self._adapting = True
+        return super().learning(job)
+
+    def start(self, job: Job, setup: Setup) -> TrainState:
+        """The pre-trained weights in place of the seed's; UserError where they aren't those that the run began with."""
+        pretrained, fresh = self.pretrained, setup.state
+        network = without(joined(fresh.params, fresh.frozen), NAMES)
+        shapes = {"params": network, "model_state": fresh.model_state}
+        weights, model_state, adapted = adapt(pretrained, shapes, class_names=setup.dataset.class_names)
+        record(job.directory.path, pretrained, adapted)
+        if self.config.finetune.linear_probe:
+            from jaxtrain.classifiers.linear_probe import probed_head
+
+            weights["head"] = probed_head(job, pretrained)
+        elif not adapted.head:
+            weights["head"] = jax.tree.map(np.zeros_like, network["head"])
+        params, frozen = (jax.tree.map(np.array, overlaid(part, weights)) for part in (fresh.params, fresh.frozen))
+        average = {} if not fresh.ema else jax.tree.map(np.array, {"params": params, "model_state": model_state})
+        optimizer = jax.jit(setup.spec.optimizer.init)(params)
+        return replace(fresh, params=params, frozen=frozen, model_state=model_state, opt_state=optimizer, ema=average)
+
+    def adopt(self, fitted: Fitted) -> None:
+        """Take over a trained state, LoRA's updates merged into their kernels."""
+        self._adapting = False
+        finetune = fitted.config.finetune
+        if finetune.strategy == "lora":
+            weights, scale = fitted.weights, chosen(finetune.lora_alpha) / chosen(finetune.lora_rank)
+            params, frozen = merge_lora(weights["params"], weights["frozen"], scale)
+            fitted = replace(fitted, weights={**weights, "params": params, "frozen": frozen})
+        super().adopt(fitted)
+
+    def about(self) -> dict[str, Any]:
+        """Strategy, and which weights training started from."""
+        start = recorded(self.run_dir) or {}
+        return {
+            "strategy": self.config.finetune.strategy,
+            "weights": start.get("source"),
+            "weights_sha256": start.get("sha256"),
+        }
+
+    def _rate_factor(self, path: Path, step: jax.Array) -> jax.Array | float:
+        """What the learning rate of a parameter is multiplied by."""
+        finetune, peak = self.config.finetune, chosen(self.config.optimizer.learning_rate)
+        if path[0] == "head":
+            return chosen(finetune.head_learning_rate) / peak
+        factor: jax.Array | float = 1.0
+        if finetune.layer_decay < 1 or finetune.unfreeze_steps is not None:
+            below = depth_of(self.config).top - depth_of(self.config).layer(path)
+            factor = finetune.layer_decay**below
+            if finetune.unfreeze_steps is not None:
+                factor = jnp.where(step >= finetune.unfreeze_steps * (below + 1), factor, 0.0)
+        return factor
+
+
+def depth_of(config: Config) -> Depth:
+    """The layers of the network that a resolved config builds."""
+    return _depth(config.model, chosen(config.data.image_size), chosen(config.data.channels))
+
+
+@lru_cache(maxsize=8)
+def _depth(model: ModelConfig, image_size: int, channels: int) -> Depth:
+    built = nnx.eval_shape(lambda: create_model(model, num_classes=1, channels=channels, image_size=image_size))
+    return Depth.of(nnx.to_pure_dict(nnx.state(built, nnx.Param)))
+
+
+def _head_alone(params: Tree) -> Tree:
+    """True for what weight decay applies to in the head."""
+    return {
+        name: jax.tree.map(lambda decays, head=name == "head": decays and head, tree)
+        for name, tree in decay_mask(params).items()
+    }
+
+
+def _all_but_the_head(params: Tree) -> Tree:
+    return {name: jax.tree.map(lambda _, yes=name != "head": yes, tree) for name, tree in params.items()}

@@ -1,0 +1,51 @@
+"""LP-FT (Kumar et al. 2022, arXiv 2202.10054): the head as feature extraction fits it, before anything else moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxtrain.classifiers.feature_extraction import FEClassifier
+from jaxtrain.classifiers.few_shot import few_shot_indices
+from jaxtrain.classifiers.head_learning import HeadLearning, vector_weights
+from jaxtrain.classifiers.resolve import resolve_features
+from jaxtrain.config import Config, HeadConfig
+from jaxtrain.heads import fit_head
+from jaxtrain.models.weights import Pretrained
+from jaxtrain.training.state import Tree
+
+if TYPE_CHECKING:
+    from jaxtrain.classifiers.learning import Job
+
+_SHARED = {"seed", "quiet", "data", "model", "augment", "parallel"}
+_SCALINGS = ("none", "standard")
+"""Those that fold into a kernel and a bias."""
+
+
+def probed_head(job: Job, pretrained: Pretrained) -> Tree:
+    """{"kernel": `float32[features, classes]`, "bias": `float32[classes]`} of a linear head fitted to convergence.
+
+    Embeddings come from the store that technique fe uses, or go there. The setting is chosen on validation images;
+    without any, it is scikit-learn's default (C = 1) on standardised features.
+    """
+    config = resolve_features(Config.model_validate({**job.config.model_dump(include=_SHARED), "technique": "fe"}))
+    classifier = FEClassifier(config)
+    classifier.pretrained = pretrained
+    dataset = job.dataset
+    if config.data.shots is not None:
+        places = few_shot_indices(config, dataset.train.labels, dataset.class_names)
+        dataset = replace(dataset, train=dataset.train.select(places))
+    learning = HeadLearning(replace(job, classifier=classifier, config=config, dataset=dataset), classifier)
+    train = learning.embedded(dataset.train, "train").vectors
+    val = None if dataset.val is None else learning.embedded(dataset.val, "val").vectors
+    learning.close()
+    options = HeadConfig(scaling=_SCALINGS)
+    if val is None:
+        options = HeadConfig(scaling=("standard",), weight_decay=(1 / len(train.y),))
+    weights = vector_weights(job.config, train, dataset.num_classes)
+    head = fit_head(options, train, val, num_classes=dataset.num_classes, seed=job.config.seed, class_weights=weights)
+    kernel, mean = head.arrays["kernel"], head.arrays["mean"]
+    shift = (mean.astype(np.float64) @ kernel).astype(np.float32)
+    return {"kernel": kernel, "bias": head.arrays["bias"] - shift}

@@ -1,0 +1,62 @@
+"""Where fine-tuning starts: the pre-trained arrays in the place of fresh ones, and a record of which they were."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtrain.errors import UserError
+from jaxtrain.models.weights import Adapted, Pretrained
+from jaxtrain.training.run_directory import write_text
+from jaxtrain.training.state import Tree
+
+_RECORD = "weights.json"
+_log = logging.getLogger(__name__)
+
+
+def joined(one: Tree, other: Tree) -> Tree:
+    """Two nested dicts without a leaf in common, as one."""
+    result = dict(one)
+    for key, value in other.items():
+        result[key] = joined(result[key], value) if key in result else value
+    return result
+
+
+def without(tree: Tree, names: Collection[str]) -> Tree:
+    """A nested dict without the leaves of these names."""
+    return {
+        key: without(value, names) if isinstance(value, Mapping) else value
+        for key, value in tree.items()
+        if key not in names
+    }
+
+
+def overlaid(tree: Tree, values: Tree) -> Tree:
+    """A nested dict, each leaf from `values` where that has it."""
+    return {
+        key: overlaid(value, values.get(key, {})) if isinstance(value, Mapping) else values.get(key, value)
+        for key, value in tree.items()
+    }
+
+
+def recorded(run_dir: Path | None) -> dict[str, Any] | None:
+    """Source and digest of the weights that a run began with; None before."""
+    path = None if run_dir is None else run_dir / _RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else None
+
+
+def record(run_dir: Path, pretrained: Pretrained, adapted: Adapted) -> None:
+    """Writes which weights a run begins with; UserError where it began with others, before its first checkpoint."""
+    known = recorded(run_dir)
+    if known is not None and known["sha256"] != pretrained.digest:
+        raise UserError(
+            f"model.weights: {pretrained.source} holds other weights than when {run_dir} was begun; bring those back, "
+            "or start another run"
+        )
+    content = {"source": pretrained.source, "sha256": pretrained.digest, "notes": list(adapted.notes)}
+    write_text(run_dir / _RECORD, json.dumps(content, indent=2) + "\n")
+    for note in adapted.notes:
+        _log.info("%s: %s", pretrained.source, note)

@@ -1,0 +1,77 @@
+"""LoRA: low-rank updates of frozen kernels (Hu et al. 2021, arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from jaxtrain.errors import UserError
+from jaxtrain.models.layers import Module
+
+TARGETS = ("qkv", "proj", "fc1", "fc2")
+"""The linear layers of attention and MLPs, as vision transformers and ConvNeXt name them."""
+NAMES = ("lora_a", "lora_b")
+
+Tree = dict[Any, Any]
+
+
+class LoraLinear(Module):
+    """A linear layer whose kernel is `kernel + scale * lora_a @ lora_b`, the sum never formed.
+
+    `kernel` and `bias` keep the paths that they have without LoRA. `lora_b` starts at 0, so that training starts from
+    the layer as it was.
+    """
+
+    def __init__(self, linear: nnx.Linear, rank: int, alpha: float, key: Array) -> None:
+        features_in, features_out = linear.kernel.shape
+        self.kernel, self.bias, self.dtype = linear.kernel, linear.bias, linear.dtype
+        self.scale = alpha / rank
+        self.lora_a = nnx.Param(jax.random.normal(key, (features_in, rank), jnp.float32) * features_in**-0.5)
+        self.lora_b = nnx.Param(jnp.zeros((rank, features_out), jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        """`[..., features_in]` -> `dtype[..., features_out]`."""
+        x, kernel, bias, a, b = (
+            array.astype(self.dtype)
+            for array in (x, self.kernel[...], self.bias[...], self.lora_a[...], self.lora_b[...])
+        )
+        return x @ kernel + bias + (x @ a) @ b * self.scale
+
+
+def add_lora(model: nnx.Module, *, rank: int, alpha: float, key: Array) -> None:
+    """Replace the linear layers of attention and MLPs, in place. UserError where the model has none."""
+    found = 0
+    for _, module in list(nnx.iter_modules(model)):
+        for name in TARGETS:
+            linear = getattr(module, name, None)
+            if isinstance(linear, nnx.Linear):
+                setattr(module, name, LoraLinear(linear, rank, alpha, jax.random.fold_in(key, found)))
+                found += 1
+    if not found:
+        raise UserError("finetune.strategy: lora is for models with attention or MLP blocks: vit, deit, convnext")
+
+
+def merge_lora(params: Mapping[Any, Any], frozen: Mapping[Any, Any], scale: float) -> tuple[Tree, Tree]:
+    """(params, frozen) of the plain network: each update is added to its frozen kernel.
+
+    params: the trained part, with `lora_a` and `lora_b`; frozen: the rest, host arrays, with their kernels.
+    """
+    trained: Tree = {key: value for key, value in params.items() if key not in NAMES}
+    rest: Tree = dict(frozen)
+    if NAMES[0] in params:
+        a, b = (np.asarray(params[name], np.float64) for name in NAMES)
+        rest["kernel"] = (np.asarray(rest["kernel"]) + scale * (a @ b)).astype(np.float32)
+    for key, value in list(trained.items()):
+        if isinstance(value, Mapping):
+            inner, below = merge_lora(value, rest.get(key, {}), scale)
+            trained[key], rest[key] = inner, below
+            for tree in (trained, rest):
+                if not tree[key]:
+                    del tree[key]
+    return trained, rest

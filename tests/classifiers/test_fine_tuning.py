@@ -1,0 +1,243 @@
+"""Every strategy from Python: what trains and what does not, where it starts, and what is kept."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from sklearn.datasets import load_digits
+
+from jaxtrain import FEClassifier, FTClassifier, PTClassifier, UserError, load
+from jaxtrain.classifiers.stepwise import prepare
+from jaxtrain.data.arrays import from_arrays
+
+OFF = {"enabled": False}
+TRAIN = {"steps": 12, "batch_size": 64, "log_every": 1}
+RATE = {"learning_rate": 3e-3}
+
+# strategy: (backbone, options, which parts of the network train)
+STRATEGIES = {
+    "full": ("cnn", {}, {"blocks/0", "blocks/1", "head"}),
+    "head": ("cnn", {"strategy": "head"}, {"head"}),
+    "blocks": ("cnn", {"strategy": "blocks"}, {"blocks/1", "head"}),
+    "layer_decay": ("vit", {"layer_decay": 0.5}, {"patch_embed", "blocks/0", "blocks/1", "norm", "head"}),
+    "gradual": ("vit", {"unfreeze_steps": 5}, {"blocks/1", "norm", "head"}),
+    "linear_probe": ("cnn", {"linear_probe": True}, {"blocks/0", "blocks/1", "head"}),
+    "lora": ("vit", {"strategy": "lora", "lora_rank": 2}, {"blocks/0", "blocks/1", "head"}),
+    "norm_bias": ("vit", {"strategy": "norm_bias"}, {"patch_embed", "blocks/0", "blocks/1", "norm", "head"}),
+    "l2_sp": ("vit", {"l2_sp": 0.1}, {"patch_embed", "blocks/0", "blocks/1", "norm", "head"}),
+    "frozen_statistics": ("cnn", {"freeze_statistics": True}, {"blocks/0", "blocks/1", "head"}),
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    bunch = load_digits()
+    return (bunch.images * 255 / 16).round().astype(np.uint8), bunch.target
+
+
+@pytest.fixture(scope="module")
+def backbones(digits, tmp_path_factory):
+    """Run directories of networks that have seen the digits 0 to 4."""
+    images, labels = digits
+    small = labels < 5
+    folder = tmp_path_factory.mktemp("pt")
+    for name, model in {"cnn": {"name": "cnn_tiny"}, "vit": {"name": "vit_test", "patch_size": 4}}.items():
+        options = {"model": model, "train": {"steps": 60, "batch_size": 64}, "optimizer": {"learning_rate": 5e-3}}
+        PTClassifier(run_dir=folder / name, quiet=True, tracking=OFF, **options).fit(images[small], labels[small])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def big(digits):
+    """Images and labels of the digits 5 to 9, few of them."""
+    images, labels = digits
+    places = np.flatnonzero(labels >= 5)[:300]
+    return images[places], labels[places]
+
+
+def tuner(weights, folder, **options):
+    options = {"train": TRAIN, "optimizer": RATE, **options}
+    model = {"weights": str(weights), **options.pop("model", {})}
+    return FTClassifier(run_dir=folder, quiet=True, tracking=OFF, model=model, **options)
+
+
+def leaves(weights):
+    """Every array of the network by its path."""
+    flat = {}
+    for part in ("params", "frozen", "model_state"):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(weights[part])[0]:
+            flat["/".join(str(entry.key) for entry in path)] = np.asarray(leaf)
+    return flat
+
+
+def moved(after, before):
+    """Parts of the network (blocks one by one) with a parameter that is not what it was."""
+    found = set()
+    for path, leaf in after.items():
+        if path.split("/")[-1] in ("mean", "var") or np.array_equal(leaf, before.get(path)):
+            continue
+        names = path.split("/")
+        found.add("/".join(names[:2]) if names[0] == "blocks" else names[0])
+    return found
+
+
+def records(run_dir, name):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [record[name] for record in map(json.loads, lines) if name in record]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_learns_and_moves_what_it_should(strategy, backbones, big, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the embedding store is under the working directory
+    backbone, options, expected = STRATEGIES[strategy]
+    classifier = tuner(backbones / backbone, tmp_path / "run", finetune=options).fit(*big)
+    before, after = leaves(load(backbones / backbone).fitted.weights), leaves(classifier.fitted.weights)
+    assert set(before) == set(after)
+    trained = moved(after, before)
+    assert expected <= trained <= expected | {"pos_embed", "cls_token"}
+    losses = records(tmp_path / "run", "train/loss")
+    assert np.mean(losses[-3:]) < 0.95 * losses[0]
+    if strategy != "linear_probe":
+        assert losses[0] == pytest.approx(np.log(5), abs=1e-5)  # the head starts at 0
+    summary = classifier.summary
+    assert summary["strategy"] == options.get("strategy", "full")
+    assert summary["weights_sha256"] == classifier.pretrained.digest
+    assert (summary["trainable_params"] < summary["params"]) == ("strategy" in options)
+    np.testing.assert_array_equal(load(tmp_path / "run").predict_logits(big[0]), classifier.predict_logits(big[0]))
+
+
+def prepared(classifier, big):
+    """Everything up to the first step, with the pre-trained weights in place."""
+    dataset = from_arrays(*big, config=classifier.data_config)
+    classifier.config = classifier.resolve(classifier.config, dataset)
+    classifier._adapting = True
+    return prepare(classifier, classifier.config, dataset)
+
+
+def size(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_the_head_alone_has_optimizer_state_and_the_frozen_rest_is_never_copied(backbones, big, tmp_path):
+    setup = prepared(tuner(backbones / "cnn", tmp_path / "run", finetune={"strategy": "head"}), big)
+    head = size(setup.state.params)
+    assert head == 16 * 5 + 5
+    counters = sum(leaf.ndim == 0 for leaf in jax.tree.leaves(setup.state.opt_state))
+    assert size(setup.state.opt_state) == 2 * head + counters  # AdamW's two moments
+
+    from jaxtrain.training.loop import compile_step
+    from jaxtrain.training.step import make_step
+
+    step = compile_step(make_step(setup.spec), setup.feed, setup.strategy, 1)
+    state = setup.strategy.place(setup.state)
+    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.frozen)]
+    state, _ = step(state, *setup.feed.args(0))
+    assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.frozen)] == places
+
+
+def test_what_is_frozen_needs_less_memory(backbones, big, tmp_path):
+    from jaxtrain.training.step import make_step
+
+    used = {}
+    for strategy in ("full", "head"):
+        setup = prepared(tuner(backbones / "cnn", tmp_path / strategy, finetune={"strategy": strategy}), big)
+        step = make_step(setup.spec)
+
+        def one(state, *args, step=step, feed=setup.feed):
+            return step(state, feed.batch(state.step, *args))
+
+        compiled = jax.jit(one, donate_argnums=0).lower(setup.state, *setup.feed.args(0)).compile()
+        used[strategy] = compiled.memory_analysis().temp_size_in_bytes
+    assert used["head"] < 0.7 * used["full"]
+
+
+def test_lora_trains_less_than_two_percent_of_vit_s():
+    classifier = FTClassifier(
+        model={"name": "vit_small_patch16_224", "dtype": "float32"},
+        data={"image_size": 224, "channels": 3},
+        finetune={"strategy": "lora", "lora_rank": 4, "lora_alpha": 8.0},
+    )
+    classifier._adapting = True
+    model = nnx.eval_shape(lambda: classifier.build_model(num_classes=10, axis_name=None))
+    _, trained, frozen = nnx.split(model, classifier.trainable_filter, nnx.Param)
+    assert size(frozen) + 384 * 10 + 10 == 21_669_514  # timm's count with ten classes
+    assert size(trained) == 12 * 4 * (384 + 1152 + 384 + 384 + 384 + 1536 + 1536 + 384) + 384 * 10 + 10
+    assert size(trained) < 0.02 * (size(trained) + size(frozen))
+
+
+def test_merged_updates_give_the_logits_that_validation_saw(backbones, big, tmp_path):
+    options = {"strategy": "lora", "lora_rank": 2, "lora_alpha": 8.0}
+    classifier = tuner(backbones / "vit", tmp_path / "run", finetune=options, train={**TRAIN, "select": "last"})
+    classifier.fit(big[0][:200], big[1][:200], validation=(big[0][200:], big[1][200:]))
+    assert not any("lora" in path for path in leaves(classifier.fitted.weights))
+    seen = records(tmp_path / "run", "val/loss")[-1]
+    assert classifier.evaluate(big[0][200:], big[1][200:])["loss"] == pytest.approx(seen, rel=1e-4)
+
+
+def test_statistics_move_where_their_layer_trains(backbones, big, tmp_path):
+    before = leaves(load(backbones / "cnn").fitted.weights)
+    for options, expected in [
+        ({"strategy": "blocks"}, {"blocks/1"}),
+        ({"strategy": "head"}, set()),
+        ({"strategy": "head", "freeze_statistics": False}, {"blocks/0", "blocks/1"}),
+    ]:
+        folder = tmp_path / "-".join(map(str, options.values()))
+        train = {"steps": 2, "batch_size": 32}
+        after = leaves(tuner(backbones / "cnn", folder, finetune=options, train=train).fit(*big).fitted.weights)
+        changed = {
+            path for path in after if path.endswith(("mean", "var")) and not np.array_equal(after[path], before[path])
+        }
+        assert {path.rsplit("/", 2)[0] for path in changed} == expected
+
+
+def test_a_frozen_backbone_embeds_as_before(backbones, big, tmp_path):
+    classifier = tuner(backbones / "cnn", tmp_path / "run", finetune={"strategy": "head"}).fit(*big)
+    np.testing.assert_allclose(classifier.embed(big[0][:9]), load(backbones / "cnn").embed(big[0][:9]), rtol=1e-5)
+
+
+def test_the_probed_head_is_the_one_of_feature_extraction(backbones, big, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"train": {"steps": 1, "batch_size": 32}, "optimizer": {"learning_rate": 1e-9}}
+    options["finetune"] = {"linear_probe": True, "head_learning_rate": 1e-9, "freeze_statistics": True}
+    tuned = tuner(backbones / "cnn", tmp_path / "ft", **options).fit(*big)
+    head = {"scaling": ("none", "standard")}
+    model = {"weights": str(backbones / "cnn")}
+    extracted = FEClassifier(run_dir=tmp_path / "fe", quiet=True, tracking=OFF, model=model, head=head).fit(*big)
+    assert extracted.summary["cache_hit"]
+    np.testing.assert_allclose(tuned.predict_logits(big[0]), extracted.predict_logits(big[0]), atol=1e-3)
+
+
+def test_the_head_comes_along_for_the_same_classes(backbones, digits, tmp_path):
+    images, labels = digits
+    few = np.flatnonzero(labels < 5)[:200]
+    train = {"steps": 1, "batch_size": 32, "log_every": 1}
+    tuner(backbones / "cnn", tmp_path / "run", train=train).fit(images[few], labels[few])
+    assert records(tmp_path / "run", "train/loss")[0] < 1.0
+
+
+def test_another_weights_digest_is_refused_before_the_first_checkpoint(backbones, big, tmp_path):
+    tuner(backbones / "cnn", tmp_path / "run").fit(*big)
+    for name in ("summary.json", "checkpoints", "model"):
+        (tmp_path / "run" / name).rename(tmp_path / name)
+    path = tmp_path / "run" / "weights.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": "0" * 64}))
+    with pytest.raises(UserError, match="other weights than when"):
+        tuner(backbones / "cnn", tmp_path / "run").fit(*big)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "haed"}, "head"),
+        ({"strategy": "head", "l2_sp": 0.1}, "nothing to act on"),
+        ({"blocks": 2}, "an option of strategy blocks"),
+        ({"lora_rank": 2}, "an option of strategy lora"),
+        ({"strategy": "blocks", "blocks": 9}, "blocks: 9 asked for, cnn_tiny has 2"),
+        ({"strategy": "lora"}, "attention or MLP"),
+    ],
+)
+def test_wrong_options_are_named(options, message, backbones, big, tmp_path):
+    with pytest.raises(UserError, match=message):
+        tuner(backbones / "cnn", tmp_path / "run", finetune=options).fit(*big)

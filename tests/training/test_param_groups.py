@@ -1,0 +1,82 @@
+"""Learning rates by parameter and L2-SP, against the same steps in float64 NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxtrain.config import OptimizerConfig
+from jaxtrain.training.optimizers import make_optimizer, resolve_optimizer
+from jaxtrain.training.param_groups import decay_towards_start, scale_learning_rates
+
+
+def params():
+    generator = np.random.default_rng(0)
+    shapes = {"blocks": {0: {"kernel": (4, 3)}, 1: {"kernel": (3, 3)}}, "head": {"kernel": (3, 2)}}
+    return jax.tree.map(
+        lambda shape: jnp.asarray(generator.normal(size=shape), jnp.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def run(optimizer, steps=4):
+    """Parameters after each step, gradients being cos(parameters)."""
+    now = params()
+    state = optimizer.init(now)
+    update = jax.jit(optimizer.update)
+    path = [now]
+    for _ in range(steps):
+        updates, state = update(jax.tree.map(jnp.cos, now), state, now)
+        now = optax.apply_updates(now, updates)
+        path.append(now)
+    return path
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "lion", "muon"])
+def test_a_factor_on_the_update_is_a_factor_on_the_learning_rate(name):
+    config = resolve_optimizer(OptimizerConfig(name=name))
+    ones = run(make_optimizer(config, lambda step: 0.01 * 0.3))
+    scaled = run(optax.chain(make_optimizer(config, lambda step: 0.01), scale_learning_rates(lambda path, step: 0.3)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), scaled[-1], ones[-1])
+
+
+def test_factors_go_by_path_and_step():
+    def factor(path, step):
+        assert path[-1] == "kernel"
+        if path[0] == "head":
+            return 2.0
+        return jnp.where(step >= 2, 1.0, 0.0) if path[:2] == ("blocks", 1) else 0.0
+
+    path = run(optax.chain(optax.sgd(0.1), scale_learning_rates(factor)))
+    start = path[0]
+    for step, now in enumerate(path):
+        np.testing.assert_array_equal(now["blocks"][0]["kernel"], start["blocks"][0]["kernel"])
+        assert np.array_equal(now["blocks"][1]["kernel"], start["blocks"][1]["kernel"]) == (step <= 2)
+    head = np.asarray(start["head"]["kernel"], np.float64)
+    for _ in range(4):
+        head = head - 0.1 * 2.0 * np.cos(head)
+    np.testing.assert_allclose(path[-1]["head"]["kernel"], head, rtol=1e-5)
+
+
+def test_decay_towards_the_start_is_the_formula_and_leaves_the_head_alone():
+    def schedule(step):
+        return 0.1 / (1.0 + step)
+
+    def applies(tree):
+        return {name: jax.tree.map(lambda _, yes=name != "head": yes, part) for name, part in tree.items()}
+
+    optimizer = optax.chain(optax.sgd(schedule), decay_towards_start(0.7, schedule, applies))
+    path = run(optimizer)
+    now = start = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), path[0])
+    for step in range(4):
+        rate = 0.1 / (1.0 + step)
+        body = jax.tree.map(
+            lambda w, w0, r=rate: w - r * np.cos(w) - r * 0.7 * (w - w0), now["blocks"], start["blocks"]
+        )
+        head = jax.tree.map(lambda w, r=rate: w - r * np.cos(w), now["head"])
+        now = {"blocks": body, "head": head}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), path[-1], now)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(optimizer.init(path[0])[1].start))
+    assert kept == 4 * 3 + 3 * 3
