@@ -9,7 +9,7 @@ as in `numpy.argmax`. No metric depends on the order of the images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,11 +132,14 @@ def classification_metrics(
     return {name: float(values[0]) for name, values in measured.items()}
 
 
-def weighted_metrics(found: Outcomes, weights: Floats) -> dict[str, Floats]:
+def weighted_metrics(
+    found: Outcomes, weights: Floats, gaps: Mapping[str, Floats] | None = None
+) -> dict[str, Floats]:
     """`classification_metrics` of weighted images, for many weightings at once: `float64[weightings]` each.
 
     `weights` is `float64[images, weightings]`, non-negative: how often each image counts. A class whose images
-    weigh nothing is as good as absent; `auroc_ovr` is NaN where only one class is left.
+    weigh nothing is as good as absent; `auroc_ovr` is NaN where only one class is left. `gaps` are what
+    `calibration_gaps` gives for these weights, where it is known already.
     """
     total = weights.sum(axis=0)
     classes = found.probabilities.shape[1]
@@ -146,7 +149,8 @@ def weighted_metrics(found: Outcomes, weights: Floats) -> dict[str, Floats]:
     metrics["loss"] = found.nll @ weights / total
     metrics |= _confusion_metrics(found, weights, classes)
     metrics["brier"] = found.brier @ weights / total
-    metrics |= {name: np.abs(gaps(found, weights)).sum(axis=0) for name, gaps in CALIBRATION_GAPS.items()}
+    gaps = calibration_gaps(found, weights) if gaps is None else gaps
+    metrics |= {name: np.abs(signed).sum(axis=0) for name, signed in gaps.items()}
     metrics |= _by_confidence(found, weights)
     area = _auroc_ovr(found, weights)
     if area is not None:
@@ -190,14 +194,20 @@ def _share(part: Floats, whole: Floats) -> Floats:
     return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 0.0)
 
 
-def equal_width_gaps(found: Outcomes, weights: Floats) -> Floats:
-    """Confidence less accuracy in bins of equal width, times the bin's share of images: `float64[bins, weightings]`."""
+def calibration_gaps(found: Outcomes, weights: Floats) -> dict[str, Floats]:
+    """Confidence less accuracy in each bin, times its share of the images, `float64[bins, weightings]`.
+
+    Of `ece` and `adaptive_ece`, which are the sums of their absolute values.
+    """
+    return {"ece": _equal_width_gaps(found, weights), "adaptive_ece": _equal_mass_gaps(found, weights)}
+
+
+def _equal_width_gaps(found: Outcomes, weights: Floats) -> Floats:
     place = np.searchsorted(np.linspace(0.0, 1.0, ECE_BINS + 1)[1:-1], found.confidence, side="left")
     return group_sums(place, weights, ECE_BINS, found.confidence - found.correct) / weights.sum(axis=0)
 
 
-def equal_mass_gaps(found: Outcomes, weights: Floats) -> Floats:
-    """The same in bins of equally many images, in the order of their confidence."""
+def _equal_mass_gaps(found: Outcomes, weights: Floats) -> Floats:
     levels, place = _levels(found)
     mass = group_sums(place, weights, levels).cumsum(axis=0)
     gap = group_sums(place, weights, levels, found.confidence - found.correct).cumsum(axis=0)
@@ -206,10 +216,6 @@ def equal_mass_gaps(found: Outcomes, weights: Floats) -> Floats:
     edges = np.linspace(0.0, 1.0, ECE_BINS + 1)
     at_edges = np.array([np.interp(edges * m[-1], m, g) for m, g in zip(mass.T, gap.T, strict=True)])
     return np.diff(at_edges, axis=1).T / mass[-1]
-
-
-CALIBRATION_GAPS = {"ece": equal_width_gaps, "adaptive_ece": equal_mass_gaps}
-"""The metrics that are sums of the absolute values of gaps."""
 
 
 def _levels(found: Outcomes) -> tuple[int, NDArray[np.int64]]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxtrain.benchmark.metrics import CALIBRATION_GAPS, Floats, Outcomes, weighted_metrics
+from jaxtrain.benchmark.metrics import Floats, Outcomes, calibration_gaps, weighted_metrics
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -98,20 +98,22 @@ class Resampled(NamedTuple):
 def resample(found: Outcomes, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
     """All metrics, and their values in every resample."""
     ones = np.ones((len(found.labels), 1))
-    metrics = {name: float(value[0]) for name, value in weighted_metrics(found, ones).items()}
-    parts: dict[str, list[Floats]] = {name: [] for name in metrics}
-    gap_parts: dict[str, list[Floats]] = {name: [] for name in CALIBRATION_GAPS}
-    for weights in resampling_weights(found.labels, resamples, seed):
-        for name, values in weighted_metrics(found, weights).items():
-            parts[name].append(values)
-        for name, gaps in CALIBRATION_GAPS.items():
-            gap_parts[name].append(gaps(found, weights))
-    replicates = {name: np.concatenate(values) for name, values in parts.items()}
-    gaps = {
-        name: (function(found, ones)[:, 0], np.concatenate(gap_parts[name], axis=1))
-        for name, function in CALIBRATION_GAPS.items()
-    }
-    return Resampled(metrics, replicates, gaps, len(found.labels))
+    metrics, gaps = _both(found, ones)
+    parts = [_both(found, weights) for weights in resampling_weights(found.labels, resamples, seed)]
+    return Resampled(
+        metrics={name: float(value[0]) for name, value in metrics.items()},
+        replicates={name: np.concatenate([part[0][name] for part in parts]) for name in metrics},
+        gaps={
+            name: (value[:, 0], np.concatenate([part[1][name] for part in parts], axis=1))
+            for name, value in gaps.items()
+        },
+        images=len(found.labels),
+    )
+
+
+def _both(found: Outcomes, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    gaps = calibration_gaps(found, weights)
+    return weighted_metrics(found, weights, gaps), gaps
 
 
 def intervals(resampled: Resampled, confidence: float = CONFIDENCE) -> dict[str, Interval]:
