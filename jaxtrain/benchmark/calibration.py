@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxtrain.benchmark.metrics import nll_from_logits, softmax
+from jaxtrain.benchmark.metrics import nll_from_logits
 
 _HOTTEST = 100.0
 
@@ -29,8 +29,3 @@ def fit_temperature(labels: NDArray[np.integer[Any]], logits: NDArray[np.floatin
     limit = np.log(_HOTTEST)
     found = minimize_scalar(loss, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))
-
-
-def scaled(logits: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.float64]:
-    """Probabilities `float64[images, classes]` of `logits / temperature`; no prediction changes."""
-    return softmax(logits.astype(np.float64) / temperature)

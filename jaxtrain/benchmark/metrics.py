@@ -132,9 +132,7 @@ def classification_metrics(
     return {name: float(values[0]) for name, values in measured.items()}
 
 
-def weighted_metrics(
-    found: Outcomes, weights: Floats, gaps: Mapping[str, Floats] | None = None
-) -> dict[str, Floats]:
+def weighted_metrics(found: Outcomes, weights: Floats, gaps: Mapping[str, Floats] | None = None) -> dict[str, Floats]:
     """`classification_metrics` of weighted images, for many weightings at once: `float64[weightings]` each.
 
     `weights` is `float64[images, weightings]`, non-negative: how often each image counts. A class whose images
@@ -190,7 +188,7 @@ def _confusion_metrics(found: Outcomes, weights: Floats, classes: int) -> dict[s
 
 
 def _share(part: Floats, whole: Floats) -> Floats:
-    """0 where the whole is: as scikit-learn has the precision of a class never predicted, the recall of an absent one."""
+    """0 where the whole is, as in scikit-learn: the precision of a class never predicted, the recall of an absent one."""
     return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 0.0)
 
 

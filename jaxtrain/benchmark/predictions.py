@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,8 +81,10 @@ class Predictions:
                 raise ValueError(f"labels {labels.min()}..{labels.max()} for {classes} classes")
         if (self.val_labels is None) != (self.val_logits is None):
             raise ValueError("validation labels and logits go together")
-        if self.val_logits is not None and self.val_logits.shape != (*np.shape(self.val_labels), classes):
-            raise ValueError(f"validation logits are {self.val_logits.shape} for labels {np.shape(self.val_labels)}")
+        if self.val_labels is not None and self.val_logits is not None:
+            expected = (len(self.val_labels), classes)
+            if self.val_logits.shape != expected:
+                raise ValueError(f"validation logits are {self.val_logits.shape}, not {expected}")
         if self.test_digest != digest_of_test_set(self.ids, self.labels, self.class_names):
             raise ValueError("ids, labels and class names are not those of the test digest")
 
@@ -96,7 +99,7 @@ class Predictions:
             "model": self.model,
             "dataset": self.dataset,
         }
-        arrays = {"ids": np.array(self.ids, dtype="S64"), "labels": self.labels, "logits": self.logits}
+        arrays: dict[str, Any] = {"ids": np.array(self.ids, dtype="S64"), "labels": self.labels, "logits": self.logits}
         if self.val_labels is not None and self.val_logits is not None:
             arrays |= {"val_labels": self.val_labels, "val_logits": self.val_logits}
         part = path.with_name(path.name + ".part")

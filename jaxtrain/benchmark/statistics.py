@@ -175,7 +175,9 @@ def sum_of_gaps(gaps: Floats, replicates: Floats, confidence: float = CONFIDENCE
     return Interval(float(expected[0] * measured), float(expected[-1] * measured))
 
 
-def mean_of_seeds(resampled: list[Resampled], name: str, confidence: float = CONFIDENCE) -> tuple[float, float, Interval]:
+def mean_of_seeds(
+    resampled: list[Resampled], name: str, confidence: float = CONFIDENCE
+) -> tuple[float, float, Interval]:
     """Mean, standard deviation and interval of one metric over runs that differ in their seed alone.
 
     The interval covers both accidents, which images the test set has and which seeds were drawn (two levels, as in a

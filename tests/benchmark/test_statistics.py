@@ -150,7 +150,9 @@ def coverage(simulations, resamples, images, **kind):
     hits = {}
     for seed in range(simulations):
         drawn = sample(labels, images, rng)
-        for name, interval in intervals(resample(outcomes(labels[drawn], probabilities[drawn]), resamples, seed)).items():
+        for name, interval in intervals(
+            resample(outcomes(labels[drawn], probabilities[drawn]), resamples, seed)
+        ).items():
             hits.setdefault(name, []).append(interval.low <= truth[name] <= interval.high)
     return {name: np.mean(found) for name, found in hits.items()}
 
