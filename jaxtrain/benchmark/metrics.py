@@ -188,7 +188,7 @@ def _confusion_metrics(found: Outcomes, weights: Floats, classes: int) -> dict[s
 
 
 def _share(part: Floats, whole: Floats) -> Floats:
-    """0 where the whole is, as in scikit-learn: the precision of a class never predicted, the recall of an absent one."""
+    """0 where the whole is, as in scikit-learn: the precision of a class never predicted, recall of an absent one."""
     return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 0.0)
 
 
