@@ -162,11 +162,33 @@ class FeaturesConfig(Section):
     """Folder of the embedding store, shared by all runs (default: runs/embeddings)."""
 
 
-_DECAYS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 HEADS: dict[str, dict[str, Any]] = {
-    "linear": {"solver": "auto", "weight_decay": _DECAYS, "scaling": ("none", "standard", "l2")},
+    "linear": {
+        "solver": "auto",
+        "weight_decay": None,  # by solver: 15 from 1e-6 to 10 for lbfgs, 5 from 1e-6 to 0.1 for sgd
+        "scaling": ("none", "standard", "l2"),
+        "learning_rate": (0.3, 1.0, 3.0),
+        "epochs": 20,
+        "batch_size": 256,
+    },
+    "mlp": {
+        "hidden": (512,),
+        "weight_decay": (1e-4, 1e-2, 0.1),
+        "learning_rate": (3e-4, 3e-3),
+        "scaling": ("standard",),
+        "epochs": 100,
+        "patience": 10,
+        "batch_size": 256,
+        "dropout": 0.0,
+    },
+    "cosine": {"scaling": ("none", "center"), "temperature": (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)},
+    "ncm": {"scaling": ("none", "standard"), "temperature": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)},
+    "knn": {"scaling": ("none", "center"), "k": (1, 5, 10, 20, 50, 100), "temperature": (0.02, 0.07, 0.2)},
+    "sklearn": {"trials": 20, "seconds": None},
+    "xgboost": {"trials": 20, "seconds": None},
 }
-"""The options that each head has besides `name` and `refit`, and what None stands for."""
+"""The options that each head has besides those of all, and what None stands for."""
+_OF_SGD = ("learning_rate", "epochs", "batch_size")  # of these linear's other solver has none
 
 
 class HeadConfig(Section):
@@ -181,11 +203,31 @@ class HeadConfig(Section):
     accuracy."""
     weight_decay: tuple[Positive, ...] | None = None
     """Weight decays to choose from (linear, mlp); linear's is the L2 penalty, scikit-learn's 1 / (C * images)."""
-    scaling: tuple[Literal["none", "standard", "l2"], ...] | None = None
-    """Scalings of the vectors to choose from: none; standard: each feature to mean 0 and variance 1; l2: each vector
-    to the same length (linear)."""
+    scaling: tuple[Literal["none", "center", "standard", "l2"], ...] | None = None
+    """Scalings of the vectors to choose from (all but sklearn and xgboost): none; center: each feature to mean 0;
+    standard: and to variance 1; l2: each vector to the same length."""
     solver: Literal["auto", "lbfgs", "sgd"] | None = None
     """lbfgs: to convergence on all vectors at once; sgd: mini-batches; auto: lbfgs where vectors fit (linear)."""
+    learning_rate: tuple[Positive, ...] | None = None
+    """Learning rates to choose from (mlp; linear with sgd, there in units of 1 / the vectors' mean squared length)."""
+    epochs: Count | None = None
+    """Passes over the training vectors (linear with sgd), at most (mlp)."""
+    batch_size: Count | None = None
+    """Vectors a step (mlp; linear with sgd)."""
+    patience: Count | None = None
+    """Stop after so many epochs in a row without better validation (mlp)."""
+    hidden: tuple[Count, ...] | None = None
+    """Width of each hidden layer (mlp)."""
+    dropout: Rate | None = None
+    """Dropout after each hidden layer (mlp)."""
+    k: tuple[Count, ...] | None = None
+    """Numbers of neighbours to choose from (knn)."""
+    temperature: tuple[Positive, ...] | None = None
+    """Temperatures to choose from (cosine, ncm, knn): similarities are divided by it."""
+    trials: Count | None = None
+    """Settings that Optuna tries (sklearn, xgboost)."""
+    seconds: Positive | None = None
+    """Start no new trial after so many seconds (sklearn, xgboost; results then depend on the machine's speed)."""
 
     @property
     def kind(self) -> str:
@@ -203,11 +245,19 @@ class HeadConfig(Section):
             if value is not None and option not in {"name", "refit", "choose_by", *HEADS[self.kind]}:
                 owners = " and ".join(name for name, options in HEADS.items() if option in options)
                 raise ValueError(f"{option} is an option of {owners}, not of {self.kind}")
+            if self.solver == "lbfgs" and value is not None and option in _OF_SGD:
+                raise ValueError(f"{option} is an option of solver sgd, not of lbfgs")
+        if (self.kind == "sklearn") != (":" in self.name):
+            raise ValueError(
+                f"a head is called {self.kind}:NAME" if self.kind == "sklearn" else f"no head is called {self.name!r}"
+            )
         return self
 
     def resolved(self) -> HeadConfig:
         """With the head's own value for each option that is None."""
         own = {option: value for option, value in HEADS[self.kind].items() if getattr(self, option) is None}
+        if self.solver == "lbfgs":
+            own = {option: value for option, value in own.items() if option not in _OF_SGD}
         return self.model_validate({**self.model_dump(), **own})
 
 

@@ -8,7 +8,7 @@ import importlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -35,6 +35,12 @@ _META, _ARRAYS = "head.json", "head.npz"
 _BLOCK = 4096  # vectors a call of `apply`
 _MODULES = {
     "linear": "linear",
+    "mlp": "mlp",
+    "cosine": "neighbours",
+    "ncm": "neighbours",
+    "knn": "neighbours",
+    "sklearn": "sklearn_heads",
+    "xgboost": "sklearn_heads",
 }
 """The module of `jaxtrain.heads` that fits and loads each head; what stands behind a colon is its own business."""
 
@@ -65,6 +71,17 @@ class Task:
         assert self.val is not None, "only a head that chose on validation is refitted"
         both = Vectors(np.concatenate([self.train.x, self.val.x]), np.concatenate([self.train.y, self.val.y]))
         return Task(both, None, self.num_classes, self.seed, self.class_weights, self.progress)
+
+    @functools.cached_property
+    def present(self) -> NDArray[np.int32]:
+        """The classes that the training vectors have: int32[present], sorted."""
+        return np.unique(self.train.y)
+
+    def places(self, y: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Labels as indices into `present`; -1 for a class without training vectors."""
+        place = np.full(self.num_classes, -1, np.int32)
+        place[self.present] = np.arange(len(self.present))
+        return place[y]
 
     def sample_weights(self) -> Floats:
         """float32[images]: the class weight of each training vector; they sum to 1."""
@@ -138,6 +155,11 @@ class FittedHead(ABC):
 class JaxHead(FittedHead):
     """A head whose logits are a pure JAX function, so that backbone and head can be one program."""
 
+    @property
+    def block(self) -> int:
+        """Vectors that `logits` computes at once."""
+        return _BLOCK
+
     @abstractmethod
     def apply(self, arrays: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
         """Pure: float32[images, features] to float32[images, classes], with `arrays` as in `self.arrays`."""
@@ -157,7 +179,7 @@ class JaxHead(FittedHead):
         check_vectors(x, "vectors", self.num_features)
         apply, arrays = self._compiled
         result = np.empty((len(x), self.num_classes), np.float32)
-        block = min(_BLOCK, 1 << max(len(x) - 1, 1).bit_length())  # few shapes: each is a compilation
+        block = min(self.block, 1 << max(len(x) - 1, 1).bit_length())  # few shapes: each is a compilation
         for start in range(0, len(x), block):
             part = x[start : start + block]
             padded = np.pad(part, ((0, block - len(part)), (0, 0)))
@@ -208,6 +230,12 @@ def fit_head(
     return _module(config.name).fit(config.resolved(), task)
 
 
+def check_head(config: HeadConfig) -> None:
+    """UserError where the head's classifier does not exist or its package is not installed; trains nothing."""
+    if config.kind in ("sklearn", "xgboost"):
+        _module(config.kind).check(config)
+
+
 def load_head(folder: Path) -> FittedHead:
     """The head that `save` wrote.
 
@@ -244,9 +272,25 @@ def check_vectors(x: Floats, what: str, features: int | None) -> None:
         raise UserError(f"{what} must be float32[images, features], not {x.dtype}{list(x.shape)}")
     if features is not None and x.shape[1] != features:
         raise UserError(f"{what} have {x.shape[1]} features, the head was trained on {features}")
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    finite = [np.isfinite(x[part]).all(axis=1) for part in blocks(len(x))]
+    bad = np.flatnonzero(~np.concatenate([np.ones(0, bool), *finite]))
     if len(bad):
         raise UserError(f"{what} hold NaN or infinity in {len(bad)} of {len(x)} rows, the first is row {bad[0]}")
+
+
+def blocks(rows: int) -> Iterator[slice]:
+    """Slices that cover so many rows: what is made of a block is small, however many vectors there are."""
+    return (slice(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK))
+
+
+def all_columns(task: Task, kernel: Floats, bias: Floats) -> tuple[Floats, Floats]:
+    """A last layer of the classes that were trained, with columns for the others."""
+    wide, wide_bias = (
+        np.zeros((len(kernel), task.num_classes), np.float32),
+        np.full(task.num_classes, UNSEEN, np.float32),
+    )
+    wide[:, task.present], wide_bias[task.present] = kernel, bias
+    return wide, wide_bias
 
 
 def choose(curve: list[dict[str, Any]], by: Literal["loss", "accuracy"]) -> int:

@@ -17,7 +17,7 @@ from jax import Array, lax
 TOLERANCE = 1e-5
 """A member is done when the loss still to gain, by the quadratic model, is this share of its loss."""
 MAX_ITERATIONS = 1000
-_HISTORY = 10
+HISTORY = 10
 _REFRESH = 10  # iterations between two evaluations of the Hessian's diagonal: one more product each
 _SEARCHES = 12
 _FLATTER = 0.5  # the slope at the end of a step, as a share of the slope at its start
@@ -99,7 +99,7 @@ def solve(problem: Problem, l2: Array, start: Array) -> Optimum:
         slope = gradient(moved)
         s, y = moved.w - point.w, slope - state.gradient
         sy = _dot(s, y)
-        slot = state.step % _HISTORY
+        slot = state.step % HISTORY
         step = state.step + 1
         diagonal = lax.cond(step % _REFRESH == 0, curvature, lambda _: state.curvature, moved)
         return _State(
@@ -116,7 +116,7 @@ def solve(problem: Problem, l2: Array, start: Array) -> Optimum:
 
     first = _point(problem, penalty, start, _forward(problem.z, start))
     slope, diagonal = gradient(first), curvature(first)
-    empty = jnp.zeros((_HISTORY, *start.shape), start.dtype)
+    empty = jnp.zeros((HISTORY, *start.shape), start.dtype)
     state = _State(
         step=jnp.int32(0),
         point=first,
@@ -124,7 +124,7 @@ def solve(problem: Problem, l2: Array, start: Array) -> Optimum:
         curvature=diagonal,
         steps=empty,
         changes=empty,
-        rho=jnp.zeros((_HISTORY, l2.shape[0]), start.dtype),
+        rho=jnp.zeros((HISTORY, l2.shape[0]), start.dtype),
         active=_to_gain(slope, diagonal, first.objective),
         iterations=jnp.zeros(l2.shape, jnp.int32),
     )
@@ -168,7 +168,7 @@ def _point(problem: Problem, penalty: Array, w: Array, logits: Array) -> _Point:
 def _direction(state: _State) -> Array:
     """L-BFGS's two loops, per member; steepest descent in the Hessian's diagonal where they do not lead downhill."""
     q, alphas = state.gradient, []
-    slots = [(state.step - 1 - i) % _HISTORY for i in range(_HISTORY)]
+    slots = [(state.step - 1 - i) % HISTORY for i in range(HISTORY)]
     for slot in slots:
         alpha = state.rho[slot] * _dot(state.steps[slot], q)
         q = q - alpha * state.changes[slot]

@@ -8,7 +8,14 @@ from jaxtrain.config import HeadConfig
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.heads import Vectors, fit_head, load_head
 
-CHEAP = {"linear": HeadConfig(weight_decay=(1e-3, 1e-1), scaling=("l2",))}
+CHEAP = {
+    "linear": HeadConfig(weight_decay=(1e-3, 1e-1), scaling=("l2",)),
+    "linear sgd": HeadConfig(solver="sgd", weight_decay=(1e-3,), scaling=("standard", "l2"), epochs=5, batch_size=16),
+    "mlp": HeadConfig(name="mlp", hidden=(16, 8), epochs=20, batch_size=16, dropout=0.1, scaling=("l2", "standard")),
+    "cosine": HeadConfig(name="cosine", temperature=(0.1, 0.5)),
+    "ncm": HeadConfig(name="ncm", scaling=("standard",)),
+    "knn": HeadConfig(name="knn", k=(1, 5), temperature=(0.1,)),
+}
 
 
 def vectors(images=120, classes=3, seed=0):
@@ -32,7 +39,33 @@ def test_protocol(head):
     assert (logits.argmax(1) != 3).all()  # never seen
     assert head.num_params > 0
     for entry in head.curve:
-        assert {"train_loss", "val_loss", "val_accuracy"} <= set(entry)
+        assert {"val_loss", "val_accuracy"} <= set(entry)
+
+
+def test_best_of_the_curve(head):
+    best = min(head.curve, key=lambda entry: entry["val_loss"])
+    assert best["val_loss"] <= head.curve[0]["val_loss"]
+    for name, value in head.settings.items():
+        assert best.get(name, value) == value
+    logits = head.logits(vectors(60, seed=1).x).astype(np.float64)
+    log_p = (
+        logits
+        - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
+        - logits.max(1, keepdims=True)
+    )
+    assert -log_p[np.arange(60), vectors(60, seed=1).y].mean() == pytest.approx(best["val_loss"], rel=1e-4)
+    assert (logits.argmax(1) == vectors(60, seed=1).y).mean() == pytest.approx(best["val_accuracy"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_same_bits_and_refit(name):
+    config, train, val = CHEAP[name], vectors(), vectors(60, seed=1)
+    one, two = (fit_head(config, train, val, num_classes=4, seed=3) for _ in range(2))
+    assert one.digest == two.digest
+    assert one.curve == two.curve
+    refitted = fit_head(config.model_copy(update={"refit": True}), train, val, num_classes=4, seed=3)
+    assert refitted.settings == one.settings
+    assert refitted.digest != one.digest
 
 
 def test_save_and_load_are_bit_exact(head, tmp_path):
