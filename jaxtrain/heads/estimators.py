@@ -36,7 +36,7 @@ def find(name: str) -> type[Any]:
     """The classifier that is called so: XGBClassifier, or a class of scikit-learn by its own name or a short one.
 
     Raises:
-        UserError: there is none, it needs another estimator, or its package is not installed.
+        UserError: there is none, it is not for vectors alone, or its package is not installed.
     """
     if name == "xgboost":
         try:
@@ -49,6 +49,8 @@ def find(name: str) -> type[Any]:
         raise UserError(f"head.name: scikit-learn has no classifier {name!r}; {nearest(name, known)}")
     found = known[name]
     needed = [p.name for p in inspect.signature(found).parameters.values() if p.default is p.empty]
+    if found.__name__ == "CategoricalNB":
+        raise UserError("head.name: CategoricalNB is for categories, not for vectors; did you mean 'gaussian_nb'?")
     if needed or found.__name__ == "SelfTrainingClassifier":
         raise UserError(f"head.name: {found.__name__} is made of other estimators and cannot be a head by itself")
     return found

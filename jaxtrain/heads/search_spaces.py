@@ -85,6 +85,7 @@ SPACES: Mapping[str, Space] = {
         {"n_jobs": -1},
         scaled=True,
     ),
+    "RadiusNeighborsClassifier": Space(fixed={"outlier_label": "most_frequent"}, scaled=True),
     "MLPClassifier": Space({"alpha": Real(1e-6, 1e-1), "learning_rate_init": Real(1e-4, 1e-2)}, scaled=True),
     "GaussianNB": Space({"var_smoothing": Real(1e-12, 1.0)}),
     "LinearDiscriminantAnalysis": Space({"shrinkage": Real(0.0, 1.0, log=False)}, {"solver": "lsqr"}),

@@ -106,16 +106,16 @@ class _Maker:
         arrays = {"mean": scaling.mean, "scale": scaling.scale}
         estimator = self._make({name: value for name, value in options.items() if name != "scaling"})
         train, labels = _scaled(arrays, task.train.x), task.places(task.train.y)
-        weights = self._weights()
+        fit_options = self._weights()
         try:
-            estimator.fit(train, labels, **weights)
+            estimator.fit(train, labels, **fit_options)
+            measured = {"train": (_scores(estimator, train), labels, task.sample_weights())}
+            if task.val is not None:
+                scores = _scores(estimator, _scaled(arrays, task.val.x))
+                measured["val"] = (scores, task.places(task.val.y), even(task.val))
         except Exception as error:
             cause = (str(error).splitlines() or [type(error).__name__])[0]
             raise RunError(f"{self.name} could not be fitted with {options or 'its defaults'}: {cause}") from error
-        measured = {"train": (_scores(estimator, train), labels, task.sample_weights())}
-        if task.val is not None:
-            scores = _scores(estimator, _scaled(arrays, task.val.x))
-            measured["val"] = (scores, task.places(task.val.y), even(task.val))
         if temperature is None:
             temperature = 1.0 if hasattr(estimator, "predict_proba") else _temperature(*list(measured.values())[-1])
         entry: dict[str, Any] = {**options, "temperature": temperature}
