@@ -222,7 +222,7 @@ def describe_name(stem: str) -> Description:
     for name in (stem, stem.partition(".")[0]):
         if name in list_models():
             return Description(model=name)
-    found = None if re.match(r"R\d+", stem) else _GOOGLE.search(stem)
+    found = None if re.match(r"R\d*[+_]", stem) else _GOOGLE.search(stem)
     if found:
         name = f"vit_{_GOOGLE_SIZES[found['size']]}_patch{found['patch']}_{found['side'] or 224}"
         if name in list_models():

@@ -185,7 +185,9 @@ def _saved_model(folder: Path) -> Found:
     weights, meta = load_tree(folder)
     try:
         config = Config.model_validate(meta["config"])
-        tree = {"params": _joined(weights["params"], weights["frozen"]), "model_state": weights["model_state"]}
+        # A head of fe may be anything and is no part of the network; the frozen backbone is.
+        trained = {} if config.technique == "fe" else weights["params"]
+        tree = {"params": _joined(trained, weights["frozen"]), "model_state": weights["model_state"]}
     except (KeyError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model.weights: {folder} is no model that this version of jaxtrain saved ({reason})") from None

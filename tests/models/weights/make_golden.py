@@ -1,4 +1,4 @@
-"""Computes golden/*.json with torch, timm and transformers: `python tests/models/weights/make_golden.py`.
+"""Computes golden/*.json and efficientnet_lite0.json: `python tests/models/weights/make_golden.py`.
 
 Written with torch 2.13.0, timm 1.0.31 and transformers 5.24.0.
 """
@@ -12,6 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import test_package
 import torchvision_stub
 from cases import CASES, GOLDEN, draw, images
 
@@ -76,12 +77,12 @@ def loaded(case, shapes):
     return model
 
 
-def outputs(case, model):
-    """`float32[2, classes]`, or the embedding where the reference has no head."""
+def outputs(size, model):
+    """`float32[2, classes]`, or the embedding where the reference has no head, of `images(size)`."""
     import torch
 
     with torch.no_grad():
-        result = model(torch.from_numpy(images(case.size)).permute(0, 3, 1, 2))
+        result = model(torch.from_numpy(images(size)).permute(0, 3, 1, 2))
     result = result if isinstance(result, torch.Tensor) else result.get("logits", result.get("pooler_output"))
     return result.numpy()
 
@@ -90,7 +91,7 @@ def reference(case):
     """Names and shapes of the arrays, and outputs."""
     torchvision_stub.install()
     shapes = google_shapes() if case.file == "npz" else saved_shapes(case.reference())
-    return shapes, outputs(case, loaded(case, shapes))
+    return shapes, outputs(case.size, loaded(case, shapes))
 
 
 def main():
@@ -100,6 +101,7 @@ def main():
         stored = {"shapes": shapes, "outputs": [[float(f"{value:.8g}") for value in row] for row in values]}
         (GOLDEN / f"{name}.json").write_text(json.dumps(stored, separators=(",", ":")) + "\n")
         print(f"{name}: {len(shapes)} arrays, outputs of size {np.abs(values).mean():.2f}")
+    test_package.keep()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from jaxtrain.config import ModelConfig
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.models.weights import load_pretrained, sources
 from jaxtrain.models.weights.convert import flatten
+from jaxtrain.saved_tree import load_tree, save_tree
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,26 @@ def test_a_saved_model_has_the_digest_of_its_run(run, tmp_path):
     assert first.digest == again.digest
     other = load_pretrained("package:efficientnet_lite0")
     assert other.digest != first.digest
+
+
+def test_of_feature_extraction_only_the_backbone_counts(run, tmp_path):
+    weights, meta = load_tree(run.run_dir / "model")
+    head = weights["params"].pop("head")
+    meta["config"]["technique"] = "fe"
+    extracted = {"params": {"coefficients": head["kernel"]}, "frozen": weights["params"], "model_state": {}}
+    save_tree(tmp_path / "fe", extracted, meta)
+    found = load_pretrained(str(tmp_path / "fe"))
+    assert found.num_classes == 0
+    assert found.class_names is None
+    assert found.params.keys() == load_pretrained(str(run.run_dir)).params.keys() - {"head"}
+
+
+def test_frozen_and_trained_parameters_are_one_network(run, tmp_path):
+    weights, meta = load_tree(run.run_dir / "model")
+    block = weights["params"]["blocks"]["0"].pop("attn")
+    parts = {**weights, "frozen": {"blocks": {"0": {"attn": block}}}}
+    save_tree(tmp_path / "parts", parts, meta)
+    assert load_pretrained(str(tmp_path / "parts")).digest == load_pretrained(str(run.run_dir)).digest
 
 
 def test_a_damaged_run_is_an_error(run, tmp_path):

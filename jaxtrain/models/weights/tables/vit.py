@@ -91,6 +91,7 @@ _ATTENTION: dict[str, str | Names] = {
     "blocks/{i}/attn/qkv": tuple(f"encoder.layer.{{i}}.attention.attention.{part}" for part in _PARTS),
     "blocks/{i}/attn/proj": "encoder.layer.{i}.attention.output.dense",
 }
+# Their layer norms have an epsilon of 1e-12 where the weights were trained with 1e-6, as timm's and ours.
 TRANSFORMERS = Layout(
     name="transformers",
     rules={
