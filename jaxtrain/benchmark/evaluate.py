@@ -18,17 +18,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.benchmark.calibration import fit_temperature
 from jaxtrain.benchmark.looks import count_look
-from jaxtrain.benchmark.metrics import classification_metrics, confusion_matrix, per_class_table, softmax
+from jaxtrain.benchmark.metrics import classification_metrics, confusion_matrix, outcomes, per_class_table, softmax
 from jaxtrain.benchmark.predictions import Predictions, digest_of_test_set, image_ids
+from jaxtrain.benchmark.statistics import RESAMPLES, Interval, Resampled, intervals, resample
 from jaxtrain.config import TrackingConfig
 from jaxtrain.data.base import Dataset, ImageSource
-from jaxtrain.errors import RunError, UserError
+from jaxtrain.errors import RunError, UserError, nearest
 
 if TYPE_CHECKING:
     from jaxtrain.tracking import TrackerReport
 
 LOOKS_FILE = Path("runs/.test_looks.json")
+SCALED = ("loss", "ece", "adaptive_ece", "brier")
+"""Metrics that are also told after temperature scaling."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,16 +49,56 @@ class Predictor(Protocol):
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What a model does on a test set."""
+class OpenTestSet:
+    """An open test set."""
 
-    predictions: Predictions
-    metrics: dict[str, float]
-    """`test/accuracy`, `test/loss`, ...: see `classification_metrics`."""
+    dataset: Dataset
+    images: ImageSource
+    ids: tuple[str, ...]
+    """`image_id` of each image."""
+    digest: str
+    """See `digest_of_test_set`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures that follow from predictions."""
+
+    resampled: Resampled
+    """Metrics of `classification_metrics`, and their bootstrap replicates."""
+    intervals: dict[str, Interval]
+    """95% intervals of the metrics that have one."""
     confusion: NDArray[np.int64]
     """Images `int64[true class, predicted class]`."""
     per_class: list[dict[str, Any]]
     """See `per_class_table`."""
+    temperature: float | None
+    """Fitted on validation images; None where there are none."""
+    scaled: dict[str, float]
+    """`loss`, `brier`, `ece` and `adaptive_ece` with that temperature; empty where there is none."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics by their plain names."""
+        return self.resampled.metrics
+
+    def flat(self) -> dict[str, float]:
+        """All of it under the names of MLflow: `test/accuracy`, `test/accuracy_low`, `test/ece_scaled`, ..."""
+        flat = dict(self.metrics)
+        for name, interval in self.intervals.items():
+            flat |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+        flat |= {f"{name}_scaled": value for name, value in self.scaled.items()}
+        if self.temperature is not None:
+            flat["temperature"] = self.temperature
+        return {f"test/{name}": value for name, value in flat.items()}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model does on a test set."""
+
+    predictions: Predictions
+    measured: Measured
     duplicates: dict[str, list[tuple[int, int]]]
     """Of "training" and "validation": test images that stand there too, as (index there, index in test)."""
     looks: int | None
@@ -63,6 +107,11 @@ class Evaluation:
     """The files that were written."""
     test: ImageSource
     """The test set, which has been opened now."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """`test/accuracy`, `test/loss`, ...: see `Measured.flat`."""
+        return self.measured.flat()
 
 
 def evaluate_on_test(
@@ -74,39 +123,79 @@ def evaluate_on_test(
     model: str,
     params_sha256: str,
     looks_file: Path = LOOKS_FILE,
+    resamples: int = RESAMPLES,
 ) -> Evaluation | None:
     """Open the test set, measure the classifier on every image of it, and write the result into `folder`.
 
-    Writes `predictions.npz`, `metrics.json`, `per_class.csv` and `confusion_matrix.png`. Warns (through
-    logging) where test images also stand in the training or validation set. Returns None where the data
-    set has no test images.
+    `dataset` holds images, as `predict_logits` takes them. The classifier's classes may stand in another order than
+    the data set's. On the validation images a temperature is fitted. Writes `predictions.npz`, `metrics.json`,
+    `per_class.csv` and `confusion_matrix.png`. Warns (through logging) where test images also stand in the training
+    or validation set. Returns None where the data set has no test images.
 
     Raises UserError where the classifier's classes are not those of the data set, RunError where its logits
     are not finite.
     """
-    test = dataset.open_test()
-    if test is None or not len(test):
+    test = open_test_set(dataset)
+    if test is None:
         return None
-    _check_classes(tuple(classifier.class_names), dataset)
-    logits = classifier.predict_logits(test)
+    predictions = predict(classifier, test, technique=technique, model=model, params_sha256=params_sha256)
+    duplicates = find_duplicates(test)
+    looks = count_look(looks_file, test.digest, params_sha256, dataset.name)
+    measured = measure(predictions, resamples=resamples)
+    written = _write(predictions, measured, duplicates, looks, folder)
+    return Evaluation(predictions, measured, duplicates, looks, written, test.images)
+
+
+def open_test_set(dataset: Dataset) -> OpenTestSet | None:
+    """The test images and their digest; None where the data set has none."""
+    images = dataset.open_test()
+    if images is None or not len(images):
+        return None
+    ids = image_ids(images)
+    return OpenTestSet(dataset, images, ids, digest_of_test_set(ids, images.labels, dataset.class_names))
+
+
+def predict(classifier: Predictor, test: OpenTestSet, *, technique: str, model: str, params_sha256: str) -> Predictions:
+    """Logits for every test image, and for the validation images that can be read. Raises as `evaluate_on_test`."""
+    dataset = test.dataset
+    order = _order_of_classes(tuple(classifier.class_names), dataset)
+    logits = classifier.predict_logits(test.images)[:, order]
     bad = np.count_nonzero(~np.isfinite(logits).all(axis=1))
     if bad:
-        raise RunError(f"the model's logits are not finite for {bad} of {len(test)} test images of {dataset.name}")
-    ids = image_ids(test)
-    predictions = Predictions(
-        ids=ids,
-        labels=test.labels,
+        raise RunError(f"the model's logits are not finite for {bad} of {len(logits)} test images of {dataset.name}")
+    val_labels = val_logits = None
+    if dataset.val is not None and len(dataset.val):
+        val_logits = classifier.predict_logits(dataset.val)[:, order]
+        sound = np.isfinite(val_logits).all(axis=1)
+        val_labels, val_logits = dataset.val.labels[sound], val_logits[sound]
+    return Predictions(
+        ids=test.ids,
+        labels=test.images.labels,
         logits=logits,
         class_names=dataset.class_names,
-        test_digest=digest_of_test_set(ids, test.labels, dataset.class_names),
+        test_digest=test.digest,
         params_sha256=params_sha256,
         technique=technique,
         model=model,
         dataset=dataset.name,
+        val_labels=val_labels,
+        val_logits=val_logits,
     )
-    duplicates = _find_duplicates(dataset, test)
-    looks = count_look(looks_file, predictions.test_digest, params_sha256, dataset.name)
-    return _measure_and_write(predictions, duplicates, looks, folder, test)
+
+
+def measure(predictions: Predictions, *, resamples: int = RESAMPLES, seed: int = 0) -> Measured:
+    """Metrics with intervals, and calibration before and after temperature scaling."""
+    labels, logits, names = predictions.labels, predictions.logits, predictions.class_names
+    resampled = resample(outcomes(labels, softmax(logits), logits), resamples, seed)
+    confusion = confusion_matrix(labels, logits.argmax(axis=1), len(names))
+    temperature, after = None, dict[str, float]()
+    if predictions.val_labels is not None and predictions.val_logits is not None and len(predictions.val_labels):
+        temperature = fit_temperature(predictions.val_labels, predictions.val_logits)
+        cooler = logits.astype(np.float64) / temperature
+        every = classification_metrics(labels, softmax(cooler), cooler)
+        after = {name: every[name] for name in SCALED}
+    table = per_class_table(confusion, names)
+    return Measured(resampled, intervals(resampled), confusion, table, temperature, after)
 
 
 def track_evaluation(
@@ -117,12 +206,13 @@ def track_evaluation(
     run_name: str,
     source_run_id: str | None,
     tags: Mapping[str, str] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> TrackerReport:
     """Store an evaluation as one run of the MLflow experiment `Benchmark`; say how that went.
 
     The run leads back to the training run by the tags `source_run_id` and `params_sha256`. What the tracker
     keeps lies under `folder`, apart for each model and test set, so the same evaluation, tracked again,
-    continues its run.
+    continues its run. `metrics` are stored besides the evaluation's own, such as costs.
     """
     from jaxtrain.tracking import Tracker
 
@@ -146,29 +236,32 @@ def track_evaluation(
         "test",
         {"images": about["images"], "classes": about["classes"]},
     )
-    tracker.log(0, {**evaluation.metrics, **_counts(evaluation.duplicates, evaluation.looks)})
+    tracker.log(0, {**evaluation.metrics, **_counts(evaluation.duplicates, evaluation.looks), **(metrics or {})})
     for path in evaluation.artifacts:
         tracker.artifact(path)
     return tracker.finish("FINISHED")
 
 
-def _check_classes(known: tuple[str, ...], dataset: Dataset) -> None:
-    if known == dataset.class_names:
-        return
+def _order_of_classes(known: tuple[str, ...], dataset: Dataset) -> list[int]:
+    """Where in the model's classes each class of the data set stands."""
+    names = dataset.class_names
     here = f"the test set of {dataset.name}"
-    if len(known) != len(dataset.class_names):
-        raise UserError(f"the model knows {len(known)} classes, {here} has {len(dataset.class_names)}")
-    first = next(i for i, name in enumerate(known) if name != dataset.class_names[i])
-    raise UserError(
-        f"class {first} of the model is {known[first]!r}, of {here} {dataset.class_names[first]!r}: "
-        "names and order must be the same"
-    )
+    if len(known) != len(names):
+        raise UserError(f"the model knows {len(known)} classes, {here} has {len(names)}")
+    place = {name: index for index, name in enumerate(known)}
+    unknown = [name for name in names if name not in place]
+    if unknown:
+        raise UserError(
+            f"{here} has the class {unknown[0]!r}, which the model does not know: {nearest(unknown[0], known)}"
+        )
+    return [place[name] for name in names]
 
 
-def _find_duplicates(dataset: Dataset, test: ImageSource) -> dict[str, list[tuple[int, int]]]:
+def find_duplicates(test_set: OpenTestSet) -> dict[str, list[tuple[int, int]]]:
     """Exact duplicates between test and other images, warned about."""
     from jaxtrain.data.digest import duplicates
 
+    dataset, test = test_set.dataset, test_set.images
     found = {}
     for name, source in (("training", dataset.train), ("validation", dataset.val)):
         pairs = duplicates(source, test) if source is not None else []
@@ -204,33 +297,27 @@ def _counts(duplicates: Mapping[str, list[tuple[int, int]]], looks: int | None) 
     return counts if looks is None else {**counts, "test/looks": looks}
 
 
-def _measure_and_write(
+def _write(
     predictions: Predictions,
-    duplicates: dict[str, list[tuple[int, int]]],
+    measured: Measured,
+    duplicates: Mapping[str, list[tuple[int, int]]],
     looks: int | None,
     folder: Path,
-    test: ImageSource,
-) -> Evaluation:
+) -> tuple[Path, ...]:
     from jaxtrain.benchmark import plots
-
-    labels, logits, names = predictions.labels, predictions.logits, predictions.class_names
-    metrics = classification_metrics(labels, softmax(logits), logits)
-    metrics = {f"test/{name}": value for name, value in metrics.items()}
-    confusion = confusion_matrix(labels, logits.argmax(axis=1), len(names))
-    per_class = per_class_table(confusion, names)
 
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / name for name in ("predictions.npz", "metrics.json", "per_class.csv", "confusion_matrix.png")]
     predictions.save(files[0])
-    summary = {**_about(predictions), **metrics, **_counts(duplicates, looks)}
+    summary = {**_about(predictions), **measured.flat(), **_counts(duplicates, looks)}
     _replace(files[1], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     rows = io.StringIO(newline="")
-    table = csv.DictWriter(rows, fieldnames=list(per_class[0]), lineterminator="\n")
+    table = csv.DictWriter(rows, fieldnames=list(measured.per_class[0]), lineterminator="\n")
     table.writeheader()
-    table.writerows(per_class)
+    table.writerows(measured.per_class)
     _replace(files[2], rows.getvalue())
-    plots.save(plots.confusion_matrix(confusion, names), files[3])
-    return Evaluation(predictions, metrics, confusion, per_class, duplicates, looks, tuple(files), test)
+    plots.save(plots.confusion_matrix(measured.confusion, predictions.class_names), files[3])
+    return tuple(files)
 
 
 def _replace(path: Path, text: str) -> None:

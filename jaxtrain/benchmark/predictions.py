@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,14 @@ FORMAT = "jaxtrain predictions 1"
 
 
 def image_id(image: bytes | Images) -> str:
-    """SHA-256 (hex) of an image: of the encoded file, or of the shape and pixels of an array."""
+    """SHA-256 (hex) of an image: of the encoded file, or of the shape and pixels of an array.
+
+    A grey array is the same image with one channel or with three, as models want it.
+    """
     if isinstance(image, bytes):
         return hashlib.sha256(image).hexdigest()
+    if image.shape[-1] == 3 and (image == image[..., :1]).all():
+        image = image[..., :1]
     digest = hashlib.sha256(repr(image.shape).encode())
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
@@ -59,6 +65,10 @@ class Predictions:
     technique: str
     model: str
     dataset: str
+    val_labels: Labels | None = None
+    """`int32[validation images]`: on these, never on the test set, a model may be calibrated."""
+    val_logits: NDArray[np.float32] | None = None
+    """`float32[validation images, classes]`"""
 
     def __post_init__(self) -> None:
         images, classes = len(self.ids), len(self.class_names)
@@ -66,8 +76,15 @@ class Predictions:
             raise ValueError(f"labels are {self.labels.dtype}{self.labels.shape}, not int32({images},)")
         if self.logits.shape != (images, classes) or self.logits.dtype != np.float32:
             raise ValueError(f"logits are {self.logits.dtype}{self.logits.shape}, not float32{images, classes}")
-        if images and not 0 <= self.labels.min() <= self.labels.max() < classes:
-            raise ValueError(f"labels {self.labels.min()}..{self.labels.max()} for {classes} classes")
+        for labels in (self.labels, self.val_labels):
+            if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+                raise ValueError(f"labels {labels.min()}..{labels.max()} for {classes} classes")
+        if (self.val_labels is None) != (self.val_logits is None):
+            raise ValueError("validation labels and logits go together")
+        if self.val_labels is not None and self.val_logits is not None:
+            expected = (len(self.val_labels), classes)
+            if self.val_logits.shape != expected:
+                raise ValueError(f"validation logits are {self.val_logits.shape}, not {expected}")
         if self.test_digest != digest_of_test_set(self.ids, self.labels, self.class_names):
             raise ValueError("ids, labels and class names are not those of the test digest")
 
@@ -82,15 +99,12 @@ class Predictions:
             "model": self.model,
             "dataset": self.dataset,
         }
+        arrays: dict[str, Any] = {"ids": np.array(self.ids, dtype="S64"), "labels": self.labels, "logits": self.logits}
+        if self.val_labels is not None and self.val_logits is not None:
+            arrays |= {"val_labels": self.val_labels, "val_logits": self.val_logits}
         part = path.with_name(path.name + ".part")
         with part.open("wb") as file:
-            np.savez(
-                file,
-                about=np.array(json.dumps(about)),
-                ids=np.array(self.ids, dtype="S64"),
-                labels=self.labels,
-                logits=self.logits,
-            )
+            np.savez(file, about=np.array(json.dumps(about)), **arrays)
         os.replace(part, path)
 
     @classmethod
@@ -103,7 +117,8 @@ class Predictions:
                     raise ValueError("another format")
                 about["class_names"] = tuple(about["class_names"])
                 ids = tuple(str(name, "ascii") for name in arrays["ids"].tolist())
-                return cls(ids=ids, labels=arrays["labels"], logits=arrays["logits"], **about)
+                rest = {name: arrays[name] for name in arrays.files if name not in ("about", "ids")}
+                return cls(ids=ids, **rest, **about)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file of predictions") from None
         except Exception as error:  # a damaged archive raises nearly anything

@@ -27,6 +27,7 @@ from jaxtrain.training.state import Batch, TrainState, Tree, model_keys
 from jaxtrain.training.step import Metrics
 
 if TYPE_CHECKING:
+    from jaxtrain.benchmark.costs import ForwardPass
     from jaxtrain.classifiers.learning import Job, Learning
     from jaxtrain.classifiers.stepwise import Setup
     from jaxtrain.models.weights import Pretrained
@@ -257,6 +258,24 @@ class BaseClassifier:
     def network_weights(self) -> Tree:
         """{"params", "frozen", "model_state"} of the network alone."""
         return self.fitted.weights
+
+    def forward_pass(self) -> ForwardPass:
+        """How predictions are computed, for who takes the time of it (`jaxtrain.benchmark.costs`)."""
+        return self._forward_pass("logits")
+
+    def _forward_pass(self, output: str) -> ForwardPass:
+        from jaxtrain.benchmark.costs import ForwardPass
+        from jaxtrain.classifiers.inference import Inference
+        from jaxtrain.training.parallel import make_strategy
+
+        data = self.config.data
+        size = chosen(data.image_size)
+        network = Inference(self, len(self.class_names), make_strategy(self.config.parallel)).function(output)
+        return ForwardPass(
+            network=lambda weights, images: network(weights, Batch(images, None)),
+            weights=model_keys(self.network_weights),
+            image_shape=(size, size, chosen(data.channels)),
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the model to a folder: weights with digests (Orbax), config and class names. No pickle."""

@@ -41,7 +41,12 @@ class Extractor:
         view: 0 for the images as evaluation sees them, n for the n-th augmented view of each.
         """
         return self._store.get(
-            self.key(source, view), _with_places(source), lambda part: self._rows(part, view), progress=progress
+            self.key(source, view),
+            _with_places(source),
+            lambda part: self._rows(part, view),
+            progress=progress,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
     def key(self, source: ImageSource, view: int) -> EmbeddingKey:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -21,6 +22,7 @@ from jaxtrain.models.weights import Pretrained, load_pretrained
 from jaxtrain.training.state import Tree
 
 if TYPE_CHECKING:
+    from jaxtrain.benchmark.costs import ForwardPass
     from jaxtrain.classifiers.extraction import Extractor
     from jaxtrain.classifiers.learning import Job, Learning
     from jaxtrain.heads import FittedHead
@@ -110,6 +112,11 @@ class FEClassifier(BaseClassifier):
         if not self.fitted.weights["frozen"]:
             raise UserError("this head was trained on vectors: it has no backbone, use predict_embeddings()")
         return super().embed(images)
+
+    def forward_pass(self) -> ForwardPass:
+        """The backbone, then the head on the host."""
+        numbers = sum(array.size for array in self.fitted.weights["params"].values())
+        return replace(self._forward_pass("embed"), head=self.head.logits, head_flops=2.0 * numbers)
 
     def fit_embeddings(
         self,

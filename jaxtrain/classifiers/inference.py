@@ -76,10 +76,11 @@ class Inference:
     def compiled(self, output: str) -> Callable[[Tree, Batch], Any]:
         """The forward pass to "logits", "embed" or "metrics", compiled once."""
         if output not in self._compiled:
-            self._compiled[output] = self.strategy.compile_map(self._forward(output))
+            self._compiled[output] = self.strategy.compile_map(self.function(output))
         return self._compiled[output]
 
-    def _forward(self, output: str) -> Callable[[Tree, Batch], Any]:
+    def function(self, output: str) -> Callable[[Tree, Batch], Any]:
+        """The same, not compiled."""
         data, classifier = self.config.data, self._classifier
 
         def forward(weights: Tree, batch: Batch) -> Any:

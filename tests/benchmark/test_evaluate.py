@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 import jaxtrain
 import jaxtrain.tracking
+from jaxtrain.benchmark.calibration import fit_temperature
 from jaxtrain.benchmark.evaluate import evaluate_on_test, track_evaluation
 from jaxtrain.benchmark.predictions import Predictions
 from jaxtrain.config import TrackingConfig
@@ -75,7 +76,7 @@ def test_figures_equal_scikit_learn_and_are_written(tmp_path):
     assert evaluation.metrics["test/accuracy"] == pytest.approx(accuracy)
     assert evaluation.metrics["test/loss"] == pytest.approx(log_loss(test.labels, probabilities))
     assert all(name.startswith("test/") for name in evaluation.metrics)
-    assert evaluation.confusion.sum() == 50
+    assert evaluation.measured.confusion.sum() == 50
     assert evaluation.looks == 1
     assert evaluation.duplicates == {"training": [], "validation": []}
 
@@ -124,7 +125,7 @@ def test_images_that_were_trained_on_are_counted_and_named(tmp_path, caplog):
     ("names", "message"),
     [
         (("zero", "one"), "the model knows 2 classes, the test set of shapes has 3"),
-        (("zero", "two", "one"), "class 1 of the model is 'two', of the test set of shapes 'one'"),
+        (("zero", "ones", "two"), "the test set of shapes has the class 'one', which the model does not know: did you"),
     ],
 )
 def test_other_classes_are_refused(tmp_path, names, message):
@@ -132,6 +133,53 @@ def test_other_classes_are_refused(tmp_path, names, message):
     classifier.class_names = names
     with pytest.raises(UserError, match=message):
         evaluate(dataset(source(2, 12, "test"))[0], tmp_path, classifier)
+
+
+def test_classes_in_another_order_are_the_same(tmp_path):
+    class Reordered(Linear):
+        class_names = ("two", "zero", "one")
+
+        def predict_logits(self, images):
+            return super().predict_logits(images)[:, [2, 0, 1]]
+
+    data, _ = dataset(source(2, 40, "test"), val=source(4, 20, "val"))
+    same, other = (evaluate(data, tmp_path, model) for model in (Linear(), Reordered()))
+    assert same.metrics == other.metrics
+    assert np.array_equal(same.predictions.logits, other.predictions.logits)
+    assert np.array_equal(same.predictions.val_logits, other.predictions.val_logits)
+
+
+def test_the_temperature_is_that_of_the_validation_images(tmp_path):
+    test, val = source(2, 40, "test"), source(4, 60, "val")
+    evaluation = evaluate(dataset(test, val=val)[0], tmp_path)
+    expected = fit_temperature(val.labels, Linear().predict_logits(val))
+    figures = evaluation.metrics
+    assert figures["test/temperature"] == expected
+    cooler = Linear().predict_logits(test).astype(np.float64) / expected
+    probabilities = np.exp(cooler) / np.exp(cooler).sum(1, keepdims=True)
+    assert figures["test/loss_scaled"] == pytest.approx(log_loss(test.labels, probabilities))
+    assert figures["test/ece_scaled"] != figures["test/ece"]
+    assert "test/temperature" not in evaluate(dataset(test)[0], tmp_path).metrics
+
+
+def test_validation_images_that_cannot_be_read_are_left_out(tmp_path):
+    class Half(Linear):
+        def predict_logits(self, images):
+            logits = super().predict_logits(images)
+            if images.origin == "val":
+                logits[::2] = np.nan
+            return logits
+
+    val = source(4, 60, "val")
+    evaluation = evaluate(dataset(source(2, 40, "test"), val=val)[0], tmp_path, Half())
+    assert np.array_equal(evaluation.predictions.val_labels, val.labels[1::2])
+    assert np.isfinite(evaluation.metrics["test/temperature"])
+
+
+def test_headline_figures_have_intervals(tmp_path):
+    figures = evaluate(dataset(source(2, 50, "test"))[0], tmp_path).metrics
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "mcc", "loss", "brier", "ece", "auroc_ovr"):
+        assert figures[f"test/{name}_low"] < figures[f"test/{name}"] < figures[f"test/{name}_high"], name
 
 
 def test_logits_that_are_not_finite_are_refused(tmp_path):

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from jaxtrain.benchmark import metrics
 from jaxtrain.benchmark.metrics import (
     classification_metrics,
     confusion_matrix,
+    outcomes,
     per_class_table,
     softmax,
     true_class_rank,
+    weighted_metrics,
 )
 
 
@@ -36,6 +39,28 @@ def reference_ece(labels, probabilities, bins=15):
     return total
 
 
+def reference_adaptive_ece(labels, probabilities, bins=15):
+    """Bins of exactly equal size: every image split into as many parts as there are bins, ties shared out evenly."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    parts = []
+    for value in sorted(set(confidence)):
+        tied = confidence == value
+        parts += [value - right[tied].mean()] * (tied.sum() * bins)
+    return np.mean([abs(np.mean(part)) for part in np.split(np.array(parts), bins)])
+
+
+def reference_selection(labels, probabilities):
+    """Straight from the definition, image by image."""
+    confidence, wrong = probabilities.max(1), probabilities.argmax(1) != labels
+    accepted = [confidence >= own for own in confidence]
+    risks = np.array([wrong[chosen].mean() for chosen in accepted])
+    result = {"aurc": risks.mean()}
+    for percent in (1, 5):
+        safe = [chosen.mean() for chosen, risk in zip(accepted, risks, strict=True) if risk <= percent / 100]
+        result[f"coverage_at_{percent}pct_risk"] = max(safe, default=0.0)
+    return result
+
+
 def reference(labels, probabilities):
     """The same figures from scikit-learn, or spelt out where it has none."""
     classes = probabilities.shape[1]
@@ -55,6 +80,9 @@ def reference(labels, probabilities):
         "mcc": sk.matthews_corrcoef(labels, predicted),
         "brier": np.mean(((probabilities - np.eye(classes)[labels]) ** 2).sum(1)),
         "ece": reference_ece(labels, probabilities),
+        "adaptive_ece": reference_adaptive_ece(labels, probabilities),
+        "worst_class_accuracy": min(np.mean(predicted[labels == c] == c) for c in set(labels)),
+        **reference_selection(labels, probabilities),
     }
     if classes > 5:
         result["top5_accuracy"] = np.mean([label in row[:5] for label, row in zip(labels, order, strict=True)])
@@ -171,6 +199,67 @@ def test_confusion_matrix_and_per_class_table_equal_scikit_learn():
     assert [row["class"] for row in table] == names
     for key, column in zip(("precision", "recall", "f1", "support"), expected, strict=True):
         assert [row[key] for row in table] == pytest.approx(column.tolist())
+
+
+def test_weights_count_images_several_times():
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        labels, logits = random_case(seed, 90, int(rng.integers(2, 9)))
+        if seed % 2:
+            logits = np.round(logits)  # ties
+        counts = rng.integers(0, 4, (90, 5))
+        counts[labels == labels[0], 0] = 0
+        counts[:, 1] = labels == labels[0]
+        probabilities = softmax(logits)
+        measured = weighted_metrics(outcomes(labels, probabilities), counts.astype(np.float64))
+        for column in range(5):
+            drawn = np.repeat(np.arange(90), counts[:, column])
+            expected = classification_metrics(labels[drawn], probabilities[drawn])
+            got = {name: values[column] for name, values in measured.items()}
+            if column == 1:
+                assert np.isnan(got.pop("auroc_ovr"))
+            assert got == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("count", [metrics._pairs_by_sorting, metrics._pairs_by_product])
+def test_both_ways_to_count_ordered_pairs_equal_counting_them(count):
+    labels, logits = random_case(10, 40, 3)
+    labels[labels == 1] = 2
+    weights = np.random.default_rng(0).uniform(0, 2, (40, 4))
+    found = outcomes(labels, softmax(np.round(logits)))
+    expected = np.zeros((3, 4))
+    for i in range(40):
+        for j in np.flatnonzero(labels != labels[i]):
+            mine, other = found.probabilities[[i, j], labels[i]]
+            expected[labels[i]] += weights[i] * weights[j] * ((mine > other) + 0.5 * (mine == other))
+    assert count(found, weights, 3) == pytest.approx(expected, rel=1e-6)
+
+
+def test_fractional_weights_equal_scikit_learn():
+    labels, logits = random_case(8, 300, 6)
+    probabilities, predicted = softmax(logits), logits.argmax(1)
+    weights = np.random.default_rng(0).uniform(0.1, 2, (300, 2))
+    measured = weighted_metrics(outcomes(labels, probabilities), weights)
+    for column in range(2):
+        w = {"sample_weight": weights[:, column]}
+        expected = {
+            "accuracy": sk.accuracy_score(labels, predicted, **w),
+            "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted, **w),
+            "macro_f1": sk.f1_score(labels, predicted, average="macro", **w),
+            "macro_precision": sk.precision_score(labels, predicted, average="macro", **w),
+            "mcc": sk.matthews_corrcoef(labels, predicted, **w),
+            "loss": sk.log_loss(labels, probabilities, **w),
+            "auroc_ovr": np.mean([sk.roc_auc_score(labels == c, probabilities[:, c], **w) for c in range(6)]),
+        }
+        assert {name: measured[name][column] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_no_metric_depends_on_the_order_of_the_images():
+    labels, logits = random_case(9, 200, 7)
+    probabilities = softmax(np.round(logits))
+    order = np.random.default_rng(1).permutation(200)
+    one, other = (classification_metrics(labels[i], probabilities[i]) for i in (np.arange(200), order))
+    assert one == pytest.approx(other, abs=1e-12)
 
 
 def test_calibration_bins_are_closed_above():

@@ -21,7 +21,13 @@ def make(images=6, classes=3):
     ids, names = image_ids(source), ("a", "bé", "c d")
     logits = rng.normal(size=(images, classes)).astype(np.float32)
     digest = digest_of_test_set(ids, source.labels, names)
-    return Predictions(ids, source.labels, logits, names, digest, "f" * 64, "pt", "mlp", "digits")
+    val = np.array([2, 0], np.int32), rng.normal(size=(2, classes)).astype(np.float32)
+    return Predictions(ids, source.labels, logits, names, digest, "f" * 64, "pt", "mlp", "digits", *val)
+
+
+def test_validation_may_be_missing(tmp_path):
+    dataclasses.replace(make(), val_labels=None, val_logits=None).save(tmp_path / "predictions.npz")
+    assert Predictions.load(tmp_path / "predictions.npz").val_logits is None
 
 
 def test_save_and_load_give_the_same_back(tmp_path):
@@ -43,6 +49,14 @@ def test_ids_are_the_digest_of_the_file_or_of_shape_and_pixels():
     assert image_id(image) != image_id(image.reshape(2, 8, 1))
     assert image_id(image[::-1]) == image_id(image[::-1].copy())
     assert image_id(np.asfortranarray(image)) == image_id(image)
+
+
+def test_a_grey_image_has_one_id_with_one_channel_and_with_three():
+    image = np.arange(16, dtype=np.uint8).reshape(4, 4, 1)
+    rgb = np.repeat(image, 3, axis=-1)
+    assert image_id(rgb) == image_id(image)
+    rgb[2, 3, 1] += 1
+    assert image_id(rgb) != image_id(image)
 
 
 def test_digest_of_the_set_ignores_order_and_numbering_but_not_labels():
@@ -122,6 +136,9 @@ def test_missing_and_foreign_files_are_named(tmp_path):
         ({"logits": np.zeros((6, 3))}, "logits are float64"),
         ({"class_names": ("a", "b", "c")}, "test digest"),
         ({"labels": np.zeros(6, np.int32)}, "test digest"),
+        ({"val_labels": None}, "go together"),
+        ({"val_labels": np.array([0, 3], np.int32)}, r"labels 0\.\.3 for 3 classes"),
+        ({"val_labels": np.zeros(3, np.int32)}, "validation logits are"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(change, message):

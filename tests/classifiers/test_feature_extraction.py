@@ -176,3 +176,17 @@ def test_vectors_of_ones_own():
 def test_weights_that_are_not_there(tmp_path, halves):
     with pytest.raises(UserError, match="nowhere"):
         extractor(tmp_path / "nowhere", tmp_path).fit(*halves[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_half_of_the_digits_teach_the_other_half(digits, tmp_path):
+    """A backbone that has learned 0 to 4, and a linear head for 5 to 9: at least 97% of test images right."""
+    images, labels = digits
+    low, high = labels < 5, np.flatnonzero(labels >= 5)
+    pt = PTClassifier(run_dir=tmp_path / "pt", quiet=True, tracking=OFF, model={"name": "cnn_small"}, train={"epochs": 150})
+    pt.fit(images[low], labels[low])
+    order = np.random.default_rng(0).permutation(high)
+    train, test = order[:-180], order[-180:]
+    fe = extractor(tmp_path / "pt", tmp_path).fit(images[train], labels[train], test=(images[test], labels[test]))
+    assert fe.summary["test_accuracy"] >= 0.97

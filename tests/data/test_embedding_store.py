@@ -103,18 +103,16 @@ def test_what_progress_raises_ends_the_work_and_keeps_finished_shards(tmp_path, 
         if done > 200:
             raise KeyboardInterrupt
 
-    closed = []
+    kept = []
 
     def compute(part):
-        try:
-            yield from Backbone()(part)
-        finally:
-            closed.append(True)
+        kept.append(Backbone()(part))
+        return kept[-1]
 
     backbone = Backbone()
     with pytest.raises(KeyboardInterrupt):
         fill(tmp_path, images(COUNT), compute, progress=stop)
-    assert closed[-1]
+    assert all(rows.gi_frame is None for rows in kept), "the pipeline was left running"
     resumed = fill(tmp_path, images(COUNT), backbone)
     assert resumed.computed == backbone.seen == COUNT - 6 * SHARD
     assert contents(resumed.path) == contents(whole)
@@ -439,6 +437,22 @@ def test_a_disk_that_fills_up_leaves_only_whole_shards(tmp_path, whole, monkeypa
     resumed = fill(tmp_path)
     assert resumed.computed < COUNT or failing < 7
     assert contents(resumed.path) == contents(whole)
+
+
+@pytest.mark.timeout(60)
+def test_the_last_shard_fails_as_loudly_as_the_others(tmp_path, monkeypatch):
+    backbone = Backbone()
+
+    def fail(self, *parts):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def compute(part):
+        monkeypatch.setattr(embedding_files.ShardFiles, "write", fail)
+        yield from backbone(part)
+
+    with pytest.raises(RunError, match=r"could not be kept in .*: Input/output error"):
+        fill(tmp_path, images(20), compute)
+    assert backbone.seen == 20
 
 
 def test_a_file_too_large_for_the_system(tmp_path, whole):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedShuffleSplit
 
-from jaxtrain.data.splits import stratified_split, stratified_subset
+from jaxtrain.data.splits import few_shot, stratified_split, stratified_subset
 
 
 def _labels(counts, seed=0):
@@ -81,3 +81,21 @@ def test_a_subset_of_all_is_all_and_one_below_the_classes_is_refused():
     np.testing.assert_array_equal(stratified_subset(labels, 7, seed=0), np.arange(7))
     with pytest.raises(ValueError, match="1 images cannot hold 2 classes"):
         stratified_subset(labels, 1, seed=0)
+
+
+def test_few_shot_draws_are_balanced_and_differ():
+    labels = np.random.default_rng(0).integers(0, 7, 500).astype(np.int32)
+    draws = [few_shot(labels, 5, seed=3, draw=draw) for draw in range(3)]
+    for places in draws:
+        assert (np.bincount(labels[places], minlength=7) == 5).all()
+        assert (np.diff(places) > 0).all()
+    assert len({tuple(places) for places in draws}) == 3
+    np.testing.assert_array_equal(draws[1], few_shot(labels, 5, seed=3, draw=1))
+
+
+def test_few_shot_leaves_out_absent_classes_and_refuses_scarce_ones():
+    labels = np.array([0, 0, 0, 3, 3], np.int32)
+    np.testing.assert_array_equal(few_shot(labels, 2, seed=0), np.sort(few_shot(labels, 2, seed=0)))
+    assert np.bincount(labels[few_shot(labels, 2, seed=0)]).tolist() == [2, 0, 0, 2]
+    with pytest.raises(ValueError, match="class 3 has 2 images only"):
+        few_shot(labels, 3, seed=0)

@@ -139,7 +139,7 @@ def _measures(
         found = their_names(path, names, layout)
         return arrays.get(found[0]) if found else None
 
-    stem, head = theirs(family.stem), theirs("head/bias")
+    stem, head = theirs(family.stem), theirs("head/kernel")
     channels = spec.channels if stem is None or stem.ndim != 4 else stem.shape[1 if layout.transposed else 2]
     size = None
     positions = theirs(family.positions) if family.positions else None
@@ -147,7 +147,7 @@ def _measures(
         with_class = spec.kwargs.get("class_token", True) and spec.kwargs.get("class_position", True)
         patch = model.patch_size or spec.kwargs["patch_size"]
         size = math.isqrt(positions.shape[1] - with_class) * patch
-    return size, channels, 0 if head is None else head.shape[0]
+    return size, channels, 0 if head is None else head.shape[0 if layout.transposed else -1]
 
 
 # --- trees

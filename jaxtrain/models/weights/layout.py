@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,10 @@ class Layout:
     """Shell patterns of their arrays that play no part in classifying."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of `ModelConfig` that weights in this layout call for."""
+    convolutions: Names = ()
+    """Shell patterns of our linear kernels that are 1x1 convolutions there."""
+    models: Names = ()
+    """timm's names of the models that it has in this layout, where it has others of the family in another."""
     requires: str | None = None
     """An array of theirs without which weights are not in this layout."""
     prepare: Callable[[Arrays, Mapping[str, Any]], Arrays] | None = None
@@ -112,6 +117,8 @@ def _as_matrix(part: Array, path: str, shape: tuple[int, ...]) -> Array:
 
 def to_theirs(array: Array, path: str, layout: Layout) -> Array:
     """Our array at `path` as timm's: the inverse of `to_ours` where one array makes one."""
-    if path.endswith("/kernel") and layout.transposed:
+    if path.endswith("/kernel"):
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+        if any(fnmatchcase(path, pattern) for pattern in layout.convolutions):
+            array = array[:, :, None, None]
     return np.ascontiguousarray(array)

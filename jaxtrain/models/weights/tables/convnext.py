@@ -1,8 +1,9 @@
-"""ConvNeXt as in timm and in transformers."""
+"""ConvNeXt as in timm, in transformers, and in the files of its authors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxtrain.models.weights.layout import Family, Fields, Layout
@@ -34,6 +35,31 @@ TIMM = Layout(
     },
 )
 
+TIMM_CONVOLUTIONS = replace(
+    TIMM,
+    name="timm, 1x1 convolutions",
+    convolutions=("*/fc1/kernel", "*/fc2/kernel"),
+    models=("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano"),
+)
+
+FACEBOOK = Layout(
+    name="facebookresearch/ConvNeXt",
+    rules={
+        "": {"stem": "downsample_layers.0.0", "stem_norm": "downsample_layers.0.1", "norm": "norm", "head": "head"},
+        "downsample": {
+            "downsamples/{i}/norm": "downsample_layers.{stage}.0",
+            "downsamples/{i}/conv": "downsample_layers.{stage}.1",
+        },
+        "block": {
+            "stages/{stage}/{block}/conv_dw": "stages.{stage}.{block}.dwconv",
+            "stages/{stage}/{block}/norm": "stages.{stage}.{block}.norm",
+            "stages/{stage}/{block}/fc1": "stages.{stage}.{block}.pwconv1",
+            "stages/{stage}/{block}/fc2": "stages.{stage}.{block}.pwconv2",
+            "stages/{stage}/{block}/gamma/scale": "stages.{stage}.{block}.gamma",
+        },
+    },
+)
+
 _LAYER = "encoder.stages.{stage}.layers.{block}"
 TRANSFORMERS = Layout(
     name="transformers",
@@ -59,4 +85,4 @@ TRANSFORMERS = Layout(
     prefixes=("convnext.",),
 )
 
-CONVNEXT = Family(layouts=(TIMM, TRANSFORMERS), stem="stem/kernel", groups=_groups)
+CONVNEXT = Family(layouts=(TIMM, TIMM_CONVOLUTIONS, FACEBOOK, TRANSFORMERS), stem="stem/kernel", groups=_groups)

@@ -1,4 +1,4 @@
-"""Vision transformers as in timm, in transformers (ViT, DeiT, DINOv2), and in Google's npz files."""
+"""Vision transformers as in timm, in transformers (ViT, DeiT, DINOv2), and in the files of their authors."""
 
 from __future__ import annotations
 
@@ -63,6 +63,22 @@ TIMM_AVERAGE = replace(
     rules={**TIMM.rules, "": {**TIMM.rules[""], "norm": "fc_norm"}},
     options={"pool": "avg"},
     requires="fc_norm.weight",
+)
+
+META_DINO = replace(
+    TIMM,
+    name="facebookresearch/dinov2",
+    rules={**TIMM.rules, "": {**TIMM.rules[""], "reg_token": "register_tokens"}},
+    requires="register_tokens",
+)
+META_DEIT3 = replace(
+    TIMM,
+    name="facebookresearch/deit III",
+    rules={
+        **TIMM.rules,
+        "block": {**TIMM.rules["block"], **{f"blocks/{{i}}/ls{n}/scale": f"blocks.{{i}}.gamma_{n}" for n in (1, 2)}},
+    },
+    requires="blocks.0.gamma_1",
 )
 
 _EMBEDDINGS = {
@@ -169,7 +185,11 @@ GOOGLE = _google(1, 3, 2, "Transformer/posembed_input/pos_embedding", "vision_tr
 BIG_VISION = _google(0, 0, 1, "pos_embedding", "big_vision npz")
 
 VIT = Family(
-    layouts=(TIMM, TIMM_AVERAGE, TRANSFORMERS, TRANSFORMERS_DEIT, TRANSFORMERS_DINO, GOOGLE, BIG_VISION),
+    layouts=(
+        *(TIMM, TIMM_AVERAGE, META_DINO, META_DEIT3),
+        *(TRANSFORMERS, TRANSFORMERS_DEIT, TRANSFORMERS_DINO),
+        *(GOOGLE, BIG_VISION),
+    ),
     stem="patch_embed/kernel",
     positions="pos_embed",
     groups=_groups,

@@ -1,0 +1,230 @@
+"""What timm's and transformers' config.json, and names of files, say about weights: the model and its preprocessing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from jaxtrain.errors import UserError, nearest
+from jaxtrain.models.registry import ModelSpec, list_models, model_spec
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known beside the arrays. None: nothing was said."""
+
+    model: str | None = None
+    """Name in the registry."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of `ModelConfig`."""
+    image_size: int | None = None
+    channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def to_json(self) -> str:
+        """As text; `from_json` gives an equal description back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Description:
+        """Raises TypeError or ValueError for a text that `to_json` never gives."""
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(text).items()}
+        return cls(**fields)
+
+
+def describe(config: Json, processor: Json, source: str) -> Description:
+    """From config.json and, of transformers, preprocessor_config.json.
+
+    Raises UserError where the network is none of the registry's.
+    """
+    try:
+        if "architecture" in config:
+            return _timm(config, source)
+        if "model_type" in config:
+            return _transformers(config, processor, source)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{source}: config.json is not understood ({type(error).__name__}: {error})") from None
+    return Description()
+
+
+# --- timm
+
+_PLAIN_ARGUMENTS = {
+    *("img_size", "num_classes", "in_chans", "global_pool", "fc_norm", "dynamic_img_size", "strict_img_size"),
+    *("drop_rate", "drop_path_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"),
+}
+"""Arguments of a timm model that leave its layers alone, or show in its arrays."""
+
+
+def _timm(config: Json, source: str) -> Description:
+    architecture = config["architecture"]
+    names = {timm: name for name in list_models() if (timm := model_spec(name).timm_name) is not None}
+    if architecture not in names:
+        raise UserError(f"{source} holds timm's {architecture}, which jaxtrain has not; {nearest(architecture, names)}")
+    arguments = config.get("model_args") or {}
+    odd = sorted(arguments.keys() - _PLAIN_ARGUMENTS)
+    if odd:
+        raise UserError(f"{source} holds {architecture} built with {', '.join(odd)}, which jaxtrain has not")
+    given = config.get("pretrained_cfg") or {}
+    labels = given.get("label_names") or config.get("label_names")
+    size = given.get("input_size")
+    return Description(
+        model=names[architecture],
+        image_size=size[1] if size else None,
+        mean=_floats(given.get("mean")),
+        std=_floats(given.get("std")),
+        crop_pct=given.get("crop_pct"),
+        interpolation=_interpolation(given.get("interpolation")),
+        class_names=tuple(map(str, labels)) if labels else None,
+    )
+
+
+# --- transformers
+
+_VIT = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+
+
+@dataclass(frozen=True)
+class _Type:
+    """A `model_type` of transformers, as variants of a family of ours."""
+
+    family: str
+    describe: Any
+    """From config.json to the `kwargs` that the registry has for the same network."""
+    plain: Mapping[str, Any]
+    """Options of theirs that our network has no other value for."""
+    prefix: str = ""
+    """Of the names to prefer."""
+    options: Any = None
+    """From config.json to options of `ModelConfig`."""
+
+
+def _vit(config: Json, **more: Any) -> dict[str, Any]:
+    width, depth, heads, patch = (config[key] for key in _VIT)
+    return {"width": width, "depth": depth, "heads": heads, "patch_size": patch, **more}
+
+
+_PLAIN_VIT = {"hidden_act": "gelu", "qkv_bias": True}
+_TYPES = {
+    "vit": _Type("vit", _vit, _PLAIN_VIT, "vit_"),
+    "deit": _Type("vit", _vit, _PLAIN_VIT, "deit_"),
+    "dinov2": _Type(
+        "vit", lambda config: _vit(config, layer_scale=1e-5), {**_PLAIN_VIT, "use_swiglu_ffn": False, "mlp_ratio": 4}
+    ),
+    "dinov2_with_registers": _Type(
+        "vit",
+        lambda config: _vit(
+            config, layer_scale=1e-5, registers=config.get("num_register_tokens", 4), class_position=False
+        ),
+        {**_PLAIN_VIT, "use_swiglu_ffn": False, "mlp_ratio": 4},
+    ),
+    "resnet": _Type(
+        "resnet",
+        lambda config: {
+            "depths": tuple(config["depths"]),
+            "bottleneck": config.get("layer_type", "bottleneck") == "bottleneck",
+            "_widths": tuple(config["hidden_sizes"]),
+        },
+        {"hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False},
+    ),
+    "convnext": _Type(
+        "convnext",
+        lambda config: {"depths": tuple(config["depths"]), "widths": tuple(config["hidden_sizes"])},
+        {"hidden_act": "gelu", "patch_size": 4},
+    ),
+}
+
+
+def _transformers(config: Json, processor: Json, source: str) -> Description:
+    name = config["model_type"]
+    if name not in _TYPES:
+        raise UserError(f"{source} holds a model of type {name}, which jaxtrain has not; {nearest(name, _TYPES)}")
+    kind = _TYPES[name]
+    for option, value in kind.plain.items():
+        if config.get(option, value) != value:
+            raise UserError(f"{source}: {option}={config[option]} is not what jaxtrain's {kind.family} has ({value})")
+    wanted = kind.describe(config)
+    fits = [spec for spec in map(model_spec, list_models()) if spec.family == kind.family and _same(wanted, spec)]
+    if not fits:
+        shown = ", ".join(f"{key.strip('_')} {value}" for key, value in wanted.items())
+        raise UserError(f"{source} holds a {name} of a size that jaxtrain has not: {shown}")
+    size = config.get("image_size")
+    model = max(fits, key=lambda spec: (spec.image_size == size, spec.name.startswith(kind.prefix), spec.name)).name
+    labels = config.get("id2label") or {}
+    names = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    generic = all(name == f"LABEL_{i}" for i, name in enumerate(names))
+    return Description(model=model, class_names=None if generic else names, **_processing(processor))
+
+
+def _same(wanted: Json, spec: ModelSpec) -> bool:
+    """Whether a row of the registry builds that network."""
+    kwargs = {"layer_scale": None, "registers": 0, "class_position": True, **spec.kwargs}
+    if spec.family == "resnet":
+        expansion = 4 if kwargs["bottleneck"] else 1
+        widths = tuple(expansion * width for width in kwargs.get("widths", (64, 128, 256, 512)))
+        kwargs["_widths"] = () if kwargs.get("widen", 1) != 1 or "stem" in kwargs else widths
+    rest = {"layer_scale": None, "registers": 0} | dict(wanted)
+    layer_scale = rest.pop("layer_scale") is None
+    if spec.family == "vit" and layer_scale != (kwargs["layer_scale"] is None):
+        return False
+    return kwargs.get("class_token", True) and all(kwargs.get(key) == value for key, value in rest.items())
+
+
+def _processing(processor: Json) -> dict[str, Any]:
+    """Of an image processor: the size that is cut out, and of what."""
+    size, crop = _side(processor.get("size")), _side(processor.get("crop_size"))
+    if not processor.get("do_center_crop", False):
+        crop = size
+    share = crop / size if crop and size else None
+    if "crop_pct" in processor and size is not None and size < 384:  # ConvNeXt's
+        share = processor["crop_pct"]
+    return {
+        "image_size": crop,
+        "mean": _floats(processor.get("image_mean")),
+        "std": _floats(processor.get("image_std")),
+        "crop_pct": share,
+        "interpolation": {2: "bilinear", 3: "bicubic"}.get(processor.get("resample", 0)),
+    }
+
+
+def _side(size: Any) -> int | None:
+    """Of 224, {"height": 224, "width": 224} or {"shortest_edge": 224}."""
+    if isinstance(size, Mapping):
+        return size.get("shortest_edge") or size.get("height")
+    return size
+
+
+def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return tuple(map(float, values)) if values else None
+
+
+def _interpolation(name: str | None) -> str | None:
+    return name if name in ("bilinear", "bicubic") else None
+
+
+# --- names of files
+
+_GOOGLE = re.compile(r"(?:^|[-_+])(?P<size>Ti|S|B|L)[_-](?P<patch>\d+)(?=\D|$)(?:.*res_(?P<side>\d+))?")
+_GOOGLE_SIZES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large"}
+
+
+def describe_name(stem: str) -> Description:
+    """From a file's name: `MODEL[.RECIPE]`, or Google's, as `S_16-i21k-...-res_224` and `ViT-B_16`."""
+    for name in (stem, stem.partition(".")[0]):
+        if name in list_models():
+            return Description(model=name)
+    found = None if re.match(r"R\d+", stem) else _GOOGLE.search(stem)
+    if found:
+        name = f"vit_{_GOOGLE_SIZES[found['size']]}_patch{found['patch']}_{found['side'] or 224}"
+        if name in list_models():
+            return Description(model=name)
+    return Description()

@@ -1,0 +1,198 @@
+"""Networks of other software, small, with weights that NumPy draws from their names alone.
+
+So a reference's logits can be computed once, with torch, and compared ever after without it: `make_golden.py` keeps
+names, shapes and logits in `golden/`, and `test_golden.py` draws the same weights and images again.
+"""
+
+import functools
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+GOLDEN = Path(__file__).parent / "golden"
+CLASSES = 7
+
+
+def draw(name, shape):
+    """`float32[*shape]` for an array of a reference network: the same whoever asks, and nowhere 0 or 1 alone."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    leaf = name.replace("/", ".").rpartition(".")[2]
+    if leaf == "num_batches_tracked":
+        return np.zeros(shape, np.int64)
+    if leaf == "running_var":
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    values = rng.standard_normal(shape)
+    if leaf in ("weight", "kernel") and len(shape) > 1:
+        inputs = np.prod(shape[1:] if leaf == "weight" else shape[:-1])
+        return (values / np.sqrt(inputs)).astype(np.float32)
+    scale = leaf in ("weight", "scale", "gamma", "lambda1", "layer_scale_parameter")
+    return (scale + (0.1 if scale or leaf in ("bias", "running_mean") else 0.5) * values).astype(np.float32)
+
+
+def images(size, channels=3):
+    """`float32[2, size, size, channels]`."""
+    return np.random.default_rng(0).standard_normal((2, size, size, channels)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A reference network, and the row of our registry that is the same one."""
+
+    reference: Any
+    """Makes it, in torch; called without arguments."""
+    family: str
+    kwargs: dict[str, Any]
+    size: int
+    file: str = "safetensors"
+    """Or "npz"."""
+    classes: int = CLASSES
+    """0: the reference's head is not one of ours, and the embedding is compared."""
+    timm_name: str | None = None
+    """Of a model that timm has in a layout of its own."""
+
+
+def golden(name):
+    """Names and shapes of the arrays, and logits `float32[2, classes]` (embedding, where there is no head)."""
+    stored = json.loads((GOLDEN / f"{name}.json").read_text())
+    return {key: tuple(shape) for key, shape in stored["shapes"].items()}, np.array(stored["outputs"], np.float32)
+
+
+def _timm(cls, **kwargs):
+    import timm.models
+
+    return getattr(timm.models, cls)(num_classes=CLASSES, **kwargs)
+
+
+def _timm_resnet(block, **kwargs):
+    from timm.models import resnet
+
+    return resnet.ResNet(getattr(resnet, block), num_classes=CLASSES, **kwargs)
+
+
+def _timm_efficientnet(name):
+    from timm.models import efficientnet
+
+    return efficientnet._gen_efficientnet_lite(
+        name, channel_multiplier=0.07, depth_multiplier=0.25, num_classes=CLASSES,
+        **({"bn_eps": 1e-3, "pad_type": "same"} if name.startswith("tf_") else {}),
+    )  # fmt: skip
+
+
+def _transformers(cls, config, **options):
+    import transformers
+
+    model = getattr(transformers, cls)(getattr(transformers, config)(**options))
+    return model
+
+
+_HF_VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128,
+           "num_labels": CLASSES}  # fmt: skip
+_VIT = {"patch_size": 8, "width": 32, "depth": 2, "heads": 2}
+_TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+_DINO = {**_VIT, "patch_size": 7, "layer_scale": 1e-5}
+_TIMM_DINO = {**_TIMM_VIT, "img_size": 28, "patch_size": 7, "init_values": 1e-5}
+_REGISTERS = {"registers": 4, "class_position": False}
+_RESNET = {"depths": (2, 1, 1, 1), "widths": (64, 8, 8, 16)}
+_TIMM_RESNET = {"layers": (2, 1, 1, 1), "channels": (64, 8, 8, 16)}
+_CONVNEXT = {"depths": (1, 2, 1, 1), "widths": (8, 12, 16, 24)}
+_TIMM_CONVNEXT = {"depths": (1, 2, 1, 1), "dims": (8, 12, 16, 24)}
+
+_HF_RESNET = functools.partial(
+    _transformers, "ResNetForImageClassification", "ResNetConfig", depths=[2, 1, 1, 1], embedding_size=64,
+    num_labels=CLASSES,
+)  # fmt: skip
+
+CASES = {
+    "timm_vit": Case(lambda: _timm("VisionTransformer", **_TIMM_VIT), "vit", _VIT, 32),
+    "timm_vit_avg": Case(lambda: _timm("VisionTransformer", **_TIMM_VIT, global_pool="avg"), "vit", _VIT, 32),
+    "timm_deit3": Case(
+        lambda: _timm("VisionTransformer", **_TIMM_VIT, no_embed_class=True, init_values=1e-6),
+        "vit",
+        {**_VIT, "layer_scale": 1e-6, "class_position": False},
+        32,
+    ),
+    "timm_dinov2": Case(lambda: _timm("VisionTransformer", **_TIMM_DINO), "vit", _DINO, 28),
+    "timm_dinov2_reg": Case(
+        lambda: _timm("VisionTransformer", **_TIMM_DINO, reg_tokens=4, no_embed_class=True),
+        "vit",
+        {**_DINO, **_REGISTERS},
+        28,
+    ),
+    "google_vit": Case(lambda: _timm("VisionTransformer", **_TIMM_VIT), "vit", _VIT, 32, file="npz"),
+    "transformers_vit": Case(
+        lambda: _transformers("ViTForImageClassification", "ViTConfig", **_HF_VIT, image_size=32, patch_size=8),
+        "vit",
+        _VIT,
+        32,
+    ),
+    "transformers_deit": Case(
+        lambda: _transformers("DeiTForImageClassification", "DeiTConfig", **_HF_VIT, image_size=32, patch_size=8),
+        "vit",
+        _VIT,
+        32,
+    ),
+    "transformers_dinov2": Case(
+        lambda: _transformers("Dinov2Model", "Dinov2Config", **_HF_VIT, image_size=28, patch_size=7),
+        "vit",
+        _DINO,
+        28,
+        classes=0,
+    ),
+    "transformers_dinov2_reg": Case(
+        lambda: _transformers(
+            "Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", **_HF_VIT, image_size=28, patch_size=7
+        ),
+        "vit",
+        {**_DINO, **_REGISTERS},
+        28,
+        classes=0,
+    ),
+    "timm_resnet_basic": Case(
+        lambda: _timm_resnet("BasicBlock", **_TIMM_RESNET), "resnet", {**_RESNET, "bottleneck": False}, 64
+    ),
+    "timm_resnet_bottleneck": Case(
+        lambda: _timm_resnet("Bottleneck", **_TIMM_RESNET), "resnet", {**_RESNET, "bottleneck": True}, 64
+    ),
+    "transformers_resnet_basic": Case(
+        lambda: _HF_RESNET(hidden_sizes=[64, 8, 8, 16], layer_type="basic"),
+        "resnet",
+        {**_RESNET, "bottleneck": False},
+        64,
+    ),
+    "transformers_resnet_bottleneck": Case(
+        lambda: _HF_RESNET(hidden_sizes=[256, 32, 32, 64], layer_type="bottleneck"),
+        "resnet",
+        {**_RESNET, "bottleneck": True},
+        64,
+    ),
+    "timm_convnext": Case(lambda: _timm("ConvNeXt", **_TIMM_CONVNEXT), "convnext", _CONVNEXT, 64),
+    "timm_convnext_atto": Case(
+        lambda: _timm("ConvNeXt", **_TIMM_CONVNEXT, conv_mlp=True),
+        "convnext",
+        _CONVNEXT,
+        64,
+        timm_name="convnext_atto",
+    ),
+    "transformers_convnext": Case(
+        lambda: _transformers(
+            "ConvNextForImageClassification", "ConvNextConfig", depths=[1, 2, 1, 1], hidden_sizes=[8, 12, 16, 24],
+            num_labels=CLASSES,
+        ),
+        "convnext",
+        _CONVNEXT,
+        64,
+    ),
+    "timm_efficientnet_lite": Case(
+        lambda: _timm_efficientnet("efficientnet_lite0"), "efficientnet_lite", {"width": 0.07, "depth": 0.25}, 64
+    ),
+    "timm_tf_efficientnet_lite": Case(
+        lambda: _timm_efficientnet("tf_efficientnet_lite0"),
+        "efficientnet_lite",
+        {"width": 0.07, "depth": 0.25, "padding": "same", "epsilon": 1e-3},
+        63,
+    ),
+}  # fmt: skip
