@@ -7,7 +7,7 @@ directory's `config.yaml`, which is enough to repeat the run.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -37,7 +37,8 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"must not be {str(value).lower()}")  # pydantic reads true (in YAML also: yes, on) as 1
         return value
 
@@ -274,7 +275,8 @@ class FinetuneConfig(Section):
     lora_alpha: Positive | None = None
     """strategy=lora: updates are scaled by alpha / rank (default: twice the rank)."""
     head_learning_rate: Positive | None = None
-    """Peak learning rate of the head; `optimizer.learning_rate` is the backbone's (default: ten times that of full)."""
+    """Peak learning rate of the head; `optimizer.learning_rate` is the backbone's (default: ten times that one with
+    strategies full and blocks, the same with the others)."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Learning rates fall by this factor from each block to the one below it (1: all the same)."""
     unfreeze_steps: Count | None = None

@@ -56,15 +56,13 @@ def hyper_rule(config: Config, dataset: Dataset, pretrained: Pretrained) -> Conf
     if shots is not None:
         images = min(images, shots * dataset.num_classes)
     row = next(row for row in _LENGTHS if images <= row.images)
-    full = _FULL_RATES[config.optimizer.name]
     few = config.finetune.strategy in ("head", "lora", "norm_bias")
-    changes: dict[str, object] = {}
+    rate = config.optimizer.learning_rate or _FULL_RATES[config.optimizer.name] * (_FEW_FACTOR if few else 1.0)
+    changes: dict[str, object] = {"optimizer.learning_rate": rate}
     if config.train.epochs is None and config.train.steps is None:
         changes["train.epochs"] = round(min(row.seen / images, _MOST_EPOCHS), 2)
-    if config.optimizer.learning_rate is None:
-        changes["optimizer.learning_rate"] = full * _FEW_FACTOR if few else full
     if config.finetune.head_learning_rate is None:
-        changes["finetune.head_learning_rate"] = full * _FEW_FACTOR
+        changes["finetune.head_learning_rate"] = rate if few else rate * _FEW_FACTOR
     if config.augment.mixup is None and config.augment.policy == "auto":
         changes["augment.mixup"] = row.mixup
     if config.data.image_size is None:

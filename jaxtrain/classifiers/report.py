@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxtrain.classifiers.resolve import total_steps
-from jaxtrain.config import Config
+from jaxtrain.config import Config, FinetuneConfig
 from jaxtrain.console import Part, Plan, Result, log_to_stderr, show_plan, show_result
 from jaxtrain.progress import Progress
 
@@ -219,7 +219,10 @@ def _settings(setup: Setup) -> dict[str, str]:
     devices = setup.strategy.devices
     steps = total_steps(config, images)
     size = config.data.image_size
-    return {
+    adapted = {} if config.model.weights is None else {
+        "weights": config.model.weights, "adaptation": _adaptation(config.finetune)
+    }  # fmt: skip
+    return adapted | {
         "input": f"{size} x {size} x {config.data.channels}, "
         + ("streamed from disk" if setup.streamed else "on the device"),
         "devices": f"{len(devices)} x {devices[0].device_kind}, {config.parallel.strategy}, {config.model.dtype}",
@@ -228,6 +231,24 @@ def _settings(setup: Setup) -> dict[str, str]:
         f"{schedule.warmup_epochs:.3g} epochs of warmup), weight decay {optimizer.weight_decay:g}",
         "augmentation": _in_words(config),
     }
+
+
+def _adaptation(finetune: FinetuneConfig) -> str:
+    trained = {
+        "full": "all parameters",
+        "head": "the head alone",
+        "blocks": f"the last {finetune.blocks} blocks",
+        "norm_bias": "norms and biases",
+        "lora": f"LoRA of rank {finetune.lora_rank}",
+    }
+    words = {
+        f"learning rates falling by {finetune.layer_decay:g} a block": finetune.layer_decay < 1,
+        f"a block joining every {finetune.unfreeze_steps} steps": finetune.unfreeze_steps,
+        "the head from a linear probe": finetune.linear_probe,
+        f"decay towards the start {finetune.l2_sp:g}": finetune.l2_sp,
+    }
+    head = f"learning rate of the head {finetune.head_learning_rate:g}"
+    return ", ".join([trained[finetune.strategy], head, *(word for word, given in words.items() if given)])
 
 
 def _in_words(config: Config) -> str:

@@ -60,6 +60,7 @@ def test_few_or_fresh_parameters_take_larger_steps():
     assert full.finetune.head_learning_rate == pytest.approx(10 * full.optimizer.learning_rate)
     assert (lora.finetune.lora_rank, lora.finetune.lora_alpha) == (4, 8.0)
     assert chosen(finetune={"strategy": "blocks"}).finetune.blocks == 1
+    assert chosen(finetune={"strategy": "head"}, optimizer={"learning_rate": 0.5}).finetune.head_learning_rate == 0.5
     sgd = chosen(optimizer={"name": "sgd"})
     assert sgd.optimizer.learning_rate > full.optimizer.learning_rate
 

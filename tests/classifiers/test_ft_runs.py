@@ -1,7 +1,12 @@
-"""Fine-tuning that is killed and started again ends in the same bits, and needs the weights' source only once."""
+"""Fine-tuning as a command and on many devices: kills, deleted weights, strategies."""
 
+import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from resume import finish, history, kill, start, wait_for_step
 
@@ -33,3 +38,19 @@ def test_killed_twice_and_its_weights_deleted_the_run_ends_in_the_same_bits(tmp_
     assert again["weights_sha256"] == summary["weights_sha256"]
     assert again["test_loss"] == summary["test_loss"]
     assert history(run_dir) == history(tmp_path / "whole")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", ["vit", pytest.param("cnn", marks=pytest.mark.slow)])
+def test_strategies_on_eight_devices_agree_with_one(case):
+    command = [sys.executable, str(Path(__file__).with_name("ft_devices.py")), case]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(done.stdout.splitlines()[-1])
+    one = results.pop("one")
+    assert len(one["losses"]) == 12
+    assert np.mean(one["losses"][-3:]) < one["losses"][0]
+    for name, other in results.items():
+        np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(other["logits"], one["logits"], rtol=1e-2, atol=1e-3, err_msg=name)
+        assert other["trained"] == one["trained"]

@@ -1,5 +1,5 @@
 """Fine-tunes under each way to run a step on 8 virtual CPU devices; prints the losses as JSON. Run by
-test_fine_tuning_parallel.py."""
+test_ft_runs.py."""
 
 import json
 import os
