@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jaxtrain.classifiers.learning import Job
 
 _SHARED = {"seed", "quiet", "data", "model", "augment", "parallel"}
-_SCALINGS = ("none", "standard")
+_SCALINGS: tuple[Literal["none", "standard"], ...] = ("none", "standard")
 """Those that fold into a kernel and a bias."""
 
 

@@ -19,13 +19,13 @@ Factor = Callable[[Path, jax.Array], jax.Array | float]
 class CountState(NamedTuple):
     """Steps done."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
 
 
 class StartState(NamedTuple):
     """Steps done, and where the parameters started (None where they do not decay)."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
     start: Any
 
 
