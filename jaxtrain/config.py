@@ -166,7 +166,7 @@ class FeaturesConfig(Section):
 HEADS: dict[str, dict[str, Any]] = {
     "linear": {
         "solver": "auto",
-        "weight_decay": None,  # by solver: 15 from 1e-6 to 10 for lbfgs, 5 from 1e-6 to 0.1 for sgd
+        "weight_decay": None,  # by solver and number of vectors: see heads/linear.py
         "scaling": ("none", "standard", "l2"),
         "learning_rate": (0.3, 1.0, 3.0),
         "epochs": 20,
