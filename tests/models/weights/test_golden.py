@@ -81,6 +81,14 @@ def test_what_is_missing_left_over_or_misshapen_is_listed_in_one_line(name, load
     assert f"{bent.removeprefix(prefix)} makes [" in message
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_arrays_of_any_shape_are_an_error_in_one_line(name, load):
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        with pytest.raises(UserError, match=r"^model\.weights: [^\n]* of the wrong shape: [^\n]*$|^image size [^\n]*$"):
+            load(name, lambda arrays: {key: np.zeros(rng.integers(0, 4, rng.integers(0, 5))) for key in arrays})
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
 def test_what_stands_before_every_name_is_taken_off(prefix, load):
     plain = load("timm_convnext")
