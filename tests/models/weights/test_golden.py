@@ -35,7 +35,7 @@ def test_outputs_are_the_references(name, load):
     pretrained = load(name)
     assert (pretrained.num_classes, pretrained.image_size, pretrained.channels) == (case.classes, case.size, 3)
     assert np.abs(expected).mean() > 0.1
-    np.testing.assert_allclose(run(pretrained, images(case.size)), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(run(pretrained, images(case.size)), expected, atol=2e-5, rtol=0)
 
 
 def test_every_golden_file_belongs_to_a_case():
