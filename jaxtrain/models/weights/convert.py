@@ -69,9 +69,11 @@ def convert(arrays: Arrays, model: ModelConfig, source: str) -> Converted:
             problems.missing += missing or [path]
             continue
         array = to_ours([arrays[name] for name in theirs], path, shape, layout)
-        if array.shape != shape:
-            problems.misfits.append(f"{' + '.join(theirs)} makes {list(array.shape)}, {list(shape)} is needed")
-        (params if path in wanted["params"] else state)[path] = array
+        if array is None or array.shape != shape:
+            makes = "nothing" if array is None else list(array.shape)
+            problems.misfits.append(f"{' + '.join(theirs)} makes {makes}, {list(shape)} is needed")
+        else:
+            (params if path in wanted["params"] else state)[path] = array
     spare = arrays.keys() - used
     problems.left_over += [name for name in spare if not any(fnmatchcase(name, p) for p in layout.ignored)]
     problems.check(f"model.weights: {source} ({layout.name} layout) does not fit model {spec.name}")
@@ -140,14 +142,16 @@ def _measures(
         return arrays.get(found[0]) if found else None
 
     stem, head = theirs(family.stem), theirs("head/kernel")
-    channels = spec.channels if stem is None or stem.ndim != 4 else stem.shape[1 if layout.transposed else 2]
+    channels = stem.shape[1 if layout.transposed else 2] if stem is not None and stem.ndim == 4 else 0
     size = None
     positions = theirs(family.positions) if family.positions else None
     if positions is not None and positions.ndim == 3:
         with_class = spec.kwargs.get("class_token", True) and spec.kwargs.get("class_position", True)
         patch = model.patch_size or spec.kwargs["patch_size"]
-        size = math.isqrt(positions.shape[1] - with_class) * patch
-    return size, channels, 0 if head is None else head.shape[0 if layout.transposed else -1]
+        size = math.isqrt(max(positions.shape[1] - with_class, 0)) * patch
+    if head is None or head.ndim != 2:
+        return size, channels or spec.channels, 0 if head is None else 1
+    return size, channels or spec.channels, head.shape[0 if layout.transposed else 1]
 
 
 # --- trees

@@ -6,7 +6,6 @@ are written once, with places to fill: `"blocks/{i}/norm1": "blocks.{i}.norm1"`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -93,25 +92,29 @@ def their_names(path: str, names: Mapping[str, Names], layout: Layout) -> Names:
     return tuple(f"{name}{layout.separator}{layout.leaves[leaf]}" for name in names[module])
 
 
-def to_ours(parts: Sequence[Array], path: str, shape: tuple[int, ...], layout: Layout) -> Array:
-    """Their arrays as our one at `path`, as near to `shape` as the layout can bring it: `float32`."""
+def to_ours(parts: Sequence[Array], path: str, shape: tuple[int, ...], layout: Layout) -> Array | None:
+    """Their arrays as our one at `path`, as near to `shape` as the layout can bring it: `float32`.
+
+    None where several of them cannot be joined.
+    """
     if not layout.transposed:
         parts = [_as_matrix(part, path, shape) for part in parts]
-        array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-    else:
-        array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0)
-        if path.endswith("/kernel"):
-            if array.ndim == 4 and len(shape) == 2 and array.shape[2:] == (1, 1):  # 1x1 convolution for a linear layer
-                array = array[:, :, 0, 0]
-            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+    try:
+        array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0 if layout.transposed else -1)
+    except ValueError:
+        return None
+    if layout.transposed and path.endswith("/kernel"):
+        if array.ndim == 4 and len(shape) == 2 and array.shape[2:] == (1, 1):  # 1x1 convolution for a linear layer
+            array = array[:, :, 0, 0]
+        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
     return np.ascontiguousarray(array, np.float32)
 
 
 def _as_matrix(part: Array, path: str, shape: tuple[int, ...]) -> Array:
     """Flax keeps attention's kernels as [width, heads, width / heads] or the other way round."""
     if part.ndim == 3 and len(shape) == 2 and path.endswith("/kernel"):
-        rows = shape[0] if part.shape[0] == shape[0] else math.prod(part.shape[:-1])
-        return part.reshape(rows, -1)
+        first, second, third = part.shape
+        return part.reshape((first, second * third) if first == shape[0] else (first * second, third))
     return part.reshape(-1) if part.ndim == 2 and path.endswith("/bias") else part
 
 

@@ -35,7 +35,7 @@ def test_outputs_are_the_references(name, load):
     pretrained = load(name)
     assert (pretrained.num_classes, pretrained.image_size, pretrained.channels) == (case.classes, case.size, 3)
     assert np.abs(expected).mean() > 0.1
-    np.testing.assert_allclose(run(pretrained, images(case.size)), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(run(pretrained, images(case.size)), expected, atol=2e-5, rtol=0)
 
 
 def test_every_golden_file_belongs_to_a_case():
@@ -79,6 +79,14 @@ def test_what_is_missing_left_over_or_misshapen_is_listed_in_one_line(name, load
     prefix = "resnet." if name.startswith("transformers") else ""
     assert f"1 missing: {gone.removeprefix(prefix)}; 1 left over: surplus; 1 of the wrong shape: " in message
     assert f"{bent.removeprefix(prefix)} makes [" in message
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_arrays_of_any_shape_are_an_error_in_one_line(name, load):
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        with pytest.raises(UserError, match=r"^model\.weights: [^\n]* of the wrong shape: [^\n]*$|^image size [^\n]*$"):
+            load(name, lambda arrays: {key: np.zeros(rng.integers(0, 4, rng.integers(0, 5))) for key in arrays})
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,10 @@ def _groups(kwargs: Mapping[str, Any]) -> dict[str, Sequence[Fields]]:
     return {"block": [{"i": i} for i in range(kwargs["depth"])]}
 
 
+def _square(places: int) -> bool:
+    return places > 0 and math.isqrt(places) ** 2 == places
+
+
 def _position_in_class_token(position: str, token: str) -> Any:
     """The class token's own position becomes part of the token, where the variant has no position for it.
 
@@ -25,8 +30,8 @@ def _position_in_class_token(position: str, token: str) -> Any:
         if kwargs.get("class_position", True) or position not in arrays or token not in arrays:
             return arrays
         positions = arrays[position]
-        if round((positions.shape[1] - 1) ** 0.5) ** 2 != positions.shape[1] - 1:  # patches alone already
-            return arrays
+        if positions.ndim != 3 or not _square(positions.shape[1] - 1) or positions[:, :1].shape != arrays[token].shape:
+            return arrays  # the patches' positions alone already
         return arrays | {token: arrays[token] + positions[:, :1], position: positions[:, 1:]}
 
     return prepare
@@ -111,7 +116,10 @@ TRANSFORMERS = Layout(
 
 def _distillation_as_register(arrays: Arrays, kwargs: Mapping[str, Any]) -> Arrays:
     """DeiT's distillation token, which is a register with a position: their sum is a register without one."""
-    positions, token = arrays["embeddings.position_embeddings"], arrays["embeddings.distillation_token"]
+    token = arrays["embeddings.distillation_token"]
+    positions = arrays.get("embeddings.position_embeddings", token)
+    if positions.ndim != 3 or positions.shape[1] < 3 or positions[:, :1].shape != token.shape:
+        return arrays
     rest = {name: array for name, array in arrays.items() if name != "embeddings.distillation_token"}
     return rest | {
         "embeddings.register_tokens": token + positions[:, 1:2],
