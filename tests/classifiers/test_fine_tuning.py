@@ -98,7 +98,7 @@ def test_a_strategy_learns_and_moves_what_it_should(strategy, backbones, big, tm
     trained = moved(after, before)
     assert expected <= trained <= expected | {"pos_embed", "cls_token"}
     losses = records(tmp_path / "run", "train/loss")
-    assert np.mean(losses[-3:]) < 0.97 * losses[0]
+    assert np.mean(losses[-3:]) < 0.985 * losses[0]
     if strategy != "linear_probe":
         assert losses[0] == pytest.approx(np.log(5), abs=1e-5)  # the head starts at 0
     summary = classifier.summary
@@ -214,7 +214,7 @@ def test_the_head_comes_along_for_the_same_classes(backbones, digits, tmp_path):
     few = np.flatnonzero(labels < 5)[:200]
     train = {"steps": 1, "batch_size": 32, "log_every": 1}
     tuner(backbones / "cnn", tmp_path / "run", train=train).fit(images[few], labels[few])
-    assert records(tmp_path / "run", "train/loss")[0] < 1.0
+    assert records(tmp_path / "run", "train/loss")[0] < 1.3  # log 5 is 1.6
 
 
 def test_another_weights_digest_is_refused_before_the_first_checkpoint(backbones, big, tmp_path):
