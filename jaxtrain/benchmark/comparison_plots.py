@@ -23,6 +23,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C
 INK = "#010203"
 """Stands for the colour of text in an SVG."""
 _MUTED = "#888888"
+_OF_INK = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor")
+_CLEAR = ("figure.facecolor", "axes.facecolor", "legend.facecolor")
 MAX_LINES = 8
 """Models that are drawn over each other."""
 MAX_ROWS = 40
@@ -34,9 +36,8 @@ def inked() -> Iterator[None]:
     """Figures that are made inside have no background, and text and axes in `INK`."""
     import matplotlib
 
-    names = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor")
-    clear = {"figure.facecolor": "none", "axes.facecolor": "none", "legend.facecolor": "none", "text.parse_math": False}
-    with matplotlib.rc_context({**dict.fromkeys(names, INK), **clear}):
+    options: dict[Any, Any] = dict.fromkeys(_OF_INK, INK) | dict.fromkeys(_CLEAR, "none")
+    with matplotlib.rc_context(options | {"text.parse_math": False}):
         yield
 
 
@@ -113,7 +114,8 @@ def frontier(costs: NDArray[np.float64], accuracy: NDArray[np.float64]) -> NDArr
     cheaper = costs[None, :] <= costs[:, None]
     better = accuracy[None, :] >= accuracy[:, None]
     strictly = (costs[None, :] < costs[:, None]) | (accuracy[None, :] > accuracy[:, None])
-    return ~(cheaper & better & strictly).any(axis=1)
+    beaten: NDArray[np.bool_] = (cheaper & better & strictly).any(axis=1)
+    return ~beaten
 
 
 def calibration(comparison: Comparison) -> Figure:
