@@ -114,8 +114,7 @@ def frontier(costs: NDArray[np.float64], accuracy: NDArray[np.float64]) -> NDArr
     cheaper = costs[None, :] <= costs[:, None]
     better = accuracy[None, :] >= accuracy[:, None]
     strictly = (costs[None, :] < costs[:, None]) | (accuracy[None, :] > accuracy[:, None])
-    beaten: NDArray[np.bool_] = (cheaper & better & strictly).any(axis=1)
-    return ~beaten
+    return np.logical_not((cheaper & better & strictly).any(axis=1))
 
 
 def calibration(comparison: Comparison) -> Figure:
