@@ -73,7 +73,7 @@ class Measured:
     per_class: list[dict[str, Any]]
     """See `per_class_table`."""
     temperature: float | None
-    """Fitted on validation images; None where there are none."""
+    """Fitted on validation images; None where none of them is wrong."""
     scaled: dict[str, float]
     """`loss`, `brier`, `ece` and `adaptive_ece` with that temperature; empty where there is none."""
 
@@ -94,8 +94,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What a model does on a test set."""
+class Record:
+    """What is kept and tracked of a model on a test set."""
 
     predictions: Predictions
     measured: Measured
@@ -105,13 +105,19 @@ class Evaluation:
     """How many different models were measured on this test set (`count_look`); None: not counted."""
     artifacts: tuple[Path, ...]
     """The files that were written."""
-    test: ImageSource
-    """The test set, which has been opened now."""
 
     @property
     def metrics(self) -> dict[str, float]:
         """`test/accuracy`, `test/loss`, ...: see `Measured.flat`."""
         return self.measured.flat()
+
+
+@dataclass(frozen=True)
+class Evaluation(Record):
+    """What a model does on a test set."""
+
+    test: ImageSource
+    """The test set, which has been opened now."""
 
 
 def evaluate_on_test(
@@ -142,7 +148,7 @@ def evaluate_on_test(
     duplicates = find_duplicates(test)
     looks = count_look(looks_file, test.digest, params_sha256, dataset.name)
     measured = measure(predictions, resamples=resamples)
-    written = _write(predictions, measured, duplicates, looks, folder)
+    written = write_evaluation(predictions, measured, duplicates, looks, folder)
     return Evaluation(predictions, measured, duplicates, looks, written, test.images)
 
 
@@ -189,8 +195,9 @@ def measure(predictions: Predictions, *, resamples: int = RESAMPLES, seed: int =
     resampled = resample(outcomes(labels, softmax(logits), logits), resamples, seed)
     confusion = confusion_matrix(labels, logits.argmax(axis=1), len(names))
     temperature, after = None, dict[str, float]()
-    if predictions.val_labels is not None and predictions.val_logits is not None and len(predictions.val_labels):
+    if predictions.val_labels is not None and predictions.val_logits is not None:
         temperature = fit_temperature(predictions.val_labels, predictions.val_logits)
+    if temperature is not None:
         cooler = logits.astype(np.float64) / temperature
         every = classification_metrics(labels, softmax(cooler), cooler)
         after = {name: every[name] for name in SCALED}
@@ -199,7 +206,7 @@ def measure(predictions: Predictions, *, resamples: int = RESAMPLES, seed: int =
 
 
 def track_evaluation(
-    evaluation: Evaluation,
+    evaluation: Record,
     config: TrackingConfig,
     *,
     folder: Path,
@@ -218,6 +225,7 @@ def track_evaluation(
 
     about = _about(evaluation.predictions)
     own = {key: str(about[key]) for key in ("technique", "model", "dataset", "params_sha256", "test_digest")}
+    own["kind"] = "evaluation"
     if source_run_id is not None:
         own["source_run_id"] = source_run_id
     kept = folder / "tracking" / f"{own['params_sha256'][:12]}-{own['test_digest'][:12]}"
@@ -297,13 +305,14 @@ def _counts(duplicates: Mapping[str, list[tuple[int, int]]], looks: int | None) 
     return counts if looks is None else {**counts, "test/looks": looks}
 
 
-def _write(
+def write_evaluation(
     predictions: Predictions,
     measured: Measured,
     duplicates: Mapping[str, list[tuple[int, int]]],
     looks: int | None,
     folder: Path,
 ) -> tuple[Path, ...]:
+    """Write `predictions.npz`, `metrics.json`, `per_class.csv` and `confusion_matrix.png`; returns their paths."""
     from jaxtrain.benchmark import plots
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ difference of their replicates is a paired bootstrap.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -175,28 +175,29 @@ def sum_of_gaps(gaps: Floats, replicates: Floats, confidence: float = CONFIDENCE
     return Interval(float(expected[0] * measured), float(expected[-1] * measured))
 
 
-def mean_of_seeds(
-    resampled: list[Resampled], name: str, confidence: float = CONFIDENCE
-) -> tuple[float, float, Interval]:
-    """Mean, standard deviation and interval of one metric over runs that differ in their seed alone.
+def mean_of_seeds(resampled: Sequence[Resampled], name: str) -> tuple[float, float, Interval]:
+    """Mean, standard deviation and 95% interval of one metric over runs that differ in their seed alone."""
+    values = np.array([each.metrics[name] for each in resampled])
+    low, high = percentile(seed_replicates(resampled, name))
+    # Two or three seeds may say so little that the interval leaves the range of the metric.
+    lowest, highest = -1.0 if name == "mcc" else 0.0, {"loss": np.inf, "brier": 2.0}.get(name, 1.0)
+    interval = Interval(max(low, lowest), min(high, highest))
+    return float(values.mean()), float(values.std(ddof=1)), interval
 
-    The interval covers both accidents, which images the test set has and which seeds were drawn (two levels, as in a
-    hierarchical bootstrap): replicates of the mean over the same resampled images, plus a draw of what so few seeds
-    leave open. That is Student's t, since to draw from three seeds again says too little. For other seeds and other
-    images of the same kind the mean lies inside in 95% of cases.
+
+def seed_replicates(resampled: Sequence[Resampled], name: str, number: int = 0) -> Floats:
+    """Replicates `float64[resamples]` of the mean over runs that differ in their seed alone.
+
+    They hold both accidents, which images the test set has and which seeds were drawn (two levels, as in a
+    hierarchical bootstrap): the mean over the same resampled images, plus a draw of what so few seeds leave open.
+    That is Student's t, since to draw from three seeds again says too little. `number` tells groups of runs apart,
+    whose draws are independent.
     """
     from scipy.stats import t
 
     values = np.array([each.metrics[name] for each in resampled])
-    mean, seeds = float(values.mean()), len(values)
-    deviation = float(values.std(ddof=1))
     replicates = np.mean([each.replicates[name] for each in resampled], axis=0)
-    # The same quantiles of t in a fixed order: seeded, and without the noise of drawing them.
-    order = np.random.default_rng(seeds).permutation(len(replicates))
-    draws = t.ppf((order + 0.5) / len(replicates), seeds - 1) * deviation / np.sqrt(seeds)
-    return mean, deviation, percentile(replicates + draws, confidence)
-
-
-def as_json(found: Mapping[str, Interval]) -> dict[str, list[float]]:
-    """`{metric: [low, high]}`."""
-    return {name: [interval.low, interval.high] for name, interval in found.items()}
+    # All quantiles of t once, in a seeded order: without the noise of drawing them.
+    order = np.random.default_rng(number).permutation(len(replicates))
+    draws = t.ppf((order + 0.5) / len(replicates), len(values) - 1)
+    return replicates + draws * values.std(ddof=1) / np.sqrt(len(values))

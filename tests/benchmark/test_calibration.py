@@ -27,9 +27,17 @@ def test_it_finds_how_much_too_sure_a_model_is(sharpness):
     assert temperature == pytest.approx(sharpness / other.x[0], rel=1e-3)
 
 
+def test_a_model_that_is_never_wrong_has_no_temperature():
+    labels, logits = case(images=100)
+    right = np.eye(6, dtype=np.float32)[labels]
+    assert fit_temperature(labels, right) is None
+    assert fit_temperature(labels[:0], logits[:0]) is None
+
+
 def test_it_stays_finite_where_there_is_no_optimum():
     labels = case(images=100)[0]
     right = np.eye(6, dtype=np.float32)[labels]
-    assert 0.01 <= fit_temperature(labels, right) < 0.05
     assert fit_temperature((labels + 1) % 6, right) == pytest.approx(100, rel=0.01)
+    labels[0] = (labels[0] + 1) % 6
+    assert 0.01 <= fit_temperature(labels, right * 1e-6) < 0.05
     assert np.isfinite(fit_temperature(labels, right * 1e6))

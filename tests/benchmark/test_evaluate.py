@@ -233,6 +233,7 @@ def test_the_run_in_benchmark_leads_back_to_its_training_run(tmp_path, monkeypat
         "technique": "pt",
         "model": "linear",
         "dataset": "shapes",
+        "kind": "evaluation",
         "seed": "3",
     }
     assert told.arguments["run_dir"].is_relative_to(folder)
