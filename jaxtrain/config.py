@@ -173,7 +173,7 @@ HEADS: dict[str, dict[str, Any]] = {
         "batch_size": 256,
     },
     "mlp": {
-        "hidden": (512,),
+        "hidden": (256,),
         "weight_decay": (1e-4, 1e-2, 0.1),
         "learning_rate": (3e-4, 3e-3),
         "scaling": ("standard",),

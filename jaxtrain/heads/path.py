@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from jaxtrain.heads.lbfgs import Optimum, Problem, solve
 
 _APART = 10.5  # ratio of penalties at most, between two that are solved from zero
+_FROM_ZERO = 4  # at once: neighbours take about as many iterations, and all wait for the slowest
 
 
 class Level(NamedTuple):
@@ -61,7 +62,8 @@ def solve_path(problem: Problem, l2: Array, levels: Sequence[Level], width: int)
             start = jnp.einsum("dks,sm->dkm", known, level.blend)
         else:
             start = jnp.zeros((inputs, classes, len(level.members)), jnp.float32)
-        found.append(in_groups(functools.partial(solve, problem), width, l2[level.members], start))
+        together = width if found else min(width, _FROM_ZERO)
+        found.append(in_groups(functools.partial(solve, problem), together, l2[level.members], start))
     back = jnp.argsort(jnp.concatenate([level.members for level in levels]))
     return Optimum(*(jnp.concatenate(parts, axis=-1)[..., back] for parts in zip(*found, strict=True)))
 

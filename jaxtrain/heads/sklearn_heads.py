@@ -35,7 +35,7 @@ class EstimatorHead(FittedHead):
     @property
     def num_params(self) -> int:
         """Numbers that the classifier keeps in arrays."""
-        return estimators.count(self.arrays["estimator"])
+        return estimators.count(self.estimator)
 
     def logits(self, x: Floats) -> Floats:
         """float32[images, features] to float32[images, classes].

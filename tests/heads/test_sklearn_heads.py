@@ -156,6 +156,7 @@ def test_xgboost_round_trip():
     head = fit_head(config("xgboost", trials=3), TRAIN, VAL, num_classes=3)
     assert (head.logits(TEST.x).argmax(1) == TEST.y).mean() > 0.7
     np.testing.assert_array_equal(restored(head).logits(TEST.x), head.logits(TEST.x))
+    assert head.num_params == restored(head).num_params > 100
 
 
 def test_a_classifier_that_fails_names_the_cause():
