@@ -184,7 +184,9 @@ def test_half_of_the_digits_teach_the_other_half(digits, tmp_path):
     """A backbone that has learned 0 to 4, and a linear head for 5 to 9: at least 97% of test images right."""
     images, labels = digits
     low, high = labels < 5, np.flatnonzero(labels >= 5)
-    pt = PTClassifier(run_dir=tmp_path / "pt", quiet=True, tracking=OFF, model={"name": "cnn_small"}, train={"epochs": 150})
+    pt = PTClassifier(
+        run_dir=tmp_path / "pt", quiet=True, tracking=OFF, model={"name": "cnn_small"}, train={"epochs": 150}
+    )
     pt.fit(images[low], labels[low])
     order = np.random.default_rng(0).permutation(high)
     train, test = order[:-180], order[-180:]
