@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxtrain.benchmark.api import benchmark
     from jaxtrain.classifiers.base import BaseClassifier
     from jaxtrain.classifiers.feature_extraction import FEClassifier
     from jaxtrain.classifiers.files import load
@@ -23,6 +24,7 @@ _HOMES = {
     "PTClassifier": "jaxtrain.classifiers.pre_training",
     "RunError": "jaxtrain.errors",
     "UserError": "jaxtrain.errors",
+    "benchmark": "jaxtrain.benchmark.api",
     "create_model": "jaxtrain.models",
     "list_models": "jaxtrain.models",
     "load": "jaxtrain.classifiers.files",
@@ -38,6 +40,7 @@ __all__ = [
     "PTClassifier",
     "RunError",
     "UserError",
+    "benchmark",
     "create_model",
     "list_models",
     "load",

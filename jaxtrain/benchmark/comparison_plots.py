@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.benchmark.comparison import Comparison, Entry
 from jaxtrain.benchmark.metrics import softmax
-from jaxtrain.benchmark.wording import COSTS
+from jaxtrain.benchmark.wording import COSTS, with_prefix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,7 @@ _CLEAR = ("figure.facecolor", "axes.facecolor", "legend.facecolor")
 MAX_LINES = 8
 """Models that are drawn over each other."""
 MAX_ROWS = 40
+_NAMED = 6
 _BINS = 10
 
 
@@ -73,40 +74,55 @@ def leaderboard(comparison: Comparison) -> Figure:
 
 
 def pareto(comparison: Comparison) -> Figure | None:
-    """Accuracy against each cost; models for which another is as accurate and as cheap are grey."""
-    known = [name for name in COSTS if any(entry.candidate.costs.get(name) for entry in comparison.entries)]
+    """Accuracy against each cost; models for which another is as accurate and as cheap are grey.
+
+    Of runs that differ in their seed alone the mean is shown. Few points have names, many the ranks of the leaderboard.
+    """
+    points = [(recipe.name, recipe.metrics["accuracy"][0], recipe.costs) for recipe in comparison.recipes] or [
+        (entry.name, entry.accuracy, entry.candidate.costs) for entry in comparison.entries
+    ]
+    known = [name for name in COSTS if any(costs.get(name) for _, _, costs in points)]
     if not known:
         return None
     figure, panels = _panels(len(known), width=4.2, height=3.6)
     for axes, name in zip(panels, known, strict=True):
-        entries = [entry for entry in comparison.entries if entry.candidate.costs.get(name)]
-        costs = np.array([entry.candidate.costs[name] for entry in entries])
-        accuracy = np.array([100 * entry.accuracy for entry in entries])
+        shown = [(place, *point) for place, point in enumerate(points) if point[2].get(name)]
+        costs = np.array([found[name] for *_, found in shown])
+        accuracy = np.array([100 * share for _, _, share, _ in shown])
         best = frontier(costs, accuracy)
         axes.scatter(costs[~best], accuracy[~best], color=_MUTED, s=26)
         order = np.argsort(costs[best])
         axes.plot(
             costs[best][order], accuracy[best][order], "o-", color=COLORS[0], drawstyle="steps-post", markersize=6
         )
-        shown = best if len(entries) > MAX_LINES else np.ones(len(entries), bool)
-        right = np.median(costs)
-        for place in np.flatnonzero(shown):
-            side = -1 if costs[place] > right else 1
+        middle = np.sqrt(costs.min() * costs.max())
+        for (place, label, *_), x, y in zip(shown, costs, accuracy, strict=True):
+            left = x > middle
             axes.annotate(
-                _short(entries[place].name, 18),
-                (costs[place], accuracy[place]),
-                xytext=(6 * side, -9),
+                _short(label, 22) if len(points) <= _NAMED else str(place + 1),
+                (x, y),
+                xytext=(-6 if left else 6, -10 if place % 2 else 5),
                 textcoords="offset points",
-                fontsize=7.5,
-                ha="right" if side < 0 else "left",
+                fontsize=8,
+                ha="right" if left else "left",
             )
         if costs.max() > 3 * costs.min():
-            axes.set_xscale("log")
-        axes.margins(x=0.18, y=0.12)
+            _logarithmic(axes, costs.max() / costs.min())
+        axes.margins(x=0.1, y=0.15)
         axes.set_xlabel(_with_unit(name))
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("test accuracy, %")
     return figure
+
+
+def _logarithmic(axes: Axes, factor: float) -> None:
+    """An axis over so many times its least value, with plain numbers: 10^3 would need formulas, which names are not."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if factor < 30 else (1.0,), numticks=6))
+    axes.xaxis.set_major_formatter(lambda value, _: with_prefix(value).replace(" ", ""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def frontier(costs: NDArray[np.float64], accuracy: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -198,6 +214,21 @@ def learning_curves(comparison: Comparison) -> Figure | None:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.locator_params(axis="x", nbins=5)
         axes.grid(alpha=0.25)
+    return figure
+
+
+def robustness(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure | None:
+    """Mean accuracy over all corruptions at each severity, 0 the clean images; `{model: {corruption: accuracies}}`."""
+    if not found:
+        return None
+    figure, axes = _figure(6.0, 3.8)
+    for place, (name, by_corruption) in enumerate(list(found.items())[:MAX_LINES]):
+        means = 100 * np.mean(list(by_corruption.values()), axis=0)
+        axes.plot(range(len(means)), means, "o-", color=_color(place), label=_short(name), markersize=4)
+    axes.set_xlabel("severity of the corruption")
+    axes.set_ylabel("mean accuracy, %")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +26,12 @@ from jaxtrain.benchmark.evaluate import (
 )
 from jaxtrain.benchmark.looks import count_look
 from jaxtrain.benchmark.predictions import Predictions
+from jaxtrain.benchmark.report import FILES, Report
 from jaxtrain.config import Config, DataConfig, TrackingConfig
 from jaxtrain.config_io import load_config
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import JaxtrainError, UserError
-from jaxtrain.training.run_directory import FREE_ON_RESUME
+from jaxtrain.training.run_directory import FREE_ON_RESUME, run_name
 
 _log = logging.getLogger(__name__)
 
@@ -117,16 +119,18 @@ def gather(
     *,
     data: DataConfig | None = None,
     costs: bool = True,
+    names: Sequence[str] | None = None,
     looks_file: Path = LOOKS_FILE,
     say: Callable[[str], None] = lambda _: None,
 ) -> Gathered:
     """Predictions, costs and learning curves of finished runs.
 
     `data` names another test set than the runs' own. Raises UserError for directories without a finished run, data
-    that cannot be found and models whose classes are not those of the data.
+    that cannot be found and models whose classes are not those of the data. `names` are those of the candidates
+    (default: technique and folder); `say` is told what takes a while.
     """
     runs = [read_run(path) for path in paths]
-    names = _unique_names(runs)
+    names = names or _unique_names(runs)
     test = _open(data or runs[0].config.data, needed=data is not None)
     gathered = Gathered(runs, [], [], [], test)
     for run, name in zip(runs, names, strict=True):
@@ -175,6 +179,49 @@ def track(gathered: Gathered, comparison: Comparison, config: TrackingConfig | N
             _log.warning("%s: MLflow lacks %d records (%s)", candidate.name, report.unsent_rows, report.problem)
         ids.append(report.run_id)
     return ids
+
+
+def track_report(report: Report, folder: Path, config: TrackingConfig, ids: Sequence[str | None]) -> str | None:
+    """Store a saved report as one more run of the experiment `Benchmark`, tagged `kind: comparison`.
+
+    `ids` are those of the evaluations that it compares. Returns the id of the MLflow run.
+    """
+    from jaxtrain.tracking import Tracker
+
+    comparison = report.comparison
+    predictions = comparison.predictions
+    tracker = Tracker.start(
+        config.model_copy(update={"system_metrics": False}),
+        run_dir=folder / "tracking",
+        experiment="Benchmark",
+        run_name=f"comparison-{folder.name}",
+        params={"dataset": predictions.dataset, "models": len(comparison.entries), "resamples": comparison.resamples},
+        tags={
+            "kind": "comparison",
+            "dataset": predictions.dataset,
+            "test_digest": predictions.test_digest,
+            "best": comparison.entries[0].name,
+            "evaluations": " ".join(filter(None, ids)),
+        },
+    )
+    for name in FILES:
+        tracker.artifact(folder / name)
+    told = tracker.finish("FINISHED")
+    if told.problem is not None:
+        _log.warning("MLflow lacks the report (%s); it is in %s", told.problem, folder)
+    return told.run_id
+
+
+def report_folder(dataset: str, root: Path = Path("runs/benchmark")) -> Path:
+    """`ROOT/DATASET-N` with the first free N, made."""
+    for number in itertools.count(1):
+        folder = root / f"{run_name(dataset)}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
 
 
 def _open(data: DataConfig, *, needed: bool) -> OpenTestSet | None:

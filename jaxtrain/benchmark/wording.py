@@ -28,11 +28,13 @@ def value(name: str, number: float | None) -> str:
     """A metric as text.
 
     >>> value("accuracy", 0.98765), value("loss", 0.04321), value("auroc_ovr", None)
-    ('98.8%', '0.0432', '-')
+    ('98.8%', '0.043', '-')
     """
     if number is None or not math.isfinite(number):
         return "-"
-    return f"{100 * number:.1f}%" if name in SHARES else f"{number:.3g}" if abs(number) < 1 else f"{number:.4g}"
+    if name in SHARES:
+        return f"{100 * number:.1f}%"
+    return f"{number:.3f}" if abs(number) >= 0.0095 or number == 0 else f"{number:.2g}"
 
 
 def cost(name: str, number: float | None) -> str:
@@ -44,12 +46,12 @@ def cost(name: str, number: float | None) -> str:
     if number is None or not math.isfinite(number):
         return "-"
     if name.startswith("latency_ms"):
-        return f"{number:.3g} ms"
+        return f"{number:.3g} ms" if number < 1000 else f"{number:,.0f} ms"
     if name.endswith("_mb"):
         return f"{number:,.3g} MB"
     if name == "train_seconds":
         return f"{number:.3g} s" if number < 120 else _clock(number)
-    return _with_prefix(number)
+    return with_prefix(number)
 
 
 def verdict(pair: Pair, margin: float) -> str:
@@ -68,7 +70,7 @@ def verdict(pair: Pair, margin: float) -> str:
             return f"{pair.second} is better than {pair.first} by {points}, {interval}"
         case "equivalent":
             return (
-                f"{pair.first} and {pair.second} are equivalent: they differ by less than {_margin(margin)}, {interval}"
+                f"{pair.first} and {pair.second} are equivalent: they differ by less than {in_points(margin)}, {interval}"
             )
         case _:
             told = f"{pair.first} and {pair.second} cannot be told apart: {points} apart, {interval}"
@@ -129,8 +131,13 @@ def _clock(seconds: float) -> str:
     return clock(seconds)
 
 
-def _with_prefix(number: float) -> str:
-    for limit, sign in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
+def with_prefix(number: float) -> str:
+    """Three digits and a prefix.
+
+    >>> with_prefix(1.234e9), with_prefix(23_456), with_prefix(1442), with_prefix(0.07)
+    ('1.23 G', '23.5 k', '1,442', '0.07')
+    """
+    for limit, unit, sign in ((1e12, 1e12, " T"), (1e9, 1e9, " G"), (1e6, 1e6, " M"), (1e4, 1e3, " k")):
         if number >= limit:
-            return f"{number / (1e3 if sign == ' k' else limit):.3g}{sign}"
+            return f"{number / unit:.3g}{sign}"
     return f"{number:,.4g}"

@@ -1,0 +1,229 @@
+"""Accuracy under common corruptions at five severities, computed on the device.
+
+The kinds and severities follow ImageNet-C (Hendrycks & Dietterich 2019, arXiv 1903.12261); lengths are scaled from its
+224 pixels to the images' own side. Corruptions that no linear operation or noise makes (JPEG, snow, frost, elastic) are
+left out, so the mean is not comparable with published ones: it compares models here, all on the same corrupted images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.benchmark.evaluate import Predictor
+from jaxtrain.data.base import ArraySource, Images, ImageSource
+from jaxtrain.data.splits import stratified_subset
+
+if TYPE_CHECKING:
+    import jax
+
+SEVERITIES = 5
+MAX_IMAGES = 2000
+"""Of a larger test set so many are used, stratified."""
+_BATCH = 256
+_SIDE = 224
+
+Curves = dict[str, list[float]]
+"""By corruption: accuracy at severity 0 (clean), 1, ..., 5."""
+
+
+def corruption_accuracy(
+    models: Mapping[str, Predictor], images: ImageSource, *, side: int, seed: int = 0
+) -> dict[str, Curves]:
+    """Accuracy of every model under every corruption: `{model: {corruption: [clean, 1, ..., 5]}}`.
+
+    All models see the same corrupted images, `uint8[images, side, side, channels]` but for arrays of one size, which
+    keep theirs.
+    """
+    source = _as_array(images, side)
+    clean = {name: _accuracy(model, source) for name, model in models.items()}
+    found: dict[str, Curves] = {name: {} for name in models}
+    for place, kind in enumerate(CORRUPTIONS):
+        curves = {name: [clean[name]] for name in models}
+        for severity in range(1, SEVERITIES + 1):
+            corrupted = corrupt(source.images, kind, severity, seed=seed * 1000 + place)
+            for name, model in models.items():
+                curves[name].append(_accuracy(model, ArraySource(corrupted, source.labels)))
+        for name in models:
+            found[name][kind] = curves[name]
+    return found
+
+
+def mean_corruption_accuracy(curves: Mapping[str, list[float]]) -> float:
+    """Mean over corruptions and severities 1 to 5."""
+    return float(np.mean([curve[1:] for curve in curves.values()]))
+
+
+def corrupt(images: Images, kind: str, severity: int, *, seed: int = 0) -> Images:
+    """Corrupted `uint8[images, height, width, channels]`; the same for the same seed, whatever the batch size."""
+    import jax
+    import jax.numpy as jnp
+
+    function = CORRUPTIONS[kind]
+
+    @jax.jit
+    def run(batch: Any, keys: Any) -> Any:
+        changed = function(batch.astype(jnp.float32) / 255, keys, severity - 1)
+        return jnp.clip(jnp.round(changed * 255), 0, 255).astype(jnp.uint8)
+
+    keys = jax.random.split(jax.random.key(seed), len(images))
+    parts = [
+        np.asarray(run(images[start : start + _BATCH], keys[start : start + _BATCH]))
+        for start in range(0, len(images), _BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def _noise(amounts: tuple[float, ...]) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+    def add(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
+        import jax
+
+        return x + amounts[level] * jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
+
+    return add
+
+
+def _shot_noise(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
+    import jax
+
+    photons = (60.0, 25.0, 12.0, 5.0, 3.0)[level]
+    return jax.vmap(lambda key, image: jax.random.poisson(key, image * photons) / photons)(keys, x)
+
+
+def _impulse_noise(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
+    """Salt and pepper."""
+    import jax
+    import jax.numpy as jnp
+
+    share = (0.03, 0.06, 0.09, 0.17, 0.27)[level]
+    draw = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:]))(keys)
+    return jnp.where(draw < share / 2, 0.0, jnp.where(draw > 1 - share / 2, 1.0, x))
+
+
+def _linear(make: Callable[[int, float, int], tuple[NDArray[Any], NDArray[Any]]]) -> Any:
+    """A change that is a matrix on the rows and one on the columns; `make` gives both for (side, scale, level)."""
+
+    def apply(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
+        import jax.numpy as jnp
+
+        del keys
+        height, width = x.shape[1:3]
+        scale = max(height, width) / _SIDE
+        rows, columns = make(height, scale, level)[0], make(width, scale, level)[1]
+        return jnp.einsum("ih,nhwc,jw->nijc", rows, x, columns)
+
+    return apply
+
+
+def _gaussian_blur(side: int, scale: float, level: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    deviation = max((2.0, 3.0, 4.0, 6.0, 8.0)[level] * scale, 0.3 + 0.15 * level)
+    matrix = _weights(side, lambda distance: np.exp(-0.5 * (distance / deviation) ** 2))
+    return matrix, matrix
+
+
+def _motion_blur(side: int, scale: float, level: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Along the rows."""
+    half = max((8.0, 12.0, 16.0, 20.0, 24.0)[level] * scale / 2, 0.6 + 0.3 * level)
+    return np.eye(side, dtype=np.float32), _weights(side, lambda distance: np.clip(half + 0.5 - np.abs(distance), 0, 1))
+
+
+def _pixelate(side: int, scale: float, level: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    del scale
+    cells = max(int(side * (0.6, 0.5, 0.4, 0.3, 0.25)[level]), 1)
+    owner = np.arange(side) * cells // side
+    same = (owner[:, None] == owner[None, :]).astype(np.float32)
+    matrix = same / same.sum(axis=1, keepdims=True)
+    return matrix, matrix
+
+
+def _weights(side: int, kernel: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
+    """Each row a weighted mean by distance; at the border over what is inside."""
+    place = np.arange(side)
+    matrix = kernel(place[:, None] - place[None, :]).astype(np.float32)
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def _zoom_blur(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
+    """The mean of enlargements up to a factor."""
+    import jax.numpy as jnp
+
+    del keys
+    largest = (1.11, 1.16, 1.21, 1.26, 1.31)[level]
+    factors = np.linspace(1, largest, 8)
+    total = jnp.zeros_like(x)
+    for factor in factors:
+        rows, columns = (_enlarge(side, float(factor)) for side in x.shape[1:3])
+        total = total + jnp.einsum("ih,nhwc,jw->nijc", rows, x, columns)
+    return total / len(factors)
+
+
+def _enlarge(side: int, factor: float) -> NDArray[Any]:
+    """Linear interpolation about the centre."""
+    centre = (side - 1) / 2
+    source = centre + (np.arange(side) - centre) / factor
+    return np.maximum(1 - np.abs(source[:, None] - np.arange(side)[None, :]), 0).astype(np.float32)
+
+
+def _brightness(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
+    del keys
+    return x + 0.1 * (level + 1)
+
+
+def _contrast(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
+    del keys
+    mean = x.mean(axis=(1, 2), keepdims=True)
+    return mean + (x - mean) * (0.4, 0.3, 0.2, 0.1, 0.05)[level]
+
+
+def _fog(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
+    """White clouds: noise of several wavelengths, the long ones strongest."""
+    import jax
+    import jax.numpy as jnp
+
+    density = (0.3, 0.4, 0.5, 0.6, 0.7)[level]
+    height, width = x.shape[1:3]
+
+    def cloud(key: jax.Array) -> jax.Array:
+        total = jnp.zeros((height, width))
+        for octave in range(4):
+            cells = 2 ** (octave + 1)
+            draw = jax.random.uniform(jax.random.fold_in(key, octave), (cells, cells))
+            total = total + jax.image.resize(draw, (height, width), "linear") / 2**octave
+        return total / (2 - 0.5**3)
+
+    thickness = density * (0.5 + jax.vmap(cloud)(keys))[..., None]
+    return x * (1 - thickness) + thickness
+
+
+CORRUPTIONS: dict[str, Callable[[Any, Any, int], Any]] = {
+    "gaussian_noise": _noise((0.08, 0.12, 0.18, 0.26, 0.38)),
+    "shot_noise": _shot_noise,
+    "impulse_noise": _impulse_noise,
+    "gaussian_blur": _linear(_gaussian_blur),
+    "motion_blur": _linear(_motion_blur),
+    "zoom_blur": _zoom_blur,
+    "pixelate": _linear(_pixelate),
+    "brightness": _brightness,
+    "contrast": _contrast,
+    "fog": _fog,
+}
+"""(`float32[images, height, width, channels]` in 0..1, a key an image, level 0 to 4) to the same, not clipped."""
+
+
+def _as_array(images: ImageSource, side: int) -> ArraySource:
+    from jaxtrain.data.decode import read_image
+    from jaxtrain.data.transforms import center_crop_resize
+
+    if len(images) > MAX_IMAGES:
+        images = images.select(stratified_subset(images.labels, MAX_IMAGES, 0))
+    if isinstance(images, ArraySource):
+        return ArraySource(np.asarray(images.images), images.labels)
+    read = [read_image(images, index, channels=3, max_pixels=50_000_000) for index in range(len(images))]
+    return ArraySource(np.stack([center_crop_resize(image, side) for image in read]), images.labels)
+
+
+def _accuracy(model: Predictor, source: ArraySource) -> float:
+    return float(np.mean(model.predict_logits(source).argmax(axis=1) == source.labels))
