@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from jaxtrain.classifiers.learning import Job
 
 _SHARED = {"seed", "quiet", "data", "model", "augment", "parallel"}
-_SCALINGS = ("none", "standard")
-"""Those that fold into a kernel and a bias."""
 
 
 def probed_head(job: Job, pretrained: Pretrained) -> Tree:
@@ -41,7 +39,7 @@ def probed_head(job: Job, pretrained: Pretrained) -> Tree:
     train = learning.embedded(dataset.train, "train").vectors
     val = None if dataset.val is None else learning.embedded(dataset.val, "val").vectors
     learning.close()
-    options = HeadConfig(scaling=_SCALINGS)
+    options = HeadConfig(scaling=("none", "standard"))  # the third would not fold into a kernel and a bias
     if val is None:
         options = HeadConfig(scaling=("standard",), weight_decay=(1 / len(train.y),))
     weights = vector_weights(job.config, train, dataset.num_classes)

@@ -19,13 +19,13 @@ Factor = Callable[[Path, jax.Array], jax.Array | float]
 class CountState(NamedTuple):
     """Steps done."""
 
-    count: jax.Array
+    step: jax.Array
 
 
 class StartState(NamedTuple):
     """Steps done, and where the parameters started (None where they do not decay)."""
 
-    count: jax.Array
+    step: jax.Array
     start: Any
 
 
@@ -41,9 +41,9 @@ def scale_learning_rates(factor: Factor) -> optax.GradientTransformation:
 
     def update(updates: Any, state: CountState, params: Any = None) -> tuple[Any, CountState]:
         scaled = jax.tree_util.tree_map_with_path(
-            lambda path, update: update * factor(keys_of(path), state.count), updates
+            lambda path, update: update * factor(_keys(path), state.step), updates
         )
-        return scaled, CountState(state.count + 1)
+        return scaled, CountState(state.step + 1)
 
     return optax.GradientTransformation(init, update)
 
@@ -61,17 +61,17 @@ def decay_towards_start(rate: float, schedule: Schedule, applies: Mask) -> optax
         return StartState(jnp.int32(0), start)
 
     def update(updates: Any, state: StartState, params: Any) -> tuple[Any, StartState]:
-        step = rate * schedule(state.count)
+        pull = rate * schedule(state.step)
 
         def pulled(update: jax.Array, param: jax.Array, start: jax.Array | None) -> jax.Array:
-            return update if start is None else update - step * (param - start)
+            return update if start is None else update - pull * (param - start)
 
         new = jax.tree.map(pulled, updates, params, state.start)
-        return new, StartState(state.count + 1, state.start)
+        return new, StartState(state.step + 1, state.start)
 
     return optax.GradientTransformation(init, update)
 
 
-def keys_of(path: Path) -> Path:
+def _keys(path: Path) -> Path:
     """A path of `jax.tree_util` as plain keys."""
     return tuple(getattr(entry, "key", entry) for entry in path)
