@@ -416,7 +416,7 @@ class TrackingConfig(Section):
     """Record processor, memory and GPU use."""
 
 
-_ONLY = {"features": "fe", "head": "fe", "finetune": "ft"}
+TECHNIQUE_SECTIONS = {"features": "fe", "head": "fe", "finetune": "ft"}
 """Sections that one technique alone has."""
 
 
@@ -448,7 +448,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_of_the_technique(self) -> Config:
-        for name, technique in _ONLY.items():
+        for name, technique in TECHNIQUE_SECTIONS.items():
             section = getattr(self, name)
             if technique != self.technique and section != type(section)():
                 option = next(key for key in type(section).model_fields if key in section.model_fields_set)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from jaxtrain.config import Config, Section
+from jaxtrain.config import TECHNIQUE_SECTIONS, Config, Section
 from jaxtrain.errors import UserError, nearest
 
 _SHOWN_ERRORS = 3
@@ -67,6 +67,8 @@ def nearest_option(path: str) -> str:
     section, _, name = path.rpartition(".")
     for matches in (lambda key: key == name, lambda key: "".join(word[0] for word in key.split("_")) == name):
         found = [option for option in valid if matches(option.rpartition(".")[2])]
+        general = [option for option in found if option.partition(".")[0] not in TECHNIQUE_SECTIONS]
+        found = general or found
         if len(found) == 1:
             return f"did you mean '{found[0]}'?"
     siblings = [option.rpartition(".")[2] for option in valid if option.rpartition(".")[0] == section]

@@ -3,10 +3,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 VARIANTS = ("bare", "jaxtrain", "jaxtrain - validation")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_the_loop_benchmark_measures_every_variant(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "--rounds", "2", "--cnn-steps", "2"]
     command += ["--linear-steps", "20", "--json", str(tmp_path / "bench.json")]

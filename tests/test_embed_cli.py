@@ -41,7 +41,8 @@ def as_json(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-def test_list(store, capsys):
+def test_list(store, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     run(["list"])
     lines = capsys.readouterr().out.splitlines()
     assert [word.strip() for word in lines[0].split()] == [

@@ -20,6 +20,7 @@ TUNING = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_twice_and_its_weights_deleted_the_run_ends_in_the_same_bits(tmp_path):
     weights = tmp_path / "pt"
@@ -40,8 +41,9 @@ def test_killed_twice_and_its_weights_deleted_the_run_ends_in_the_same_bits(tmp_
     assert history(run_dir) == history(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("case", ["vit", pytest.param("cnn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", ["vit", "cnn"])
 def test_strategies_on_eight_devices_agree_with_one(case):
     command = [sys.executable, str(Path(__file__).with_name("ft_devices.py")), case]
     done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)

@@ -16,7 +16,7 @@ from jaxtrain.errors import UserError
         ("fodler:/tmp", "unknown data set 'fodler:/tmp': did you mean 'folder:'?"),
         ("cifar10", "unknown data set 'cifar10': did you mean 'tfds:cifar10'?"),
         ("things.npz", "unknown data set 'things.npz': did you mean 'npz:things.npz'?"),
-        ("qqq", "unknown data set 'qqq': valid: digits, folder:PATH, idx:PATH, npz:PATH, tfds:NAME"),
+        ("qqq", "unknown data set 'qqq': valid: digits, elpv:SPLIT, folder:PATH, idx:PATH, npz:PATH, tfds:NAME"),
         ("tfds:", "'tfds:' names nothing: write tfds:NAME"),
     ],
 )

@@ -37,7 +37,7 @@ def raw(head):
     return kernel, head.arrays["bias"] - head.arrays["mean"].astype(np.float64) @ kernel
 
 
-@pytest.mark.parametrize("decay", [0.5, 4.0])  # 4: ill-conditioned
+@pytest.mark.parametrize("decay", [pytest.param(0.5, marks=pytest.mark.slow), 4.0])  # 4: ill-conditioned
 def test_optimum_is_that_of_scikit_learn(decay):
     train, test = halves(embeddings(4600, features=24, decay=decay), 600)
     penalties = (1e-5, 1e-3, 1e-2, 1.0)

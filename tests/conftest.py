@@ -1,0 +1,12 @@
+"""Options for all tests."""
+
+import os
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile quickly rather than well in the fast tests, whose time is mostly compilation; slow ones run as users do."""
+    if "not slow" in (config.option.markexpr or ""):
+        quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        os.environ.setdefault("XLA_FLAGS", quick)
