@@ -19,6 +19,7 @@ SHAPES = {
     "elpv": (40, 40, 1),
 }
 QUIET = {"quiet": True, "tracking.enabled": False}
+LARGE = {"cifar10_resnet18", "fashion_mnist_gpu", "imagenet_vit_s16", "pets_vit_lora"}  # long to compile
 TINY = {"vit": "vit_test", "efficientnet": "efficientnet_lite_test"}
 
 
@@ -44,7 +45,13 @@ def backbone(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+RECIPES = [
+    pytest.param(path, id=f"{path.parent.name}-{path.stem}", marks=[pytest.mark.slow] if path.stem in LARGE else [])
+    for path in sorted(ROOT.glob("*/*.yaml"))
+]
+
+
+@pytest.mark.parametrize("path", RECIPES)
 def test_recipe(path, tmp_path, backbone, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the embedding store is under the working directory
     config = load_config(path)
