@@ -6,7 +6,7 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile quickly rather than well in the fast tests, whose time is mostly compilation; slow ones run as users do."""
+    """Fast tests spend their time compiling: compile quickly rather than well. Slow ones run as users do."""
     if "not slow" in (config.option.markexpr or ""):
         quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
         os.environ.setdefault("XLA_FLAGS", quick)

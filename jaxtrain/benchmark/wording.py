@@ -69,9 +69,7 @@ def verdict(pair: Pair, margin: float) -> str:
         case "worse":
             return f"{pair.second} is better than {pair.first} by {points}, {interval}"
         case "equivalent":
-            return (
-                f"{pair.first} and {pair.second} are equivalent: they differ by less than {in_points(margin)}, {interval}"
-            )
+            return f"{pair.first} and {pair.second} are equivalent: they differ by less than {in_points(margin)}, {interval}"
         case _:
             told = f"{pair.first} and {pair.second} cannot be told apart: {points} apart, {interval}"
             if pair.paired is not None and not gap.corrected.low <= 0 <= gap.corrected.high:

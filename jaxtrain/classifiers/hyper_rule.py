@@ -10,8 +10,8 @@ nothing but the number of training images and their size:
 | more | 10,240,000 (20,000) | 30 epochs | 0.1 |
 
 BiT has no bound on epochs and so goes over 2,000 images 128 times, with a single augmentation and large networks; 30 is
-our bound, for what a person waits for. Sides: images below 96 pixels are shown at 128 (enlarged), larger ones at the size
-of the weights. Rates: BiT's are for SGD and its own networks, so that
+our bound, for what a person waits for. Sides: images below 96 pixels are shown at 128 (enlarged), larger ones at the
+size of the weights. Rates: BiT's are for SGD and its own networks, so that
 ours are the usual ones: the table below.
 """
 

@@ -190,5 +190,6 @@ def test_half_of_the_digits_teach_the_other_half(digits, tmp_path):
     pt.fit(images[low], labels[low])
     order = np.random.default_rng(0).permutation(high)
     train, test = order[:-180], order[-180:]
-    fe = extractor(tmp_path / "pt", tmp_path, features={"blocks": 4}).fit(images[train], labels[train], test=(images[test], labels[test]))
+    fe = extractor(tmp_path / "pt", tmp_path, features={"blocks": 4})
+    fe.fit(images[train], labels[train], test=(images[test], labels[test]))
     assert fe.summary["test_accuracy"] >= 0.97

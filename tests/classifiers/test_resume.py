@@ -45,7 +45,10 @@ def test_ten_kills_at_random_moments_end_in_the_same_bits(undisturbed, tmp_path)
         assert history(run_dir) == records
 
 
-@pytest.mark.parametrize(("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
+SIGNALS = [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal_saves_and_the_printed_command_continues(number, code, undisturbed, tmp_path):
     run_dir = tmp_path / "run"
     process = start(run_dir)
