@@ -54,6 +54,15 @@ def cost(name: str, number: float | None) -> str:
     return with_prefix(number)
 
 
+def in_points(margin: float) -> str:
+    """A share in points.
+
+    >>> in_points(0.01), in_points(0.005)
+    ('1 point', '0.5 points')
+    """
+    return f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
+
+
 def verdict(pair: Pair, margin: float) -> str:
     """One pair in accuracy, as a sentence.
 
@@ -69,7 +78,8 @@ def verdict(pair: Pair, margin: float) -> str:
         case "worse":
             return f"{pair.second} is better than {pair.first} by {points}, {interval}"
         case "equivalent":
-            return f"{pair.first} and {pair.second} are equivalent: they differ by less than {in_points(margin)}, {interval}"
+            told = f"{pair.first} and {pair.second} are equivalent: they differ by less than {in_points(margin)}"
+            return f"{told}, {interval}"
         case _:
             told = f"{pair.first} and {pair.second} cannot be told apart: {points} apart, {interval}"
             if pair.paired is not None and not gap.corrected.low <= 0 <= gap.corrected.high:
@@ -117,10 +127,6 @@ def _ratio(factor: float) -> str:
 
 def _listed(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _margin(margin: float) -> str:
-    return f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
 
 
 def _clock(seconds: float) -> str:
