@@ -99,17 +99,10 @@ class Reporter:
         """At the end."""
         if self._config.quiet:
             return
-        again = ["python", "scripts/train.py", "--technique", self._config.technique]
         commands = {
             "look": self._look or f"less {shlex.quote(str(self._run_dir / 'metrics.jsonl'))}",
             "predict": ["python", "scripts/predict.py", str(self._run_dir), "IMAGE"],
-            "compare": [
-                *again,
-                "--config",
-                str(self._run_dir / "config.yaml"),
-                "--seed",
-                str(self._config.seed + 1),
-            ],
+            "compare": ["python", "scripts/benchmark.py", str(self._run_dir), "OTHER_RUN"],
         }
         show_result(
             Result(
