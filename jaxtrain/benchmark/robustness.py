@@ -8,6 +8,7 @@ left out, so the mean is not comparable with published ones: it compares models 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ MAX_IMAGES = 2000
 """Of a larger test set so many are used, stratified."""
 _BATCH = 256
 _SIDE = 224
+_ZOOMS = 8
 
 Curves = dict[str, list[float]]
 """By corruption: accuracy at severity 0 (clean), 1, ..., 5."""
@@ -60,83 +62,129 @@ def mean_corruption_accuracy(curves: Mapping[str, list[float]]) -> float:
 def corrupt(images: Images, kind: str, severity: int, *, seed: int = 0) -> Images:
     """Corrupted `uint8[images, height, width, channels]`; the same for the same seed, whatever the batch size."""
     import jax
-    import jax.numpy as jnp
 
-    function = CORRUPTIONS[kind]
-
-    @jax.jit
-    def run(batch: Any, keys: Any) -> Any:
-        changed = function(batch.astype(jnp.float32) / 255, keys, severity - 1)
-        return jnp.clip(jnp.round(changed * 255), 0, 255).astype(jnp.uint8)
-
+    run = _compiled(kind)
     keys = jax.random.split(jax.random.key(seed), len(images))
     parts = [
-        np.asarray(run(images[start : start + _BATCH], keys[start : start + _BATCH]))
+        np.asarray(run(images[start : start + _BATCH], keys[start : start + _BATCH], severity - 1))
         for start in range(0, len(images), _BATCH)
     ]
     return np.concatenate(parts)
 
 
-def _noise(amounts: tuple[float, ...]) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
-    def add(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
-        import jax
+@lru_cache
+def _compiled(kind: str) -> Callable[[Any, Any, int], Any]:
+    import jax
+    import jax.numpy as jnp
 
-        return x + amounts[level] * jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
+    @jax.jit
+    def run(batch: Any, keys: Any, level: Any) -> Any:
+        changed = CORRUPTIONS[kind](batch.astype(jnp.float32) / 255, keys, level)
+        return jnp.clip(jnp.round(changed * 255), 0, 255).astype(jnp.uint8)
 
-    return add
+    return run
 
 
-def _shot_noise(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
+def _at(level: jax.Array, *values: float) -> jax.Array:
+    """The value of a level."""
+    import jax.numpy as jnp
+
+    return jnp.asarray(values, jnp.float32)[level]
+
+
+def _gaussian_noise(x: jax.Array, keys: jax.Array, level: jax.Array) -> jax.Array:
     import jax
 
-    photons = (60.0, 25.0, 12.0, 5.0, 3.0)[level]
+    noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
+    return x + _at(level, 0.08, 0.12, 0.18, 0.26, 0.38) * noise
+
+
+def _shot_noise(x: jax.Array, keys: jax.Array, level: jax.Array) -> jax.Array:
+    import jax
+
+    photons = _at(level, 60, 25, 12, 5, 3)
     return jax.vmap(lambda key, image: jax.random.poisson(key, image * photons) / photons)(keys, x)
 
 
-def _impulse_noise(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
+def _impulse_noise(x: jax.Array, keys: jax.Array, level: jax.Array) -> jax.Array:
     """Salt and pepper."""
     import jax
     import jax.numpy as jnp
 
-    share = (0.03, 0.06, 0.09, 0.17, 0.27)[level]
+    share = _at(level, 0.03, 0.06, 0.09, 0.17, 0.27)
     draw = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:]))(keys)
     return jnp.where(draw < share / 2, 0.0, jnp.where(draw > 1 - share / 2, 1.0, x))
 
 
-def _linear(make: Callable[[int, float, int], tuple[NDArray[Any], NDArray[Any]]]) -> Any:
-    """A change that is a matrix on the rows and one on the columns; `make` gives both for (side, scale, level)."""
+def _gaussian_blur(x: jax.Array, keys: jax.Array, level: jax.Array) -> jax.Array:
+    del keys
 
-    def apply(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
-        import jax.numpy as jnp
+    def matrix(side: int, scale: float, strength: int) -> NDArray[Any]:
+        deviation = max((2.0, 3.0, 4.0, 6.0, 8.0)[strength] * scale, 0.3 + 0.15 * strength)
+        return _weights(side, lambda distance: np.exp(-0.5 * (distance / deviation) ** 2))
 
-        del keys
-        height, width = x.shape[1:3]
-        scale = max(height, width) / _SIDE
-        rows, columns = make(height, scale, level)[0], make(width, scale, level)[1]
-        return jnp.einsum("ih,nhwc,jw->nijc", rows, x, columns)
-
-    return apply
+    return _linear(x, level, rows=matrix, columns=matrix)
 
 
-def _gaussian_blur(side: int, scale: float, level: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    deviation = max((2.0, 3.0, 4.0, 6.0, 8.0)[level] * scale, 0.3 + 0.15 * level)
-    matrix = _weights(side, lambda distance: np.exp(-0.5 * (distance / deviation) ** 2))
-    return matrix, matrix
-
-
-def _motion_blur(side: int, scale: float, level: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def _motion_blur(x: jax.Array, keys: jax.Array, level: jax.Array) -> jax.Array:
     """Along the rows."""
-    half = max((8.0, 12.0, 16.0, 20.0, 24.0)[level] * scale / 2, 0.6 + 0.3 * level)
-    return np.eye(side, dtype=np.float32), _weights(side, lambda distance: np.clip(half + 0.5 - np.abs(distance), 0, 1))
+    del keys
+
+    def matrix(side: int, scale: float, strength: int) -> NDArray[Any]:
+        half = max((8.0, 12.0, 16.0, 20.0, 24.0)[strength] * scale / 2, 0.6 + 0.3 * strength)
+        return _weights(side, lambda distance: np.clip(half + 0.5 - np.abs(distance), 0, 1))
+
+    return _linear(x, level, rows=lambda side, scale, strength: np.eye(side, dtype=np.float32), columns=matrix)
 
 
-def _pixelate(side: int, scale: float, level: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    del scale
-    cells = max(int(side * (0.6, 0.5, 0.4, 0.3, 0.25)[level]), 1)
-    owner = np.arange(side) * cells // side
-    same = (owner[:, None] == owner[None, :]).astype(np.float32)
-    matrix = same / same.sum(axis=1, keepdims=True)
-    return matrix, matrix
+def _pixelate(x: jax.Array, keys: jax.Array, level: jax.Array) -> jax.Array:
+    del keys
+
+    def matrix(side: int, scale: float, strength: int) -> NDArray[Any]:
+        del scale
+        cells = max(int(side * (0.6, 0.5, 0.4, 0.3, 0.25)[strength]), 1)
+        owner = np.arange(side) * cells // side
+        same = (owner[:, None] == owner[None, :]).astype(np.float32)
+        return same / same.sum(axis=1, keepdims=True)
+
+    return _linear(x, level, rows=matrix, columns=matrix)
+
+
+def _zoom_blur(x: jax.Array, keys: jax.Array, level: jax.Array) -> jax.Array:
+    """The mean of enlargements up to a factor."""
+    import jax.numpy as jnp
+
+    del keys
+
+    def enlarge(step: int) -> Callable[[int, float, int], NDArray[Any]]:
+        def matrix(side: int, scale: float, strength: int) -> NDArray[Any]:
+            del scale
+            factor = 1 + ((1.11, 1.16, 1.21, 1.26, 1.31)[strength] - 1) * step / (_ZOOMS - 1)
+            centre = (side - 1) / 2
+            source = centre + (np.arange(side) - centre) / factor
+            return np.maximum(1 - np.abs(source[:, None] - np.arange(side)[None, :]), 0).astype(np.float32)
+
+        return matrix
+
+    zoomed = [_linear(x, level, rows=enlarge(step), columns=enlarge(step)) for step in range(_ZOOMS)]
+    return jnp.mean(jnp.stack(zoomed), axis=0)
+
+
+def _linear(
+    x: jax.Array,
+    level: jax.Array,
+    *,
+    rows: Callable[[int, float, int], NDArray[Any]],
+    columns: Callable[[int, float, int], NDArray[Any]],
+) -> jax.Array:
+    """A matrix on the rows and one on the columns, each made from (side, scale, severity from 0)."""
+    import jax.numpy as jnp
+
+    height, width = x.shape[1:3]
+    scale = max(height, width) / _SIDE
+    on_rows = jnp.asarray(np.stack([rows(height, scale, strength) for strength in range(SEVERITIES)]))[level]
+    on_columns = jnp.asarray(np.stack([columns(width, scale, strength) for strength in range(SEVERITIES)]))[level]
+    return jnp.einsum("ih,nhwc,jw->nijc", on_rows, x, on_columns)
 
 
 def _weights(side: int, kernel: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
@@ -146,44 +194,22 @@ def _weights(side: int, kernel: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArr
     return matrix / matrix.sum(axis=1, keepdims=True)
 
 
-def _zoom_blur(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
-    """The mean of enlargements up to a factor."""
-    import jax.numpy as jnp
-
-    del keys
-    largest = (1.11, 1.16, 1.21, 1.26, 1.31)[level]
-    factors = np.linspace(1, largest, 8)
-    total = jnp.zeros_like(x)
-    for factor in factors:
-        rows, columns = (_enlarge(side, float(factor)) for side in x.shape[1:3])
-        total = total + jnp.einsum("ih,nhwc,jw->nijc", rows, x, columns)
-    return total / len(factors)
-
-
-def _enlarge(side: int, factor: float) -> NDArray[Any]:
-    """Linear interpolation about the centre."""
-    centre = (side - 1) / 2
-    source = centre + (np.arange(side) - centre) / factor
-    return np.maximum(1 - np.abs(source[:, None] - np.arange(side)[None, :]), 0).astype(np.float32)
-
-
-def _brightness(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
+def _brightness(x: jax.Array, keys: jax.Array, level: jax.Array) -> jax.Array:
     del keys
     return x + 0.1 * (level + 1)
 
 
-def _contrast(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
+def _contrast(x: jax.Array, keys: jax.Array, level: jax.Array) -> jax.Array:
     del keys
     mean = x.mean(axis=(1, 2), keepdims=True)
-    return mean + (x - mean) * (0.4, 0.3, 0.2, 0.1, 0.05)[level]
+    return mean + (x - mean) * _at(level, 0.4, 0.3, 0.2, 0.1, 0.05)
 
 
-def _fog(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
+def _fog(x: jax.Array, keys: jax.Array, level: jax.Array) -> jax.Array:
     """White clouds: noise of several wavelengths, the long ones strongest."""
     import jax
     import jax.numpy as jnp
 
-    density = (0.3, 0.4, 0.5, 0.6, 0.7)[level]
     height, width = x.shape[1:3]
 
     def cloud(key: jax.Array) -> jax.Array:
@@ -194,18 +220,19 @@ def _fog(x: jax.Array, keys: jax.Array, level: int) -> jax.Array:
             total = total + jax.image.resize(draw, (height, width), "linear") / 2**octave
         return total / (2 - 0.5**3)
 
+    density = _at(level, 0.3, 0.4, 0.5, 0.6, 0.7)
     thickness = density * (0.5 + jax.vmap(cloud)(keys))[..., None]
     return x * (1 - thickness) + thickness
 
 
-CORRUPTIONS: dict[str, Callable[[Any, Any, int], Any]] = {
-    "gaussian_noise": _noise((0.08, 0.12, 0.18, 0.26, 0.38)),
+CORRUPTIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "gaussian_noise": _gaussian_noise,
     "shot_noise": _shot_noise,
     "impulse_noise": _impulse_noise,
-    "gaussian_blur": _linear(_gaussian_blur),
-    "motion_blur": _linear(_motion_blur),
+    "gaussian_blur": _gaussian_blur,
+    "motion_blur": _motion_blur,
     "zoom_blur": _zoom_blur,
-    "pixelate": _linear(_pixelate),
+    "pixelate": _pixelate,
     "brightness": _brightness,
     "contrast": _contrast,
     "fog": _fog,
