@@ -151,7 +151,7 @@ def test_recipes_are_the_config_without_seed_and_place(tmp_path):
         return read_run(make_run(tmp_path, name, **options)).recipe
 
     base = recipe("a0", seed=0)
-    assert recipe("a1", seed=1, name="other", **{"tracking.enabled": False, "data.workers": 3}) == base
+    assert recipe("a1", seed=1, **{"tracking.enabled": False, "data.workers": 3}) == base
     assert recipe("a2", **{"optimizer.learning_rate": 0.5}) != base
     assert recipe("a3", **{"data.split_seed": 1}) != base
 
