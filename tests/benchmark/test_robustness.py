@@ -27,7 +27,7 @@ def test_each_grows_with_its_severity_and_repeats_itself(kind, monkeypatch, requ
         request.applymarker(pytest.mark.xfail(reason="its first severity changes nothing on small images", strict=True))
     given = images()
     distances = [distance(kind, severity) for severity in (1, 3, 5)]
-    assert 0.5 < distances[0] < distances[1] < distances[2] < 130
+    assert 0.3 < distances[0] < distances[1] < distances[2] < 130
     corrupted = corrupt(given, kind, 2, seed=1)
     assert (corrupted.shape, corrupted.dtype) == (given.shape, np.uint8)
     monkeypatch.setattr(robustness, "_BATCH", 4)
