@@ -2,8 +2,8 @@
 
 The kinds and severities follow ImageNet-C (Hendrycks & Dietterich 2019, arXiv 1903.12261). Lengths are scaled from its
 224 pixels to the images' own side; small images are blurred no less than in CIFAR-10-C. Corruptions that no linear
-operation or noise makes (JPEG, snow, frost, elastic) are left out, so the mean is not comparable with published ones: it
-compares models here, all on the same corrupted images.
+operation or noise makes (JPEG, snow, frost, elastic) are left out, so the mean is not comparable with published ones;
+it compares models here, all on the same corrupted images.
 """
 
 from __future__ import annotations

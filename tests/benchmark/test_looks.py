@@ -26,13 +26,13 @@ def _look(path, model):
 
 def test_runs_that_end_at_once_are_all_counted(tmp_path):
     path = tmp_path / "looks.json"
-    context = multiprocessing.get_context("fork")
-    runs = [context.Process(target=_look, args=(path, f"model {i}")) for i in range(12)]
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has used JAX may hang
+    runs = [context.Process(target=_look, args=(path, f"model {i}")) for i in range(6)]
     for run in runs:
         run.start()
     for run in runs:
         run.join()
-    assert count_look(path, "set", "last", "digits") == 13
+    assert count_look(path, "set", "last", "digits") == 7
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"set": 3}', '{"set": {"params_sha256": 2}}', "\xff"])
