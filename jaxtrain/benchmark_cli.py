@@ -37,6 +37,8 @@ class Command:
     """Seed of the resamples."""
     skip_costs: bool = False
     """Do not measure latency, throughput, operations and memory."""
+    costs_again: bool = False
+    """Measure costs again that are kept, where the machine was busy or another program has changed them."""
     skip_duplicates: bool = False
     """Do not look for test images that nearly stand in the training or validation set."""
     robustness: bool = False
@@ -60,11 +62,13 @@ class Command:
         say = (lambda text: None) if self.quiet else print_line
         paths = list(self.runs) or finished_runs()
         data = None if self.data.name == _OWN else self.data
-        gathered = gather(paths, load, data=data, costs=not self.skip_costs, say=say)
+        gathered = gather(paths, load, data=data, costs=not self.skip_costs, costs_again=self.costs_again, say=say)
         comparison = compare(gathered.candidates, margin=self.margin / 100, resamples=self.resamples, seed=self.seed)
         names = [candidate.name for candidate in gathered.candidates]
         corrupted = dict(zip(names, map(load, paths), strict=True)) if self.robustness else {}
-        report = make_report(gathered, comparison, columns={}, duplicates=not self.skip_duplicates, corrupted=corrupted)
+        report = make_report(
+            gathered, comparison, columns={}, duplicates=not self.skip_duplicates, corrupted=corrupted, say=say
+        )
         folder = report.save(self.out or report_folder(comparison.predictions.dataset))
         ids = track(gathered, comparison, self.tracking)
         track_report(report, folder, self.tracking, ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,8 +84,12 @@ def make_report(
     columns: Mapping[str, Sequence[Any]],
     duplicates: bool,
     corrupted: Mapping[str, Any],
+    say: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """The report of a comparison; the models in `corrupted` are also measured under corruptions."""
+    """The report of a comparison; the models in `corrupted` are also measured under corruptions.
+
+    `say` is told what takes a while.
+    """
     test = gathered.test
     values = dict(columns)
     near: dict[str, list[NearDuplicate] | None] = {}
@@ -101,7 +105,7 @@ def make_report(
             }
         if corrupted:
             side = max(chosen(model.config.data.image_size) for model in corrupted.values())
-            robustness = corruption_accuracy(corrupted, test.images, side=side)
+            robustness = corruption_accuracy(corrupted, test.images, side=side, say=say)
     return Report(
         comparison,
         images=None if test is None else test.images,

@@ -67,7 +67,7 @@ def leaderboard(comparison: Comparison) -> Figure:
         axes.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
         axes.plot(100 * entry.accuracy, row, "o", color=color, markersize=7)
     axes.set_yticks(range(len(entries)), [_short(entry.name) for entry in entries])
-    axes.invert_yaxis()
+    axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.set_xlabel("test accuracy, %, with 95% interval")
     axes.grid(axis="x", alpha=0.25)
     return figure
@@ -184,7 +184,7 @@ def per_class(comparison: Comparison) -> Figure:
             alpha=0.85,
         )
     axes.set_yticks(range(len(rows)), [f"{_short(names[i])}  ({support[i]:,})" for i in rows], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("right answers in the class, % (number of test images)")
     axes.grid(axis="x", alpha=0.25)
     handles, labels = axes.get_legend_handles_labels()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -120,7 +120,7 @@ def _context(report: Report) -> dict[str, Any]:
         "confusions": confusions,
         "galleries": _galleries(report),
         "near": _near(report),
-        "robustness": report.robustness,
+        "robustness": _robustness(report.robustness),
         "margin": in_points(comparison.margin),
         "resamples": f"{comparison.resamples:,}",
     }
@@ -258,6 +258,17 @@ def _slices(slices: Sequence[Slice]) -> list[tuple[str, tuple[list[str], list[li
             rows.append(row)
         tables.append((column, ([column, "images", *models], rows)))
     return tables
+
+
+def _robustness(found: Mapping[str, Mapping[str, Sequence[float]]]) -> tuple[list[str], list[list[Cell]]]:
+    """Accuracy on clean images, over all corruptions, and under each, the mean of its severities."""
+    kinds = list(next(iter(found.values()))) if found else []
+    rows = []
+    for name, curves in found.items():
+        means = [sum(curves[kind][1:]) / len(curves[kind][1:]) for kind in kinds]
+        numbers = [curves[kinds[0]][0], sum(means) / len(means), *means]
+        rows.append([Cell(name, "", "name"), *(Cell(value("accuracy", number)) for number in numbers)])
+    return ["model", "clean", "all corruptions", *(kind.replace("_", " ") for kind in kinds)], rows
 
 
 def _galleries(report: Report) -> list[tuple[str, str, list[Tile]]]:

@@ -34,17 +34,23 @@ Curves = dict[str, list[float]]
 
 
 def corruption_accuracy(
-    models: Mapping[str, Predictor], images: ImageSource, *, side: int, seed: int = 0
+    models: Mapping[str, Predictor],
+    images: ImageSource,
+    *,
+    side: int,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Curves]:
     """Accuracy of every model under every corruption: `{model: {corruption: [clean, 1, ..., 5]}}`.
 
     All models see the same corrupted images, `uint8[images, side, side, channels]` but for arrays of one size, which
-    keep theirs.
+    keep theirs. `say` is told which corruption is next.
     """
     source = _as_array(images, side)
     clean = {name: _accuracy(model, source) for name, model in models.items()}
     found: dict[str, Curves] = {name: {} for name in models}
     for place, kind in enumerate(CORRUPTIONS):
+        say(f"corruption {place + 1} of {len(CORRUPTIONS)}: {kind}")
         curves = {name: [clean[name]] for name in models}
         for severity in range(1, SEVERITIES + 1):
             corrupted = corrupt(source.images, kind, severity, seed=seed * 1000 + place)

@@ -119,6 +119,7 @@ def gather(
     *,
     data: DataConfig | None = None,
     costs: bool = True,
+    costs_again: bool = False,
     names: Sequence[str] | None = None,
     looks_file: Path = LOOKS_FILE,
     say: Callable[[str], None] = lambda _: None,
@@ -127,7 +128,7 @@ def gather(
 
     `data` names another test set than the runs' own. Raises UserError for directories without a finished run, data
     that cannot be found and models whose classes are not those of the data. `names` are those of the candidates
-    (default: technique and folder); `say` is told what takes a while.
+    (default: technique and folder); `costs_again` measures costs that are kept anew; `say` is told what takes a while.
     """
     runs = [read_run(path) for path in paths]
     names = names or _unique_names(runs)
@@ -138,7 +139,7 @@ def gather(
         found: Costs = {}
         if costs:
             say(f"costs of {name}")
-            found = _costs(run, load, test)
+            found = _costs(run, load, test, again=costs_again)
         curves = _records(run.path / "metrics.jsonl")
         gathered.candidates.append(Candidate(name, predictions, found, run.path, run.config.seed, run.recipe, curves))
         gathered.folders.append(folder)
@@ -263,10 +264,12 @@ def _predictions(
     return folder, predictions, True
 
 
-def _costs(run: Run, load: Load, test: OpenTestSet | None) -> Costs:
+def _costs(run: Run, load: Load, test: OpenTestSet | None, *, again: bool) -> Costs:
     """Of training from the summary, of predicting as measured on this machine, once."""
     folder = run.path / "benchmark"
     folder.mkdir(exist_ok=True)
+    if again:
+        (folder / "costs.json").unlink(missing_ok=True)
     source = None if test is None else test.images
     measured = kept_costs(folder / "costs.json", run.digest, lambda: measure_costs(load(run.path), source))
     return costs_of_training(run.summary) | {"model_mb": folder_megabytes(run.path / "model")} | measured

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,8 @@ class FileSource:
 
     paths: Sequence[str | Path]
     labels: Labels
+    metadata: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What else is known of each image, `{name: [images]}`: the Benchmark tells results by it."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -87,7 +89,8 @@ class FileSource:
 
     def select(self, indices: NDArray[np.int64]) -> FileSource:
         """The same files, fewer or in another order."""
-        return FileSource([self.paths[i] for i in indices], self.labels[indices])
+        metadata = {name: values[indices] for name, values in self.metadata.items()}
+        return FileSource([self.paths[i] for i in indices], self.labels[indices], metadata)
 
 
 @dataclass(frozen=True)

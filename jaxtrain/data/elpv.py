@@ -41,7 +41,8 @@ def elpv_dataset(config: DataConfig, split: str) -> Dataset:
     paths = [root / str(name) for name in table["path"]]
 
     def part(indices: np.ndarray) -> FileSource:  # type: ignore[type-arg]
-        return FileSource([paths[i] for i in indices], labels[indices])
+        known = {"module type": table["type"][indices], "defect probability": table["probability"][indices].round(2)}
+        return FileSource([paths[i] for i in indices], labels[indices], known)
 
     return assemble(
         config,

@@ -152,7 +152,7 @@ def test_pages_of_nearly_nothing(case):
         ).to_html()
     elif case == "no images":
         page = Report(make_report().comparison).to_html()
-        assert "data:image/png" not in page
+        assert "data:image/png;" not in page
     else:
         page = make_report([candidate("a", 0.8), candidate("b", 0.7, seed=1)]).to_html()
         assert "No costs were measured" in page

@@ -167,7 +167,7 @@ def test_intervals_cover_in_a_few_simulations():
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("sharpness", [1.0, 2.0], ids=["calibrated", "too sure of itself"])
 def test_intervals_cover_93_to_97_percent(sharpness):
-    found = coverage(2000, 600, 1000, sharpness=sharpness)
+    found = coverage(2000, 400, 1000, sharpness=sharpness)
     assert {name: share for name, share in found.items() if not 0.93 <= share <= 0.97} == {}
 
 

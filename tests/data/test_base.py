@@ -36,8 +36,10 @@ def test_files_are_read_named_and_selected(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.bin").write_bytes(bytes([i]))
     paths = [str(tmp_path / f"{i}.bin") for i in range(3)]
-    source = FileSource(paths, np.array([0, 1, 0], np.int32)).select(np.array([2, 1]))
+    whole = FileSource(paths, np.array([0, 1, 0], np.int32), {"light": np.array(["day", "dusk", "night"])})
+    source = whole.select(np.array([2, 1]))
     assert (source.read(0), source.read(1)) == (b"\2", b"\1")
+    assert source.metadata["light"].tolist() == ["night", "dusk"]
     assert source.describe(0) == paths[2]
     np.testing.assert_array_equal(source.labels, [0, 1])
 
