@@ -102,7 +102,7 @@ def _by_value(
     labels = comparison.predictions.labels
     if order is None:
         unique, counts = np.unique(values, return_counts=True)
-        order = [str(unique[i]) for i in np.argsort(-counts, kind="stable")[:MAX_SLICES]]
+        order = sorted((str(unique[i]) for i in np.argsort(-counts, kind="stable")[:MAX_SLICES]), key=_by_number)
     found = []
     for value in order:
         mine = values == value
@@ -114,6 +114,14 @@ def _by_value(
                 accuracy[entry.name] = (share, wilson(share, images))
             found.append(Slice(column, value, images, accuracy))
     return found
+
+
+def _by_number(text: str) -> tuple[float, str]:
+    """Numbers by their value, then words."""
+    try:
+        return float(text), text
+    except ValueError:
+        return float("inf"), text
 
 
 def _shown(comparison: Comparison, score: NDArray[Any], count: int, entries: Sequence[Entry]) -> list[Shown]:

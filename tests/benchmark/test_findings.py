@@ -74,9 +74,9 @@ def test_slices_by_class_and_by_column(comparison):
     found = slices(comparison, {"light": column})
     assert [(part.column, part.value) for part in found] == [
         *(("class", name) for name in NAMES),
-        *(("light", "night"), ("light", "day")),
+        *(("light", "day"), ("light", "night")),
     ]
-    day = found[-1]
+    day = found[-2]
     entry, mine = comparison.entry("b"), np.array(column) == "day"
     right = int((entry.predicted == comparison.predictions.labels)[mine].sum())
     assert day.images == mine.sum()
@@ -85,6 +85,11 @@ def test_slices_by_class_and_by_column(comparison):
     assert interval == pytest.approx(proportion_confint(right, day.images, method="wilson"))
     for part, row in zip(found, entry.measured.per_class, strict=False):
         assert part.accuracy["b"][0] == pytest.approx(row["recall"])
+
+
+def test_numbers_stand_in_their_order(comparison):
+    found = slices(comparison, {"age": [(2, 10, 1.5, "unknown")[i % 4] for i in range(400)]})
+    assert [part.value for part in found if part.column == "age"] == ["1.5", "2", "10", "unknown"]
 
 
 def test_a_column_of_another_length_is_refused(comparison):
