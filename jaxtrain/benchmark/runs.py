@@ -258,7 +258,12 @@ def _predictions(
             return folder, kept, False
         say(f"predictions of {run.name}")
     model = str(run.summary["model"])
-    predictions = predict(load(run.path), test, technique=run.config.technique, model=model, params_sha256=run.digest)
+    try:
+        predictions = predict(
+            load(run.path), test, technique=run.config.technique, model=model, params_sha256=run.digest
+        )
+    except UserError as error:
+        raise UserError(f"{run.name}: {error}") from None
     folder.mkdir(parents=True, exist_ok=True)
     predictions.save(folder / "predictions.npz")
     return folder, predictions, True
