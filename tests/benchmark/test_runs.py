@@ -120,7 +120,7 @@ def test_a_model_of_other_classes_is_named(tmp_path, loaded):
     path = make_run(tmp_path, "m1")
     pixels, labels = np.zeros((40, 8, 8), np.uint8), np.arange(40) % 3
     np.savez(tmp_path / "other.npz", x_train=pixels, y_train=labels, x_test=pixels[:20], y_test=labels[:20])
-    with pytest.raises(UserError, match="^pt/m1: the model knows 10 classes, the test set of npz:.* has 3$"):
+    with pytest.raises(UserError, match=r"^pt/m1: the model knows 10 classes, the test set of npz:.* has 3$"):
         gather([path], loaded, data=DataConfig(name=f"npz:{tmp_path / 'other.npz'}"), costs=False)
 
 
