@@ -23,6 +23,7 @@ def project(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_python_programs(project):
     program = "\n".join(re.findall(r"```python\n(.*?)```", TEXT, re.S))
     done = subprocess.run(

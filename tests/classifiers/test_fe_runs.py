@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from jaxtrain import PTClassifier
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,6 @@ def test_killed_while_embedding_the_store_is_the_same(place):
     assert contents(folder / "killed" / "store") == whole
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_ten_kills_at_random_moments_leave_the_same_store(place):
     generator = random.Random(0)
@@ -102,7 +102,6 @@ def test_ten_kills_at_random_moments_leave_the_same_store(place):
         kill_and_finish(place, f"kill{number}", generator.uniform(1.0, 10.0))
 
 
-@pytest.mark.slow
 def test_a_signal_while_embedding_keeps_the_shards(place):
     folder, summary, whole = place
     (folder / "signal").mkdir()
@@ -118,7 +117,6 @@ def test_a_signal_while_embedding_keeps_the_shards(place):
     assert contents(folder / "signal" / "store") == whole
 
 
-@pytest.mark.slow
 def test_strategies_on_eight_devices_agree_with_one():
     command = [sys.executable, str(Path(__file__).with_name("fe_devices.py"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)

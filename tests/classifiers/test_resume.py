@@ -45,11 +45,19 @@ def test_ten_kills_at_random_moments_end_in_the_same_bits(undisturbed, tmp_path)
         assert history(run_dir) == records
 
 
+def refuses_other_options(run_dir):
+    process = start(run_dir, "--optimizer.learning_rate", "0.5")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "optimizer.learning_rate 0.001 -> 0.5" in output
+    assert "Traceback" not in output
+
+
 SIGNALS = [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_a_signal_saves_and_the_printed_command_continues(number, code, undisturbed, tmp_path):
+def test_a_signal_saves_other_options_are_refused_and_the_printed_command_continues(number, code, undisturbed, tmp_path):
     run_dir = tmp_path / "run"
     process = start(run_dir)
     wait_for_step(run_dir, process, 50)
@@ -58,6 +66,7 @@ def test_a_signal_saves_and_the_printed_command_continues(number, code, undistur
     assert "continue with: python scripts/train.py" in output
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         assert store.execute("select status from runs").fetchall() == [("KILLED",)]
+    refuses_other_options(run_dir)
     assert finish(run_dir)["params_sha256"] == undisturbed[0]["params_sha256"]
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         runs = dict(
@@ -69,15 +78,3 @@ def test_a_signal_saves_and_the_printed_command_continues(number, code, undistur
         assert store.execute(doubled).fetchall() == []
         steps = store.execute("select count(*) from metrics where key = 'train/loss'").fetchone()[0]
     assert steps == sum("train/loss" in record for record in history(run_dir))
-
-
-def test_other_options_on_a_run_directory_are_refused(undisturbed, tmp_path):
-    run_dir = tmp_path / "run"
-    process = start(run_dir, *QUIET)
-    wait_for_step(run_dir, process, 30)
-    stop(process, signal.SIGTERM)
-    process = start(run_dir, *QUIET, "--optimizer.learning_rate", "0.5")
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "optimizer.learning_rate 0.001 -> 0.5" in output
-    assert "Traceback" not in output
