@@ -106,7 +106,7 @@ def main() -> None:
     last = len(x) * 5 // 6
     decays = tuple(np.geomspace(1e-6, 10, arguments.settings).tolist())
     bench = Bench(Vectors(x[:last], y[:last]), Vectors(x[last:], y[last:]), decays)
-    some = decays[:: arguments.every]
+    some = decays[arguments.every // 2 :: arguments.every]
     first = {"grid": seconds(bench.ours, decays), "one": seconds(bench.ours, decays[:1])}
     grid = bench.ours(decays)
     optima = [bench.compare(decay) for decay in some]
