@@ -57,7 +57,7 @@ SIGNALS = [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIG
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_a_signal_saves_other_options_are_refused_and_the_printed_command_continues(number, code, undisturbed, tmp_path):
+def test_a_signal_saves_refuses_other_options_and_continues(number, code, undisturbed, tmp_path):
     run_dir = tmp_path / "run"
     process = start(run_dir)
     wait_for_step(run_dir, process, 50)
