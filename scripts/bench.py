@@ -1,6 +1,6 @@
 """Speed of the training loop against a bare loop over the same step, Keras and Lightning; figures are ratios.
 
-    python scripts/bench.py [--peer-python PATH] [--json FILE]
+    python scripts/bench.py [--peer-python PATH] [--cpu-devices N] [--models NAME ...] [--json FILE]
 
 Rounds are interleaved, so that a busy machine slows all alike; medians, with the smallest and largest round. Ours runs
 with logging, MLflow, checkpoints, validation (5% of the images) and input on; compilation is apart. On an accelerator
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
+import jax
 from bench_loop import Bench
 
 PEERS = {"cnn_small": "keras-cnn", "linear": "lightning-linear"}
@@ -25,14 +26,18 @@ def main() -> None:
     """Measure, print a table, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", help="an interpreter with keras, jax, torch and lightning")
+    parser.add_argument("--models", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--cpu-devices", type=int, help="as parallel.cpu_devices")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cnn-steps", type=int, default=200)
     parser.add_argument("--linear-steps", type=int, default=10000)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.cpu_devices:
+        jax.config.update("jax_num_cpu_devices", arguments.cpu_devices)
     times: dict[str, list[float]] = {}
     steps = {"cnn_small": arguments.cnn_steps, "linear": arguments.linear_steps}
-    benches = {name: Bench(name, count) for name, count in steps.items()}
+    benches = {name: Bench(name, steps[name]) for name in arguments.models}
     for _ in range(arguments.rounds):
         for name, bench in benches.items():
             for variant, milliseconds in bench.round().items():
