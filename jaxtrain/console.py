@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from jaxtrain.terminal import clock, open_console, plain
 
@@ -144,13 +144,16 @@ def print_line(text: str, file: TextIO | None = None) -> None:
 
 
 def show_table(rows: Sequence[Mapping[str, str]], right: Collection[str] = (), file: TextIO | None = None) -> None:
-    """Rows with the same columns; where they are too wide, all wrap but the first and the right-aligned `right`."""
+    """Rows with the same columns; where they are too wide, those wrap that are not in `right`, the first one last."""
     if not rows:
         return
     table, first = _table(), next(iter(rows[0]))
+    others = set(rows[0]) - {first, *right}
     for column in rows[0]:
-        whole = column == first or column in right
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=whole, overflow="fold")
+        whole = column in right or (column == first and bool(others))
+        least = 16 if column == first and not whole else None
+        side: Literal["left", "right"] = "right" if column in right else "left"
+        table.add_column(column, justify=side, no_wrap=whole, overflow="fold", min_width=least)
     for row in rows:
         table.add_row(*map(plain, row.values()))
     open_console(file).print(table)

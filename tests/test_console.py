@@ -421,6 +421,15 @@ def test_a_narrow_table_keeps_its_first_column_and_its_numbers_whole(monkeypatch
     assert shown(show_table, []) == ""
 
 
+def test_where_all_else_is_numbers_the_first_column_wraps(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    name, number = "pt/" + "n" * 40, "98.76543"
+    lines = shown(show_table, [{"model": name, "one": number, "two": number}], {"one", "two"}).splitlines()
+    assert all(len(line) <= 50 for line in lines)
+    assert "".join(line.split()[0] for line in lines[2:]) == name
+    assert lines[2].split()[1:] == [number, number]
+
+
 def test_a_line_is_not_broken_or_taken_for_markup(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     assert shown(print_line, "[red]" + "x" * 50 + "\x1b\n") == "[red]" + "x" * 50 + "? \n"
