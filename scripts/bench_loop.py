@@ -21,7 +21,7 @@ from jaxtrain.data.base import ArraySource
 from jaxtrain.tracking import Tracker
 from jaxtrain.training.checkpoints import Checkpoints
 from jaxtrain.training.loop import Progress, compile_step, train
-from jaxtrain.training.parallel import Strategy
+from jaxtrain.training.parallel import Strategy, must_block
 from jaxtrain.training.signals import StopRequest
 from jaxtrain.training.state import Batch
 from jaxtrain.training.step import make_step
@@ -88,6 +88,8 @@ class Bench:
         arguments = self._setup.feed.args(0)
         for _ in range(self._steps):
             self._bare_state, metrics = self._bare(self._bare_state, *arguments)
+            if must_block(self._setup.strategy):
+                jax.block_until_ready(metrics)
         jax.block_until_ready((self._bare_state, metrics))
 
     def _run_ours(self) -> None:
