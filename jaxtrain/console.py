@@ -112,7 +112,7 @@ def show_result(result: Result, file: TextIO | None = None) -> None:
     if result.val_accuracy is not None:
         where = f" at step {result.best_step:,}" if result.best_step is not None else ""
         facts["val accuracy"] = f"{result.val_accuracy:.2%}{where}"
-    speed = f", {result.images_per_second:,.0f} images/s" if result.images_per_second is not None else ""
+    speed = f", {result.images_per_second:,.0f} images/s" if result.images_per_second else ""
     facts["training"] = f"{result.steps:,} steps in {clock(result.seconds)}{speed}"
     facts["run directory"] = str(result.run_dir)
     console.print()

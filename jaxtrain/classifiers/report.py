@@ -168,6 +168,7 @@ def stepwise_plan(setup: Setup, run_dir: Path, look: str | None) -> Plan:
 def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: Path, look: str | None) -> Plan:
     """What is about to be embedded, and which head is trained on it."""
     data, features, devices = config.data, config.features, inference.strategy.devices
+    pooled = "as the backbone's own head sees it" if features.pool == "auto" else f"pooling {features.pool}"
     joined = f", the last {features.blocks} blocks joined" if features.blocks > 1 else ""
     views = f", {features.views} views of each training image" if features.views > 1 else ""
     shots = f"{data.shots} images a class, {data.draws} draws" if data.shots else "all training images"
@@ -181,7 +182,7 @@ def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: P
         settings={
             "weights": str(config.model.weights),
             "input": f"{data.image_size} x {data.image_size} x {data.channels}, {features.batch_size} images at once",
-            "vector": f"pooling {features.pool}{joined}{views}",
+            "vector": f"{pooled}{joined}{views}",
             "devices": f"{len(devices)} x {devices[0].device_kind}, {config.parallel.strategy}, {config.model.dtype}",
             "head": f"{config.head.name}, on {shots}",
             "store": str(features.store),
