@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxtrain.classifiers.learning import Job, Learned, Learning, data_digest
+from jaxtrain.classifiers.learning import Job, Learned, Learning, Part, Pruned, data_digest
 from jaxtrain.classifiers.report import Reporter, flat_config, versions
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import Dataset
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def run(classifier: BaseClassifier, dataset: Dataset) -> None:
+def run(classifier: BaseClassifier, dataset: Dataset, part: Part | None = None) -> None:
     """Train `classifier` on `dataset` as its config says, in its run directory; resume or return if that is done.
 
     Afterwards `classifier` is fitted and has `summary` and `run_dir`. Raises UserError for options that cannot be,
-    RunError when the run can't go on, Interrupted after a signal.
+    RunError when the run can't go on, Interrupted after a signal. As `part` of a sweep it is not tested, and may raise
+    Pruned.
     """
     given = classifier.config
     set_cpu_devices(given.parallel)
@@ -50,7 +51,7 @@ def run(classifier: BaseClassifier, dataset: Dataset) -> None:
             reporter.already_done(done)
             return
         with StopRequest() as stop, _failures_written(directory.path / "error.log"):
-            _carry_out(Job(classifier, config, dataset, directory, reporter, stop, resuming))
+            _carry_out(Job(classifier, config, dataset, directory, reporter, stop, resuming, part))
 
 
 def _carry_out(job: Job) -> None:
@@ -63,7 +64,10 @@ def _carry_out(job: Job) -> None:
             plan = learning.plan(job.reporter.run_dir, look(tracker.uri) if tracker.uri else None)
             job.reporter.plan(plan, learning.dataset, learning.position if job.resuming else None)
             summary = _finish(job, learning.learn(tracker), tracker)
-            looks = _test(job, learning, summary, tracker)
+            summary |= {"test_accuracy": None, "test_loss": None}
+            looks = _test(job, learning, summary, tracker) if job.part is None else None
+            for key, value in (job.part.tags() if job.part else {}).items():
+                tracker.tag(key, value)
             if job.stop.requested is not None:
                 raise job.interrupted("stopped after training, before the run was recorded")
     summary["mlflow_run_id"] = tracker.run_id
@@ -83,7 +87,7 @@ def start_tracking(job: Job, learning: Learning) -> Tracker:
         experiment=technique.upper(),
         run_name=run_dir.name,
         params=flat_config(job.config),
-        tags={"technique": technique, "run_dir": str(run_dir), **versions()},
+        tags={"technique": technique, "run_dir": str(run_dir), **versions(), **(job.part.tags() if job.part else {})},
         history=learning.history,
     )
     dataset = learning.dataset
@@ -140,7 +144,6 @@ def _test(job: Job, learning: Learning, summary: dict[str, Any], tracker: Tracke
         model=summary["model"],
         params_sha256=summary["params_sha256"],
     )
-    summary |= {"test_accuracy": None, "test_loss": None}
     if evaluation is None:
         _log.warning("%s has no test images: nothing was tested", dataset.name)
         return None
@@ -188,7 +191,7 @@ def _tracked(tracker: Tracker, reporter: Reporter) -> Iterator[None]:
     """The run in MLflow ends as what happened: FINISHED, KILLED or FAILED."""
     try:
         yield
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt, Pruned):
         reporter.tracking_ended(tracker.finish("KILLED"))
         raise
     except BaseException:
@@ -203,7 +206,7 @@ def _failures_written(path: Path) -> Iterator[None]:
     path.unlink(missing_ok=True)
     try:
         yield
-    except Interrupted:
+    except (Interrupted, Pruned):
         raise
     except Exception as error:
         path.write_text(traceback.format_exc())

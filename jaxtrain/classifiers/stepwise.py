@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jaxtrain.classifiers.few_shot import few_shot_indices
 from jaxtrain.classifiers.inference import Inference, host_batches, resident_batches
 from jaxtrain.classifiers.learning import Job, Learned, data_digest
-from jaxtrain.classifiers.report import Reporter, stepwise_plan, write_curves
-from jaxtrain.classifiers.resolve import timetable, total_steps
+from jaxtrain.classifiers.program import Program, Programs, program_key, values_of
+from jaxtrain.classifiers.report import stepwise_plan, write_curves
+from jaxtrain.classifiers.resolve import timetable
 from jaxtrain.config import Config
 from jaxtrain.console import Plan
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource
@@ -27,11 +24,9 @@ from jaxtrain.errors import RunError
 from jaxtrain.training.checkpoints import Checkpoints, Restored
 from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
 from jaxtrain.training.loop import LoopResult, Progress, snapshot, train
-from jaxtrain.training.optimizers import make_schedule
 from jaxtrain.training.parallel import Strategy, check_batch_size, make_strategy
-from jaxtrain.training.signals import StopRequest
 from jaxtrain.training.state import TrainState, Tree, from_arrays
-from jaxtrain.training.step import StepSpec, make_step
+from jaxtrain.training.step import StepSpec
 
 if TYPE_CHECKING:
     from jaxtrain.classifiers.base import BaseClassifier
@@ -50,6 +45,7 @@ class Setup:
     streamed: bool
     state: TrainState
     spec: StepSpec
+    program: Program
 
 
 class Stepwise:
@@ -59,7 +55,7 @@ class Stepwise:
         """Builds everything up to the first step. Raises RunError where the images are not those of the run so far."""
         self._job = job
         self._checkpoints = Checkpoints(job.directory.checkpoints, keep=job.config.checkpoint.keep)
-        self.setup = setup = prepare(job.classifier, job.config, job.dataset)
+        self.setup = setup = prepare(job.classifier, job.config, job.dataset, job.part and job.part.programs)
         self.dataset = setup.dataset
         self._restored = restored = self._checkpoints.restore()
         self.history = restored.meta["history"] if restored else []
@@ -85,7 +81,8 @@ class Stepwise:
         self._checkpoints.wait()
         if result.interrupted:
             raise self._job.interrupted(f"stopped at step {result.progress.step}, which is saved")
-        write_curves(self._job.directory.path, tracker)
+        if self._job.part is None:
+            write_curves(self._job.directory.path, tracker)
         return self._learned(result)
 
     def after_test(self, test: ImageSource, tracker: Tracker) -> dict[str, Any]:
@@ -99,12 +96,12 @@ class Stepwise:
     def _train(self, tracker: Tracker) -> LoopResult:
         job, setup = self._job, self.setup
         table = timetable(setup.config, len(setup.dataset.train), streamed=setup.streamed)
-        watcher = Watcher(tracker, job.reporter, self._checkpoints, job.stop, data_digest(setup.dataset.train))
+        watcher = Watcher(tracker, job, self._checkpoints, data_digest(setup.dataset.train))
         with job.reporter.progress(table, self._progress.step):
             try:
                 return train(
                     setup.strategy.place(setup.state),
-                    make_step(setup.spec),
+                    setup.program.step,
                     setup.feed,
                     setup.strategy,
                     table,
@@ -113,6 +110,7 @@ class Stepwise:
                     monitor=setup.config.train.monitor,
                     progress=self._progress,
                     best=self._restored.best if self._restored else None,
+                    compiled=setup.program.compiled,
                 )
             finally:
                 setup.feed.close()
@@ -136,8 +134,13 @@ class Stepwise:
         )
 
 
-def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset) -> Setup:
-    """Build everything up to the first step: data on the device, model, optimizer, initial state (on the host)."""
+def prepare(
+    classifier: BaseClassifier, config: Config, dataset: Dataset, programs: Programs | None = None
+) -> Setup:
+    """Build everything up to the first step: data on the device, model, optimizer, initial state (on the host).
+
+    With `programs` the options in `VALUES` enter the step as arguments, and what an earlier run compiled is used again.
+    """
     classifier.config = config
     if config.data.shots is not None:
         places = few_shot_indices(config, dataset.train.labels, dataset.class_names)
@@ -155,41 +158,18 @@ def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset) -> Set
     )
     weights = class_weights(config, dataset)
     classifier.prepare_inputs(dataset.num_classes, weights, cropped=streamed)
-    inference = Inference(classifier, dataset.num_classes, strategy)
-    feed = make_feed(config, dataset, strategy, streamed=streamed)
-    images, train_config = len(dataset.train), config.train
-    steps = total_steps(config, images)
-    schedule = make_schedule(
-        config.schedule,
-        peak=config.optimizer.learning_rate or 0.0,
-        steps=steps,
-        warmup_steps=math.floor((config.schedule.warmup_epochs or 0.0) * images / train_config.batch_size),
-    )
-    spec = StepSpec(
-        learner=classifier,
-        graphdef=inference.graphdef,
-        optimizer=classifier.make_optimizer(schedule),
-        schedule=schedule,
-        accumulate=train_config.accumulate,
-        ema_decay=train_config.ema_decay,
-        axis_name=strategy.axis_name,
-    )
-    state = initial_state(classifier, inference, spec, config.seed)
-    return Setup(config, dataset, strategy, inference, feed, streamed, state, spec)
 
+    def make() -> Program:
+        return Program(classifier, config, len(dataset.train), strategy)
 
-def initial_state(classifier: BaseClassifier, inference: Inference, spec: StepSpec, seed: int) -> TrainState:
-    """The state before the first step, made in one compiled program."""
-
-    def init() -> TrainState:
-        model = classifier.build_model(num_classes=classifier.num_classes, axis_name=spec.axis_name)
-        split = nnx.split(model, classifier.trainable_filter, nnx.Param, ...)[1:]
-        params, frozen, model_state = (nnx.to_pure_dict(part) for part in split)
-        ema = {} if spec.ema_decay is None else {"params": params, "model_state": model_state}
-        key = jax.random.key(seed)
-        return TrainState(jnp.int32(0), params, frozen, model_state, spec.optimizer.init(params), ema, key)
-
-    return jax.jit(init)()
+    if programs is None:
+        program, values = make(), {}
+    else:
+        key = f"{program_key(classifier, config)} {weights} {dataset.num_classes} {len(dataset.train)} {streamed}"
+        program, values = programs.get(key, make), values_of(config)
+    feed = make_feed(config, dataset, program.strategy, streamed=streamed)
+    state, spec = program.initial_state(values), program.spec(values)
+    return Setup(config, dataset, program.strategy, program.inference, feed, streamed, state, spec, program)
 
 
 def make_feed(config: Config, dataset: Dataset, strategy: Strategy, *, streamed: bool) -> Feed:
@@ -219,17 +199,15 @@ def evaluator(setup: Setup) -> Callable[[TrainState], dict[str, float]] | None:
 class Watcher:
     """Passes what the loop says to the journal, the screen and the disk."""
 
-    def __init__(
-        self, tracker: Tracker, reporter: Reporter, checkpoints: Checkpoints, stop: StopRequest, data: str
-    ) -> None:
-        self._tracker, self._reporter, self._checkpoints, self._stop, self._data = (
-            tracker, reporter, checkpoints, stop, data,
-        )  # fmt: skip
+    def __init__(self, tracker: Tracker, job: Job, checkpoints: Checkpoints, data: str) -> None:
+        self._tracker, self._job, self._checkpoints, self._data = tracker, job, checkpoints, data
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A record for the journal and the screen."""
+        """A record for the journal, the screen and the sweep."""
         self._tracker.log(step, metrics)
-        self._reporter.metrics(step, metrics)
+        self._job.reporter.metrics(step, metrics)
+        if self._job.part is not None and "val/loss" in metrics:
+            self._job.part.evaluated(step, metrics)
 
     def save(self, progress: Progress, state: dict[str, Any], best: Any | None) -> None:
         """A checkpoint with the metric history and what identifies the data."""
@@ -243,7 +221,7 @@ class Watcher:
 
     def stop_requested(self) -> bool:
         """Whether a signal came."""
-        return self._stop.requested is not None
+        return self._job.stop.requested is not None
 
 
 def _check_same_data(restored: Restored, dataset: Dataset) -> None:

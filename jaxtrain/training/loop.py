@@ -138,14 +138,18 @@ def train(
     monitor: str = "val/accuracy",
     progress: Progress | None = None,
     best: Tree | None = None,
+    compiled: dict[int, Callable[..., Any]] | None = None,
 ) -> LoopResult:
     """Train from `progress.step` to the end of the timetable, or until the watcher asks to stop.
 
     `state` must be placed by the strategy; `evaluate` gives validation metrics, by whose `monitor` the best weights
-    are chosen (higher is better, for a loss lower). Raises RunError when the loss is not finite.
+    are chosen (higher is better, for a loss lower). `compiled` keeps compiled steps by their length, for other runs
+    with the same `step`. Raises RunError when the loss is not finite.
     """
     progress = progress or Progress()
-    steps = {length: compile_step(step, feed, strategy, length) for length in {1, timetable.steps_per_call}}
+    steps = {} if compiled is None else compiled
+    for length in {1, timetable.steps_per_call} - steps.keys():
+        steps[length] = compile_step(step, feed, strategy, length)
     meter = _Meter(timetable, progress, watcher.log)
     synchronous = must_block(strategy)
     next_evaluation = timetable.next_evaluation(progress.step)
