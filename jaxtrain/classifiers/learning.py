@@ -35,8 +35,8 @@ class Part:
 
     programs: Programs
     """What earlier runs compiled."""
-    tags: Callable[[], Mapping[str, str]]
-    """Tags of its MLflow run, as far as they are known; asked for at the start and at the end."""
+    tags: Callable[[bool], Mapping[str, str]]
+    """Tags of its MLflow run: as far as they are known (False, at the start), or waited for (True, at the end)."""
     evaluated: Callable[[int, Mapping[str, float]], None]
     """Told the validation metrics of a step; may raise Pruned."""
 

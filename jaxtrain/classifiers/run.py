@@ -66,7 +66,7 @@ def _carry_out(job: Job) -> None:
             summary = _finish(job, learning.learn(tracker), tracker)
             summary |= {"test_accuracy": None, "test_loss": None}
             looks = _test(job, learning, summary, tracker) if job.part is None else None
-            for key, value in (job.part.tags() if job.part else {}).items():
+            for key, value in (job.part.tags(True) if job.part else {}).items():
                 tracker.tag(key, value)
             if job.stop.requested is not None:
                 raise job.interrupted("stopped after training, before the run was recorded")
@@ -87,7 +87,12 @@ def start_tracking(job: Job, learning: Learning) -> Tracker:
         experiment=technique.upper(),
         run_name=run_dir.name,
         params=flat_config(job.config),
-        tags={"technique": technique, "run_dir": str(run_dir), **versions(), **(job.part.tags() if job.part else {})},
+        tags={
+            "technique": technique,
+            "run_dir": str(run_dir),
+            **versions(),
+            **(job.part.tags(False) if job.part else {}),
+        },
         history=learning.history,
     )
     dataset = learning.dataset

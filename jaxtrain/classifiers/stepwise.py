@@ -134,9 +134,7 @@ class Stepwise:
         )
 
 
-def prepare(
-    classifier: BaseClassifier, config: Config, dataset: Dataset, programs: Programs | None = None
-) -> Setup:
+def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset, programs: Programs | None = None) -> Setup:
     """Build everything up to the first step: data on the device, model, optimizer, initial state (on the host).
 
     With `programs` the options in `VALUES` enter the step as arguments, and what an earlier run compiled is used again.

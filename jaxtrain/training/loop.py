@@ -23,6 +23,10 @@ from jaxtrain.training.state import TrainState, Tree, stored_keys, to_arrays
 from jaxtrain.training.step import Step
 
 
+class Diverged(RunError):
+    """The loss is not finite."""
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PackedMetrics:
@@ -144,7 +148,7 @@ def train(
 
     `state` must be placed by the strategy; `evaluate` gives validation metrics, by whose `monitor` the best weights
     are chosen (higher is better, for a loss lower). `compiled` keeps compiled steps by their length, for other runs
-    with the same `step`. Raises RunError when the loss is not finite.
+    with the same `step`. Raises Diverged when the loss is not finite.
     """
     progress = progress or Progress()
     steps = {} if compiled is None else compiled
@@ -269,7 +273,7 @@ class _Meter:
 
     def _add_row(self, step: int, metrics: dict[str, float]) -> None:
         if not math.isfinite(metrics["loss"]):
-            raise RunError(
+            raise Diverged(
                 f"the loss became {metrics['loss']} at step {step}; lower optimizer.learning_rate or set "
                 "optimizer.clip_norm (checkpoints before this step are kept)"
             )
