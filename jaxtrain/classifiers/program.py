@@ -92,6 +92,8 @@ class Program:
         self.inference = Inference(self._classifier, classifier.num_classes, strategy)
         self.compiled: dict[int, Callable[..., Any]] = {}
         """Compiled steps by the number of steps in a call; the loop fills it."""
+        self.data: Any = None
+        """The training set on the devices, where it fits; the first run puts it there."""
         self.initial_state = jax.jit(self._initial_state)
         """The state before the first step, for some values."""
 

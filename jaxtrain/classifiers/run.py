@@ -7,6 +7,7 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,15 @@ def run(classifier: BaseClassifier, dataset: Dataset, part: Part | None = None) 
     RunError when the run can't go on, Interrupted after a signal. As `part` of a sweep it is not tested, and may raise
     Pruned.
     """
+    with begin(classifier, dataset, part) as job:
+        if job is not None:
+            with under_way(job) as course:
+                course.conclude(course.learning.learn(course.tracker))
+
+
+@contextmanager
+def begin(classifier: BaseClassifier, dataset: Dataset, part: Part | None) -> Iterator[Job | None]:
+    """The run directory, held and checked, and what is to be done in it; None where it is done."""
     given = classifier.config
     set_cpu_devices(given.parallel)
     with RunDirectory.open(given, default_name=f"{dataset.name}-{classifier.model_name}") as directory:
@@ -49,12 +59,39 @@ def run(classifier: BaseClassifier, dataset: Dataset, part: Part | None = None) 
             classifier.adopt(type(classifier).load(directory.path).fitted)
             classifier.summary = done
             reporter.already_done(done)
+            yield None
             return
         with StopRequest() as stop, _failures_written(directory.path / "error.log"):
-            _carry_out(Job(classifier, config, dataset, directory, reporter, stop, resuming, part))
+            yield Job(classifier, config, dataset, directory, reporter, stop, resuming, part)
 
 
-def _carry_out(job: Job) -> None:
+@dataclass
+class Course:
+    """A run under way."""
+
+    job: Job
+    learning: Learning
+    tracker: Tracker
+    summary: dict[str, Any] = field(default_factory=dict)
+    looks: int | None = None
+    """Models measured on the test set so far."""
+
+    def conclude(self, learned: Learned) -> None:
+        """Keep what was learned, and test it unless a sweep does that; raises Interrupted after a signal."""
+        job, tracker = self.job, self.tracker
+        self.summary = _finish(job, learned, tracker) | {"test_accuracy": None, "test_loss": None}
+        if job.part is None:
+            self.looks = _test(job, self.learning, self.summary, tracker)
+        else:
+            for key, value in job.part.tags(True).items():
+                tracker.tag(key, value)
+        if job.stop.requested is not None:
+            raise job.interrupted("stopped after training, before the run was recorded")
+
+
+@contextmanager
+def under_way(job: Job) -> Iterator[Course]:
+    """Everything around learning: MLflow, the plan on the screen, and at the end the summary."""
     from jaxtrain.tracking.tracker import look
 
     _use_compilation_cache(job.config)
@@ -63,17 +100,12 @@ def _carry_out(job: Job) -> None:
         with _tracked(tracker, job.reporter):
             plan = learning.plan(job.reporter.run_dir, look(tracker.uri) if tracker.uri else None)
             job.reporter.plan(plan, learning.dataset, learning.position if job.resuming else None)
-            summary = _finish(job, learning.learn(tracker), tracker)
-            summary |= {"test_accuracy": None, "test_loss": None}
-            looks = _test(job, learning, summary, tracker) if job.part is None else None
-            for key, value in (job.part.tags(True) if job.part else {}).items():
-                tracker.tag(key, value)
-            if job.stop.requested is not None:
-                raise job.interrupted("stopped after training, before the run was recorded")
-    summary["mlflow_run_id"] = tracker.run_id
+            course = Course(job, learning, tracker)
+            yield course
+    summary = course.summary | {"mlflow_run_id": tracker.run_id}
     job.directory.write_summary(summary)
     job.classifier.summary = summary
-    job.reporter.result(summary, looks)
+    job.reporter.result(summary, course.looks)
 
 
 def start_tracking(job: Job, learning: Learning) -> Tracker:

@@ -20,10 +20,11 @@ from jaxtrain.console import Plan
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource
 from jaxtrain.data.order import Order
 from jaxtrain.data.residence import make_resident
-from jaxtrain.errors import RunError
+from jaxtrain.errors import RunError, UserError
 from jaxtrain.training.checkpoints import Checkpoints, Restored
 from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
-from jaxtrain.training.loop import LoopResult, Progress, snapshot, train
+from jaxtrain.training.group import Member
+from jaxtrain.training.loop import LoopResult, Progress, Timetable, snapshot, train
 from jaxtrain.training.parallel import Strategy, check_batch_size, make_strategy
 from jaxtrain.training.state import TrainState, Tree, from_arrays
 from jaxtrain.training.step import StepSpec
@@ -67,9 +68,14 @@ class Stepwise:
             setup.state = job.classifier.start(job, setup)
 
     @property
+    def step(self) -> int:
+        """Optimizer steps done so far."""
+        return self._progress.step
+
+    @property
     def position(self) -> str:
         """Where a resumed run goes on."""
-        return f"step {self._progress.step:,}"
+        return f"step {self.step:,}"
 
     def plan(self, run_dir: Path, look: str | None) -> Plan:
         """What a person is told before training."""
@@ -77,13 +83,31 @@ class Stepwise:
 
     def learn(self, tracker: Tracker) -> Learned:
         """Train to the end; raises Interrupted, with a checkpoint saved, after a signal."""
-        result = self._train(tracker)
+        return self.conclude(self._train(tracker), tracker)
+
+    def conclude(self, result: LoopResult, tracker: Tracker) -> Learned:
+        """What was learned when training has ended; raises Interrupted after a signal."""
         self._checkpoints.wait()
         if result.interrupted:
             raise self._job.interrupted(f"stopped at step {result.progress.step}, which is saved")
         if self._job.part is None:
             write_curves(self._job.directory.path, tracker)
         return self._learned(result)
+
+    @property
+    def timetable(self) -> Timetable:
+        """When what happens."""
+        return timetable(self.setup.config, len(self.setup.dataset.train), streamed=self.setup.streamed)
+
+    def member(self, tracker: Tracker) -> Member:
+        """The run as one of a group; UserError where its images are streamed."""
+        feed, best = self.setup.feed, self._restored.best if self._restored else None
+        if not isinstance(feed, ResidentFeed):
+            raise UserError("data.loader: images that are streamed cannot train runs side by side; set together: never")
+        return Member(feed, self._watcher(tracker), self._progress, best)
+
+    def _watcher(self, tracker: Tracker) -> Watcher:
+        return Watcher(tracker, self._job, self._checkpoints, data_digest(self.setup.dataset.train))
 
     def after_test(self, test: ImageSource, tracker: Tracker) -> dict[str, Any]:
         """Nothing more."""
@@ -95,8 +119,7 @@ class Stepwise:
 
     def _train(self, tracker: Tracker) -> LoopResult:
         job, setup = self._job, self.setup
-        table = timetable(setup.config, len(setup.dataset.train), streamed=setup.streamed)
-        watcher = Watcher(tracker, job, self._checkpoints, data_digest(setup.dataset.train))
+        table = self.timetable
         with job.reporter.progress(table, self._progress.step):
             try:
                 return train(
@@ -105,7 +128,7 @@ class Stepwise:
                     setup.feed,
                     setup.strategy,
                     table,
-                    watcher,
+                    self._watcher(tracker),
                     evaluator(setup),
                     monitor=setup.config.train.monitor,
                     progress=self._progress,
@@ -165,18 +188,22 @@ def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset, progra
     else:
         key = f"{program_key(classifier, config)} {weights} {dataset.num_classes} {len(dataset.train)} {streamed}"
         program, values = programs.get(key, make), values_of(config)
-    feed = make_feed(config, dataset, program.strategy, streamed=streamed)
+    feed = make_feed(config, dataset, program, streamed=streamed)
     state, spec = program.initial_state(values), program.spec(values)
     return Setup(config, dataset, program.strategy, program.inference, feed, streamed, state, spec, program)
 
 
-def make_feed(config: Config, dataset: Dataset, strategy: Strategy, *, streamed: bool) -> Feed:
+def make_feed(config: Config, dataset: Dataset, program: Program, *, streamed: bool) -> Feed:
     """Training images from the device, or from a stream."""
+    strategy = program.strategy
     order = Order(len(dataset.train), config.train.batch_size, config.seed)
     if streamed:
         return open_stream(dataset.train, order, config, strategy)
     assert isinstance(dataset.train, ArraySource)
-    return ResidentFeed(dataset.train, order, strategy, steps_per_call=config.train.steps_per_call or 1)
+    calls = config.train.steps_per_call or 1
+    feed = ResidentFeed(dataset.train, order, strategy, steps_per_call=calls, data=program.data)
+    program.data = feed.data
+    return feed
 
 
 def evaluator(setup: Setup) -> Callable[[TrainState], dict[str, float]] | None:
