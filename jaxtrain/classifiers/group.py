@@ -46,8 +46,8 @@ class _Entered:
 def run_together(runs: Sequence[tuple[BaseClassifier, Part]], dataset: Dataset) -> list[Exception | None]:
     """Train classifiers with one program in their run directories; what ended each before its time, None for none.
 
-    Those that go on from the same step train side by side. Afterwards each classifier that ended well has its `summary`.
-    Raises what concerns all of them, as Interrupted after a signal.
+    Those that go on from the same step train side by side. Afterwards each classifier that ended well has its
+    `summary`. Raises what concerns all of them, as Interrupted after a signal.
     """
     entered = [_enter(classifier, dataset, part) for classifier, part in runs]
     try:

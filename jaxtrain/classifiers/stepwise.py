@@ -56,7 +56,7 @@ class Stepwise:
         """Builds everything up to the first step. Raises RunError where the images are not those of the run so far."""
         self._job = job
         self._checkpoints = Checkpoints(job.directory.checkpoints, keep=job.config.checkpoint.keep)
-        self.setup = setup = prepare(job.classifier, job.config, job.dataset, job.part and job.part.programs)
+        self.setup = setup = prepare(job.classifier, job.config, job.dataset, job.part.programs if job.part else None)
         self.dataset = setup.dataset
         self._restored = restored = self._checkpoints.restore()
         self.history = restored.meta["history"] if restored else []

@@ -14,6 +14,7 @@ from jaxtrain.classifiers.files import techniques
 from jaxtrain.classifiers.program import program_key
 from jaxtrain.config import Config
 from jaxtrain.data.base import Dataset
+from jaxtrain.data.residence import make_resident
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import UserError
 from jaxtrain.sweeps.config import SweepConfig
@@ -77,6 +78,7 @@ class Workshop:
     """Makes classifiers for settings; data sets and weights are loaded once."""
 
     _datasets: dict[str, Dataset] = field(default_factory=dict)
+    _resident: dict[str, Dataset | None] = field(default_factory=dict)
     _pretrained: dict[str, Pretrained | None] = field(default_factory=dict)
 
     def classifier(self, config: Config) -> BaseClassifier:
@@ -95,6 +97,18 @@ class Workshop:
         if key not in self._datasets:
             self._datasets[key] = load_dataset(options)
         return self._datasets[key]
+
+    def images(self, classifier: BaseClassifier) -> tuple[Dataset, bool]:
+        """The data set as it is trained on, and whether it lives on the device: decoded once for all runs."""
+        dataset = self.dataset(classifier)
+        config = classifier.resolve(classifier.config, dataset)
+        if config.technique == "fe":
+            return dataset, False
+        key = f"{config.data.model_dump_json()} {config.augment.crop}"
+        if key not in self._resident:
+            self._resident[key] = make_resident(dataset, config)
+        resident = self._resident[key]
+        return resident or dataset, resident is not None
 
     def resolved(self, one: Setting) -> Config:
         """With everything chosen that the setting leaves open. Raises UserError where its options contradict."""

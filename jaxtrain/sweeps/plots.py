@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxtrain.benchmark.comparison_plots import COLORS, MAX_ROWS
-from jaxtrain.sweeps.results import Effect, Results, category
+from jaxtrain.sweeps.results import Effect, Results, category, in_order
 from jaxtrain.sweeps.settings import Axis, short
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _places(axis: Axis, options: list[Any]) -> tuple[Any, list[tuple[float, str]
         ticks = [(0.0, f"{axis.range.low:g}"), (1.0, f"{axis.range.high:g}")]
         return (scale(numbers) - low) / (high - low), ticks
     words = [category(axis, one) for one in options]
-    names = list(dict.fromkeys(words))
+    names = in_order(axis, words)
     heights = {name: place / max(len(names) - 1, 1) for place, name in enumerate(names)}
     return np.asarray([heights[word] for word in words]), [(height, name) for name, height in heights.items()]
 

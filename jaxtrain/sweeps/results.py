@@ -195,16 +195,16 @@ def _ranked(sweep: SweepConfig, outcomes: Sequence[Outcome], baseline: str) -> l
 
 def _main_effects(axes: Sequence[Axis], finished: Sequence[Outcome]) -> list[Effect]:
     """Within each seed: the mean at a value, less the mean of that seed; then over seeds."""
-    effects = []
+    effects, numbers = [], _numbers(finished)
     for axis in axes:
-        groups = _groups(axis, finished)
-        for word in dict.fromkeys(groups):
+        groups = np.asarray(_groups(axis, finished))
+        for word in in_order(axis, groups.tolist()):
             gaps, means = [], []
-            for members, _ in _by_seed(finished):
-                there = [finished[i].value for i in members if groups[i] == word]
-                if there:
-                    means.append(float(np.mean(there)))
-                    gaps.append(means[-1] - float(np.mean([finished[i].value for i in members])))
+            for members in _by_seed(finished):
+                there = numbers[members][groups[members] == word]
+                if len(there):
+                    means.append(float(there.mean()))
+                    gaps.append(means[-1] - float(numbers[members].mean()))
             effects.append(Effect(axis.name, word, estimate(gaps), float(np.mean(means))))
     return effects
 
@@ -217,22 +217,26 @@ def _against_baseline(axes: Sequence[Axis], ranked: Sequence[Ranked], baseline: 
     effects = []
     for axis in axes:
         usual = category(axis, base.setting.options)
-        for one in ranked:
-            word = category(axis, one.setting.options)
-            if word != usual and one.against is not None:
-                effects.append(Effect(axis.name, word, one.against, one.estimate.mean))
+        changed = {category(axis, one.setting.options): one for one in ranked if one.against is not None}
+        for word in in_order(axis, [word for word in changed if word != usual]):
+            one = changed[word]
+            assert one.against is not None
+            effects.append(Effect(axis.name, word, one.against, one.estimate.mean))
     return effects
 
 
 def _interactions(axes: Sequence[Axis], finished: Sequence[Outcome]) -> list[Interaction]:
     """Of each pair of axes whose every combination was run: the mean of a cell, less row and column, plus the mean."""
-    found = []
+    found, numbers = [], _numbers(finished)
     for first, second in itertools.combinations(axes, 2):
         rows, columns = _groups(first, finished), _groups(second, finished)
-        names = list(dict.fromkeys(rows)), list(dict.fromkeys(columns))
+        names = in_order(first, rows), in_order(second, columns)
         if min(map(len, names)) < 2:
             continue
-        tables = [_table(members, finished, rows, columns, names) for members, _ in _by_seed(finished)]
+        tables = [
+            _table(numbers[members], [rows[i] for i in members], [columns[i] for i in members], names)
+            for members in _by_seed(finished)
+        ]
         whole = [table for table in tables if np.isfinite(table).all()]
         if not whole:
             continue
@@ -243,20 +247,14 @@ def _interactions(axes: Sequence[Axis], finished: Sequence[Outcome]) -> list[Int
     return sorted(found, key=lambda one: -abs(one.estimate.mean))
 
 
-def _table(
-    members: Sequence[int],
-    finished: Sequence[Outcome],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    names: tuple[list[str], list[str]],
-) -> Floats:
+def _table(numbers: Floats, rows: Sequence[str], columns: Sequence[str], names: tuple[list[str], list[str]]) -> Floats:
     """Means by row and column, NaN where nothing was run."""
     table = np.full((len(names[0]), len(names[1])), np.nan)
     for i, row in enumerate(names[0]):
         for j, column in enumerate(names[1]):
-            there = [finished[k].value for k in members if rows[k] == row and columns[k] == column]
+            there = [value for value, *place in zip(numbers, rows, columns, strict=True) if place == [row, column]]
             if there:
-                table[i, j] = np.mean(np.asarray(there, np.float64))
+                table[i, j] = np.mean(there)
     return table
 
 
@@ -272,7 +270,19 @@ def _groups(axis: Axis, finished: Sequence[Outcome]) -> list[str]:
     return [f"{ends[place]:.3g} to {ends[place + 1]:.3g}" for place in places]
 
 
-def _by_seed(finished: Sequence[Outcome]) -> list[tuple[list[int], int]]:
+def _by_seed(finished: Sequence[Outcome]) -> list[NDArray[np.int64]]:
     """Places of the runs of each seed."""
-    seeds = sorted({one.seed for one in finished})
-    return [([i for i, one in enumerate(finished) if one.seed == seed], seed) for seed in seeds]
+    seeds = np.asarray([one.seed for one in finished])
+    return [np.flatnonzero(seeds == seed) for seed in np.unique(seeds)]
+
+
+def _numbers(finished: Sequence[Outcome]) -> Floats:
+    """Their objectives."""
+    return np.asarray([one.value for one in finished], np.float64)
+
+
+def in_order(axis: Axis, words: Sequence[str]) -> list[str]:
+    """The different words among these: in the order of the axis, else as they come."""
+    order = [shown(row[0] if len(row) == 1 else row) for row in axis.values]
+    found = list(dict.fromkeys(words))
+    return sorted(found, key=lambda word: order.index(word) if word in order else len(order))

@@ -17,7 +17,7 @@ from jaxtrain.classifiers.run import run as carry_out
 from jaxtrain.config import Config
 from jaxtrain.errors import JaxtrainError
 from jaxtrain.sweeps.parent import Parent
-from jaxtrain.sweeps.plan import Plan, Run
+from jaxtrain.sweeps.plan import Plan, Run, together
 from jaxtrain.sweeps.settings import setting
 from jaxtrain.sweeps.study import BASELINE, Claimed, Slot, Trials
 from jaxtrain.training.loop import Diverged
@@ -48,33 +48,28 @@ class Worker:
             self.parent.lead()
             if seconds is not None and time.monotonic() - started >= seconds:
                 return self.trials.unfinished() == 0
-            claimed = self.trials.claim()
-            if claimed is not None:
-                with self.trials.beating([claimed]):
-                    self._slot(claimed)
+            claimed = self._claim()
+            if claimed:
+                with self.trials.beating([one for one, _ in claimed]):
+                    self._train(claimed)
             elif self.trials.unfinished() == 0:
                 return True
             else:
                 time.sleep(_POLL_SECONDS)  # others are at work: one of them may die
 
-    def _slot(self, claimed: Claimed) -> None:
-        """Train what a slot stands for, and note how it ended."""
-        try:
-            values = []
-            for number, one in enumerate(self._runs(claimed)):
-                values.append(self._run(one, claimed if number == 0 else None))
-            self.trials.done(claimed, sum(values) / len(values))
-        except Pruned as reason:
-            self.trials.pruned(claimed, str(reason))
-        except Interrupted as stopped:
-            self.trials.release(claimed)
-            command = f"python scripts/sweep.py {self.plan.source}"
-            raise Interrupted(stopped.signum, f"the run so far is saved; continue with: {command}") from None
-        except Diverged as error:
-            self.trials.pruned(claimed, f"diverged: {error}")
-        except JaxtrainError as error:
-            self.trials.failed(claimed, str(error))
-            _log.warning("%s", error)
+    def _claim(self) -> list[tuple[Claimed, list[Run]]]:
+        """The next slot with its runs, and as many more as can train beside it; empty where none waits."""
+        first = self.trials.claim()
+        if first is None:
+            return []
+        found = [(first, self._runs(first))]
+        plan, run = self.plan, found[0][1][0]
+        if plan.sweep.combine == "tpe" or not self._side_by_side(run):
+            return found
+        alike = {other.digest: other for other in plan.runs if other.program == run.program}
+        while len(found) < plan.sweep.group and (more := self.trials.claim(list(alike))) is not None:
+            found.append((more, [alike[more.slot]]))
+        return found
 
     def _runs(self, claimed: Claimed) -> list[Run]:
         plan = self.plan
@@ -86,33 +81,88 @@ class Worker:
         self.trials.note(claimed, one.options)
         return [plan.workshop.run(one, seed) for seed in plan.sweep.seeds]
 
-    def _run(self, one: Run, claimed: Claimed | None) -> float:
-        """Train one run, or find it trained; its objective. Raises Pruned, also where the loss is not finite."""
-        started, sweep = time.monotonic(), self.plan.sweep
-        config = run_config(self.plan, one)
-        classifier = self.plan.workshop.classifier(config)
+    def _train(self, claimed: Sequence[tuple[Claimed, list[Run]]]) -> None:
+        """Train what the slots stand for, and note how each ended."""
+        pairs = [(slot, run) for slot, runs in claimed for run in runs]
+        try:
+            if len(pairs) > 1 and self._side_by_side(pairs[0][1]):
+                outcomes = self._together(pairs)
+            else:
+                outcomes = [self._alone(slot, run) for slot, run in pairs]
+        except Interrupted as stopped:
+            for slot, _ in claimed:
+                self.trials.release(slot)
+            command = f"python scripts/sweep.py {self.plan.source}"
+            raise Interrupted(stopped.signum, f"the runs so far are saved; continue with: {command}") from None
+        for slot, _ in claimed:
+            self._end(slot, [outcome for (other, _), outcome in zip(pairs, outcomes, strict=True) if other is slot])
+
+    def _end(self, slot: Claimed, outcomes: Sequence[float | Exception]) -> None:
+        wrong = next((one for one in outcomes if isinstance(one, Exception)), None)
+        match wrong:
+            case None:
+                self.trials.done(slot, sum(map(float, outcomes)) / len(outcomes))  # type: ignore[arg-type]
+            case Pruned():
+                self.trials.pruned(slot, str(wrong))
+            case Diverged():
+                self.trials.pruned(slot, f"diverged: {wrong}")
+            case _:
+                self.trials.failed(slot, str(wrong))
+                _log.warning("%s", wrong)
+
+    def _alone(self, slot: Claimed, one: Run) -> float | Exception:
+        """Train one run, or find it trained: its objective, or why there is none."""
+        started = time.monotonic()
+        classifier = self.plan.workshop.classifier(run_config(self.plan, one))
+        try:
+            carry_out(classifier, self.plan.workshop.images(classifier)[0], self._part(slot, one))
+        except Interrupted:
+            raise
+        except (JaxtrainError, Pruned) as error:
+            return self._told(one, error, started)
+        return self._told(one, self._value(one, classifier.summary), started)
+
+    def _together(self, pairs: Sequence[tuple[Claimed, Run]]) -> list[float | Exception]:
+        """The same for runs that share a program, side by side."""
+        from jaxtrain.classifiers.group import run_together
+
+        started = time.monotonic()
+        configs = [run_config(self.plan, run).replace(**{"parallel.devices": 1}) for _, run in pairs]
+        classifiers = [self.plan.workshop.classifier(config) for config in configs]
+        parts = [self._part(slot, run) for slot, run in pairs]
+        dataset = self.plan.workshop.images(classifiers[0])[0]
+        errors = run_together(list(zip(classifiers, parts, strict=True)), dataset)
+        if stopped := next((error for error in errors if isinstance(error, Interrupted)), None):
+            raise stopped
+        outcomes = []
+        for (_, run), classifier, error in zip(pairs, classifiers, errors, strict=True):
+            outcome = error if error is not None else self._value(run, classifier.summary)
+            outcomes.append(self._told(run, outcome, started))
+        return outcomes
+
+    def _part(self, slot: Claimed, one: Run) -> Part:
+        sweep, reports = self.plan.sweep, one.seed == self.plan.sweep.seeds[0] or self.plan.sweep.combine != "tpe"
 
         def evaluated(step: int, metrics: Mapping[str, float]) -> None:
-            if claimed is not None and sweep.pruning != "none" and claimed.report(metrics[sweep.objective], step):
+            if reports and sweep.pruning != "none" and slot.report(metrics[sweep.objective], step):
                 raise Pruned(f"pruned at step {step}")
 
-        part = Part(self.programs, lambda final: self.parent.tags(_PARENT_SECONDS if final else 0.0), evaluated)
-        try:
-            carry_out(classifier, self.plan.workshop.dataset(classifier), part)
-        except Pruned as reason:
-            self.say(f"{one.setting.label}, seed {one.seed}: {reason}")
-            raise
-        except JaxtrainError as error:
-            if not isinstance(error, Interrupted):
-                self.say(f"{one.setting.label}, seed {one.seed}: {error}")
-            raise
-        value = objective(sweep.objective, classifier.summary, sweep.folder / one.name)
-        self.say(
-            f"{one.setting.label}, seed {one.seed}: {sweep.objective} {value:.4f} ({time.monotonic() - started:.1f} s)"
-        )
-        if not math.isfinite(value):
-            raise Pruned(f"{sweep.objective} is {value}")
-        return value
+        return Part(self.programs, lambda final: self.parent.tags(_PARENT_SECONDS if final else 0.0), evaluated)
+
+    def _value(self, one: Run, summary: Mapping[str, Any]) -> float | Exception:
+        value = objective(self.plan.sweep.objective, summary, self.plan.sweep.folder / one.name)
+        return value if math.isfinite(value) else Pruned(f"{self.plan.sweep.objective} is {value}")
+
+    def _told(self, one: Run, outcome: float | Exception, started: float) -> float | Exception:
+        text = str(outcome) if isinstance(outcome, Exception) else f"{self.plan.sweep.objective} {outcome:.4f}"
+        self.say(f"{one.setting.label}, seed {one.seed}: {text} ({time.monotonic() - started:.1f} s)")
+        return outcome
+
+    def _side_by_side(self, one: Run) -> bool:
+        """Whether runs like this one train side by side: where it pays, and their images live on the device."""
+        config = one.setting.config
+        workshop = self.plan.workshop
+        return together(self.plan.sweep, config.technique) and workshop.images(workshop.classifier(config))[1]
 
 
 def run_config(plan: Plan, one: Run) -> Config:
