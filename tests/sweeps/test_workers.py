@@ -76,9 +76,9 @@ def test_three_workers_share_a_study_and_one_is_killed(tmp_path, swept):
     assert sum("report    " in output for output in outputs) == 1
     assert (folder / "results/report.html").is_file()
     trained = [line for output in outputs for line in output.splitlines() if ", seed " in line]
-    assert len(trained) == len(set(line.partition(": ")[0] for line in trained))  # none was trained twice
-    alone = write(tmp_path / "alone", steps=400) if (tmp_path / "alone").mkdir() is None else None
-    finish(start(alone))
+    assert len(trained) == len({line.partition(": ")[0] for line in trained})  # none was trained twice
+    (tmp_path / "alone").mkdir()
+    finish(start(write(tmp_path / "alone", steps=400)))
     digests = {name: summary["params_sha256"] for name, summary in summaries(tmp_path / "alone").items()}
     assert {name: summary["params_sha256"] for name, summary in found.items()} == digests
 
