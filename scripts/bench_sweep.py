@@ -45,9 +45,8 @@ def main() -> None:
         for number in range(given.rounds):
             alone = seconds(one)
             sweep = seconds([sys.executable, str(SCRIPTS / "sweep.py"), file.name])
-            print(
-                f"round {number + 1}: one run {alone:.1f} s, {given.seeds} seeds {sweep:.1f} s: {sweep / alone:.2f} times"
-            )
+            ratio = f"{sweep / alone:.2f} times"
+            print(f"round {number + 1}: one seed {alone:.1f} s, {given.seeds} seeds {sweep:.1f} s: {ratio}")
 
 
 if __name__ == "__main__":
