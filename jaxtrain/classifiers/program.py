@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxtrain.classifiers.drop_rates import RATES, WithDropRates
 from jaxtrain.classifiers.inference import Inference
 from jaxtrain.classifiers.resolve import total_steps
 from jaxtrain.config import Config
@@ -39,9 +40,10 @@ VALUES = (
     "augment.mixup",
     "augment.cutmix",
     "finetune.head_learning_rate",
+    *RATES,
 )
 """Options whose value changes no shape and no branch of the program (but for being off)."""
-_OFF_AT_ZERO = {"augment.mixup", "augment.cutmix"}
+_OFF_AT_ZERO = {"augment.mixup", "augment.cutmix", *RATES}
 _KEPT_PROGRAMS = 4
 
 Values = Mapping[str, Any]
@@ -53,15 +55,18 @@ def values_of(config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in VALUES:
         value = _get(config, path)
-        if value is not None and not (path in _OFF_AT_ZERO and value == 0):
+        constant = path in RATES and config.model.remat  # a block that is computed again has its rates fixed
+        if value is not None and not constant and not (path in _OFF_AT_ZERO and value == 0):
             found[path] = np.uint32(value) if path == "seed" else np.float32(value)
     return found
 
 
 def with_values(config: Config, values: Values) -> Config:
-    """`config` with these (traced) scalars in place of its own, unchecked."""
+    """`config` with these (traced) scalars in place of its own, unchecked; without drop rates, which models keep."""
     top: dict[str, Any] = {}
     for path, value in values.items():
+        if path in RATES:
+            continue
         section, _, key = path.rpartition(".")
         if section:
             top[section] = top.get(section, getattr(config, section)).model_copy(update={key: value})
@@ -108,8 +113,9 @@ class Program:
             steps=total_steps(config, images),
             warmup_steps=math.floor((config.schedule.warmup_epochs or 0.0) * images / config.train.batch_size),
         )
+        factors = {path.rpartition(".")[2]: values[path] / _get(self._config, path) for path in RATES if path in values}
         return StepSpec(
-            learner=learner,
+            learner=WithDropRates(learner, factors) if factors else learner,
             graphdef=self.inference.graphdef,
             optimizer=learner.make_optimizer(schedule),
             schedule=schedule,

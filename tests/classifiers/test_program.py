@@ -12,7 +12,7 @@ from jaxtrain.classifiers.stepwise import prepare
 from jaxtrain.data.sources import load_dataset
 
 OPTIONS = {
-    "model": {"name": "mlp_tiny"},
+    "model": {"name": "mlp_tiny", "drop_rate": 0.2},
     "train": {"steps": 30, "batch_size": 64, "label_smoothing": 0.1, "ema_decay": 0.9, "log_every": 1},
     "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.1},
     "augment": {"mixup": 0.3, "cutmix": 0.5},
@@ -92,6 +92,19 @@ def test_runs_that_differ_in_values_compile_once(dataset, tmp_path):
     assert again.summary["params_sha256"] == kept[0]
 
 
+def test_drop_rates_of_every_block_are_arguments(dataset, tmp_path):
+    options = {"train": {"steps": 4, "batch_size": 16, "log_every": 1}, "augment": {"policy": "none"}}
+    programs = Programs()
+    for rate in (0.3, 0.6):
+        model = {"name": "vit_test", "drop_path_rate": rate, "drop_rate": 0.1}
+        shared = classifier(run_dir=tmp_path / f"shared{rate}", model=model, **options)
+        run(shared, dataset, part(programs))
+        alone = classifier(run_dir=tmp_path / f"alone{rate}", model=model, **options)
+        run(alone, dataset)
+        np.testing.assert_allclose(losses(shared), losses(alone), rtol=1e-4)
+    assert len(programs._kept) == 1
+
+
 def test_what_changes_the_program_has_a_key_of_its_own(dataset):
     def key(**changes):
         one = classifier(**changes)
@@ -109,7 +122,7 @@ def test_values_go_back_where_they_came_from(dataset):
     values = {path: value.item() for path, value in values_of(config).items()}
     assert set(values) == {
         "seed", "optimizer.learning_rate", "optimizer.weight_decay", "train.label_smoothing", "train.ema_decay",
-        "augment.mixup", "augment.cutmix",
+        "augment.mixup", "augment.cutmix", "model.drop_rate",
     }  # fmt: skip
     changed = with_values(config, {**values, "seed": 7, "train.ema_decay": 0.5})
     assert (changed.seed, changed.train.ema_decay) == (7, 0.5)
