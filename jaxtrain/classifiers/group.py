@@ -18,6 +18,7 @@ from jaxtrain.data.base import Dataset
 from jaxtrain.errors import RunError
 from jaxtrain.training.group import Evaluate, Group, train_group
 from jaxtrain.training.loop import LoopResult
+from jaxtrain.training.signals import StopRequest
 from jaxtrain.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -49,24 +50,28 @@ def run_together(runs: Sequence[tuple[BaseClassifier, Part]], dataset: Dataset) 
     Those that go on from the same step train side by side. Afterwards each classifier that ended well has its
     `summary`. Raises what concerns all of them, as Interrupted after a signal.
     """
-    entered = [_enter(classifier, dataset, part) for classifier, part in runs]
+    with StopRequest() as stop:
+        return _run_together([_enter(classifier, dataset, part, stop) for classifier, part in runs])
+
+
+def _run_together(entered: Sequence[_Entered]) -> list[Exception | None]:
     try:
         open_runs = [one for one in entered if one.course is not None and one.error is None]
         for step in sorted({one.learning.step for one in open_runs}):
             _train([one for one in open_runs if one.learning.step == step])
     except BaseException as error:
-        for one in reversed(entered):
+        for one in entered:
             one.error = one.error or _left(one, error)
         raise
-    for one in reversed(entered):  # signal handlers come back in order
+    for one in entered:
         one.error = _left(one, one.error)
     return [one.error for one in entered]
 
 
-def _enter(classifier: BaseClassifier, dataset: Dataset, part: Part) -> _Entered:
+def _enter(classifier: BaseClassifier, dataset: Dataset, part: Part, stop: StopRequest) -> _Entered:
     stack = ExitStack()
     try:
-        job = stack.enter_context(begin(classifier, dataset, part))
+        job = stack.enter_context(begin(classifier, dataset, part, stop))
         return _Entered(stack, None if job is None else stack.enter_context(under_way(job)))
     except Exception as error:
         return _Entered(stack, None, _left(_Entered(stack, None), error) or error)

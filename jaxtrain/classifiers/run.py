@@ -45,8 +45,13 @@ def run(classifier: BaseClassifier, dataset: Dataset, part: Part | None = None) 
 
 
 @contextmanager
-def begin(classifier: BaseClassifier, dataset: Dataset, part: Part | None) -> Iterator[Job | None]:
-    """The run directory, held and checked, and what is to be done in it; None where it is done."""
+def begin(
+    classifier: BaseClassifier, dataset: Dataset, part: Part | None, stop: StopRequest | None = None
+) -> Iterator[Job | None]:
+    """The run directory, held and checked, and what is to be done in it; None where it is done.
+
+    `stop` is the request of who listens to signals already.
+    """
     given = classifier.config
     set_cpu_devices(given.parallel)
     with RunDirectory.open(given, default_name=f"{dataset.name}-{classifier.model_name}") as directory:
@@ -61,7 +66,8 @@ def begin(classifier: BaseClassifier, dataset: Dataset, part: Part | None) -> It
             reporter.already_done(done)
             yield None
             return
-        with StopRequest() as stop, _failures_written(directory.path / "error.log"):
+        listening = StopRequest() if stop is None else contextlib.nullcontext(stop)
+        with listening as stop, _failures_written(directory.path / "error.log"):
             yield Job(classifier, config, dataset, directory, reporter, stop, resuming, part)
 
 
