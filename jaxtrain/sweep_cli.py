@@ -60,7 +60,8 @@ class Command:
 
         trials, slots = Trials(sweep, plan.axes), slots_of(plan)
         trials.fill(slots, again=True)
-        for line in describe(plan, len(trials.ended())):
+        done = len(trials.ended()) * (len(sweep.seeds) if sweep.combine == "tpe" else 1)
+        for line in describe(plan, done):
             say(line)
         parent = Parent(plan)
         try:

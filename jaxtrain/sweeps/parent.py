@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from jaxtrain.tracking.store import try_lock
 if TYPE_CHECKING:
     from jaxtrain.sweeps.plan import Plan
     from jaxtrain.tracking import Tracker
+
+_POLL_SECONDS = 0.5
 
 
 class Parent:
@@ -83,4 +86,10 @@ class Parent:
         if self._tracker is not None:
             return self._tracker.wait_run_id(wait) if wait else self._tracker.run_id
         tracking = self._plan.sweep.base.tracking
-        return Tracker(self._folder, tracking_uri(tracking.uri)).run_id if tracking.enabled else None
+        if not tracking.enabled:
+            return None
+        kept = Tracker(self._folder, tracking_uri(tracking.uri))  # another worker's
+        deadline = time.monotonic() + wait
+        while (run_id := kept.run_id) is None and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        return run_id

@@ -78,7 +78,7 @@ class Claimed:
 
 
 class Trials:
-    """The study of a sweep."""
+    """The study of a sweep; `fill` comes first, and says which slots are looked at."""
 
     def __init__(self, sweep: SweepConfig, axes: Sequence[Axis]) -> None:
         """Makes or opens the study. Raises UserError for a storage that cannot be used, or another kind of sweep."""
@@ -103,9 +103,6 @@ class Trials:
                     storage=self._storage,
                     study_name=sweep.name,
                     direction="maximize" if sweep.higher_is_better else "minimize",
-                    sampler=optuna.samplers.TPESampler(
-                        seed=sweep.seed + os.getpid() % 1000, n_startup_trials=_STARTUP_TRIALS, constant_liar=True
-                    ),
                     pruner=_pruner(sweep),
                     load_if_exists=True,
                 )
@@ -113,12 +110,14 @@ class Trials:
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise UserError(f"storage {redact(url)}: {first}") from error
             self._check_kind()
+        self._slots: set[str] = set()
         self._id = self._storage.get_study_id_from_name(sweep.name)
         self._process = process_identity(os.getpid())
 
     def fill(self, slots: Sequence[Slot], *, again: bool = False) -> None:
         """Put in what is missing: slots that were never in, and those whose worker died; `again`: also failed ones."""
         wanted = {slot.name: slot for slot in slots}
+        self._slots = set(wanted)
         with self._lock():
             there = {trial.user_attrs[_SLOT]: trial for trial in self._all()}  # the latest of a slot stands
             for slot in wanted.values():
@@ -142,6 +141,7 @@ class Trials:
             if self._moved(frozen._trial_id, self._states.RUNNING):
                 self._storage.set_trial_user_attr(frozen._trial_id, _PROCESS, self._process)
                 self._storage.record_heartbeat(frozen._trial_id)
+                self.study.sampler = _sampler(self._sweep, frozen.number)
                 return Claimed(Trial(self.study, frozen._trial_id), slot, frozen.number)
         return None
 
@@ -205,9 +205,8 @@ class Trials:
 
     def ended(self) -> dict[str, str]:
         """How each slot that is over ended."""
-        return {
-            trial.user_attrs[_SLOT]: trial.user_attrs[_ENDED] for trial in self._all() if _ENDED in trial.user_attrs
-        }
+        latest = {trial.user_attrs[_SLOT]: trial.user_attrs.get(_ENDED) for trial in self._all()}
+        return {slot: how for slot, how in latest.items() if how is not None}
 
     def proposals(self) -> dict[str, Mapping[str, Any]]:
         """The settings that slots of a tpe sweep became, by slot."""
@@ -233,7 +232,7 @@ class Trials:
 
     def _all(self, *states: Any) -> list[Any]:
         found = self._storage.get_all_trials(self._id, deepcopy=False, states=states or None)
-        return [trial for trial in found if _SLOT in trial.user_attrs]
+        return [trial for trial in found if trial.user_attrs.get(_SLOT) in self._slots]
 
     def _check_kind(self) -> None:
         kind: dict[str, Any] = {"combine": self._sweep.combine, "objective": self._sweep.objective}
@@ -267,6 +266,16 @@ def _text(row: Sequence[Any]) -> Any:
     """A category: one number, text or nothing as it is, anything else as JSON."""
     value = row[0] if len(row) == 1 else row
     return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
+
+
+def _sampler(sweep: SweepConfig, number: int) -> Any:
+    """What proposes the trial of that number: the same again after the same trials, another in each worker."""
+    import optuna
+
+    seed = sweep.seed * 1_000_003 + number
+    return optuna.samplers.TPESampler(
+        seed=seed % 2**32, n_startup_trials=_STARTUP_TRIALS, constant_liar=sweep.combine == "tpe"
+    )
 
 
 def _pruner(sweep: SweepConfig) -> Any:

@@ -100,3 +100,28 @@ def test_proposals_are_inside_their_axes_and_come_back_to_who_takes_over():
     trials.release(claimed)
     trials.fill([Slot("p", None)])
     assert trials.claim().propose(axes_of(sweep)) == options
+
+
+def test_slots_that_the_file_no_longer_has_are_left_alone():
+    trials = opened()
+    trials.fill(SLOTS)
+    trials.fill(SLOTS[1:])
+    assert [trials.claim().slot, trials.claim().slot, trials.claim()] == ["b", "c", None]
+    assert trials.unfinished() == 2
+
+
+def test_proposals_follow_from_the_seed():
+    def proposals(name, seed):
+        axes = {"optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+        sweep = SweepConfig(name=name, base=Config(), axes=axes, combine="tpe", budget={"trials": 3}, seed=seed)
+        trials = Trials(sweep, axes_of(sweep))
+        trials.fill([Slot(str(number), None) for number in range(3)])
+        found = []
+        for number in range(3):
+            claimed = trials.claim()
+            found.append(claimed.propose(axes_of(sweep))["optimizer.learning_rate"])
+            trials.done(claimed, number / 3)
+        return found
+
+    assert proposals("u", 0) == proposals("v", 0) != proposals("w", 1)
+    assert len(set(proposals("x", 0))) == 3
