@@ -100,7 +100,8 @@ def train_group(
     steps = {length: _compile(group, step, first, length) for length in {1, timetable.steps_per_call}}
     meters = [Meter(timetable, one.progress, one.watcher.log) for one in members]
     data = group.share(first.data)
-    plan, plans = None, ()
+    plan: Any = None
+    plans: tuple[Any, ...] = ()
     now = members[0].progress.step
     before = [one.progress.seconds for one in members]
     next_evaluation = timetable.next_evaluation(now)
