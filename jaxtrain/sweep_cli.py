@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ class Command:
     """Print what would be done and exit."""
     quiet: bool = False
     """Print nothing but warnings and errors."""
+    helper: bool = False
+    """Take part in the sweep of the process that started this one (it gives this option itself)."""
 
     def run(self) -> None:
         """Plan, train, report."""
@@ -54,18 +57,28 @@ class Command:
             for line in describe(plan, 0):
                 print_line(line)
             return
+        self._work(plan, say)
+
+    def _work(self, plan: Plan, say: Say) -> None:
         from jaxtrain.sweeps.parent import Parent
+        from jaxtrain.sweeps.plan import describe
+        from jaxtrain.sweeps.processes import helpers, parent_lives, process_count
         from jaxtrain.sweeps.study import Trials, slots_of
         from jaxtrain.sweeps.worker import Worker
 
+        sweep, parent = plan.sweep, Parent(plan)
         trials, slots = Trials(sweep, plan.axes), slots_of(plan)
-        trials.fill(slots, again=True)
-        done = len(trials.ended()) * (len(sweep.seeds) if sweep.combine == "tpe" else 1)
-        for line in describe(plan, done):
-            say(line)
-        parent = Parent(plan)
+        trials.fill(slots, again=not self.helper)
         try:
-            Worker(plan, trials, parent, say).work(slots)
+            if self.helper:
+                Worker(plan, trials, parent, say, parent_lives()).work(slots)
+                return
+            done = len(trials.ended()) * (len(sweep.seeds) if sweep.combine == "tpe" else 1)
+            for line in (*describe(plan, done), f"  processes: {process_count(plan)}"):
+                say(line)
+            parent.lead()
+            with helpers(plan, quiet=self.quiet):
+                Worker(plan, trials, parent, say).work(slots)
             if parent.lead():
                 found, test = _report(plan, trials, parent, say)
                 if not self.quiet:
@@ -139,3 +152,9 @@ def _show(plan: Plan, found: Results, test: Mapping[str, Any] | None) -> None:
         print_line(f"repeat    python scripts/train.py --technique {technique} --config {folder / 'best.yaml'}")
     if plan.sweep.base.tracking.enabled:
         print_line(f"MLflow    {look(tracking_uri(plan.sweep.base.tracking.uri))}")
+
+
+if __name__ == "__main__":
+    from jaxtrain.cli import main
+
+    main(lambda: run(sys.argv[1:]))

@@ -71,6 +71,8 @@ class SweepConfig(Section):
     """Train runs that can share a program in one, side by side; auto: on GPU and TPU."""
     group: Count = 32
     """The most runs that train side by side."""
+    workers: Count | None = None
+    """Processes of this command on this machine (default: on CPU one a core for technique pt, else 1)."""
     storage: str | None = None
     """Where Optuna keeps the trials, as postgresql://... (default: SQLite in the folder of the sweep)."""
     seed: Seed = 0

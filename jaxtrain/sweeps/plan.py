@@ -179,7 +179,7 @@ def _how(sweep: SweepConfig, runs: Sequence[Run]) -> str:
     if first.technique == "fe":
         return f"{what}, one after another on one store of embeddings"
     if not together(sweep, first.technique):
-        return f"{what}, one after another, compiled once ({jax.default_backend()})"
+        return f"{what}, one after another, compiled once a process ({jax.default_backend()})"
     size = min(len(runs), sweep.group)
     return f"{what}, up to {size} side by side in one program on {jax.local_device_count()} x {jax.default_backend()}"
 

@@ -36,6 +36,8 @@ class Worker:
     trials: Trials
     parent: Parent
     say: Callable[[str], None]
+    wanted: Callable[[], bool] | None = None
+    """Of a helper: whether to go on, asked before each run; others take the lead where it is free."""
     programs: Programs = field(default_factory=Programs)
 
     def work(self, slots: Sequence[Slot]) -> bool:
@@ -45,7 +47,10 @@ class Worker:
         while True:
             if self.trials.take_over():
                 self.trials.fill(slots)
-            self.parent.lead()
+            if self.wanted is None:
+                self.parent.lead()
+            elif not self.wanted():
+                return False
             if seconds is not None and time.monotonic() - started >= seconds:
                 return self.trials.unfinished() == 0
             claimed = self._claim()

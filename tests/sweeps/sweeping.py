@@ -17,6 +17,7 @@ base:
 axes:
   optimizer.learning_rate: [0.001, 0.003, 0.01]
 seeds: 2
+workers: 1
 """
 
 

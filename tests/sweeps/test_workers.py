@@ -21,7 +21,7 @@ def swept(tmp_path_factory):
 def test_one_command_trains_every_setting_and_tests_two_of_them(swept):
     path, output = swept
     assert "3 settings x 2 seeds = 6 runs" in output
-    assert "program 1: 6 runs of PT, one after another, compiled once (cpu)" in output
+    assert "program 1: 6 runs of PT, one after another, compiled once a process (cpu)" in output
     found = summaries(path.parent)
     assert len(found) == 6
     assert all(summary["test_accuracy"] is None for summary in found.values())
@@ -81,6 +81,16 @@ def test_three_workers_share_a_study_and_one_is_killed(tmp_path, swept):
     finish(start(write(tmp_path / "alone", steps=400)))
     digests = {name: summary["params_sha256"] for name, summary in summaries(tmp_path / "alone").items()}
     assert {name: summary["params_sha256"] for name, summary in found.items()} == digests
+
+
+@pytest.mark.slow
+def test_processes_of_one_command_share_the_runs(tmp_path):
+    path = write(tmp_path, steps=400)
+    path.write_text(path.read_text().replace("workers: 1", "workers: 2"))
+    output = finish(start(path))
+    assert "processes: 2" in output
+    trained = [line.partition(": ")[0] for line in output.splitlines() if ", seed " in line]
+    assert len(trained) == len(set(trained)) == len(summaries(tmp_path)) == 6
 
 
 def test_a_signal_stops_it_and_the_same_command_goes_on(tmp_path):
