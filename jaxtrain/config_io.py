@@ -27,6 +27,21 @@ def load_config(path: Path) -> Config:
     Raises:
         UserError: the file is missing, is no YAML mapping, names an option twice, or has a wrong one.
     """
+    return config_from(read_yaml(path, "'train: {epochs: 3}'"), str(path))
+
+
+def config_from(tree: Mapping[str, Any], source: str) -> Config:
+    """The config of a mapping as YAML gives it. Raises UserError, with `source` in front, where an option is wrong."""
+    sections = {name for name, _ in _sections()}
+    options = {key: value for key, value in tree.items() if value is not None or key not in sections}
+    try:
+        return Config.model_validate(options)
+    except ValidationError as error:
+        raise UserError(explain(error, source)) from None
+
+
+def read_yaml(path: Path, example: str) -> dict[str, Any]:
+    """The mapping in a YAML file, empty for an empty file; UserError where there is none."""
     try:
         tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
@@ -41,13 +56,8 @@ def load_config(path: Path) -> Config:
         raise UserError(f"{path}: is nested too deeply") from error
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: must be a mapping of options, as 'train: {{epochs: 3}}', not {_shown(tree)}")
-    sections = {name for name, _ in _sections()}
-    options = {key: value for key, value in tree.items() if value is not None or key not in sections}
-    try:
-        return Config.model_validate(options)
-    except ValidationError as error:
-        raise UserError(explain(error, str(path))) from None
+        raise UserError(f"{path}: must be a mapping of options, as {example}, not {_shown(tree)}")
+    return tree
 
 
 def option_paths() -> list[str]:

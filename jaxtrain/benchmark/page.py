@@ -70,10 +70,15 @@ class Tile(NamedTuple):
 
 def render(report: Report) -> str:
     """The page."""
+    return render_template("report.html.j2", _context(report))
+
+
+def render_template(name: str, context: Mapping[str, Any], folder: Path = _FOLDER) -> str:
+    """A page in the style of the report: the template of that name in `folder`, which may use `macros.html.j2`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
+        loader=FileSystemLoader([folder, _FOLDER]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -81,7 +86,7 @@ def render(report: Report) -> str:
     )
     style = (_FOLDER / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return environment.get_template("report.html.j2").render(style=style, style_digest=digest, **_context(report))
+    return environment.get_template(name).render(style=style, style_digest=digest, **context)
 
 
 def _context(report: Report) -> dict[str, Any]:
@@ -89,17 +94,17 @@ def _context(report: Report) -> dict[str, Any]:
     predictions = comparison.predictions
     with pictures.inked():
         figures = {
-            "leaderboard": _picture(pictures.leaderboard(comparison), "Accuracy of each model with its interval"),
-            "pareto": _picture(pictures.pareto(comparison), "Accuracy against costs"),
-            "calibration": _picture(pictures.calibration(comparison), "Reliability, and mistakes by coverage"),
-            "per_class": _picture(pictures.per_class(comparison), "Right answers by class and model"),
-            "curves": _picture(pictures.learning_curves(comparison), "Learning curves of the runs"),
-            "robustness": _picture(pictures.robustness(report.robustness), "Accuracy by severity of corruption"),
+            "leaderboard": picture(pictures.leaderboard(comparison), "Accuracy of each model with its interval"),
+            "pareto": picture(pictures.pareto(comparison), "Accuracy against costs"),
+            "calibration": picture(pictures.calibration(comparison), "Reliability, and mistakes by coverage"),
+            "per_class": picture(pictures.per_class(comparison), "Right answers by class and model"),
+            "curves": picture(pictures.learning_curves(comparison), "Learning curves of the runs"),
+            "robustness": picture(pictures.robustness(report.robustness), "Accuracy by severity of corruption"),
         }
         confusions = [
             (
                 entry.name,
-                _picture(plots.confusion_matrix(entry.measured.confusion, predictions.class_names), entry.name),
+                picture(plots.confusion_matrix(entry.measured.confusion, predictions.class_names), entry.name),
             )
             for entry in comparison.entries[:MAX_MATRIX]
         ]
@@ -126,7 +131,8 @@ def _context(report: Report) -> dict[str, Any]:
     }
 
 
-def _picture(figure: Figure | None, text: str) -> Picture | None:
+def picture(figure: Figure | None, text: str) -> Picture | None:
+    """A figure as the page takes it."""
     return None if figure is None else Picture(data_uri(pictures.to_svg(figure), "image/svg+xml"), text)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +21,24 @@ from jaxtrain.training.state import Tree
 
 if TYPE_CHECKING:
     from jaxtrain.classifiers.base import BaseClassifier
+    from jaxtrain.classifiers.program import Programs
     from jaxtrain.tracking import Tracker
+
+
+class Pruned(Exception):  # noqa: N818  (it is no error: the sweep asked for it)
+    """A run of a sweep that is not worth its end."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a sweep asks of a run that is part of it; such a run leaves the test set shut."""
+
+    programs: Programs
+    """What earlier runs compiled."""
+    tags: Callable[[bool], Mapping[str, str]]
+    """Tags of its MLflow run: as far as they are known (False, at the start), or waited for (True, at the end)."""
+    evaluated: Callable[[int, Mapping[str, float]], None]
+    """Told the validation metrics of a step; may raise Pruned."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,8 @@ class Job:
     reporter: Reporter
     stop: StopRequest
     resuming: bool
+    part: Part | None = None
+    """The sweep that the run is part of."""
 
     def interrupted(self, what: str) -> Interrupted:
         """The exception that ends a run after a signal: what is saved, and the command that goes on."""

@@ -7,13 +7,14 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from jaxtrain.classifiers.learning import Job, Learned, Learning, data_digest
+from jaxtrain.classifiers.learning import Job, Learned, Learning, Part, Pruned, data_digest
 from jaxtrain.classifiers.report import Reporter, flat_config, versions
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import Dataset
@@ -30,11 +31,26 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def run(classifier: BaseClassifier, dataset: Dataset) -> None:
+def run(classifier: BaseClassifier, dataset: Dataset, part: Part | None = None) -> None:
     """Train `classifier` on `dataset` as its config says, in its run directory; resume or return if that is done.
 
     Afterwards `classifier` is fitted and has `summary` and `run_dir`. Raises UserError for options that cannot be,
-    RunError when the run can't go on, Interrupted after a signal.
+    RunError when the run can't go on, Interrupted after a signal. As `part` of a sweep it is not tested, and may raise
+    Pruned.
+    """
+    with begin(classifier, dataset, part) as job:
+        if job is not None:
+            with under_way(job) as course:
+                course.conclude(course.learning.learn(course.tracker))
+
+
+@contextmanager
+def begin(
+    classifier: BaseClassifier, dataset: Dataset, part: Part | None, stop: StopRequest | None = None
+) -> Iterator[Job | None]:
+    """The run directory, held and checked, and what is to be done in it; None where it is done.
+
+    `stop` is the request of who listens to signals already.
     """
     given = classifier.config
     set_cpu_devices(given.parallel)
@@ -48,12 +64,40 @@ def run(classifier: BaseClassifier, dataset: Dataset) -> None:
             classifier.adopt(type(classifier).load(directory.path).fitted)
             classifier.summary = done
             reporter.already_done(done)
+            yield None
             return
-        with StopRequest() as stop, _failures_written(directory.path / "error.log"):
-            _carry_out(Job(classifier, config, dataset, directory, reporter, stop, resuming))
+        listening = StopRequest() if stop is None else contextlib.nullcontext(stop)
+        with listening as stop, _failures_written(directory.path / "error.log"):
+            yield Job(classifier, config, dataset, directory, reporter, stop, resuming, part)
 
 
-def _carry_out(job: Job) -> None:
+@dataclass
+class Course:
+    """A run under way."""
+
+    job: Job
+    learning: Learning
+    tracker: Tracker
+    summary: dict[str, Any] = field(default_factory=dict)
+    looks: int | None = None
+    """Models measured on the test set so far."""
+
+    def conclude(self, learned: Learned) -> None:
+        """Keep what was learned, and test it unless a sweep does that; raises Interrupted after a signal."""
+        job, tracker = self.job, self.tracker
+        self.summary = _finish(job, learned, tracker) | {"test_accuracy": None, "test_loss": None}
+        if job.part is None:
+            self.looks = _test(job, self.learning, self.summary, tracker)
+        else:
+            for key, value in job.part.tags(True).items():
+                tracker.tag(key, value)
+        if job.stop.requested is not None:
+            raise job.interrupted("stopped after training, before the run was recorded")
+
+
+@contextmanager
+def under_way(job: Job) -> Iterator[Course]:
+    """Everything around learning: MLflow, the plan on the screen, and at the end the summary."""
     from jaxtrain.tracking.tracker import look
 
     _use_compilation_cache(job.config)
@@ -62,14 +106,12 @@ def _carry_out(job: Job) -> None:
         with _tracked(tracker, job.reporter):
             plan = learning.plan(job.reporter.run_dir, look(tracker.uri) if tracker.uri else None)
             job.reporter.plan(plan, learning.dataset, learning.position if job.resuming else None)
-            summary = _finish(job, learning.learn(tracker), tracker)
-            looks = _test(job, learning, summary, tracker)
-            if job.stop.requested is not None:
-                raise job.interrupted("stopped after training, before the run was recorded")
-    summary["mlflow_run_id"] = tracker.run_id
+            course = Course(job, learning, tracker)
+            yield course
+    summary = course.summary | {"mlflow_run_id": tracker.run_id}
     job.directory.write_summary(summary)
     job.classifier.summary = summary
-    job.reporter.result(summary, looks)
+    job.reporter.result(summary, course.looks)
 
 
 def start_tracking(job: Job, learning: Learning) -> Tracker:
@@ -83,7 +125,12 @@ def start_tracking(job: Job, learning: Learning) -> Tracker:
         experiment=technique.upper(),
         run_name=run_dir.name,
         params=flat_config(job.config),
-        tags={"technique": technique, "run_dir": str(run_dir), **versions()},
+        tags={
+            "technique": technique,
+            "run_dir": str(run_dir),
+            **versions(),
+            **(job.part.tags(False) if job.part else {}),
+        },
         history=learning.history,
     )
     dataset = learning.dataset
@@ -140,7 +187,6 @@ def _test(job: Job, learning: Learning, summary: dict[str, Any], tracker: Tracke
         model=summary["model"],
         params_sha256=summary["params_sha256"],
     )
-    summary |= {"test_accuracy": None, "test_loss": None}
     if evaluation is None:
         _log.warning("%s has no test images: nothing was tested", dataset.name)
         return None
@@ -188,7 +234,7 @@ def _tracked(tracker: Tracker, reporter: Reporter) -> Iterator[None]:
     """The run in MLflow ends as what happened: FINISHED, KILLED or FAILED."""
     try:
         yield
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt, Pruned):
         reporter.tracking_ended(tracker.finish("KILLED"))
         raise
     except BaseException:
@@ -203,7 +249,7 @@ def _failures_written(path: Path) -> Iterator[None]:
     path.unlink(missing_ok=True)
     try:
         yield
-    except Interrupted:
+    except (Interrupted, Pruned):
         raise
     except Exception as error:
         path.write_text(traceback.format_exc())

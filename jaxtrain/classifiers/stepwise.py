@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jaxtrain.classifiers.few_shot import few_shot_indices
 from jaxtrain.classifiers.inference import Inference, host_batches, resident_batches
 from jaxtrain.classifiers.learning import Job, Learned, data_digest
-from jaxtrain.classifiers.report import Reporter, stepwise_plan, write_curves
-from jaxtrain.classifiers.resolve import timetable, total_steps
+from jaxtrain.classifiers.program import Program, Programs, program_key, values_of
+from jaxtrain.classifiers.report import stepwise_plan, write_curves
+from jaxtrain.classifiers.resolve import timetable
 from jaxtrain.config import Config
 from jaxtrain.console import Plan
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource
 from jaxtrain.data.order import Order
 from jaxtrain.data.residence import make_resident
-from jaxtrain.errors import RunError
+from jaxtrain.errors import RunError, UserError
 from jaxtrain.training.checkpoints import Checkpoints, Restored
 from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
-from jaxtrain.training.loop import LoopResult, Progress, snapshot, train
-from jaxtrain.training.optimizers import make_schedule
+from jaxtrain.training.group import Member
+from jaxtrain.training.loop import LoopResult, Progress, Timetable, snapshot, train
 from jaxtrain.training.parallel import Strategy, check_batch_size, make_strategy
-from jaxtrain.training.signals import StopRequest
 from jaxtrain.training.state import TrainState, Tree, from_arrays
-from jaxtrain.training.step import StepSpec, make_step
+from jaxtrain.training.step import StepSpec
 
 if TYPE_CHECKING:
     from jaxtrain.classifiers.base import BaseClassifier
@@ -50,6 +46,7 @@ class Setup:
     streamed: bool
     state: TrainState
     spec: StepSpec
+    program: Program
 
 
 class Stepwise:
@@ -59,7 +56,7 @@ class Stepwise:
         """Builds everything up to the first step. Raises RunError where the images are not those of the run so far."""
         self._job = job
         self._checkpoints = Checkpoints(job.directory.checkpoints, keep=job.config.checkpoint.keep)
-        self.setup = setup = prepare(job.classifier, job.config, job.dataset)
+        self.setup = setup = prepare(job.classifier, job.config, job.dataset, job.part.programs if job.part else None)
         self.dataset = setup.dataset
         self._restored = restored = self._checkpoints.restore()
         self.history = restored.meta["history"] if restored else []
@@ -71,9 +68,14 @@ class Stepwise:
             setup.state = job.classifier.start(job, setup)
 
     @property
+    def step(self) -> int:
+        """Optimizer steps done so far."""
+        return self._progress.step
+
+    @property
     def position(self) -> str:
         """Where a resumed run goes on."""
-        return f"step {self._progress.step:,}"
+        return f"step {self.step:,}"
 
     def plan(self, run_dir: Path, look: str | None) -> Plan:
         """What a person is told before training."""
@@ -81,12 +83,31 @@ class Stepwise:
 
     def learn(self, tracker: Tracker) -> Learned:
         """Train to the end; raises Interrupted, with a checkpoint saved, after a signal."""
-        result = self._train(tracker)
+        return self.conclude(self._train(tracker), tracker)
+
+    def conclude(self, result: LoopResult, tracker: Tracker) -> Learned:
+        """What was learned when training has ended; raises Interrupted after a signal."""
         self._checkpoints.wait()
         if result.interrupted:
             raise self._job.interrupted(f"stopped at step {result.progress.step}, which is saved")
-        write_curves(self._job.directory.path, tracker)
+        if self._job.part is None:
+            write_curves(self._job.directory.path, tracker)
         return self._learned(result)
+
+    @property
+    def timetable(self) -> Timetable:
+        """When what happens."""
+        return timetable(self.setup.config, len(self.setup.dataset.train), streamed=self.setup.streamed)
+
+    def member(self, tracker: Tracker) -> Member:
+        """The run as one of a group; UserError where its images are streamed."""
+        feed, best = self.setup.feed, self._restored.best if self._restored else None
+        if not isinstance(feed, ResidentFeed):
+            raise UserError("data.loader: images that are streamed cannot train runs side by side; set together: never")
+        return Member(feed, self._watcher(tracker), self._progress, best)
+
+    def _watcher(self, tracker: Tracker) -> Watcher:
+        return Watcher(tracker, self._job, self._checkpoints, data_digest(self.setup.dataset.train))
 
     def after_test(self, test: ImageSource, tracker: Tracker) -> dict[str, Any]:
         """Nothing more."""
@@ -98,21 +119,21 @@ class Stepwise:
 
     def _train(self, tracker: Tracker) -> LoopResult:
         job, setup = self._job, self.setup
-        table = timetable(setup.config, len(setup.dataset.train), streamed=setup.streamed)
-        watcher = Watcher(tracker, job.reporter, self._checkpoints, job.stop, data_digest(setup.dataset.train))
+        table = self.timetable
         with job.reporter.progress(table, self._progress.step):
             try:
                 return train(
                     setup.strategy.place(setup.state),
-                    make_step(setup.spec),
+                    setup.program.step,
                     setup.feed,
                     setup.strategy,
                     table,
-                    watcher,
+                    self._watcher(tracker),
                     evaluator(setup),
                     monitor=setup.config.train.monitor,
                     progress=self._progress,
                     best=self._restored.best if self._restored else None,
+                    compiled=setup.program.compiled,
                 )
             finally:
                 setup.feed.close()
@@ -136,8 +157,11 @@ class Stepwise:
         )
 
 
-def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset) -> Setup:
-    """Build everything up to the first step: data on the device, model, optimizer, initial state (on the host)."""
+def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset, programs: Programs | None = None) -> Setup:
+    """Build everything up to the first step: data on the device, model, optimizer, initial state (on the host).
+
+    With `programs` the options in `VALUES` enter the step as arguments, and what an earlier run compiled is used again.
+    """
     classifier.config = config
     if config.data.shots is not None:
         places = few_shot_indices(config, dataset.train.labels, dataset.class_names)
@@ -155,50 +179,31 @@ def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset) -> Set
     )
     weights = class_weights(config, dataset)
     classifier.prepare_inputs(dataset.num_classes, weights, cropped=streamed)
-    inference = Inference(classifier, dataset.num_classes, strategy)
-    feed = make_feed(config, dataset, strategy, streamed=streamed)
-    images, train_config = len(dataset.train), config.train
-    steps = total_steps(config, images)
-    schedule = make_schedule(
-        config.schedule,
-        peak=config.optimizer.learning_rate or 0.0,
-        steps=steps,
-        warmup_steps=math.floor((config.schedule.warmup_epochs or 0.0) * images / train_config.batch_size),
-    )
-    spec = StepSpec(
-        learner=classifier,
-        graphdef=inference.graphdef,
-        optimizer=classifier.make_optimizer(schedule),
-        schedule=schedule,
-        accumulate=train_config.accumulate,
-        ema_decay=train_config.ema_decay,
-        axis_name=strategy.axis_name,
-    )
-    state = initial_state(classifier, inference, spec, config.seed)
-    return Setup(config, dataset, strategy, inference, feed, streamed, state, spec)
+
+    def make() -> Program:
+        return Program(classifier, config, len(dataset.train), strategy)
+
+    if programs is None:
+        program, values = make(), {}
+    else:
+        key = f"{program_key(classifier, config)} {weights} {dataset.num_classes} {len(dataset.train)} {streamed}"
+        program, values = programs.get(key, make), values_of(config)
+    feed = make_feed(config, dataset, program, streamed=streamed)
+    state, spec = program.initial_state(values), program.spec(values)
+    return Setup(config, dataset, program.strategy, program.inference, feed, streamed, state, spec, program)
 
 
-def initial_state(classifier: BaseClassifier, inference: Inference, spec: StepSpec, seed: int) -> TrainState:
-    """The state before the first step, made in one compiled program."""
-
-    def init() -> TrainState:
-        model = classifier.build_model(num_classes=classifier.num_classes, axis_name=spec.axis_name)
-        split = nnx.split(model, classifier.trainable_filter, nnx.Param, ...)[1:]
-        params, frozen, model_state = (nnx.to_pure_dict(part) for part in split)
-        ema = {} if spec.ema_decay is None else {"params": params, "model_state": model_state}
-        key = jax.random.key(seed)
-        return TrainState(jnp.int32(0), params, frozen, model_state, spec.optimizer.init(params), ema, key)
-
-    return jax.jit(init)()
-
-
-def make_feed(config: Config, dataset: Dataset, strategy: Strategy, *, streamed: bool) -> Feed:
+def make_feed(config: Config, dataset: Dataset, program: Program, *, streamed: bool) -> Feed:
     """Training images from the device, or from a stream."""
+    strategy = program.strategy
     order = Order(len(dataset.train), config.train.batch_size, config.seed)
     if streamed:
         return open_stream(dataset.train, order, config, strategy)
     assert isinstance(dataset.train, ArraySource)
-    return ResidentFeed(dataset.train, order, strategy, steps_per_call=config.train.steps_per_call or 1)
+    calls = config.train.steps_per_call or 1
+    feed = ResidentFeed(dataset.train, order, strategy, steps_per_call=calls, data=program.data)
+    program.data = feed.data
+    return feed
 
 
 def evaluator(setup: Setup) -> Callable[[TrainState], dict[str, float]] | None:
@@ -219,17 +224,15 @@ def evaluator(setup: Setup) -> Callable[[TrainState], dict[str, float]] | None:
 class Watcher:
     """Passes what the loop says to the journal, the screen and the disk."""
 
-    def __init__(
-        self, tracker: Tracker, reporter: Reporter, checkpoints: Checkpoints, stop: StopRequest, data: str
-    ) -> None:
-        self._tracker, self._reporter, self._checkpoints, self._stop, self._data = (
-            tracker, reporter, checkpoints, stop, data,
-        )  # fmt: skip
+    def __init__(self, tracker: Tracker, job: Job, checkpoints: Checkpoints, data: str) -> None:
+        self._tracker, self._job, self._checkpoints, self._data = tracker, job, checkpoints, data
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A record for the journal and the screen."""
+        """A record for the journal, the screen and the sweep."""
         self._tracker.log(step, metrics)
-        self._reporter.metrics(step, metrics)
+        self._job.reporter.metrics(step, metrics)
+        if self._job.part is not None and "val/loss" in metrics:
+            self._job.part.evaluated(step, metrics)
 
     def save(self, progress: Progress, state: dict[str, Any], best: Any | None) -> None:
         """A checkpoint with the metric history and what identifies the data."""
@@ -243,7 +246,7 @@ class Watcher:
 
     def stop_requested(self) -> bool:
         """Whether a signal came."""
-        return self._stop.requested is not None
+        return self._job.stop.requested is not None
 
 
 def _check_same_data(restored: Restored, dataset: Dataset) -> None:

@@ -288,18 +288,18 @@ def fold(key: Key, index: int) -> Key:
     return None if key is None else jax.random.fold_in(key, index)
 
 
-def dropout(x: Array, rate: float, key: Key, axis_name: str | None) -> Array:
+def dropout(x: Array, rate: float | Array, key: Key, axis_name: str | None) -> Array:
     """Set each element of `[batch, ...]` to 0 with probability `rate`, scale the others by 1 / (1 - rate)."""
     return _drop(x, rate, key, axis_name, x.shape[1:])
 
 
-def drop_path(x: Array, rate: float, key: Key, axis_name: str | None) -> Array:
+def drop_path(x: Array, rate: float | Array, key: Key, axis_name: str | None) -> Array:
     """Drop a residual branch `[batch, ...]` for whole images (Huang et al. 2016, arXiv 1603.09382)."""
     return _drop(x, rate, key, axis_name, (1,) * (x.ndim - 1))
 
 
-def _drop(x: Array, rate: float, key: Key, axis_name: str | None, shape: tuple[int, ...]) -> Array:
-    if key is None or rate == 0.0:
+def _drop(x: Array, rate: float | Array, key: Key, axis_name: str | None, shape: tuple[int, ...]) -> Array:
+    if key is None or (not isinstance(rate, Array) and rate == 0.0):
         return x
     batch = x.shape[0]
     if axis_name is None:

@@ -38,22 +38,30 @@ class ResidentFeed:
     nothing from the host.
     """
 
-    def __init__(self, source: ArraySource, order: Order, strategy: Strategy, *, steps_per_call: int) -> None:
+    def __init__(
+        self, source: ArraySource, order: Order, strategy: Strategy, *, steps_per_call: int, data: Any = None
+    ) -> None:
+        """`data`: images and labels of `source` that are on the devices already, as another feed's `data`."""
         calls = max(_WINDOW_ELEMENTS // (order.batch_size * steps_per_call), 1)
         self._window = calls * steps_per_call
         self._order, self._strategy = order, strategy
-        self._data = strategy.replicate((source.images, source.labels))
+        self.data = strategy.replicate((source.images, source.labels)) if data is None else data
+        """Images and labels on the devices."""
         self._plan: Any = None
         self._plan_number = -1
 
     def args(self, step: int) -> tuple[Any, ...]:
-        """(images, labels, plan): the plan is `int32[window, batch]`, windows aligned to multiples of their length."""
+        """(images, labels, plan)."""
+        return (*self.data, self.plan(step))
+
+    def plan(self, step: int) -> Any:
+        """Which images are in which step: `int32[window, batch]`, windows aligned to multiples of their length."""
         number = step // self._window
         if number != self._plan_number:
             first = number * self._window
             self._plan = self._strategy.replicate(self._order.steps(first, first + self._window))
             self._plan_number = number
-        return (*self._data, self._plan)
+        return self._plan
 
     def batch(self, step: jax.Array, images: jax.Array, labels: jax.Array, plan: jax.Array) -> Batch:
         """Gather by index."""

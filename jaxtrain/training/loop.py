@@ -20,7 +20,11 @@ from jaxtrain.errors import RunError
 from jaxtrain.training.feed import Feed
 from jaxtrain.training.parallel import Strategy, must_block
 from jaxtrain.training.state import TrainState, Tree, stored_keys, to_arrays
-from jaxtrain.training.step import Step
+from jaxtrain.training.step import Metrics, Step
+
+
+class Diverged(RunError):  # noqa: N818  (a state, as its users call it)
+    """The loss is not finite."""
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +35,18 @@ class PackedMetrics:
     names: tuple[str, ...] = field(metadata={"static": True})
     values: jax.Array
     """`float32[steps, names]`"""
+
+
+class StepMetrics(Protocol):
+    """What a call gave: `PackedMetrics`, or a group member's part of them."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the columns."""
+
+    @property
+    def values(self) -> Any:
+        """`float32[steps, names]`"""
 
 
 @dataclass(frozen=True)
@@ -115,15 +131,25 @@ def compile_step(step: Step, feed: Feed, strategy: Strategy, length: int) -> Cal
     """`(state, *feed.args(step)) -> (state, PackedMetrics)`, doing `length` steps in one call."""
 
     def one(state: TrainState, *args: Any) -> tuple[TrainState, PackedMetrics]:
-        state, metrics = step(state, feed.batch(state.step, *args))
-        names = tuple(sorted(metrics))
-        return state, PackedMetrics(names, jnp.stack([metrics[name] for name in names])[None])
+        return pack(*step(state, feed.batch(state.step, *args)))
+
+    return strategy.compile_steps(repeated(one, length))
+
+
+def pack(state: TrainState, metrics: Metrics) -> tuple[TrainState, PackedMetrics]:
+    """What a step gives, its metrics in one array."""
+    names = tuple(sorted(metrics))
+    return state, PackedMetrics(names, jnp.stack([metrics[name] for name in names])[None])
+
+
+def repeated(one: Callable[..., Any], length: int) -> Callable[..., Any]:
+    """`one` so many times in a row, its metrics joined."""
 
     def many(state: TrainState, *args: Any) -> tuple[TrainState, PackedMetrics]:
         state, packed = jax.lax.scan(lambda carry, _: one(carry, *args), state, None, length=length)
         return state, PackedMetrics(packed.names, packed.values[:, 0])
 
-    return strategy.compile_steps(one if length == 1 else many)
+    return one if length == 1 else many
 
 
 def train(
@@ -138,15 +164,19 @@ def train(
     monitor: str = "val/accuracy",
     progress: Progress | None = None,
     best: Tree | None = None,
+    compiled: dict[int, Callable[..., Any]] | None = None,
 ) -> LoopResult:
     """Train from `progress.step` to the end of the timetable, or until the watcher asks to stop.
 
     `state` must be placed by the strategy; `evaluate` gives validation metrics, by whose `monitor` the best weights
-    are chosen (higher is better, for a loss lower). Raises RunError when the loss is not finite.
+    are chosen (higher is better, for a loss lower). `compiled` keeps compiled steps by their length, for other runs
+    with the same `step`. Raises Diverged when the loss is not finite.
     """
     progress = progress or Progress()
-    steps = {length: compile_step(step, feed, strategy, length) for length in {1, timetable.steps_per_call}}
-    meter = _Meter(timetable, progress, watcher.log)
+    steps = {} if compiled is None else compiled
+    for length in {1, timetable.steps_per_call} - steps.keys():
+        steps[length] = compile_step(step, feed, strategy, length)
+    meter = Meter(timetable, progress, watcher.log)
     synchronous = must_block(strategy)
     next_evaluation = timetable.next_evaluation(progress.step)
     started = saved = time.monotonic()
@@ -196,14 +226,18 @@ def _evaluate(
     best: Tree | None,
 ) -> Tree | None:
     """Evaluate, record, and return the best weights so far (host arrays)."""
-    metrics = evaluate(state)
-    watcher.log(progress.step, metrics)
+    return snapshot(state, strategy) if note_evaluation(evaluate(state), progress, watcher, monitor) else best
+
+
+def note_evaluation(metrics: dict[str, float], progress: Progress, watcher: Watcher, monitor: str) -> bool:
+    """Record validation metrics; whether they are the best so far."""
     progress.latest = metrics
+    watcher.log(progress.step, metrics)
     if progress.best and not _better(metrics, progress.best, monitor):
         progress.misses += 1
-        return best
+        return False
     progress.misses, progress.best_step, progress.best = 0, progress.step, metrics
-    return snapshot(state, strategy)
+    return True
 
 
 def _better(new: dict[str, float], old: dict[str, float], monitor: str) -> bool:
@@ -221,14 +255,14 @@ def snapshot(state: TrainState, strategy: Strategy) -> Tree:
     return stored_keys(jax.tree.map(np.array, jax.device_get(strategy.single(weights))))
 
 
-class _Meter:
+class Meter:
     """Averages metrics over logging intervals, fetching them from the device an interval late."""
 
     def __init__(
         self, timetable: Timetable, progress: Progress, log: Callable[[int, Mapping[str, float]], None]
     ) -> None:
         self._timetable, self._progress, self._log = timetable, progress, log
-        self._waiting: list[tuple[int, PackedMetrics]] = []
+        self._waiting: list[tuple[int, StepMetrics]] = []
         self._fetched = progress.step
         self._speed = 0.0
         self.restart_clock()
@@ -237,7 +271,7 @@ class _Meter:
         """Leave what happened since out of images_per_second."""
         self._clock, self._clock_step = time.monotonic(), self._progress.step
 
-    def add(self, step: int, packed: PackedMetrics) -> None:
+    def add(self, step: int, packed: StepMetrics) -> None:
         """Metrics of the call that ended at `step`; those of the interval before are fetched."""
         self._waiting.append((step, packed))
         if step - self._fetched >= 2 * self._timetable.log_every:
@@ -265,7 +299,7 @@ class _Meter:
 
     def _add_row(self, step: int, metrics: dict[str, float]) -> None:
         if not math.isfinite(metrics["loss"]):
-            raise RunError(
+            raise Diverged(
                 f"the loss became {metrics['loss']} at step {step}; lower optimizer.learning_rate or set "
                 "optimizer.clip_norm (checkpoints before this step are kept)"
             )

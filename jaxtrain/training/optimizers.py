@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxtrain.config import OptimizerConfig, ScheduleConfig
+from jaxtrain.config import OptimizerConfig, ScheduleConfig, chosen
 from jaxtrain.errors import UserError
 
 Tree = Any
@@ -64,13 +64,14 @@ def make_schedule(config: ScheduleConfig, *, peak: float, steps: int, warmup_ste
                 [max(rest - decay, 0)],
             )
         case "one_cycle":
-            return optax.cosine_onecycle_schedule(
+            share = optax.cosine_onecycle_schedule(
                 steps,
-                peak,
+                1.0,
                 pct_start=0.3,
                 div_factor=25.0,
                 final_div_factor=1.0 / max(config.final_ratio, 1e-4),
             )
+            return lambda step: peak * share(step)  # optax's own takes no traced peak
     if warmup_steps == 0:
         return main
     # The first step already moves: warmup goes over 1/w, 2/w, ..., 1 instead of starting with a wasted step at 0.
@@ -114,7 +115,7 @@ def make_optimizer(
                 muon_weight_dimension_numbers=_muon_dimensions,
                 consistent_rms=0.2,
             )
-            decayed = optax.add_decayed_weights(-(decay or 0.0), mask=decays)
+            decayed = optax.add_decayed_weights(-chosen(decay), mask=decays)
             core = optax.chain(directions, decayed, optax.scale_by_schedule(rate))
     if config.clip_norm is None:
         return core

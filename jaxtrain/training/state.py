@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -32,6 +32,8 @@ class TrainState:
     """{"params", "model_state"}: moving averages, or {} when off."""
     key: jax.Array
     """Key of the run; the step folds its own number into it."""
+    values: Tree = field(default_factory=dict)
+    """Scalars by option path, where the step takes options as arguments (runs of a sweep); in no checkpoint."""
 
     @property
     def eval_params(self) -> Tree:
@@ -59,7 +61,7 @@ class Batch:
 
 def to_arrays(state: TrainState) -> dict[str, Any]:
     """The state as nested dicts of host arrays, for a checkpoint: independent of strategy and devices."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(_raw_key(state))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(_raw_key(replace(state, values={})))
     host = jax.device_get([leaf for _, leaf in leaves])
     # device_get can hand out views of device memory on CPU; the next step reuses that memory (donation).
     return {
@@ -70,11 +72,11 @@ def to_arrays(state: TrainState) -> dict[str, Any]:
 
 def from_arrays(arrays: dict[str, Any], like: TrainState) -> TrainState:
     """The inverse of `to_arrays`; `like` gives the structure (its leaves may be ShapeDtypeStructs)."""
-    raw = jax.eval_shape(_raw_key, like)
+    raw = jax.eval_shape(_raw_key, replace(like, values={}))
     leaves, treedef = jax.tree_util.tree_flatten_with_path(raw)
     values = [arrays[jax.tree_util.keystr(path, simple=True, separator="/")] for path, _ in leaves]
     state = jax.tree_util.tree_unflatten(treedef, values)
-    return replace(state, key=jax.random.wrap_key_data(jnp.asarray(state.key)))
+    return replace(state, key=jax.random.wrap_key_data(jnp.asarray(state.key)), values=like.values)
 
 
 def _raw_key(state: TrainState) -> TrainState:

@@ -1,0 +1,1 @@
+"""Ablations and searches: many settings of one recipe, one command."""

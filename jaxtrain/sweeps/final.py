@@ -1,0 +1,73 @@
+"""The end of a sweep: the chosen setting and the baseline, and no other, on the test set."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxtrain.errors import JaxtrainError
+from jaxtrain.sweeps.results import Ranked, Results
+from jaxtrain.training.run_directory import write_text
+
+_log = logging.getLogger(__name__)
+CHOSEN, BASELINE = "chosen", "baseline"
+
+
+def final_test(found: Results, folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """Measure both through the Benchmark section, once: what was measured before is read from `folder`.
+
+    Returns {"settings": {name: {"mean", "low", "high", "accuracies"}}, "advice": [...], "looks"}; None where there is
+    nothing to test, or the test set cannot be opened (with a warning).
+    """
+    best = found.best
+    if best is None:
+        return None
+    named = {CHOSEN: best}
+    base = next((one for one in found.ranked if one.setting.digest == found.baseline and one.values), None)
+    if base is not None and base is not best:
+        named[BASELINE] = base
+    runs = {f"{name}-s{seed}": one.setting.run_name(seed) for name, one in named.items() for seed in sorted(one.values)}
+    record = folder / "test.json"
+    if record.is_file():
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        if kept["runs"] == runs:
+            return dict(kept["result"])
+    try:
+        result = _measure(found, named, runs, folder / "benchmark", say)
+    except JaxtrainError as error:
+        _log.warning("nothing was tested: %s", error)
+        return None
+    write_text(record, json.dumps({"runs": runs, "result": result}, indent=1) + "\n")
+    return result
+
+
+def _measure(
+    found: Results, named: dict[str, Ranked], runs: dict[str, str], folder: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    from jaxtrain import load
+    from jaxtrain.benchmark.api import make_report
+    from jaxtrain.benchmark.comparison import compare
+    from jaxtrain.benchmark.runs import gather, track, track_report
+
+    paths = [found.sweep.folder / run for run in runs.values()]
+    gathered = gather(paths, load, costs=False, names=list(runs), say=say)
+    comparison = compare(gathered.candidates)
+    report = make_report(gathered, comparison, columns={}, duplicates=True, corrupted={}, say=say)
+    report.save(folder)
+    tracking = found.sweep.base.tracking
+    track_report(report, folder, tracking, track(gathered, comparison, tracking))
+    result: dict[str, Any] = {"settings": {}, "looks": gathered.looks}
+    for name, one in named.items():
+        members = [f"{name}-s{seed}" for seed in sorted(one.values)]
+        accuracies = [comparison.entry(member).accuracy for member in members]
+        recipe = next((recipe for recipe in comparison.recipes if set(members) <= set(recipe.members)), None)
+        if recipe is not None:
+            mean, _, interval = recipe.metrics["accuracy"]
+        else:
+            mean, interval = accuracies[0], comparison.entry(members[0]).measured.intervals["accuracy"]
+        ends = {"mean": float(mean), "low": float(interval.low), "high": float(interval.high)}
+        result["settings"][name] = {"label": one.setting.label, "accuracies": accuracies, **ends}
+    return result

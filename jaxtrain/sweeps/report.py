@@ -1,0 +1,137 @@
+"""The results of a sweep as files: tables, the best config, one page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jaxtrain.config import Config
+from jaxtrain.config_io import dump_config, load_config
+from jaxtrain.errors import JaxtrainError
+from jaxtrain.sweeps.plan import Plan, Run
+from jaxtrain.sweeps.results import Estimate, Outcome, Ranked, Results, category, results_of
+from jaxtrain.sweeps.settings import setting
+from jaxtrain.sweeps.study import BASELINE, Trials
+from jaxtrain.sweeps.worker import objective
+from jaxtrain.training.run_directory import write_text
+
+BEST = "best.yaml"
+
+
+def read_outcomes(plan: Plan, trials: Trials) -> list[Outcome]:
+    """How every run of the sweep ended, from the study and the run directories."""
+    ended, found = trials.ended(), []
+    for slot, run in _runs(plan, trials):
+        folder = plan.sweep.folder / run.name
+        value, summary, how = None, {}, ended.get(slot, "not run")
+        if (folder / "summary.json").is_file():
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            number = objective(plan.sweep.objective, summary, folder)
+            value, how = (number, "done") if math.isfinite(number) else (None, how)
+        found.append(Outcome(run.setting, run.seed, run.name, value, how, summary))
+    return found
+
+
+def results(plan: Plan, trials: Trials) -> Results:
+    """All that can be said now."""
+    return results_of(plan.sweep, plan.axes, read_outcomes(plan, trials), plan.baseline)
+
+
+def write_tables(found: Results, folder: Path) -> list[Path]:
+    """CSV and JSON of everything, and the best config as YAML; the files written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [
+        _csv(folder / "runs.csv", [_run_row(found, one) for one in found.outcomes]),
+        _csv(folder / "settings.csv", [setting_row(found, one) for one in found.ranked]),
+        _csv(folder / "effects.csv", [_flat(asdict(one)) for one in found.effects]),
+        _csv(folder / "interactions.csv", [_flat(asdict(one)) for one in found.interactions]),
+        _csv(folder / "importances.csv", [{"axis": k, "share": v} for k, v in found.importances.items()]),
+    ]
+    tables = {path.stem: path for path in files}
+    content = {
+        name: list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) for name, path in tables.items()
+    }
+    write_text(folder / "results.json", json.dumps({"sweep": found.sweep.name, **content}, indent=1) + "\n")
+    files.append(folder / "results.json")
+    if found.best is not None:
+        write_text(folder / BEST, _best_yaml(found, found.best))
+        files.append(folder / BEST)
+    return files
+
+
+def in_words(one: Estimate, higher: bool, *, signed: bool = False) -> str:
+    """A mean with the half width of its interval; accuracies in percent or points."""
+    if one.count == 0:
+        return ""
+    factor, digits = (100.0, 2) if higher else (1.0, 4)
+    text = f"{factor * one.mean:{'+' if signed else ''}.{digits}f}"
+    if not math.isfinite(one.low):
+        return text
+    return f"{text} ± {factor * (one.high - one.low) / 2:.{digits}f}"
+
+
+def setting_row(found: Results, one: Ranked) -> dict[str, Any]:
+    """A setting as a row: its values, the mean over seeds with its interval, the difference to the baseline."""
+    row: dict[str, Any] = {axis.name: category(axis, one.setting.options) for axis in found.axes}
+    row |= {"digest": one.setting.digest, "baseline": one.setting.digest == found.baseline}
+    row |= _flat({"estimate": asdict(one.estimate), "against": asdict(one.against) if one.against else {}})
+    return row | {"unfinished": one.unfinished} | {f"seed {seed}": value for seed, value in one.values.items()}
+
+
+def _run_row(found: Results, one: Outcome) -> dict[str, Any]:
+    row: dict[str, Any] = {axis.name: category(axis, one.setting.options) for axis in found.axes}
+    kept = ("steps", "best_step", "wall_seconds", "images_per_second", "params", "params_sha256", "mlflow_run_id")
+    row |= {"seed": one.seed, found.sweep.objective: one.value, "ended": one.how, "run": one.name}
+    return row | {key: one.summary.get(key) for key in kept}
+
+
+def _best_yaml(found: Results, best: Ranked) -> str:
+    """The resolved config of the best setting's first seed, with the base's own tracking."""
+    seed = min(best.values)
+    resolved = load_config(found.sweep.folder / best.setting.run_name(seed) / "config.yaml")
+    config = Config.model_validate(
+        {**resolved.model_dump(), "quiet": False, "tracking": found.sweep.base.tracking.model_dump()}
+    )
+    words = in_words(best.estimate, found.sweep.higher_is_better)
+    return (
+        f"# The best setting of sweep {found.sweep.name}: {best.setting.label}\n"
+        f"# {found.sweep.objective} {words} over {len(best.values)} seeds\n{dump_config(config)}"
+    )
+
+
+def _runs(plan: Plan, trials: Trials) -> list[tuple[str, Run]]:
+    """Every run with its slot."""
+    if plan.sweep.combine != "tpe":
+        return [(run.digest, run) for run in plan.runs]
+    found = [(BASELINE, run) for run in plan.runs]
+    for slot, options in trials.proposals().items():
+        try:
+            one = setting(plan.sweep, options)
+        except JaxtrainError:
+            continue  # refused when it was proposed
+        found += [(slot, Run(one, seed, "")) for seed in plan.sweep.seeds]
+    return list({run.digest: (slot, run) for slot, run in reversed(found)}.values())[::-1]
+
+
+def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}_{inner}": number for inner, number in value.items()}
+        else:
+            flat[key] = " x ".join(value) if isinstance(value, tuple) else value
+    return flat

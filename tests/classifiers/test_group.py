@@ -1,0 +1,109 @@
+"""Runs side by side are the runs they would have been alone; one that diverges costs no other."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxtrain import PTClassifier
+from jaxtrain.classifiers.group import run_together
+from jaxtrain.classifiers.learning import Part, Pruned
+from jaxtrain.classifiers.program import Programs
+from jaxtrain.classifiers.run import run
+from jaxtrain.data.sources import load_dataset
+from jaxtrain.training.loop import Diverged
+
+MODELS = ["mlp_tiny", pytest.param("cnn_small", marks=pytest.mark.slow)]
+SETTINGS = [(1e-3, 0, 0.0), (3e-3, 1, 0.1), (1e-2, 2, 0.0)]
+
+
+def classifier(run_dir, rate, seed=0, smoothing=0.0, *, model="mlp_tiny", steps=50, **train):
+    return PTClassifier(
+        run_dir=run_dir, seed=seed, quiet=True, model={"name": model}, optimizer={"learning_rate": rate},
+        train={"steps": steps, "label_smoothing": smoothing, "log_every": 1, **train},
+        tracking={"enabled": False}, parallel={"devices": 1},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return load_dataset(classifier(None, 1e-3).data_config)
+
+
+def part(programs, evaluated=lambda step, metrics: None):
+    return Part(programs, lambda final: {}, evaluated)
+
+
+def together(classifiers, dataset, **options):
+    programs = Programs()
+    return run_together([(one, part(programs, **options)) for one in classifiers], dataset)
+
+
+def records(one):
+    return [json.loads(line) for line in (one.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(one):
+    return np.array([record["train/loss"] for record in records(one) if "train/loss" in record])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_members_equal_their_solo_runs(model, dataset, tmp_path):
+    members = [classifier(tmp_path / f"member{i}", *s, model=model) for i, s in enumerate(SETTINGS)]
+    assert together(members, dataset) == [None, None, None]
+    for number, setting in enumerate(SETTINGS):
+        alone = classifier(tmp_path / f"alone{number}", *setting, model=model)
+        run(alone, dataset)
+        member = members[number]
+        np.testing.assert_allclose(losses(member), losses(alone), rtol=1e-4)
+        assert member.summary["val_accuracy"] == alone.summary["val_accuracy"]
+        tested = records(alone)[-1]
+        assert [r.keys() for r in records(member)] == [r.keys() for r in records(alone) if r != tested]
+        assert member.summary["test_accuracy"] is None
+        assert (member.run_dir / "model").is_dir()
+
+
+def test_a_member_that_diverges_is_out_and_the_others_go_on(dataset, tmp_path):
+    members = [classifier(tmp_path / str(i), rate, weight) for i, (rate, weight) in enumerate([(1e-3, 0), (1e30, 0)])]
+    errors = together(members, dataset)
+    assert errors[0] is None
+    assert isinstance(errors[1], Diverged)
+    assert members[0].summary["steps"] == 50
+    assert not (tmp_path / "1" / "summary.json").exists()
+    assert "the loss became" in (tmp_path / "1" / "error.log").read_text()
+    alone = classifier(tmp_path / "alone", 1e-3)
+    run(alone, dataset)
+    np.testing.assert_allclose(losses(members[0]), losses(alone), rtol=1e-4)
+
+
+def test_a_member_that_is_pruned_is_out(dataset, tmp_path):
+    def evaluated(step, metrics):
+        if len(seen) == 1:
+            raise Pruned("enough")
+        seen.append(step)
+
+    seen = []
+    members = [classifier(tmp_path / str(i), 1e-3, i) for i in range(2)]
+    programs = Programs()
+    parts = [part(programs), part(programs, evaluated)]
+    errors = run_together(list(zip(members, parts, strict=True)), dataset)
+    assert errors[0] is None
+    assert str(errors[1]) == "enough"
+    assert records(members[1])[-1]["step"] < 50
+
+
+def test_members_that_were_stopped_go_on_and_finished_ones_are_left_alone(dataset, tmp_path):
+    done = classifier(tmp_path / "0", *SETTINGS[0])
+    run(done, dataset, part(Programs()))
+    other = classifier(tmp_path / "1", *SETTINGS[1])
+
+    def stop(step, metrics):
+        if step >= 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(classifier(tmp_path / "1", *SETTINGS[1], steps=50), dataset, part(Programs(), stop))
+    members = [classifier(tmp_path / "0", *SETTINGS[0]), other, classifier(tmp_path / "2", *SETTINGS[2])]
+    assert together(members, dataset) == [None, None, None]
+    assert members[0].summary["params_sha256"] == done.summary["params_sha256"]
+    assert [member.summary["steps"] for member in members] == [50, 50, 50]

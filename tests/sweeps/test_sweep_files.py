@@ -1,0 +1,41 @@
+"""Every file under configs/sweeps/ is planned as it stands, and its first settings train, a few steps each."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxtrain.sweeps.config import SweepConfig, load_sweep
+from jaxtrain.sweeps.parent import Parent
+from jaxtrain.sweeps.plan import describe, make_plan
+from jaxtrain.sweeps.report import results
+from jaxtrain.sweeps.study import Trials, slots_of
+from jaxtrain.sweeps.worker import Worker
+
+FILES = sorted((Path(__file__).resolve().parents[2] / "configs" / "sweeps").glob("*.yaml"))
+SLOW = {"techniques_digits"}
+
+
+def small(sweep):
+    """The same sweep with steps instead of epochs, one seed, and for a search two proposals."""
+    short = {"train.epochs": None, "train.steps": 2, "schedule.warmup_epochs": 0.1, "tracking.enabled": False}
+    budget = {"trials": 2} if sweep.combine == "tpe" else {}
+    changes = {"base": sweep.base.replace(**short), "seeds": (0,), "budget": budget, "test": False}
+    return SweepConfig.model_validate({**dict(sweep), **changes})
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else []) for path in FILES]
+)
+def test_sweep(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = load_sweep(path)
+    plan = make_plan(small(whole), path)
+    assert describe(make_plan(whole, path), 0)[0].startswith(f"Sweep {path.stem}: ")
+    trials, slots = Trials(plan.sweep, plan.axes), slots_of(plan)
+    trials.fill(slots)
+    said = []
+    assert Worker(plan, trials, Parent(plan), said.append).work(slots)
+    found = results(plan, trials)
+    assert len(said) == len(slots)
+    assert found.best is not None
+    assert {one.how for one in found.outcomes} <= {"done", "pruned"}
