@@ -61,9 +61,11 @@ def test_a_slot_of_a_dead_worker_is_taken_over_and_one_of_a_living_is_not():
         from jaxtrain.config import Config
         from jaxtrain.sweeps.config import SweepConfig
         from jaxtrain.sweeps.settings import axes_of
-        from jaxtrain.sweeps.study import Trials
+        from jaxtrain.sweeps.study import Slot, Trials
         sweep = SweepConfig(name="s", base=Config(), axes={"optimizer.learning_rate": (1e-3, 3e-3)})
-        print(Trials(sweep, axes_of(sweep)).claim().slot, flush=True)
+        trials = Trials(sweep, axes_of(sweep))
+        trials.fill([Slot("a", {"optimizer.learning_rate": 0.1})])
+        print(trials.claim().slot, flush=True)
         os._exit(9)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
