@@ -92,6 +92,7 @@ def test_runs_that_differ_in_values_compile_once(dataset, tmp_path):
     assert again.summary["params_sha256"] == kept[0]
 
 
+@pytest.mark.slow
 def test_drop_rates_of_every_block_are_arguments(dataset, tmp_path):
     options = {"train": {"steps": 4, "batch_size": 16, "log_every": 1}, "augment": {"policy": "none"}}
     programs = Programs()

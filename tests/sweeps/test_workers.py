@@ -46,6 +46,7 @@ def test_the_best_config_trains_as_it_is(swept):
     assert (best.quiet, best.run_dir) == (False, None)
 
 
+@pytest.mark.slow
 def test_again_it_repeats_nothing_and_a_wider_file_adds_to_it(swept):
     path, _ = swept
     before = {name: summary["wall_seconds"] for name, summary in summaries(path.parent).items()}
