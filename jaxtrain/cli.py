@@ -28,16 +28,26 @@ class TrainCommand(Config):
     """YAML file of options; those on the command line win."""
     print_config: bool = False
     """Print the options in force as YAML and exit."""
+    smoke: bool = False
+    """Run every stage in a few steps on generated images of the right shape, in a temporary directory, and exit."""
+    debug: bool = False
+    """Train one step on one batch with all shapes and every operation's NaN checked, in a temporary directory, and
+    exit."""
 
 
-def train_command(argv: Sequence[str]) -> tuple[Config, bool]:
-    """The config that a command line asks for, and whether only to print it.
+ACTIONS = ("print_config", "smoke", "debug")
+"""What can be done with a config in place of a run."""
+
+
+def train_command(argv: Sequence[str]) -> tuple[Config, str | None]:
+    """The config that a command line asks for, and which of `ACTIONS` to do with it; None: the run.
 
     Options come from, each over the one before: defaults, the run directory's config.yaml (when it is resumed),
     --config, the command line. Raises UserError naming the option, the value and what would be valid.
     """
     arguments = list(argv)
     _check_names(arguments)
+    arguments = _spelled_out(arguments)
     given = _pairs(arguments)
     tree: dict[str, Any] = {}
     run_dir = given.get("run_dir")
@@ -48,8 +58,11 @@ def train_command(argv: Sequence[str]) -> tuple[Config, bool]:
     command = _parse(arguments, given, tree)
     if "technique" not in given and "technique" not in tree:
         raise UserError("--technique is missing; valid: fe, ft, pt")
-    options = command.model_dump(exclude={"config", "print_config"})
-    return Config.model_validate(options), command.print_config
+    actions = [action for action in ACTIONS if getattr(command, action)]
+    if len(actions) > 1:
+        raise UserError(f"{' and '.join(f'--{action}' for action in actions)}: give one of them")
+    options = command.model_dump(exclude={"config", *ACTIONS})
+    return Config.model_validate(options), actions[0] if actions else None
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,8 +81,10 @@ def main(body: Callable[[], None]) -> None:
     try:
         body()
     except JaxtrainError as error:
+        from jaxtrain.tracking.redact import redact
+
         label = "interrupted" if error.exit_code > 128 else "error"
-        print_error(str(error), hint=getattr(error, "hint", None), label=label)
+        print_error(redact(str(error)), hint=getattr(error, "hint", None), label=label)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print_error("by Ctrl-C; nothing was begun that could be continued", label="interrupted")
@@ -130,9 +145,8 @@ def _parse(arguments: list[str], given: Mapping[str, list[str]], tree: Mapping[s
         default = TrainCommand.model_validate(tree)
     except ValidationError as error:
         raise UserError(explain(error, "config")) from None
-    config = (tyro.conf.FlagConversionOff,) if "print_config" not in given else ()
     try:
-        return _tyro(TrainCommand, arguments, default=default, config=config)
+        return _tyro(TrainCommand, arguments, default=default, config=(tyro.conf.FlagConversionOff,))
     except _RefusedError as refused:
         raise UserError(_diagnosis(given, tree, str(refused))) from None
 
@@ -157,7 +171,7 @@ def _diagnosis(given: Mapping[str, list[str]], tree: Mapping[str, Any], printed:
 
 
 def _check_names(arguments: Sequence[str]) -> None:
-    valid = {*option_paths(), "config", "print_config", "help"}
+    valid = {*option_paths(), "config", *ACTIONS, "help"}
     for argument in arguments:
         if argument.startswith("--"):
             name = argument[2:].split("=")[0]
@@ -166,6 +180,15 @@ def _check_names(arguments: Sequence[str]) -> None:
                 raise UserError(f"--{name}: no such option; {hint}")
         elif argument.startswith("-") and argument != "-h" and not _number(argument):
             raise UserError(f"{argument}: no such option; options start with two dashes, --help lists them")
+
+
+def _spelled_out(arguments: list[str]) -> list[str]:
+    """With the value that an action given alone (`--smoke`) has."""
+    spelled: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        alone = argument[2:].replace("-", "_") in ACTIONS and following.startswith("-")
+        spelled += [argument, "True"] if argument.startswith("--") and alone else [argument]
+    return spelled
 
 
 def _pairs(arguments: Sequence[str]) -> dict[str, list[str]]:

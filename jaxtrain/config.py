@@ -333,6 +333,16 @@ class TrainConfig(Section):
     """Steps between records of the training metrics."""
     steps_per_call: Count | None = None
     """Steps compiled into one call when the data lives on the device (default: 1 on CPU, 16 on GPU and TPU)."""
+    microbatch: Literal["auto"] | None = None
+    """auto: where the device's memory does not hold the batch, raise `accumulate` until it does (None: end the run)."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """What follows a loss or gradient that is NaN or infinite. stop: the run ends, naming step and layer; skip: that
+    step changes nothing; rollback: back to the last checkpoint, and past the batches since."""
+    nonfinite_limit: Count = 5
+    """on_nonfinite: stop all the same after so many skipped steps in a row, or so many rollbacks."""
+    hang_minutes: Positive = 10.0
+    """Without a step for so long (six times as long while compiling and evaluating) the stacks of all threads are
+    written to `stacks.txt` in the run directory, and a state that can be saved is."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:

@@ -6,6 +6,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from jaxtrain.data.arrays import from_arrays
 from jaxtrain.data.base import ArraySource
 from jaxtrain.tracking import Tracker
 from jaxtrain.training.checkpoints import Checkpoints
+from jaxtrain.training.hang import HangWatch
 from jaxtrain.training.loop import Progress, compile_step, train
 from jaxtrain.training.parallel import Strategy, must_block
 from jaxtrain.training.signals import StopRequest
@@ -49,7 +51,11 @@ class Bench:
         self._tracker.wait_run_id(60.0)
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=2)
         reporter = Reporter(self._config, folder)
-        self._watcher = Watcher(self._tracker, reporter, self._checkpoints, StopRequest(), "")
+        hang, job = (
+            HangWatch(10.0, folder / "stacks.txt"),
+            SimpleNamespace(reporter=reporter, stop=StopRequest(), part=None),
+        )
+        self._watcher = Watcher(self._tracker, job, self._checkpoints, "", hang)
         self._progress = Progress()
         self._state = setup.strategy.place(setup.state)
         self._table = timetable(self._config, len(dataset.train), streamed=False)

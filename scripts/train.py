@@ -7,11 +7,15 @@ from jaxtrain.cli import main, print_config, train_command
 
 def body() -> None:
     """One run, as the command line says."""
-    config, only_print = train_command(sys.argv[1:])
+    config, action = train_command(sys.argv[1:])
     from jaxtrain.classifiers.files import techniques
 
     classifier = techniques()[config.technique](config)
-    if only_print:
+    if action in ("smoke", "debug"):
+        from jaxtrain.classifiers.rehearsal import REHEARSALS
+
+        REHEARSALS[action](config)
+    elif action == "print_config":
         from jaxtrain.data.sources import load_dataset
 
         print_config(classifier.resolve(config, load_dataset(classifier.data_config)))

@@ -82,8 +82,8 @@ def test_a_misspelt_name_exits_with_2_and_names_the_nearest(arguments, near, tmp
 def test_options_come_from_the_file_and_then_the_command_line(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("technique: pt\ntrain: {epochs: 3, batch_size: 32}\nseed: 5\n")
-    config, only_print = train_command(["--config", str(file), "--train.batch-size", "16"])
-    assert (config.train.epochs, config.train.batch_size, config.seed, only_print) == (3, 16, 5, False)
+    config, action = train_command(["--config", str(file), "--train.batch-size", "16"])
+    assert (config.train.epochs, config.train.batch_size, config.seed, action) == (3, 16, 5, None)
 
 
 def test_a_run_directory_gives_the_options_that_are_not_named_again(tmp_path):
@@ -91,6 +91,15 @@ def test_a_run_directory_gives_the_options_that_are_not_named_again(tmp_path):
     (tmp_path / "config.yaml").write_text(dump_config(config))
     again, _ = train_command([*PT, "--run-dir", str(tmp_path)])
     assert again.replace(run_dir=None) == config
+
+
+def test_actions_stand_alone_or_with_their_value_and_one_at_a_time():
+    for given in (["--smoke"], ["--smoke", "True"], ["--smoke", "--tracking.enabled", "False"]):
+        assert train_command([*PT, *given])[1] == "smoke"
+    assert train_command([*PT, "--debug", "False"])[1] is None
+    assert train_command([*PT, "--debug"])[1] == "debug"
+    with pytest.raises(UserError, match="--smoke and --debug"):
+        train_command([*PT, "--smoke", "--debug"])
 
 
 def test_printed_config_is_resolved_and_reads_back(tmp_path):

@@ -81,7 +81,7 @@ def program_key(classifier: BaseClassifier, config: Config) -> str:
     for path in values_of(config):
         _put(tree, path, "given")
     for path in FREE_ON_RESUME:
-        if path not in ("parallel", "train.steps_per_call"):
+        if path not in ("parallel", "train.steps_per_call", "train.on_nonfinite"):
             _put(tree, path, None)
     return json.dumps([type(classifier).__module__, type(classifier).__qualname__, tree], sort_keys=True)
 
@@ -121,12 +121,19 @@ class Program:
             schedule=schedule,
             accumulate=config.train.accumulate,
             ema_decay=config.train.ema_decay,
+            skip_nonfinite=config.train.on_nonfinite == "skip",
             axis_name=self.strategy.axis_name,
         )
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """The pure step; its values are those of the state."""
         return make_step(self.spec(state.values))(state, batch)
+
+    def split(self, accumulate: int) -> Program:
+        """The same with each batch in so many parts; nothing of it is compiled yet."""
+        other = copy.copy(self)
+        other._config, other.compiled = self._config.replace(**{"train.accumulate": accumulate}), {}
+        return other
 
     def _initial_state(self, values: Values) -> TrainState:
         spec, classifier = self.spec(values), copy.copy(self._classifier)

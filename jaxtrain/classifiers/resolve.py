@@ -122,6 +122,11 @@ def _data(given: DataConfig, dataset: Dataset, model: ModelConfig, pretrained: P
     return given.model_copy(update=left_open)
 
 
+def mixes_images(config: Config) -> bool:
+    """Whether pairs of images are mixed."""
+    return bool(config.augment.mixup or config.augment.cutmix)
+
+
 def total_steps(config: Config, images: int) -> int:
     """Optimizer steps of a run over `images` training images."""
     if config.train.steps is not None:
@@ -142,4 +147,5 @@ def timetable(config: Config, images: int, *, streamed: bool) -> Timetable:
         save_seconds=config.checkpoint.every_seconds,
         save_steps=config.checkpoint.every_steps,
         patience=train.early_stopping,
+        skip_limit=train.nonfinite_limit,
     )

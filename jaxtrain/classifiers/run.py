@@ -252,7 +252,10 @@ def _failures_written(path: Path) -> Iterator[None]:
     except (Interrupted, Pruned):
         raise
     except Exception as error:
-        path.write_text(traceback.format_exc())
+        from jaxtrain.tracking.redact import redact
+
+        with contextlib.suppress(OSError):  # on a full disk the error itself is worth more
+            path.write_text(redact(traceback.format_exc()))
         if isinstance(error, JaxtrainError):
             raise
         first = (str(error).strip().splitlines() or [""])[0]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from jaxtrain.classifiers.few_shot import few_shot_indices
 from jaxtrain.classifiers.inference import Inference, host_batches, resident_batches
 from jaxtrain.classifiers.learning import Job, Learned, data_digest
 from jaxtrain.classifiers.program import Program, Programs, program_key, values_of
+from jaxtrain.classifiers.recovery import diagnosis, fit_memory, too_large
 from jaxtrain.classifiers.report import stepwise_plan, write_curves
-from jaxtrain.classifiers.resolve import timetable
+from jaxtrain.classifiers.resolve import mixes_images, timetable
 from jaxtrain.config import Config
 from jaxtrain.console import Plan
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource
@@ -24,14 +29,20 @@ from jaxtrain.errors import RunError, UserError
 from jaxtrain.training.checkpoints import Checkpoints, Restored
 from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
 from jaxtrain.training.group import Member
+from jaxtrain.training.hang import HangWatch
 from jaxtrain.training.loop import LoopResult, Progress, Timetable, snapshot, train
+from jaxtrain.training.memory import out_of_memory
+from jaxtrain.training.nonfinite import Diverged
 from jaxtrain.training.parallel import Strategy, check_batch_size, make_strategy
-from jaxtrain.training.state import TrainState, Tree, from_arrays
+from jaxtrain.training.state import TrainState, Tree, from_arrays, moved_to
 from jaxtrain.training.step import StepSpec
 
 if TYPE_CHECKING:
     from jaxtrain.classifiers.base import BaseClassifier
     from jaxtrain.tracking import Tracker
+
+_log = logging.getLogger(__name__)
+Evaluate = Callable[[TrainState], dict[str, float]]
 
 
 @dataclass
@@ -66,6 +77,11 @@ class Stepwise:
             setup.state = from_arrays(restored.state, like=setup.state)
         else:
             setup.state = job.classifier.start(job, setup)
+        # Training gives its arrays away: what is needed to begin again is kept as shapes, and numbers on the host.
+        values = jax.device_get(setup.state.values)
+        self._like = replace(jax.eval_shape(lambda: setup.state), values=values)
+        if job.config.train.microbatch == "auto":
+            fit_memory(setup, self._like, self._progress.step, job.directory)
 
     @property
     def step(self) -> int:
@@ -106,8 +122,8 @@ class Stepwise:
             raise UserError("data.loader: images that are streamed cannot train runs side by side; set together: never")
         return Member(feed, self._watcher(tracker), self._progress, best)
 
-    def _watcher(self, tracker: Tracker) -> Watcher:
-        return Watcher(tracker, self._job, self._checkpoints, data_digest(self.setup.dataset.train))
+    def _watcher(self, tracker: Tracker, hang: HangWatch | None = None) -> Watcher:
+        return Watcher(tracker, self._job, self._checkpoints, data_digest(self.setup.dataset.train), hang)
 
     def after_test(self, test: ImageSource, tracker: Tracker) -> dict[str, Any]:
         """Nothing more."""
@@ -119,24 +135,58 @@ class Stepwise:
 
     def _train(self, tracker: Tracker) -> LoopResult:
         job, setup = self._job, self.setup
-        table = self.timetable
-        with job.reporter.progress(table, self._progress.step):
+        with (
+            HangWatch(setup.config.train.hang_minutes, job.directory.stacks) as hang,
+            job.reporter.progress(self.timetable, self._progress.step),
+        ):
+            watcher = self._watcher(tracker, hang)
             try:
-                return train(
-                    setup.strategy.place(setup.state),
-                    setup.program.step,
-                    setup.feed,
-                    setup.strategy,
-                    table,
-                    self._watcher(tracker),
-                    evaluator(setup),
-                    monitor=setup.config.train.monitor,
-                    progress=self._progress,
-                    best=self._restored.best if self._restored else None,
-                    compiled=setup.program.compiled,
-                )
+                while True:
+                    try:
+                        return train(
+                            setup.strategy.place(setup.state),
+                            setup.program.step,
+                            setup.feed,
+                            setup.strategy,
+                            self.timetable,
+                            watcher,
+                            watcher.patient(evaluator(setup)),
+                            monitor=setup.config.train.monitor,
+                            progress=self._progress,
+                            best=self._restored.best if self._restored else None,
+                            compiled=setup.program.compiled,
+                        )
+                    except Diverged as error:
+                        self._recover(error)
+            except jax.errors.JaxRuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                raise too_large(setup, self._like, self._progress.step) from error
             finally:
                 setup.feed.close()
+
+    def _recover(self, error: Diverged) -> None:
+        """Goes back to the last good state and past the batches since, where that is asked for; else ends the run."""
+        setup, options, rollbacks = self.setup, self.setup.config.train, self._progress.rollbacks + 1
+        goes_on = options.on_nonfinite == "rollback" and rollbacks <= options.nonfinite_limit
+        if self._job.part is not None and not goes_on:
+            raise error  # a sweep has better things to do than to look for the layer
+        traceback.clear_frames(error.__traceback__)  # the failed state takes as much memory as the one to come
+        restored = self._checkpoints.restore()
+        if restored:
+            progress, state = Progress(**restored.meta["progress"]), from_arrays(restored.state, like=self._like)
+        else:
+            setup.state = setup.program.initial_state(self._like.values)
+            progress, state = Progress(), self._job.classifier.start(self._job, setup)
+        if not goes_on:
+            raise Diverged(diagnosis(setup, error, state, progress.step), error.step) from error
+        _log.warning(
+            "%s; back to the state of step %d and past the batches since (%d of at most %d times)",
+            *(error, progress.step, rollbacks, options.nonfinite_limit),
+        )
+        progress.step, progress.rollbacks = error.step, rollbacks
+        setup.state = moved_to(state, error.step)
+        self._restored, self._progress = restored, progress
 
     def _learned(self, result: LoopResult) -> Learned:
         """The selected weights, and what the summary says of the way to them."""
@@ -153,8 +203,15 @@ class Stepwise:
             val_accuracy=(progress.latest if last else progress.best).get("val/accuracy"),
             best_step=progress.step if last else progress.best_step,
             devices=[str(device.device_kind) for device in setup.strategy.devices],
-            summary=self._job.classifier.about(),
+            summary=self._job.classifier.about() | self._troubles(),
         )
+
+    def _troubles(self) -> dict[str, int]:
+        """What did not go as the options say."""
+        found = {"skipped_steps": self._progress.skipped, "rollbacks": self._progress.rollbacks}
+        if self.setup.config.train.microbatch is not None:
+            found["accumulate"] = self.setup.spec.accumulate
+        return {name: count for name, count in found.items() if count}
 
 
 def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset, programs: Programs | None = None) -> Setup:
@@ -170,12 +227,11 @@ def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset, progra
     streamed = resident is None
     dataset = resident or dataset
     strategy = make_strategy(config.parallel)
-    mixes = bool(config.augment.mixup or config.augment.cutmix)
     check_batch_size(
         config.train.batch_size,
         devices=len(strategy.devices),
         accumulate=config.train.accumulate,
-        pairs=mixes,
+        pairs=mixes_images(config),
     )
     weights = class_weights(config, dataset)
     classifier.prepare_inputs(dataset.num_classes, weights, cropped=streamed)
@@ -206,7 +262,7 @@ def make_feed(config: Config, dataset: Dataset, program: Program, *, streamed: b
     return feed
 
 
-def evaluator(setup: Setup) -> Callable[[TrainState], dict[str, float]] | None:
+def evaluator(setup: Setup) -> Evaluate | None:
     """Validation metrics of a state; None where there is no validation set."""
     val, inference = setup.dataset.val, setup.inference
     if val is None:
@@ -224,8 +280,11 @@ def evaluator(setup: Setup) -> Callable[[TrainState], dict[str, float]] | None:
 class Watcher:
     """Passes what the loop says to the journal, the screen and the disk."""
 
-    def __init__(self, tracker: Tracker, job: Job, checkpoints: Checkpoints, data: str) -> None:
-        self._tracker, self._job, self._checkpoints, self._data = tracker, job, checkpoints, data
+    def __init__(
+        self, tracker: Tracker, job: Job, checkpoints: Checkpoints, data: str, hang: HangWatch | None = None
+    ) -> None:
+        self._tracker, self._job, self._checkpoints, self._data, self._hang = tracker, job, checkpoints, data, hang
+        self._alone = jax.process_count() == 1
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """A record for the journal, the screen and the sweep."""
@@ -246,7 +305,25 @@ class Watcher:
 
     def stop_requested(self) -> bool:
         """Whether a signal came."""
+        if self._hang is not None:
+            self._hang.beat()
         return self._job.stop.requested is not None
+
+    def awaiting_data(self, save: Callable[[], None]) -> AbstractContextManager[None]:
+        """The hang watch may save meanwhile, where no other process has to take part in that."""
+        return nullcontext() if self._hang is None or not self._alone else self._hang.awaiting_data(save)
+
+    def patient(self, evaluate: Evaluate | None) -> Evaluate | None:
+        """The same evaluation, for which the hang watch waits longer."""
+        hang = self._hang
+        if evaluate is None or hang is None:
+            return evaluate
+
+        def watched(state: TrainState) -> dict[str, float]:
+            with hang.generous():
+                return evaluate(state)
+
+        return watched
 
 
 def _check_same_data(restored: Restored, dataset: Dataset) -> None:

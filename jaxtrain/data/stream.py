@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from multiprocessing import active_children, parent_process
+from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from typing import Any, Literal, Self, SupportsIndex, TypeVar
 
@@ -32,6 +32,7 @@ from jaxtrain.data.transforms import (
     random_resized_crop,
     resize,
 )
+from jaxtrain.data.worker_watch import WorkerWatch
 from jaxtrain.errors import RunError, UserError
 
 T = TypeVar("T")
@@ -137,7 +138,7 @@ class BatchStream(Iterator[HostBatch]):
     """Batches in order, decoded ahead. Close it (or use it in `with`): no worker process outlives that.
 
     Up to `max_bad_images` unreadable images get weight 0 where they come, and stand in `bad_images`. Raises
-    `RunError` once there are more, listing them, or when a worker process died.
+    `RunError` once there are more, listing them, or when a worker process died or hangs.
     """
 
     bad_images: dict[int, str]
@@ -147,8 +148,9 @@ class BatchStream(Iterator[HostBatch]):
         self._places = places
         self._max_bad = max_bad_images
         self._step = places.start_step
+        workers = _processes(workers)
+        self._watch = WorkerWatch() if workers else None
         self._chunks = _start(places, workers, prefetch)
-        self._workers: list[Any] | None = None
         self.bad_images = {}
 
     def __enter__(self) -> Self:
@@ -163,7 +165,8 @@ class BatchStream(Iterator[HostBatch]):
         if self._chunks is not None:
             self._chunks.close()
             self._chunks = None
-            if self._workers:
+            if self._watch is not None:
+                self._watch.close()
                 # Grain's finished iterators are reference cycles that hold on to shared memory.
                 gc.collect()
 
@@ -188,16 +191,16 @@ class BatchStream(Iterator[HostBatch]):
         return HostBatch(images, labels, weights, indices)
 
     def _next_chunk(self) -> dict[str, Any]:
+        if self._watch is None:
+            return next(self._chunks)
         try:
-            chunk: dict[str, Any] = next(self._chunks)
+            with self._watch.waiting():
+                return next(self._chunks)
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise
             self.close()
-            raise RunError(_death_notice(self._workers or [])) from None
-        if self._workers is None:
-            self._workers = [p for p in active_children() if p.name.startswith("grain-process-prefetch")]
-        return chunk
+            raise RunError(self._watch.notice()) from None
 
     def _note_bad(self, index: int, reason: str) -> None:
         self.bad_images.setdefault(index, f"{self._places.source.describe(index)} ({reason})")
@@ -341,17 +344,21 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start(places: _Places, workers: int | None, prefetch: int) -> Any:
+def _processes(workers: int | None) -> int:
+    """How many processes decode where that is left open."""
+    if workers is not None:
+        return workers
+    return 0 if _cores() <= _THREADS_A_PROCESS else -(-_cores() // _THREADS_A_PROCESS)
+
+
+def _start(places: _Places, workers: int, prefetch: int) -> Any:
     """Grain's iterator over the chunks, in order."""
     import grain
     from absl import flags
 
     if not flags.FLAGS.is_parsed():  # Grain reads its own flags, also where nobody else uses absl's
         flags.FLAGS.mark_as_parsed()
-    cores = _cores()
-    if workers is None:
-        workers = 0 if cores <= _THREADS_A_PROCESS else -(-cores // _THREADS_A_PROCESS)
-    threads = -(-cores // max(workers, 1))
+    threads = -(-_cores() // max(workers, 1))
     ahead = prefetch * places.chunks_a_step
     if workers == 0:
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
@@ -383,11 +390,3 @@ def _follow(sentinel: int) -> None:
     # A parent that was killed cannot end its workers, which would wait for it for ever.
     wait([sentinel])
     os._exit(1)
-
-
-def _death_notice(workers: list[Any]) -> str:
-    dead = [f"process {p.pid} ({p.name}), exit code {p.exitcode}" for p in workers if p.exitcode]
-    return (
-        f"an input worker died: {'; '.join(dead) or 'at its start'}. Killed, short of memory, or a"
-        ' script without `if __name__ == "__main__":`; data.workers=0 decodes in threads instead'
-    )

@@ -20,7 +20,7 @@ from jaxtrain.sweeps.parent import Parent
 from jaxtrain.sweeps.plan import Plan, Run, together
 from jaxtrain.sweeps.settings import setting
 from jaxtrain.sweeps.study import BASELINE, Claimed, Slot, Trials
-from jaxtrain.training.loop import Diverged
+from jaxtrain.training.nonfinite import Diverged
 from jaxtrain.training.signals import Interrupted
 
 _POLL_SECONDS = 0.5

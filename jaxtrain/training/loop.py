@@ -6,9 +6,11 @@ happen is a function of the step alone, so a resumed run does the same at the sa
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -16,15 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.errors import RunError
 from jaxtrain.training.feed import Feed
+from jaxtrain.training.nonfinite import Diverged, bad_array
 from jaxtrain.training.parallel import Strategy, must_block
 from jaxtrain.training.state import TrainState, Tree, stored_keys, to_arrays
 from jaxtrain.training.step import Metrics, Step
 
-
-class Diverged(RunError):  # noqa: N818  (a state, as its users call it)
-    """The loss is not finite."""
+_log = logging.getLogger(__name__)
 
 
 @jax.tree_util.register_dataclass
@@ -62,6 +62,8 @@ class Timetable:
     save_seconds: float = 60.0
     save_steps: int | None = None
     patience: int | None = None
+    skip_limit: int = 5
+    """Skipped steps in a row at which training ends."""
 
     def next_evaluation(self, step: int) -> int:
         """The first evaluation after `step`: at whole multiples of `eval_epochs`, rounded up to whole calls."""
@@ -97,6 +99,10 @@ class Progress:
     pending_steps: int = 0
     pending: dict[str, float] = field(default_factory=dict)
     """Sums of the metrics since the last record."""
+    skipped: int = 0
+    """Steps whose update was not applied, because it was not finite."""
+    skipped_in_row: int = 0
+    rollbacks: int = 0
 
     def to_meta(self) -> dict[str, Any]:
         """As JSON."""
@@ -113,7 +119,10 @@ class Watcher(Protocol):
         """A checkpoint; `best` are the weights at `progress.best_step`."""
 
     def stop_requested(self) -> bool:
-        """Whether to save and return after the current call."""
+        """Whether to save and return after the current call; asked after each."""
+
+    def awaiting_data(self, save: Callable[[], None]) -> AbstractContextManager[None]:
+        """Around the wait for a batch, during which `save` may be called from another thread."""
 
 
 @dataclass
@@ -170,7 +179,8 @@ def train(
 
     `state` must be placed by the strategy; `evaluate` gives validation metrics, by whose `monitor` the best weights
     are chosen (higher is better, for a loss lower). `compiled` keeps compiled steps by their length, for other runs
-    with the same `step`. Raises Diverged when the loss is not finite.
+    with the same `step`. Raises Diverged within `log_every` steps of a loss that is not finite, and before a parameter
+    that is not would be saved.
     """
     progress = progress or Progress()
     steps = {} if compiled is None else compiled
@@ -187,12 +197,17 @@ def train(
         nonlocal saved
         meter.flush()
         progress.seconds = seconds_before + time.monotonic() - started
-        watcher.save(progress, to_arrays(strategy.single(state)), best)
+        arrays = to_arrays(strategy.single(state))
+        if (name := bad_array(arrays)) is not None:
+            raise Diverged(f"{name} became NaN or infinite at step {progress.step}", progress.step)
+        watcher.save(progress, arrays, best)
         saved = time.monotonic()
 
     while progress.step < timetable.total_steps:
         length = timetable.call_length(progress.step)
-        state, packed = steps[length](state, *feed.args(progress.step))
+        with watcher.awaiting_data(save):
+            args = feed.args(progress.step)
+        state, packed = steps[length](state, *args)
         if synchronous:
             jax.block_until_ready(packed)
         progress.step += length
@@ -256,7 +271,7 @@ def snapshot(state: TrainState, strategy: Strategy) -> Tree:
 
 
 class Meter:
-    """Averages metrics over logging intervals, fetching them from the device an interval late."""
+    """Averages metrics over logging intervals, fetching them from the device half an interval late."""
 
     def __init__(
         self, timetable: Timetable, progress: Progress, log: Callable[[int, Mapping[str, float]], None]
@@ -272,10 +287,11 @@ class Meter:
         self._clock, self._clock_step = time.monotonic(), self._progress.step
 
     def add(self, step: int, packed: StepMetrics) -> None:
-        """Metrics of the call that ended at `step`; those of the interval before are fetched."""
+        """Metrics of the call that ended at `step`; those of half an interval before are fetched."""
         self._waiting.append((step, packed))
-        if step - self._fetched >= 2 * self._timetable.log_every:
-            self._fetch_until(step - self._timetable.log_every)
+        late = max(self._timetable.log_every // 2, 1)
+        if step - self._fetched >= 2 * late:
+            self._fetch_until(step - late)
 
     def flush(self) -> None:
         """Fetch everything."""
@@ -291,29 +307,42 @@ class Meter:
             self._fetched = last
         # Several intervals may be fetched at once; they share one speed.
         now, steps = time.monotonic(), self._fetched - self._clock_step
-        if steps > 0:
+        if steps >= self._timetable.log_every or (steps > 0 and not self._waiting):
             self._speed = steps * self._timetable.batch_size / max(now - self._clock, 1e-9)
             self._clock, self._clock_step = now, self._fetched
         for number, metrics in ready:
             self._add_row(number, metrics)
 
     def _add_row(self, step: int, metrics: dict[str, float]) -> None:
-        if not math.isfinite(metrics["loss"]):
-            raise Diverged(
-                f"the loss became {metrics['loss']} at step {step}; lower optimizer.learning_rate or set "
-                "optimizer.clip_norm (checkpoints before this step are kept)"
-            )
         progress, timetable = self._progress, self._timetable
         rate = metrics.pop("learning_rate")
-        progress.pending_steps += 1
-        for name, value in metrics.items():
-            progress.pending[name] = progress.pending.get(name, 0.0) + value
+        if metrics.pop("skipped", 0.0):
+            self._skip(step, metrics["loss"])
+        elif not math.isfinite(metrics["loss"]):
+            raise Diverged(f"the loss became {metrics['loss']} at step {step}", step)
+        else:
+            progress.skipped_in_row = 0
+            progress.pending_steps += 1
+            for name, value in metrics.items():
+                progress.pending[name] = progress.pending.get(name, 0.0) + value
         if step % timetable.log_every and step != timetable.total_steps:
             return
         record = {f"train/{name}": total / progress.pending_steps for name, total in progress.pending.items()}
+        if progress.skipped:
+            record["train/skipped_steps"] = float(progress.skipped)
         progress.pending_steps, progress.pending = 0, {}
         record["learning_rate"] = rate
         record["epoch"] = step / timetable.steps_per_epoch
         if self._speed:
             record["images_per_second"] = self._speed
         self._log(step, record)
+
+    def _skip(self, step: int, loss: float) -> None:
+        """A step that changed nothing: its metrics stand in no average."""
+        self._progress.skipped += 1
+        self._progress.skipped_in_row += 1
+        what = "the gradient" if math.isfinite(loss) else f"the loss {loss},"
+        _log.warning("step %d changes nothing: %s is not finite", step, what)
+        if self._progress.skipped_in_row >= self._timetable.skip_limit:
+            count = self._progress.skipped_in_row
+            raise Diverged(f"{count} steps in a row were not finite, the last at step {step}", step)

@@ -29,7 +29,8 @@ _log = logging.getLogger(__name__)
 
 FREE_ON_RESUME = (
     *("name", "run_dir", "tracking", "checkpoint", "parallel"),
-    *("train.log_every", "train.steps_per_call", "data.dir", "data.workers", "data.prefetch"),
+    *("train.log_every", "train.steps_per_call", "train.microbatch", "train.hang_minutes"),
+    *("train.on_nonfinite", "train.nonfinite_limit", "data.dir", "data.workers", "data.prefetch"),
     *("features.store", "features.batch_size"),
 )
 """Options and sections that may differ when a run is continued: they do not decide what is learned."""
@@ -120,6 +121,11 @@ class RunDirectory:
         return self.path / "summary.json"
 
     @property
+    def stacks(self) -> Path:
+        """What every thread did when the run stood still."""
+        return self.path / "stacks.txt"
+
+    @property
     def error_log(self) -> Path:
         """The traceback of a run that failed."""
         return self.path / "error.log"
@@ -156,6 +162,10 @@ class RunDirectory:
         if not resuming or self.config_path.read_text(encoding="utf-8") != text:
             write_text(self.config_path, text)
         return resuming
+
+    def record(self, option: str, value: Any) -> None:
+        """Notes an option that was chosen after the run began, so that the run goes on with it when it is resumed."""
+        write_text(self.config_path, dump_config(load_config(self.config_path).replace(**{option: value})))
 
     def _refusal(self, changed: list[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         shown = ", ".join(f"{path} {_shown(old[path])} -> {_shown(new[path])}" for path in changed[:6])

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 Array = Any  # a jax.Array, or a NumPy array on its way to the devices
 Tree = Any  # nested dict of arrays, as `nnx.to_pure_dict` gives it
@@ -77,6 +78,20 @@ def from_arrays(arrays: dict[str, Any], like: TrainState) -> TrainState:
     values = [arrays[jax.tree_util.keystr(path, simple=True, separator="/")] for path, _ in leaves]
     state = jax.tree_util.tree_unflatten(treedef, values)
     return replace(state, key=jax.random.wrap_key_data(jnp.asarray(state.key)), values=like.values)
+
+
+def moved_to(state: TrainState, step: int) -> TrainState:
+    """The same parameters before another step: batches, randomness and the learning rate are that step's."""
+
+    def moved(part: Any) -> Any:
+        return part._replace(count=jnp.int32(step)) if _is_schedule(part) else part
+
+    opt_state = jax.tree.map(moved, state.opt_state, is_leaf=_is_schedule)
+    return replace(state, step=jnp.int32(step), opt_state=opt_state)
+
+
+def _is_schedule(part: Any) -> bool:
+    return isinstance(part, optax.ScaleByScheduleState)
 
 
 def _raw_key(state: TrainState) -> TrainState:

@@ -38,6 +38,8 @@ class StepSpec:
     schedule: Schedule
     accumulate: int = 1
     ema_decay: float | None = None
+    skip_nonfinite: bool = False
+    """A step whose loss or gradient is not finite changes nothing but the step's number; metric `skipped` is 1 then."""
     axis_name: str | None = None
     """Mapped axis under pmap, whose gradients and metrics are averaged; None under jit, where the compiler does it."""
 
@@ -56,14 +58,22 @@ def make_step(spec: StepSpec) -> Step:
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if spec.ema_decay is not None:
-            new = {"params": params, "model_state": model_state}
-            ema = ema_update(ema, new, spec.ema_decay, state.step)
+            now = {"params": params, "model_state": model_state}
+            ema = ema_update(ema, now, spec.ema_decay, state.step)
+        new = {"params": params, "model_state": model_state, "opt_state": opt_state, "ema": ema}
+        if spec.skip_nonfinite:
+            finite = _all_finite((metrics["loss"], gradients))
+            old = {name: getattr(state, name) for name in new}
+            new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
+            metrics["skipped"] = 1.0 - finite
         metrics["learning_rate"] = jnp.asarray(spec.schedule(state.step), jnp.float32)
-        return replace(
-            state, step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema
-        ), metrics
+        return replace(state, step=state.step + 1, **new), metrics
 
     return step
+
+
+def _all_finite(tree: Tree) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def _image_keys(key: jax.Array, images: int, axis_name: str | None) -> jax.Array:

@@ -11,7 +11,7 @@ from jaxtrain.classifiers.learning import Part, Pruned
 from jaxtrain.classifiers.program import Programs
 from jaxtrain.classifiers.run import run
 from jaxtrain.data.sources import load_dataset
-from jaxtrain.training.loop import Diverged
+from jaxtrain.training.nonfinite import Diverged
 
 MODELS = ["mlp_tiny", pytest.param("cnn_small", marks=pytest.mark.slow)]
 SETTINGS = [(1e-3, 0, 0.0), (3e-3, 1, 0.1), (1e-2, 2, 0.0)]

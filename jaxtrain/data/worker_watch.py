@@ -1,0 +1,85 @@
+"""Input workers that die or hang: named, and ended, so that reading fails instead of waiting for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import active_children
+from typing import Any
+
+SECONDS = 60.0
+"""For so long a worker may take over 32 images, its start included."""
+
+
+def _grain_workers() -> list[Any]:
+    return sorted((p for p in active_children() if p.name.startswith("grain-process-prefetch")), key=lambda p: p.pid)
+
+
+class WorkerWatch:
+    """Watches the worker processes that one stream starts after this; they deliver in turn.
+
+    Seconds are counted, not read from a clock: a process that was stopped and continued is not taken for one that
+    hangs.
+    """
+
+    def __init__(self) -> None:
+        self._others = {process.pid for process in _grain_workers()}
+        self._workers: list[Any] = []
+        self._hung: Any = None
+        self._asked = 0
+        self._waiting = False
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, name="input-worker-watch", daemon=True).start()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for the next delivery."""
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
+        self._asked += 1
+        if self._asked == 1:
+            self._find()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._over.set()
+
+    def notice(self) -> str:
+        """What is said when a worker has ended before its time."""
+        instead = "data.workers=0 decodes in threads instead"
+        if self._hung is not None:
+            return (
+                f"an input worker hangs: process {self._hung.pid} ({self._hung.name}) gave nothing for {SECONDS:.0f} "
+                f"seconds and was ended. Does its disk answer? {instead}"
+            )
+        dead = [f"process {p.pid} ({p.name}), exit code {p.exitcode}" for p in self._workers if p.exitcode]
+        return (
+            f"an input worker died: {'; '.join(dead) or 'at its start'}. Killed, short of memory, or a"
+            f' script without `if __name__ == "__main__":`; {instead}'
+        )
+
+    def _find(self) -> None:
+        self._workers = [process for process in _grain_workers() if process.pid not in self._others]
+
+    def _watch(self) -> None:
+        seen, idle = -1, 0.0
+        tick = min(1.0, SECONDS / 10)
+        while not self._over.wait(tick):
+            if not self._waiting or self._asked != seen:
+                seen, idle = self._asked, 0.0
+                continue
+            idle += tick
+            if idle >= SECONDS:
+                if not self._workers:
+                    self._find()
+                if self._workers:
+                    self._hung = self._workers[self._asked % len(self._workers)]
+                    with suppress(ProcessLookupError):
+                        os.kill(self._hung.pid, signal.SIGKILL)
+                return

@@ -1,0 +1,111 @@
+"""Hang watch: where a run stands still, the stacks of all threads are written, and what can be saved is."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from jaxtrain.errors import JaxtrainError
+
+GENEROUS = 6.0
+"""How much longer compiling and evaluating may take than a step."""
+_log = logging.getLogger(__name__)
+
+
+class HangWatch:
+    """A thread that waits for `beat`; use it in `with`, around training.
+
+    It never ends the run: what looks like a hang may be a slow disk. It counts its own seconds rather than the
+    clock's, so that a process that was stopped and continued is not taken for one that hangs.
+    """
+
+    def __init__(self, minutes: float, file: Path) -> None:
+        """After so many minutes without a beat stacks are appended to `file`."""
+        self._limit = 60.0 * minutes
+        self._file = file
+        self._beats = 0
+        self._slow = True  # the first step compiles
+        self._over = threading.Event()
+        self._saving = threading.Lock()
+        self._save: Callable[[], None] | None = None
+        self._wait = _Wait(self._done_waiting)
+        self._thread = threading.Thread(target=self._watch, name="hang-watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._over.set()
+
+    def beat(self) -> None:
+        """A step was made."""
+        self._beats += 1
+        self._slow = False
+
+    @contextmanager
+    def generous(self) -> Iterator[None]:
+        """Around what takes longer than a step."""
+        self._beats += 1
+        self._slow = True
+        yield
+        self.beat()
+
+    def awaiting_data(self, save: Callable[[], None]) -> AbstractContextManager[None]:
+        """Around the wait for a batch: meanwhile the state is whole, and `save` may be called by the watch."""
+        self._save = save
+        return self._wait
+
+    def _done_waiting(self) -> None:
+        with self._saving:  # a save that has begun ends before the next step takes the state
+            self._save = None
+
+    def _watch(self) -> None:
+        seen, idle, told = -1, 0.0, False
+        tick = min(1.0, self._limit / 10)
+        while not self._over.wait(tick):
+            if self._beats != seen:
+                seen, idle, told = self._beats, 0.0, False
+                continue
+            idle += tick
+            if not told and idle >= self._limit * (GENEROUS if self._slow else 1.0):
+                told = True
+                self._tell(idle / 60)
+
+    def _tell(self, minutes: float) -> None:
+        try:
+            with open(self._file, "a", encoding="utf-8") as file:
+                file.write(f"--- {datetime.now().isoformat(' ', 'seconds')}: no step for {minutes:.3g} minutes\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError as error:
+            _log.error("no step for %.3g minutes, and %s cannot be written: %s", minutes, self._file, error.strerror)
+        else:
+            _log.error("no step for %.3g minutes; what every thread does stands in %s", minutes, self._file)
+        with self._saving:
+            if self._save is None:
+                _log.error("the state cannot be saved now; the last checkpoint is kept")
+                return
+            try:
+                self._save()
+            except (JaxtrainError, OSError, RuntimeError) as error:
+                _log.error("the state could not be saved: %s", error)
+            else:
+                _log.error("waiting for data; the state is saved: stop the run, and the same command continues")
+
+
+class _Wait(AbstractContextManager[None]):
+    """Made once, because it is entered in every step."""
+
+    def __init__(self, done: Callable[[], None]) -> None:
+        self._done = done
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._done()

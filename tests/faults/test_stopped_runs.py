@@ -1,0 +1,68 @@
+"""SIGTERM and SIGINT in every phase: saved, the right exit code, and the same command goes on."""
+
+import os
+import signal
+import time
+
+import pytest
+from small_run import embed, fit, result
+
+from jaxtrain.training.signals import Interrupted
+
+PHASES = {
+    "compiling": "jaxtrain.classifiers.stepwise.make_step",
+    "training": "jaxtrain.classifiers.stepwise.Watcher.log",
+    "validating": "jaxtrain.classifiers.inference.Inference.metrics",
+    "saving": "jaxtrain.training.checkpoints.save_tree",
+    "testing": "jaxtrain.benchmark.evaluate.evaluate_on_test",
+    "embedding": "jaxtrain.data.embedding_files.ShardFiles.write",
+}
+CASES = [
+    pytest.param(phase, number, marks=[] if number == signal.SIGTERM else pytest.mark.slow)
+    for phase in PHASES
+    for number in (signal.SIGTERM, signal.SIGINT)
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Undisturbed runs by technique."""
+    folder = tmp_path_factory.mktemp("whole")
+    pt = fit(folder / "pt")
+    return {"pt": result(pt), "fe": result(embed(folder / "fe", pt.run_dir)), "weights": pt.run_dir}
+
+
+def send_at(monkeypatch, target, number, calls=2):
+    """The signal comes when a function is called for the second time (or the first, where there is no other)."""
+    from pkgutil import resolve_name
+
+    real, seen = resolve_name(target), []
+
+    def called(*args, **kwargs):
+        seen.append(time.monotonic())
+        if len(seen) == calls:
+            os.kill(os.getpid(), number)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(target, called)
+    return seen
+
+
+@pytest.mark.parametrize(("phase", "number"), CASES)
+def test_a_signal_in_any_phase(tmp_path, whole, monkeypatch, phase, number):
+    technique = "fe" if phase == "embedding" else "pt"
+
+    def again():
+        return embed(tmp_path / "run", whole["weights"]) if technique == "fe" else fit(tmp_path / "run")
+
+    with monkeypatch.context() as patch:
+        seen = send_at(patch, PHASES[phase], number, calls=1 if phase in ("compiling", "testing") else 2)
+        with pytest.raises(Interrupted) as caught:
+            again()
+    assert time.monotonic() - seen[-1] < 30
+    assert caught.value.exit_code == 128 + number
+    assert f"continue with: python scripts/train.py --technique {technique} --run-dir" in str(caught.value)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    if technique == "pt":
+        assert list((tmp_path / "run" / "checkpoints").glob("0*"))
+    assert result(again()) == whole[technique]
