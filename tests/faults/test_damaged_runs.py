@@ -23,8 +23,8 @@ def begun(tmp_path_factory):
 
         def stop_at_28(self, step, metrics):
             log(self, step, metrics)
-            if step >= 24 and self._stop.requested is None:
-                self._stop.requested = 15
+            if step >= 24 and self._job.stop.requested is None:
+                self._job.stop.requested = 15
 
         patch.setattr(Watcher, "log", stop_at_28)
         with pytest.raises(Interrupted):

@@ -10,7 +10,7 @@ from small_run import embed, fit, result
 from jaxtrain.training.signals import Interrupted
 
 PHASES = {
-    "compiling": "jaxtrain.classifiers.stepwise.make_step",
+    "compiling": "jaxtrain.training.loop.compile_step",
     "training": "jaxtrain.classifiers.stepwise.Watcher.log",
     "validating": "jaxtrain.classifiers.inference.Inference.metrics",
     "saving": "jaxtrain.training.checkpoints.save_tree",
