@@ -185,7 +185,7 @@ def _check_names(arguments: Sequence[str]) -> None:
 def _spelled_out(arguments: list[str]) -> list[str]:
     """With the value that an action given alone (`--smoke`) has."""
     spelled: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
         alone = argument[2:].replace("-", "_") in ACTIONS and following.startswith("-")
         spelled += [argument, "True"] if argument.startswith("--") and alone else [argument]
     return spelled

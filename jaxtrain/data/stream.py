@@ -13,6 +13,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
@@ -163,10 +164,10 @@ class BatchStream(Iterator[HostBatch]):
         """Stop decoding and end the worker processes; harmless when repeated."""
         self._step = self._places.stop_step
         if self._chunks is not None:
-            self._chunks.close()
+            with nullcontext() if self._watch is None else self._watch.closing():
+                self._chunks.close()
             self._chunks = None
             if self._watch is not None:
-                self._watch.close()
                 # Grain's finished iterators are reference cycles that hold on to shared memory.
                 gc.collect()
 

@@ -46,9 +46,14 @@ class WorkerWatch:
         if self._asked == 1:
             self._find()
 
-    def close(self) -> None:
-        """Stop watching."""
-        self._over.set()
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Around the end of the stream, which waits for its workers; nothing is watched afterwards."""
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._over.set()
 
     def notice(self) -> str:
         """What is said when a worker has ended before its time."""
@@ -80,6 +85,7 @@ class WorkerWatch:
                     self._find()
                 if self._workers:
                     self._hung = self._workers[self._asked % len(self._workers)]
+                for process in self._workers:  # others may hang too, and would not end by themselves
                     with suppress(ProcessLookupError):
-                        os.kill(self._hung.pid, signal.SIGKILL)
+                        os.kill(process.pid, signal.SIGKILL)
                 return
