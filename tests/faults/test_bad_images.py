@@ -58,7 +58,8 @@ def test_each_bad_image_is_named_and_stops_the_run(folder, tmp_path, loader):
     (folder / "cat" / "bomb.png").unlink()
     (folder / "cat" / "empty.png").unlink()
     (folder / "cat" / "text.png").unlink()
-    with pytest.raises(RunError, match=r"1 (unreadable image|images cannot be read).*truncated\.png"):  # what only decoding shows
+    # What only decoding shows.
+    with pytest.raises(RunError, match=r"1 (unreadable image|images cannot be read).*truncated\.png"):
         fit(folder, tmp_path / "run2", loader=loader)
 
 
