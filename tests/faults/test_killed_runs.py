@@ -4,6 +4,7 @@ import json
 import random
 import signal
 import sqlite3
+import time
 
 import pytest
 from nursery import Nursery
@@ -35,10 +36,12 @@ def undisturbed(nursery, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     for name in ("first", "second"):  # the first compiles
         (folder / name).mkdir()
+        began = time.monotonic()
         done = nursery.run([*OPTIONS, *QUIET], folder / name)
+        seconds = time.monotonic() - began
         assert done["status"] == 0, done["output"]
     assert outcome(folder / "first" / "run") == outcome(folder / "second" / "run")
-    return outcome(folder / "second" / "run"), done["operations"]
+    return outcome(folder / "second" / "run"), done["operations"], seconds
 
 
 def outcome(run_dir):
@@ -57,15 +60,16 @@ def outcome(run_dir):
     }  # fmt: skip
 
 
-def killed_and_finished(nursery, folder, generator, expected, operations, kills, *options):
+def killed_and_finished(nursery, folder, generator, undisturbed, kills, *options):
     """Kills one run so many times, at random file operations or moments, then lets it end. Returns the kills."""
+    expected, operations, seconds = undisturbed
     folder.mkdir()
     killed = 0
     while killed < kills:
         if generator.random() < 0.6:
             done = nursery.run([*OPTIONS, *options], folder, kill_at=generator.randint(1, operations))
         else:
-            done = nursery.run([*OPTIONS, *options], folder, seconds=generator.uniform(0.3, 4.0))
+            done = nursery.run([*OPTIONS, *options], folder, seconds=generator.uniform(0.05, 0.95) * seconds)
         if done["status"] == 0:
             break
         assert done["status"] == -signal.SIGKILL, done["output"]
@@ -76,17 +80,21 @@ def killed_and_finished(nursery, folder, generator, expected, operations, kills,
     return killed
 
 
-def test_killed_at_random_file_operations_and_moments(nursery, undisturbed, tmp_path):
-    expected, operations = undisturbed
+def test_killed_at_two_file_operations(nursery, undisturbed, tmp_path):
+    expected, operations, _ = undisturbed
     assert any("opt_state" in name for name in expected["leaves"])
     assert any("ema" in name for name in expected["leaves"])
     assert any("model_state" in name for name in expected["leaves"])
-    assert killed_and_finished(nursery, tmp_path / "0", random.Random(0), expected, operations, 4, *QUIET) >= 2
+    for kill_at in (operations // 2, operations // 3):
+        done = nursery.run([*OPTIONS, *QUIET], tmp_path, kill_at=kill_at)
+        assert done["status"] == -signal.SIGKILL, done["output"]
+    assert nursery.run([*OPTIONS, *QUIET], tmp_path)["status"] == 0
+    assert outcome(tmp_path / "run") == expected
 
 
 def test_killed_inside_the_writing_of_the_summary(nursery, undisturbed, tmp_path):
     """And of the model, whose folder is written before: the last file operations of the run."""
-    expected, operations = undisturbed
+    expected, operations, _ = undisturbed
     for back in (0, 1):
         folder = tmp_path / str(back)
         folder.mkdir()
@@ -99,15 +107,12 @@ def test_killed_inside_the_writing_of_the_summary(nursery, undisturbed, tmp_path
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_one_hundred_kills_end_in_the_same_bytes(nursery, undisturbed, tmp_path):
-    expected, operations = undisturbed
     generator, killed, number = random.Random(1), 0, 0
     while killed < 100:
         number += 1
         folder = tmp_path / str(number)
         tracked = number % 5 == 0
-        killed += killed_and_finished(
-            nursery, folder, generator, expected, operations, 4, *(() if tracked else QUIET)
-        )  # fmt: skip
+        killed += killed_and_finished(nursery, folder, generator, undisturbed, 4, *(() if tracked else QUIET))
         if tracked:
             sync_run(folder / "run")
             check_store(folder / "mlflow.db", folder / "run")
