@@ -42,12 +42,12 @@ def send(run_dir):
 
 @pytest.mark.parametrize(
     "fault",
-    ["dies", "error", "dead", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("hang", "drop", "tardy"))],
+    ["dies", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("dead", "error", "hang", "drop", "tardy"))],
 )
 def test_a_server_at_fault_changes_nothing_and_gets_everything_later(
     tmp_path, whole, server, monkeypatch, caplog, fault
 ):
-    """`dead`: from start to end; `dies`: after the first rows have come; `tardy`: 10 s an answer."""
+    """`dead`: from start to end (a run waits half a minute for its id at the end, hence slow); `dies`: after the first rows have come; `tardy`: 10 s an answer."""
     from jaxtrain.classifiers.stepwise import Watcher
 
     log = Watcher.log
@@ -76,6 +76,7 @@ def test_a_server_at_fault_changes_nothing_and_gets_everything_later(
     assert server.runs[run_id]["info"]["status"] == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_locked_database(tmp_path, whole, sqlite_uri, caplog):
     """Another process holds the lock from before the run until after it."""
     code = (

@@ -150,6 +150,9 @@ class FakeServer:
         run["tags"].update({tag["key"]: tag["value"] for tag in query.get("tags", [])})
         return 200, {}
 
+    def _runs_log_inputs(self, query: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return 200, {}
+
     def _runs_set_tag(self, query: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         self.runs[query["run_id"]]["tags"][query["key"]] = query["value"]
         return 200, {}
