@@ -8,7 +8,7 @@ import pytest
 from small_run import embed, fit, history, result
 
 from jaxtrain.errors import RunError
-from jaxtrain.tracking import sync_run
+from jaxtrain.tracking import Tracker, sync_run
 from jaxtrain.training.checkpoints import Checkpoints
 from jaxtrain.training.run_directory import RunDirectory
 
@@ -106,10 +106,11 @@ def test_in_the_summary(tmp_path, monkeypatch, room):
     assert result(fit(tmp_path / "run")) == whole
 
 
-def test_in_the_database_of_mlflow(tmp_path, caplog):
+def test_in_the_database_of_mlflow(tmp_path, caplog, monkeypatch):
     """Training goes on, says so once, and the rows follow when there is room."""
     from jaxtrain.tracking.process import sidecar
 
+    monkeypatch.setattr(Tracker, "wait_run_id", lambda self, timeout: self.run_id)  # not half a minute at the end
     whole = result(fit(tmp_path / "whole", train={"steps": 200}))
     database = tmp_path / "mlflow.db"
     tracking = {"enabled": True, "uri": f"sqlite:///{database}", "log_model": False, "system_metrics": False}
