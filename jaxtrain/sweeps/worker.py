@@ -15,7 +15,7 @@ from jaxtrain.classifiers.learning import Part, Pruned
 from jaxtrain.classifiers.program import Programs
 from jaxtrain.classifiers.run import run as carry_out
 from jaxtrain.config import Config
-from jaxtrain.errors import JaxtrainError
+from jaxtrain.errors import JaxtrainError, UserError
 from jaxtrain.sweeps.parent import Parent
 from jaxtrain.sweeps.plan import Plan, Run, together
 from jaxtrain.sweeps.settings import setting
@@ -64,10 +64,16 @@ class Worker:
 
     def _claim(self) -> list[tuple[Claimed, list[Run]]]:
         """The next slot with its runs, and as many more as can train beside it; empty where none waits."""
-        first = self.trials.claim()
-        if first is None:
-            return []
-        found = [(first, self._runs(first))]
+        found: list[tuple[Claimed, list[Run]]] = []
+        while not found:
+            first = self.trials.claim()
+            if first is None:
+                return []
+            try:
+                found = [(first, self._runs(first))]
+            except UserError as error:  # a proposal that its config refuses
+                self.trials.failed(first, str(error))
+                _log.warning("%s", error)
         plan, run = self.plan, found[0][1][0]
         if plan.sweep.combine == "tpe" or not self._side_by_side(run):
             return found

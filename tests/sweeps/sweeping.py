@@ -38,7 +38,7 @@ def start(path, *arguments):
 
 def finish(process):
     """Its output; the command has to end well."""
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=550)
     assert process.returncode == 0, output
     return output
 
