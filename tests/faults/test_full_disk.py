@@ -89,7 +89,7 @@ def test_in_the_journal(tmp_path, monkeypatch, room):
     with monkeypatch.context() as patch:
         full_after(patch, room, 20, (tmp_path / "whole" / "metrics.jsonl").stat().st_size // 2)
         with pytest.raises(RunError, match=r"metrics.jsonl: cannot write metrics"):
-            fit(tmp_path / "run")
+            fit(tmp_path / "run", checkpoint={"every_steps": 1000})  # a checkpoint would be the first to find no room
     room(None)
     assert result(fit(tmp_path / "run")) == whole
 
