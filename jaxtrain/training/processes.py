@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 120
 """How long processes wait for one another at the start."""
-_GRACE_SECONDS = 10.0  # for a process to end by itself after another one failed, before it is ended
+HEARTBEAT_SECONDS = 100
+"""After how long without a sign of life a process counts as dead, which ends the others."""
+_GRACE_SECONDS = 5.0  # for a process to end by itself after another one failed, before it is ended
 _LAST_SECONDS = 120.0  # for its last words to MLflow
 _LEAVING_SECONDS = 600.0  # for process 0 to finish its last save
 _POLL_SECONDS = 0.5
@@ -103,6 +105,7 @@ def _initialize(config: ParallelConfig, cluster: str | None) -> None:
             config.num_processes,
             config.process_id,
             initialization_timeout=CONNECT_SECONDS + 60,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             cluster_detection_method="deactivate" if config.coordinator else None,
         )
         jax.local_devices()  # the processes tell one another of theirs
@@ -349,7 +352,7 @@ def leave(code: int) -> None:
     with contextlib.suppress(Exception):
         _client().key_value_set(f"jaxtrain/leaving/{index()}", "")
         if primary():
-            _until(lambda: len(_client().key_value_dir_get("jaxtrain/leaving/")) == count(), _GRACE_SECONDS)
+            _until(lambda: len(_client().key_value_dir_get("jaxtrain/leaving/")) == count(), 4 * _GRACE_SECONDS)
             time.sleep(_POLL_SECONDS)
         else:
             _until(lambda: any(key.endswith("/0") for key, _ in _client().key_value_dir_get("jaxtrain/leaving/")))
