@@ -33,7 +33,7 @@ HEARTBEAT_SECONDS = 100
 """After how long without a sign of life a process counts as dead, which ends the others."""
 _GRACE_SECONDS = 5.0  # for a process to end by itself after another one failed, before it is ended
 _LAST_SECONDS = 120.0  # for its last words to MLflow
-_LEAVING_SECONDS = 600.0  # for process 0 to finish its last save
+_LEAVING_SECONDS, _SAVING_SECONDS = 60.0, 600.0  # for process 0 to come to its end, after an error or a last save
 _POLL_SECONDS = 0.5
 _CHUNK_BYTES = 1 << 24
 
@@ -94,6 +94,14 @@ def cluster_of(environment: Any) -> str | None:
     return None
 
 
+def gpus_of_the_node(environment: Any) -> list[int] | None:
+    """All of them, where Slurm started one process a node: JAX would give it the first alone. None: as JAX has it."""
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+    alone = bool(tasks) and all(part.partition("(")[0] == "1" for part in tasks.split(","))
+    return list(range(int(gpus))) if alone and gpus.isdigit() and int(gpus) > 1 else None
+
+
 def _initialize(config: ParallelConfig, cluster: str | None) -> None:
     import jax
 
@@ -104,6 +112,7 @@ def _initialize(config: ParallelConfig, cluster: str | None) -> None:
             config.coordinator,
             config.num_processes,
             config.process_id,
+            local_device_ids=None if config.coordinator else gpus_of_the_node(os.environ),
             initialization_timeout=CONNECT_SECONDS + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             cluster_detection_method="deactivate" if config.coordinator else None,
@@ -355,11 +364,14 @@ def leave(code: int) -> None:
             _until(lambda: len(_client().key_value_dir_get("jaxtrain/leaving/")) == count(), 4 * _GRACE_SECONDS)
             time.sleep(_POLL_SECONDS)
         else:
-            _until(lambda: any(key.endswith("/0") for key, _ in _client().key_value_dir_get("jaxtrain/leaving/")))
+            patience = _SAVING_SECONDS if code > 128 else _LEAVING_SECONDS
+            _until(
+                lambda: any(key.endswith("/0") for key, _ in _client().key_value_dir_get("jaxtrain/leaving/")), patience
+            )
     os._exit(code)
 
 
-def _until(condition: Callable[[], bool], seconds: float = _LEAVING_SECONDS) -> None:
+def _until(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS / 5)

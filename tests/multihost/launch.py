@@ -55,7 +55,7 @@ def start(technique, run_dir, options, *, processes=1, devices=2, **test) -> lis
     return started
 
 
-def ended(processes: list[subprocess.Popen], timeout: float = 400.0) -> list[tuple[int, str]]:
+def ended(processes: list[subprocess.Popen], timeout: float = 1500.0) -> list[tuple[int, str]]:
     """(exit code, output) of each."""
     results = []
     for process in processes:

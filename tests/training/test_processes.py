@@ -28,6 +28,21 @@ def test_only_a_launcher_of_several_processes_is_a_cluster(environment, cluster)
     assert processes.cluster_of(environment) == cluster
 
 
+@pytest.mark.parametrize(
+    ("tasks", "gpus", "devices"),
+    [
+        ("1(x4)", "8", [*range(8)]),
+        ("1", "2", [0, 1]),
+        ("8(x4)", "8", None),
+        ("1(x2),2", "4", None),
+        ("1(x4)", "", None),
+    ],
+)
+def test_the_only_process_of_a_node_gets_all_its_gpus(tasks, gpus, devices):
+    environment = {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_GPUS_ON_NODE": gpus}
+    assert processes.gpus_of_the_node(environment) == devices
+
+
 def test_on_a_plain_machine_jax_is_not_even_imported():
     script = (
         "import sys; from jaxtrain.config import ParallelConfig; from jaxtrain.training import processes; "
