@@ -17,6 +17,7 @@ COMMON = {
     "model": {"name": "cnn_tiny"},
     "augment": {"policy": "none"},
     "train": {"steps": 20, "batch_size": 64, "log_every": 1},
+    "optimizer": {"name": "sgd", "learning_rate": 0.05},  # Adam's first steps follow the sign of noise
 }
 
 
