@@ -174,7 +174,7 @@ class Stepwise:
         if self._job.part is not None and not goes_on:
             raise error  # a sweep has better things to do than to look for the layer
         traceback.clear_frames(error.__traceback__)  # the failed state takes as much memory as the one to come
-        restored = self._checkpoints.restore()
+        restored = restore_everywhere(self._checkpoints)
         if restored:
             progress, state = Progress(**restored.meta["progress"]), from_arrays(restored.state, like=self._like)
         else:
