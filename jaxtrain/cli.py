@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from jaxtrain.config import Config
 from jaxtrain.config_io import dump_config, explain, load_config, option_paths
 from jaxtrain.errors import JaxtrainError, UserError, nearest
+from jaxtrain.training import processes
 
 
 class TrainCommand(Config):
@@ -85,14 +87,22 @@ def main(body: Callable[[], None]) -> None:
 
         label = "interrupted" if error.exit_code > 128 else "error"
         print_error(redact(str(error)), hint=getattr(error, "hint", None), label=label)
+        processes.leave(error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print_error("by Ctrl-C; nothing was begun that could be continued", label="interrupted")
+        processes.leave(130)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        processes.leave(1)
         sys.exit(1)
+    except Exception:
+        if processes.count() > 1:
+            traceback.print_exc()
+            processes.leave(1)
+        raise
 
 
 def print_config(config: Config) -> None:

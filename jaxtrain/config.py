@@ -398,6 +398,22 @@ class ParallelConfig(Section):
     cores train a small CNN 1.5 times as fast."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next start is quick."""
+    coordinator: Annotated[str, Field(pattern=r"^\S+:[0-9]{1,5}$")] | None = None
+    """HOST:PORT of process 0, where a run has several processes (default: as Slurm, Open MPI, GKE or Cloud TPU say)."""
+    num_processes: Count | None = None
+    """Processes of the run, given with `coordinator`; 1 alone: run alone, whatever the cluster says."""
+    process_id: Annotated[int, Field(ge=0)] | None = None
+    """The number of this process, from 0, given with `coordinator`."""
+
+    @model_validator(mode="after")
+    def _processes(self) -> ParallelConfig:
+        names = ("coordinator", "num_processes", "process_id")
+        missing = [name for name in names if getattr(self, name) is None]
+        if missing and len(missing) < 3 and not (self.num_processes == 1 and len(missing) == 2):
+            raise ValueError(f"{missing[0]} is missing: coordinator, num_processes and process_id go together")
+        if self.process_id is not None and self.process_id >= chosen(self.num_processes):
+            raise ValueError(f"process_id {self.process_id} is not below num_processes {self.num_processes}")
+        return self
 
 
 class CheckpointConfig(Section):

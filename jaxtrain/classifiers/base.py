@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +72,7 @@ class BaseClassifier:
         self.run_dir: Path | None = None
         self._fitted: Fitted | None = None
         self._inference: tuple[Any, Tree] | None = None
+        self._everywhere = False
         self._num_classes = 0
         self._class_weights: tuple[float, ...] | None = None
         self._augment = self.config.augment
@@ -174,22 +176,27 @@ class BaseClassifier:
         from jaxtrain.classifiers.run import run
         from jaxtrain.data.arrays import from_arrays
         from jaxtrain.data.sources import load_dataset
+        from jaxtrain.training import processes
+        from jaxtrain.training.parallel import set_cpu_devices
 
-        data = self.data_config
-        if images is None:
-            dataset = load_dataset(data)
-        elif labels is None:
-            raise UserError("fit: images were given without labels")
-        else:
-            dataset = from_arrays(
-                images,
-                labels,
-                validation=validation,
-                test=test,
-                class_names=class_names,
-                config=data,
-            )
-        run(self, dataset)
+        set_cpu_devices(self.config.parallel)
+        processes.start(self.config.parallel)
+        with processes.together():
+            data = self.data_config
+            if images is None:
+                dataset = load_dataset(data)
+            elif labels is None:
+                raise UserError("fit: images were given without labels")
+            else:
+                dataset = from_arrays(
+                    images,
+                    labels,
+                    validation=validation,
+                    test=test,
+                    class_names=class_names,
+                    config=data,
+                )
+            run(self, dataset)
         return self
 
     def predict_logits(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
@@ -304,6 +311,15 @@ class BaseClassifier:
         if cropped and self._augment.crop == "random_resized":
             self._augment = self._augment.model_copy(update={"crop": "none"})
 
+    @contextmanager
+    def everywhere(self) -> Iterator[None]:
+        """While all processes of a run predict on the same images, each computes its share of every batch."""
+        self._inference, self._everywhere = None, True
+        try:
+            yield
+        finally:
+            self._inference, self._everywhere = None, False
+
     def _forward(self, output: str, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
         from jaxtrain.classifiers.inference import Inference
         from jaxtrain.data.arrays import as_source
@@ -311,7 +327,7 @@ class BaseClassifier:
 
         fitted = self.fitted
         if self._inference is None:
-            strategy = make_strategy(self.config.parallel)
+            strategy = make_strategy(self.config.parallel, everywhere=self._everywhere)
             inference = Inference(self, len(fitted.class_names), strategy)
             self._inference = inference, strategy.place(model_keys(self.network_weights))
         inference, weights = self._inference

@@ -28,6 +28,7 @@ from jaxtrain.heads import FittedHead, Vectors, fit_head
 from jaxtrain.models.weights import adapt
 from jaxtrain.progress import Counting
 from jaxtrain.saved_tree import tree_digest
+from jaxtrain.training import processes
 from jaxtrain.training.parallel import make_strategy
 from jaxtrain.training.state import model_keys, stored_keys
 
@@ -174,6 +175,7 @@ class HeadLearning:
 
                 def progress(done: int, total: int, show: Counting = counting) -> None:
                     show(done, total)
+                    processes.check()
                     if self._job.stop.requested is not None:
                         raise self._job.interrupted("stopped while embedding; finished shards are kept")
 

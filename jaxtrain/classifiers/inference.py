@@ -62,8 +62,9 @@ class Inference:
 
     def batches(self, source: ImageSource) -> Batches:
         """All images in order, placed on the devices."""
-        for batch in host_batches(self.config, source, eval_batch_size(self.config, self.strategy)):
-            yield self.strategy.shard(Batch(batch.image, batch.label)), np.asarray(batch.weight) > 0
+        strategy = self.strategy
+        for batch in host_batches(self.config, source, eval_batch_size(self.config, strategy), strategy.share):
+            yield strategy.shard(Batch(batch.image, batch.label)), strategy.rows(np.asarray(batch.weight)) > 0
 
     def _run(self, output: str, weights: Tree, batches: Batches, images: int) -> Any:
         return map_images(self.compiled(output), weights, batches, images, ahead=self.ahead)
@@ -100,8 +101,13 @@ def eval_batch_size(config: Config, strategy: Strategy) -> int:
     return -(-(config.features.batch_size or config.train.batch_size) // devices) * devices
 
 
-def host_batches(config: Config, source: ImageSource, batch_size: int) -> Iterator[Batch]:
-    """Evaluation batches of numpy arrays at the model's size, the last one padded with weight 0."""
+def host_batches(
+    config: Config, source: ImageSource, batch_size: int, share: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """Evaluation batches of numpy arrays at the model's size, the last one padded with weight 0.
+
+    share: (index, count) of the processes, of which each gets its rows of every batch.
+    """
     data = config.data
     size, crop_pct = chosen(data.image_size), chosen(data.crop_pct)
     if (
@@ -109,7 +115,7 @@ def host_batches(config: Config, source: ImageSource, batch_size: int) -> Iterat
         and source.images.shape[-1] == data.channels
         and (source.prepared or keeps_as_it_is(source.images.shape, size, crop_pct))
     ):
-        yield from padded_batches(source, batch_size)
+        yield from padded_batches(source, batch_size, share)
         return
     from jaxtrain.data.stream import eval_batches
 
@@ -124,6 +130,8 @@ def host_batches(config: Config, source: ImageSource, batch_size: int) -> Iterat
         prefetch=data.prefetch,
         max_bad_images=data.max_bad_images,
         max_pixels=data.max_pixels,
+        process_index=share[0],
+        process_count=share[1],
     ) as batches:
         for batch in batches:
             yield Batch(batch.images, batch.labels, batch.weights)

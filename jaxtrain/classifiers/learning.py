@@ -56,9 +56,10 @@ class Job:
     part: Part | None = None
     """The sweep that the run is part of."""
 
-    def interrupted(self, what: str) -> Interrupted:
+    def interrupted(self, what: str, *, agreed: bool = False) -> Interrupted:
         """The exception that ends a run after a signal: what is saved, and the command that goes on."""
-        return Interrupted(self.stop.requested, f"{what}; continue with: {self.reporter.resume_command()}")
+        command = self.reporter.resume_command()
+        return Interrupted(self.stop.requested, f"{what}; continue with: {command}", agreed=agreed)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from jaxtrain.classifiers.report import Reporter, flat_config, versions
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import JaxtrainError, RunError
+from jaxtrain.training import processes
 from jaxtrain.training.checkpoints import tree_digest
 from jaxtrain.training.parallel import set_cpu_devices
 from jaxtrain.training.run_directory import RunDirectory
@@ -52,23 +54,60 @@ def begin(
 
     `stop` is the request of who listens to signals already.
     """
-    given = classifier.config
-    set_cpu_devices(given.parallel)
-    with RunDirectory.open(given, default_name=f"{dataset.name}-{classifier.model_name}") as directory:
-        classifier.run_dir = directory.path
-        config = classifier.resolve(directory.continued(given), dataset)
-        resuming = directory.check_config(_for_disk(config))
-        reporter = Reporter(config, directory.path)
-        done = directory.finished()
+    set_cpu_devices(classifier.config.parallel)
+    with contextlib.ExitStack() as stack:
+        directory, config, resuming, done = _open(classifier, dataset, stack)
+        assert classifier.run_dir is not None
+        reporter = Reporter(config, classifier.run_dir)
         if done is not None:
-            classifier.adopt(type(classifier).load(directory.path).fitted)
+            classifier.adopt(type(classifier).load(classifier.run_dir).fitted)
             classifier.summary = done
             reporter.already_done(done)
             yield None
             return
         listening = StopRequest() if stop is None else contextlib.nullcontext(stop)
-        with listening as stop, _failures_written(directory.path / "error.log"):
+        with listening as stop, _failures_written(_error_log(classifier.run_dir)):
             yield Job(classifier, config, dataset, directory, reporter, stop, resuming, part)
+
+
+def _open(
+    classifier: BaseClassifier, dataset: Dataset, stack: contextlib.ExitStack
+) -> tuple[RunDirectory, Config, bool, dict[str, Any] | None]:
+    """The run directory, the resolved config, whether the run is resumed, and the summary of one that is done.
+
+    Process 0 alone opens the directory. The others get the same config and a scratch directory: they do all that
+    process 0 does, so that no collective operation lacks a partner, and what they write is thrown away.
+    """
+    given = config = classifier.config
+    directory: RunDirectory | None = None
+    digest = data_digest(dataset.train) if processes.count() > 1 else None
+
+    def open_directory() -> dict[str, Any]:
+        nonlocal directory, config
+        name = f"{dataset.name}-{classifier.model_name}"
+        directory = stack.enter_context(RunDirectory.open(given, default_name=name))
+        classifier.run_dir = directory.path
+        config = classifier.resolve(directory.continued(given), dataset)
+        resuming = directory.check_config(_for_disk(config))
+        told = {"run_dir": str(directory.path), "config": config.model_dump(mode="json"), "data": digest}
+        return {**told, "resuming": resuming, "done": directory.finished()}
+
+    told = processes.decided(open_directory)
+    if directory is None:
+        if told["data"] != digest:
+            raise RunError(f"the training images of {dataset.name} here are not those of process 0")
+        classifier.run_dir = Path(told["run_dir"])
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxtrain-"))
+        directory = stack.enter_context(RunDirectory(Path(scratch)))
+        config = Config.model_validate(told["config"]).replace(**{"quiet": True, "tracking.enabled": False})
+    return directory, config, told["resuming"], told["done"]
+
+
+def _error_log(run_dir: Path) -> Path:
+    """Where the traceback of this process goes."""
+    if processes.primary() or not run_dir.is_dir():
+        return run_dir / "error.log"
+    return run_dir / f"error-process-{processes.index()}.log"
 
 
 @dataclass
@@ -87,12 +126,14 @@ class Course:
         job, tracker = self.job, self.tracker
         self.summary = _finish(job, learned, tracker) | {"test_accuracy": None, "test_loss": None}
         if job.part is None:
-            self.looks = _test(job, self.learning, self.summary, tracker)
+            with job.classifier.everywhere():
+                self.looks = _test(job, self.learning, self.summary, tracker)
         else:
             for key, value in job.part.tags(True).items():
                 tracker.tag(key, value)
+        job.stop.requested = processes.decided(lambda: job.stop.requested)
         if job.stop.requested is not None:
-            raise job.interrupted("stopped after training, before the run was recorded")
+            raise job.interrupted("stopped after training, before the run was recorded", agreed=True)
 
 
 @contextmanager
@@ -108,10 +149,14 @@ def under_way(job: Job) -> Iterator[Course]:
             job.reporter.plan(plan, learning.dataset, learning.position if job.resuming else None)
             course = Course(job, learning, tracker)
             yield course
-    summary = course.summary | {"mlflow_run_id": tracker.run_id}
-    job.directory.write_summary(summary)
-    job.classifier.summary = summary
-    job.reporter.result(summary, course.looks)
+
+    def record() -> dict[str, Any]:
+        summary = course.summary | {"mlflow_run_id": tracker.run_id}
+        job.directory.write_summary(summary)
+        return summary
+
+    job.classifier.summary = processes.decided(record)
+    job.reporter.result(job.classifier.summary, course.looks)
 
 
 def start_tracking(job: Job, learning: Learning) -> Tracker:
@@ -151,7 +196,8 @@ def _finish(job: Job, learned: Learned, tracker: Tracker) -> dict[str, Any]:
         Fitted(_for_disk(config), dataset.class_names, learned.weights, learned.class_weights, learned.extra)
     )
     model_dir = run_dir / "model"
-    classifier.save(model_dir)
+    if processes.primary():
+        classifier.save(model_dir)
     if config.tracking.log_model:
         tracker.log_model(model_dir, learned.example, dataset.class_names, step=learned.best_step)
     count = _count(learned.weights["params"])
@@ -210,7 +256,8 @@ def _for_disk(config: Config) -> Config:
     from jaxtrain.tracking import redact
 
     uri = config.tracking.uri
-    return config.replace(**{"run_dir": None, "name": None, "tracking.uri": None if uri is None else redact(uri)})
+    of_this_start = ("run_dir", "name", "parallel.coordinator", "parallel.num_processes", "parallel.process_id")
+    return config.replace(**dict.fromkeys(of_this_start), **{"tracking.uri": None if uri is None else redact(uri)})
 
 
 def _count(tree: Any) -> int:

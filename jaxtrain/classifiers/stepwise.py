@@ -26,6 +26,8 @@ from jaxtrain.data.base import ArraySource, Dataset, ImageSource
 from jaxtrain.data.order import Order
 from jaxtrain.data.residence import make_resident
 from jaxtrain.errors import RunError, UserError
+from jaxtrain.training import processes
+from jaxtrain.training.agreement import Agreement
 from jaxtrain.training.checkpoints import Checkpoints, Restored
 from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
 from jaxtrain.training.group import Member
@@ -69,7 +71,7 @@ class Stepwise:
         self._checkpoints = Checkpoints(job.directory.checkpoints, keep=job.config.checkpoint.keep)
         self.setup = setup = prepare(job.classifier, job.config, job.dataset, job.part.programs if job.part else None)
         self.dataset = setup.dataset
-        self._restored = restored = self._checkpoints.restore()
+        self._restored = restored = restore_everywhere(self._checkpoints)
         self.history = restored.meta["history"] if restored else []
         self._progress = Progress(**restored.meta["progress"]) if restored else Progress()
         if restored:
@@ -105,7 +107,7 @@ class Stepwise:
         """What was learned when training has ended; raises Interrupted after a signal."""
         self._checkpoints.wait()
         if result.interrupted:
-            raise self._job.interrupted(f"stopped at step {result.progress.step}, which is saved")
+            raise self._job.interrupted(f"stopped at step {result.progress.step}, which is saved", agreed=True)
         if self._job.part is None:
             write_curves(self._job.directory.path, tracker)
         return self._learned(result)
@@ -172,7 +174,7 @@ class Stepwise:
         if self._job.part is not None and not goes_on:
             raise error  # a sweep has better things to do than to look for the layer
         traceback.clear_frames(error.__traceback__)  # the failed state takes as much memory as the one to come
-        restored = self._checkpoints.restore()
+        restored = restore_everywhere(self._checkpoints)
         if restored:
             progress, state = Progress(**restored.meta["progress"]), from_arrays(restored.state, like=self._like)
         else:
@@ -226,7 +228,7 @@ def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset, progra
     resident = make_resident(dataset, config)
     streamed = resident is None
     dataset = resident or dataset
-    strategy = make_strategy(config.parallel)
+    strategy = make_strategy(config.parallel, everywhere=True)
     check_batch_size(
         config.train.batch_size,
         devices=len(strategy.devices),
@@ -284,7 +286,7 @@ class Watcher:
         self, tracker: Tracker, job: Job, checkpoints: Checkpoints, data: str, hang: HangWatch | None = None
     ) -> None:
         self._tracker, self._job, self._checkpoints, self._data, self._hang = tracker, job, checkpoints, data, hang
-        self._alone = jax.process_count() == 1
+        self._agreement = Agreement(job.stop)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """A record for the journal, the screen and the sweep."""
@@ -295,6 +297,8 @@ class Watcher:
 
     def save(self, progress: Progress, state: dict[str, Any], best: Any | None) -> None:
         """A checkpoint with the metric history and what identifies the data."""
+        if not processes.primary():
+            return
         meta = {
             "progress": progress.to_meta(),
             "history": self._tracker.journal.records(),
@@ -303,15 +307,15 @@ class Watcher:
         pair = None if best is None else (progress.best_step, best)
         self._checkpoints.save(progress.step, state, meta, best=pair)
 
-    def stop_requested(self) -> bool:
-        """Whether a signal came."""
+    def wishes(self, step: int, overdue: bool) -> tuple[bool, bool]:
+        """Whether a signal came, and whether to save; the same in all processes."""
         if self._hang is not None:
             self._hang.beat()
-        return self._job.stop.requested is not None
+        return self._agreement(step, overdue)
 
     def awaiting_data(self, save: Callable[[], None]) -> AbstractContextManager[None]:
         """The hang watch may save meanwhile, where no other process has to take part in that."""
-        return nullcontext() if self._hang is None or not self._alone else self._hang.awaiting_data(save)
+        return nullcontext() if self._hang is None or processes.count() > 1 else self._hang.awaiting_data(save)
 
     def patient(self, evaluate: Evaluate | None) -> Evaluate | None:
         """The same evaluation, for which the hang watch waits longer."""
@@ -324,6 +328,23 @@ class Watcher:
                 return evaluate(state)
 
         return watched
+
+
+def restore_everywhere(checkpoints: Checkpoints) -> Restored | None:
+    """The newest sound checkpoint as process 0 finds it: the others need not see its disk."""
+    found: Restored | None = None
+
+    def find() -> Any:
+        nonlocal found
+        found = checkpoints.restore()
+        return None if found is None else {"step": found.step, "meta": found.meta, "best": found.best is not None}
+
+    told = processes.decided(find)
+    if told is None or processes.count() == 1:
+        return found
+    state = processes.shared(found and found.state)
+    best = processes.shared(found and found.best) if told["best"] else None
+    return Restored(told["step"], state, best, told["meta"])
 
 
 def _check_same_data(restored: Restored, dataset: Dataset) -> None:

@@ -128,19 +128,27 @@ def open_stream(source: ImageSource, order: Order, config: Config, strategy: Str
             max_bad_images=data.max_bad_images,
             max_pixels=data.max_pixels,
             start_step=step,
+            process_index=strategy.share[0],
+            process_count=strategy.share[1],
         ) as batches:
             yield from prefetch_to_device(batches, put, depth=data.prefetch)
 
     return StreamFeed(start)
 
 
-def padded_batches(source: ArraySource, batch_size: int) -> Iterator[Batch]:
-    """Every image once, in order; the last batch is filled up with zeros of weight 0."""
-    for start in range(0, len(source), batch_size):
-        images = np.asarray(source.images[start : start + batch_size])
-        labels = source.labels[start : start + batch_size]
-        missing = batch_size - len(labels)
-        weight = np.ones(batch_size, np.float32)
+def padded_batches(source: ArraySource, batch_size: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+    """Every image once, in order; the last batch is filled up with zeros of weight 0.
+
+    share: (index, count) of the processes, of which each gets its rows of every batch.
+    """
+    index, count = share
+    rows = batch_size // count
+    for first in range(0, len(source), batch_size):
+        start = first + index * rows
+        images = np.asarray(source.images[start : start + rows])
+        labels = source.labels[start : start + rows]
+        missing = rows - len(labels)
+        weight = np.ones(rows, np.float32)
         if missing:
             weight[-missing:] = 0.0
             images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])

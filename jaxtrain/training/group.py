@@ -150,7 +150,7 @@ def train_group(
                 _evaluate(evaluate, state, members, each, monitor, timetable.patience)
                 each(lambda number: meters[number].restart_clock())
             next_evaluation = timetable.next_evaluation(now)
-        if any(one.watcher.stop_requested() for one in members):
+        if any(one.watcher.wishes(now, False)[0] for one in members):
             interrupted = now < timetable.total_steps
             break
         due = timetable.save_steps is not None and now % timetable.save_steps < length

@@ -118,8 +118,8 @@ class Watcher(Protocol):
     def save(self, progress: Progress, state: dict[str, Any], best: Tree | None) -> None:
         """A checkpoint; `best` are the weights at `progress.best_step`."""
 
-    def stop_requested(self) -> bool:
-        """Whether to save and return after the current call; asked after each."""
+    def wishes(self, step: int, overdue: bool) -> tuple[bool, bool]:
+        """Whether to save and return after `step`, and whether to save because time has passed (`overdue`)."""
 
     def awaiting_data(self, save: Callable[[], None]) -> AbstractContextManager[None]:
         """Around the wait for a batch, during which `save` may be called from another thread."""
@@ -220,11 +220,12 @@ def train(
                 if timetable.patience is not None and progress.misses >= timetable.patience:
                     break
             next_evaluation = timetable.next_evaluation(progress.step)
-        if watcher.stop_requested():
+        stop, overdue = watcher.wishes(progress.step, time.monotonic() - saved >= timetable.save_seconds)
+        if stop:
             interrupted = progress.step < timetable.total_steps
             break
         due = timetable.save_steps is not None and progress.step % timetable.save_steps < length
-        if due or time.monotonic() - saved >= timetable.save_seconds:
+        if due or overdue:
             save()
             meter.restart_clock()
     save()

@@ -7,11 +7,13 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
 
 from jaxtrain.config import ParallelConfig
 from jaxtrain.errors import UserError
@@ -27,6 +29,9 @@ class Strategy(Protocol):
     under pmap)."""
 
     devices: list[jax.Device]
+    """Of all processes that it spans."""
+    share: tuple[int, int]
+    """(index, count) of this process among those: the part of each global batch that it gives to `shard`."""
     axis_name: str | None
 
     def place(self, tree: Tree) -> Tree:
@@ -36,7 +41,10 @@ class Strategy(Protocol):
         """Arrays that every device reads whole (a data set that fits)."""
 
     def shard(self, tree: Tree) -> Tree:
-        """A global batch from the host, `[batch, ...]`, split over the devices."""
+        """A global batch, split over the devices, from this process's rows of it: `[batch / processes, ...]`."""
+
+    def rows(self, local: NDArray[Any]) -> NDArray[Any]:
+        """The global batch on the host, from the rows of each process."""
 
     def local(self, tree: Tree) -> Tree:
         """Inside a compiled function: this device's part of a batch that was computed there in full."""
@@ -58,22 +66,27 @@ class JitStrategy:
 
     def __init__(self, devices: list[jax.Device], *, fsdp: bool = False) -> None:
         self.devices = devices
+        self.share = share_of(devices)
         self._fsdp = fsdp
-        self._mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+        self._mesh = make_mesh(devices)
         self._whole = NamedSharding(self._mesh, PartitionSpec())
         self._rows = NamedSharding(self._mesh, PartitionSpec(AXIS))
 
     def place(self, tree: Tree) -> Tree:
         """See `Strategy`."""
-        return jax.device_put(tree, jax.tree.map(self._sharding, tree))
+        return self._put(tree, jax.tree.map(self._sharding, tree))
 
     def replicate(self, tree: Tree) -> Tree:
         """See `Strategy`."""
-        return jax.device_put(tree, self._whole)
+        return self._put(tree, jax.tree.map(lambda _: self._whole, tree))
 
     def shard(self, tree: Tree) -> Tree:
         """See `Strategy`."""
-        return jax.device_put(tree, self._rows)
+        return put_rows(tree, self._rows)
+
+    def rows(self, local: NDArray[Any]) -> NDArray[Any]:
+        """See `Strategy`."""
+        return join_rows(local, self._rows)
 
     def local(self, tree: Tree) -> Tree:
         """See `Strategy`."""
@@ -83,7 +96,10 @@ class JitStrategy:
 
     def single(self, tree: Tree) -> Tree:
         """See `Strategy`."""
-        return tree
+        if not self._fsdp or self.share[1] == 1:
+            return tree
+        gather = _replicator(self._whole)
+        return jax.tree.map(lambda leaf: leaf if leaf.is_fully_replicated else np.asarray(gather(leaf)), tree)
 
     def compile_steps(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """See `Strategy`."""
@@ -92,13 +108,16 @@ class JitStrategy:
         def constrained(state: Tree, *args: Any) -> Any:
             new, metrics = function(state, *args)
             shardings = jax.tree.map(self._sharding, new)
-            return jax.lax.with_sharding_constraint(new, shardings), metrics
+            return jax.lax.with_sharding_constraint((new, metrics), (shardings, self._whole))
 
         return jax.jit(function if len(self.devices) == 1 else constrained, donate_argnums=0)
 
     def compile_map(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """See `Strategy`."""
         return jax.jit(function, out_shardings=self._whole)
+
+    def _put(self, tree: Tree, shardings: Any) -> Tree:
+        return jax.device_put(tree, shardings) if self.share[1] == 1 else jax.tree.map(put_everywhere, tree, shardings)
 
     def _sharding(self, leaf: Any) -> NamedSharding:
         count = len(self.devices)
@@ -113,14 +132,18 @@ class JitStrategy:
 
 
 class PmapStrategy:
-    """`jax.pmap` with `axis_name="data"`: the explicit replicated form; every array has a leading device axis."""
+    """`jax.pmap` with `axis_name="data"`: the explicit replicated form; every array has a leading axis of this
+    process's devices."""
 
     axis_name: str | None = AXIS
 
     def __init__(self, devices: list[jax.Device]) -> None:
         self.devices = devices
-        mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-        self._leading = NamedSharding(mesh, PartitionSpec(AXIS))
+        self.share = share_of(devices)
+        here = [device for device in devices if device.process_index == jax.process_index()]
+        self._here = len(here)
+        self._leading = NamedSharding(make_mesh(here), PartitionSpec(AXIS))
+        self._rows = NamedSharding(make_mesh(devices), PartitionSpec(AXIS))
 
     def place(self, tree: Tree) -> Tree:
         """See `Strategy`."""
@@ -128,7 +151,7 @@ class PmapStrategy:
 
     def replicate(self, tree: Tree) -> Tree:
         """See `Strategy`."""
-        count = len(self.devices)
+        count = self._here
 
         def stack(leaf: Any) -> Any:
             if isinstance(leaf, jax.Array):  # also typed keys
@@ -139,8 +162,11 @@ class PmapStrategy:
 
     def shard(self, tree: Tree) -> Tree:
         """See `Strategy`."""
-        count = len(self.devices)
-        return jax.tree.map(lambda x: jax.device_put(x.reshape(count, -1, *x.shape[1:]), self._leading), tree)
+        return jax.tree.map(lambda x: jax.device_put(x.reshape(self._here, -1, *x.shape[1:]), self._leading), tree)
+
+    def rows(self, local: NDArray[Any]) -> NDArray[Any]:
+        """See `Strategy`."""
+        return join_rows(local, self._rows)
 
     def local(self, tree: Tree) -> Tree:
         """See `Strategy`."""
@@ -162,15 +188,60 @@ class PmapStrategy:
 
     def compile_map(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """See `Strategy`."""
-        return self._pmap(
-            function, donate=(), read=lambda out: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
-        )
+
+        def join(rows: jax.Array) -> Any:
+            rows = rows.reshape(-1, *rows.shape[2:])
+            return rows if self.share[1] == 1 else self.rows(np.asarray(rows))
+
+        return self._pmap(function, donate=(), read=lambda out: jax.tree.map(join, out))
 
     def _pmap(
         self, function: Callable[..., Any], donate: tuple[int, ...], read: Callable[[Any], Any]
     ) -> Callable[..., Any]:
         mapped = jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=donate)
         return lambda *args: read(mapped(*args))
+
+
+def share_of(devices: list[jax.Device]) -> tuple[int, int]:
+    """(place of this process among those that the devices belong to, their number)."""
+    processes = sorted({device.process_index for device in devices})
+    return processes.index(jax.process_index()), len(processes)
+
+
+def make_mesh(devices: list[jax.Device]) -> Mesh:
+    """One axis over the devices; those of one process lie together, so that its rows of a batch do."""
+    if share_of(devices)[1] > 1:
+        return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def put_everywhere(leaf: Any, sharding: NamedSharding) -> Any:
+    """An array that every process has whole on the devices of all, each getting its part."""
+    if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = put_everywhere(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+
+def put_rows(tree: Tree, rows: NamedSharding) -> Tree:
+    """A batch of all processes, from the rows that this one has."""
+    if rows.is_fully_addressable:
+        return jax.device_put(tree, rows)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(rows, np.asarray(leaf)), tree)
+
+
+def join_rows(local: NDArray[Any], rows: NamedSharding) -> NDArray[Any]:
+    """The rows of all processes, on each of them."""
+    if rows.is_fully_addressable:
+        return local
+    whole = NamedSharding(rows.mesh, PartitionSpec())
+    return np.asarray(_replicator(whole)(put_rows(local, rows)))
+
+
+@lru_cache(maxsize=8)
+def _replicator(whole: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=whole)
 
 
 def set_cpu_devices(config: ParallelConfig) -> None:
@@ -207,15 +278,15 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def make_strategy(config: ParallelConfig) -> Strategy:
-    """The strategy on this machine's devices; auto is jit."""
+def make_strategy(config: ParallelConfig, *, everywhere: bool = False) -> Strategy:
+    """The strategy on this process's devices, or `everywhere` on those of all processes; auto is jit."""
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
         _keep_freed_memory()
-    if config.devices is not None:
-        if config.devices > len(devices):
-            raise UserError(f"parallel.devices: {config.devices} asked for, {len(devices)} present")
-        devices = devices[: config.devices]
+    if config.devices is not None and config.devices > len(devices):
+        raise UserError(f"parallel.devices: {config.devices} asked for, {len(devices)} present")
+    processes = range(jax.process_count()) if everywhere else [jax.process_index()]
+    devices = [device for process in processes for device in jax.local_devices(process)[: config.devices]]
     match config.strategy:
         case "pmap":
             return PmapStrategy(devices)
