@@ -19,7 +19,14 @@ SHAPES = {
     "elpv": (40, 40, 1),
 }
 QUIET = {"quiet": True, "tracking.enabled": False}
-LARGE = {"cifar10_resnet18", "fashion_mnist_gpu", "imagenet_vit_s16", "pets_vit_lora"}  # long to compile
+LARGE = {
+    "elpv",
+    "fashion_mnist",
+    "cifar10_resnet18",
+    "fashion_mnist_gpu",
+    "imagenet_vit_s16",
+    "pets_vit_lora",
+}  # long to compile
 TINY = {"vit": "vit_test", "efficientnet": "efficientnet_lite_test"}
 
 

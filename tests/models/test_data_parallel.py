@@ -87,6 +87,7 @@ def measured():
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["pmap", "jit"])
 @pytest.mark.parametrize("name", CASES)
 def test_many_devices_agree_with_one(measured, name, strategy):
