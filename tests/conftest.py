@@ -8,8 +8,8 @@ import pytest
 def pytest_configure(config: pytest.Config) -> None:
     """Fast tests spend their time compiling: compile quickly rather than well. Slow ones run as users do.
 
-    Not at level 0: there jax 0.10.2 makes NaN of the gradients of some convolutional networks.
+    At level 0 jax 0.10.2 makes NaN of the gradients of cnn_medium at 28 pixels: what trains that is a slow test.
     """
     if "not slow" in (config.option.markexpr or ""):
-        quick = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
+        quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
         os.environ.setdefault("XLA_FLAGS", quick)

@@ -43,7 +43,7 @@ def test_planted_secrets_are_gone(text: str) -> None:
     "text",
     [
         "https://mlflow.example.org:5000/#/experiments/1",
-        "sqlite:////home/user/mlflow.db",
+        "sqlite:////data/mlflow.db",
         "learning_rate: 0.1, tokenizer=bpe, monkey=see, keys pressed, design: new",
         "someone@example.org",
         "see https://example.org/weights@v1",
