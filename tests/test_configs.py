@@ -49,6 +49,7 @@ def backbone(tmp_path_factory):
 RECIPES = [
     pytest.param(path, id=f"{path.parent.name}-{path.stem}", marks=[pytest.mark.slow] if path.stem in LARGE else [])
     for path in sorted(ROOT.glob("*/*.yaml"))
+    if path.parent.name != "sweeps"  # tests/sweeps/test_sweep_files.py
 ]
 
 

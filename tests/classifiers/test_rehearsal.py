@@ -86,6 +86,7 @@ def test_smoke_needs_no_data_set(capsys):
     assert "12, 12, 3], 10 classes" in told
 
 
+@pytest.mark.slow
 def test_smoke_of_a_head_with_few_shots(trained, tmp_path, capsys):
     options = {"technique": "fe", "data": {"shots": 5, "draws": 9}, "model": {"weights": trained}}
     rehearsal.smoke(Config.model_validate({**options, "head": {"name": "mlp"}}))

@@ -61,6 +61,7 @@ def test_in_a_checkpoint(tmp_path, monkeypatch, room):
     assert result(fit(run_dir, **WIDE)) == whole
 
 
+@pytest.mark.slow
 def test_in_an_embedding_shard(tmp_path, monkeypatch, room):
     weights = fit(tmp_path / "weights").run_dir
     whole = result(embed(tmp_path / "whole", weights))
@@ -106,6 +107,7 @@ def test_in_the_summary(tmp_path, monkeypatch, room):
     assert result(fit(tmp_path / "run")) == whole
 
 
+@pytest.mark.slow
 def test_in_the_database_of_mlflow(tmp_path, caplog, monkeypatch):
     """Training goes on, says so once, and the rows follow when there is room."""
     from jaxtrain.tracking.process import sidecar

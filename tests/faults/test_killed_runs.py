@@ -92,6 +92,7 @@ def test_killed_at_two_file_operations(nursery, undisturbed, tmp_path):
     assert outcome(tmp_path / "run") == expected
 
 
+@pytest.mark.slow
 def test_killed_inside_the_writing_of_the_summary(nursery, undisturbed, tmp_path):
     """And of the model, whose folder is written before: the last file operations of the run."""
     expected, operations, _ = undisturbed
@@ -141,10 +142,8 @@ def refuses_other_options(run_dir):
     assert "Traceback" not in output
 
 
-SIGNALS = [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
-
-
-@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
 def test_a_signal_saves_refuses_other_options_and_continues(number, code, tmp_path):
     run_dir = tmp_path / "run"
     process = start(run_dir)

@@ -42,7 +42,7 @@ def send(run_dir):
 
 @pytest.mark.parametrize(
     "fault",
-    ["dies", "dead", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("error", "hang", "drop", "tardy"))],
+    ["dies", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("dead", "error", "hang", "drop", "tardy"))],
 )
 def test_a_server_at_fault_changes_nothing_and_gets_everything_later(
     tmp_path, whole, server, monkeypatch, caplog, fault

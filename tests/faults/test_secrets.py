@@ -28,7 +28,8 @@ def everything_in(folder):
     return {str(path): path.read_bytes() for path in files} | {"names": "\n".join(map(str, files)).encode()}
 
 
-@pytest.mark.parametrize("alive", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("alive", [True, False])
 def test_no_secret_is_anywhere(tmp_path, server, alive):
     """In the run directory, what MLflow got, what was printed, the page of a comparison, and an error's traceback."""
     data = tmp_path / "data.npz"

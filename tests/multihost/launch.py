@@ -33,8 +33,12 @@ def merged(below: dict, above: dict) -> dict:
 
 
 def start(technique, run_dir, options, *, processes=1, devices=2, **test) -> list[subprocess.Popen]:
-    """Each process with its own CPU devices; `options` over COMMON, one dict for all; `test`: see `worker.run`."""
+    """Each process with its own CPU devices; `options` over COMMON, one dict for all; `test`: see `worker.run`.
+
+    Compiled as users do: at XLA's level 0, which the fast tests use, results differ by the size of a device's part.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(run_dir.parent / "cache")}
+    environment.pop("XLA_FLAGS", None)
     coordinator = f"localhost:{free_port()}"
     started = []
     for number in range(processes):

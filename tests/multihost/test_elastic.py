@@ -36,6 +36,7 @@ def goes_on(stopped, undisturbed, run_dir, strategy, **how):
         np.testing.assert_allclose(column(run_dir, name), column(undisturbed, name), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_on_one_device(stopped, undisturbed, tmp_path):
     goes_on(stopped, undisturbed, tmp_path / "run", "jit", devices=1)
 

@@ -162,6 +162,7 @@ def test_a_process_that_is_killed_ends_the_other(tmp_path):
     assert code not in (0, None), output
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_come_are_not_waited_for_ever(tmp_path):
     waiting, _ = processes = start("pt", tmp_path / "run", {}, processes=2, patience=5)
     processes[1].kill()

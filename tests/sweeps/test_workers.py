@@ -94,6 +94,7 @@ def test_processes_of_one_command_share_the_runs(tmp_path):
     assert len(trained) == len(set(trained)) == len(summaries(tmp_path)) == 6
 
 
+@pytest.mark.slow
 def test_a_signal_stops_it_and_the_same_command_goes_on(tmp_path):
     path = write(tmp_path, steps=2000)
     process = start(path)
