@@ -138,6 +138,7 @@ class NotANumber(PTClassifier):
         return loss + jnp.log(-jnp.abs(loss)), metrics
 
 
+@pytest.mark.slow
 def test_debug_stops_at_the_operation_that_makes_nan(use):
     use(NotANumber)
     with pytest.raises(RunError, match=r"nan.*log|log.*nan"):

@@ -17,8 +17,9 @@ PHASES = {
     "testing": "jaxtrain.benchmark.evaluate.evaluate_on_test",
     "embedding": "jaxtrain.data.embedding_files.ShardFiles.write",
 }
+FAST = [("training", signal.SIGTERM), ("saving", signal.SIGTERM), ("embedding", signal.SIGINT)]
 CASES = [
-    pytest.param(phase, number, marks=[] if number == signal.SIGTERM else pytest.mark.slow)
+    pytest.param(phase, number, marks=[] if (phase, number) in FAST else pytest.mark.slow)
     for phase in PHASES
     for number in (signal.SIGTERM, signal.SIGINT)
 ]

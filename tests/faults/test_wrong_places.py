@@ -67,6 +67,7 @@ def test_a_missing_directory_is_made(tmp_path):
     assert fit(tmp_path / "not" / "there" / "yet", train={"steps": 4}).summary["steps"] == 4
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_directory(tmp_path, monkeypatch):
     """The second is refused at once and does the first no harm."""
     from jaxtrain.classifiers.stepwise import Watcher

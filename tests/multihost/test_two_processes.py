@@ -58,7 +58,7 @@ def compare(technique, options, folder, way="jit"):
 
 
 def test_pretraining_in_two_processes_is_that_of_one(tmp_path):
-    two, summary = compare("pt", {}, tmp_path)
+    two, summary = compare("pt", {"model": {"name": "mlp_tiny"}}, tmp_path)
     check_batches(two, 20)
     assert len(summary["devices"]) == 4
 
@@ -66,7 +66,15 @@ def test_pretraining_in_two_processes_is_that_of_one(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "way"),
-    [(STREAM, "jit"), (STREAM, "pmap"), (AUGMENTED, "pmap"), (AUGMENTED, "jit"), (VIT, "fsdp"), (VIT | STREAM, "fsdp")],
+    [
+        ({}, "jit"),
+        (STREAM, "jit"),
+        (STREAM, "pmap"),
+        (AUGMENTED, "pmap"),
+        (AUGMENTED, "jit"),
+        (VIT, "fsdp"),
+        (VIT | STREAM, "fsdp"),
+    ],
 )
 def test_every_way_to_feed_and_run_agrees(options, way, tmp_path):
     compare("pt", options, tmp_path, way)
