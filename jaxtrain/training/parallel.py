@@ -180,11 +180,11 @@ class PmapStrategy:
 
     def single(self, tree: Tree) -> Tree:
         """See `Strategy`."""
-        return jax.tree.map(lambda x: x[0], tree)
+        return jax.tree.map(_first_copy, tree)
 
     def compile_steps(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """See `Strategy`."""
-        return self._pmap(function, donate=(0,), read=lambda out: (out[0], jax.tree.map(lambda x: x[0], out[1])))
+        return self._pmap(function, donate=(0,), read=lambda out: (out[0], self.single(out[1])))
 
     def compile_map(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """See `Strategy`."""
@@ -200,6 +200,12 @@ class PmapStrategy:
     ) -> Callable[..., Any]:
         mapped = jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=donate)
         return lambda *args: read(mapped(*args))
+
+
+def _first_copy(stacked: jax.Array) -> jax.Array:
+    """Of copies `[devices, ...]` the one of the first device; `stacked[0]` would make all devices meet, which on CPU
+    can halt for ever while others of such programs wait."""
+    return stacked.addressable_shards[0].data[0]
 
 
 def share_of(devices: list[jax.Device]) -> tuple[int, int]:
