@@ -19,7 +19,7 @@ class SyncCommand:
     """Send MLflow the records, artifacts and models that it does not have yet, each once; harmless when repeated."""
 
     run_dirs: Positional[tuple[Annotated[Path, arg(metavar="RUN_DIR")], ...]]
-    """Directories of runs that have ended."""
+    """Directories of runs that have ended; their evaluations on the test set are sent too."""
     uri: str | None = None
     """Another store than the one that the run was meant for, or the same with the password that is never saved."""
     timeout: float = 600.0
@@ -27,14 +27,16 @@ class SyncCommand:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Every run is tried. Raises UserError for a directory that is no run, RunError where something is still lacking."""
+    """Every run is tried. Raises UserError for a directory that is no run, RunError where something is lacking."""
     command = parse(SyncCommand, arguments)
     if not command.run_dirs:
         raise UserError("no run is named: give directories of runs that have ended, such as runs/PT/NAME")
     from jaxtrain.tracking import sync_run
 
     lacking = []
-    for run_dir in command.run_dirs:
+    # A run of the Benchmark experiment keeps what it sends in a folder of the run that was evaluated.
+    parts = [part for run_dir in command.run_dirs for part in (run_dir, *run_dir.glob("benchmark/tracking/*"))]
+    for run_dir in parts:
         report = sync_run(run_dir, command.uri, command.timeout)
         if report.problem is None:
             print_line(f"{run_dir}: everything is in {report.uri}")

@@ -93,7 +93,9 @@ class Reporter:
         """Say what MLflow did not get."""
         if report.problem is not None:
             where = self._run_dir / "metrics.jsonl"
-            _log.warning("MLflow lacks %d records (%s); all are in %s", report.unsent_rows, report.problem, where)
+            remedy = shlex.join(["python", "scripts/sync_mlflow.py", str(self._run_dir)])
+            told = "MLflow lacks %d records (%s); all are in %s, and %s sends them"
+            _log.warning(told, report.unsent_rows, report.problem, where, remedy)
 
     def result(self, summary: Mapping[str, Any], looks: int | None) -> None:
         """At the end."""

@@ -13,13 +13,15 @@ from jaxtrain.classifiers.run import run
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.training.nonfinite import Diverged
 
-MODELS = ["mlp_tiny", pytest.param("cnn_small", marks=pytest.mark.slow)]
+# Under Adam the noise of float32 grows in a CNN: other compiler flags alone put two solo runs 1e-2 apart in 50 steps.
+MODELS = [("mlp_tiny", "adamw", 1), pytest.param("cnn_small", "sgd", 5, marks=pytest.mark.slow)]
 SETTINGS = [(1e-3, 0, 0.0), (3e-3, 1, 0.1), (1e-2, 2, 0.0)]
 
 
-def classifier(run_dir, rate, seed=0, smoothing=0.0, *, model="mlp_tiny", steps=50, **train):
+def classifier(run_dir, rate, seed=0, smoothing=0.0, *, model="mlp_tiny", optimizer="adamw", steps=50, **train):
     return PTClassifier(
-        run_dir=run_dir, seed=seed, quiet=True, model={"name": model}, optimizer={"learning_rate": rate},
+        run_dir=run_dir, seed=seed, quiet=True, model={"name": model},
+        optimizer={"name": optimizer, "learning_rate": rate},
         train={"steps": steps, "label_smoothing": smoothing, "log_every": 1, **train},
         tracking={"enabled": False}, parallel={"devices": 1},
     )  # fmt: skip
@@ -47,12 +49,14 @@ def losses(one):
     return np.array([record["train/loss"] for record in records(one) if "train/loss" in record])
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_members_equal_their_solo_runs(model, dataset, tmp_path):
-    members = [classifier(tmp_path / f"member{i}", *s, model=model) for i, s in enumerate(SETTINGS)]
+@pytest.mark.parametrize(("model", "optimizer", "factor"), MODELS)
+def test_members_equal_their_solo_runs(model, optimizer, factor, dataset, tmp_path):
+    settings = [(factor * rate, *rest) for rate, *rest in SETTINGS]
+    how = {"model": model, "optimizer": optimizer}
+    members = [classifier(tmp_path / f"member{i}", *s, **how) for i, s in enumerate(settings)]
     assert together(members, dataset) == [None, None, None]
-    for number, setting in enumerate(SETTINGS):
-        alone = classifier(tmp_path / f"alone{number}", *setting, model=model)
+    for number, setting in enumerate(settings):
+        alone = classifier(tmp_path / f"alone{number}", *setting, **how)
         run(alone, dataset)
         member = members[number]
         np.testing.assert_allclose(losses(member), losses(alone), rtol=1e-4)
