@@ -106,6 +106,7 @@ def test_killed_inside_the_writing_of_the_summary(nursery, undisturbed, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_one_hundred_kills_end_in_the_same_bytes(nursery, undisturbed, tmp_path):
     generator, killed, number = random.Random(1), 0, 0

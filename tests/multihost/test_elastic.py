@@ -9,6 +9,8 @@ from test_two_processes import check_batches
 
 STEPS, STOPPED = 20, 8
 OPTIONS = {"train": {"steps": STEPS, "ema_decay": 0.9}, "model": {"name": "vit_test", "patch_size": 4}}
+MORE = [(2, "jit"), (8, "jit"), (1, "pmap"), (2, "pmap"), (8, "pmap"), (1, "fsdp"), (2, "fsdp")]
+STRATEGIES_MORE = [pytest.param(name, marks=pytest.mark.soak) for name in ("jit", "fsdp")]
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +46,20 @@ def test_on_one_device(stopped, undisturbed, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "strategy"),
-    [(2, "jit"), (8, "jit"), (1, "pmap"), (2, "pmap"), (8, "pmap"), (1, "fsdp"), (2, "fsdp"), (8, "fsdp")],
+    [(8, "fsdp"), *(pytest.param(*case, marks=pytest.mark.soak) for case in MORE)],
 )
 def test_on_other_devices(devices, strategy, stopped, undisturbed, tmp_path):
     goes_on(stopped, undisturbed, tmp_path / "run", strategy, devices=devices)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["jit", "pmap", "fsdp"])
+@pytest.mark.parametrize("strategy", ["pmap", *STRATEGIES_MORE])
 def test_in_two_processes(strategy, stopped, undisturbed, tmp_path):
     goes_on(stopped, undisturbed, tmp_path / "run", strategy, processes=2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["jit", "pmap", "fsdp"])
+@pytest.mark.parametrize("strategy", ["pmap", *STRATEGIES_MORE])
 def test_from_two_processes_in_one(strategy, undisturbed, tmp_path):
     options = {**OPTIONS, "parallel": {"strategy": strategy}}
     results = ended(start("pt", tmp_path / "run", options, processes=2, stop_at=STOPPED))

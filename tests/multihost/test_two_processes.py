@@ -19,6 +19,7 @@ AUGMENTED = {
     "train": {"ema_decay": 0.9, "accumulate": 2},
 }
 VIT = {"model": {"name": "vit_test", "patch_size": 4}}
+MORE = [({}, "jit"), (STREAM, "jit"), (STREAM, "pmap"), (AUGMENTED, "jit"), (VIT, "fsdp")]
 
 
 def expected_batches(steps, seed=0, batch_size=64):
@@ -67,13 +68,9 @@ def test_pretraining_in_two_processes_is_that_of_one(tmp_path):
 @pytest.mark.parametrize(
     ("options", "way"),
     [
-        ({}, "jit"),
-        (STREAM, "jit"),
-        (STREAM, "pmap"),
         (AUGMENTED, "pmap"),
-        (AUGMENTED, "jit"),
-        (VIT, "fsdp"),
         (VIT | STREAM, "fsdp"),
+        *(pytest.param(*case, marks=pytest.mark.soak) for case in MORE),
     ],
 )
 def test_every_way_to_feed_and_run_agrees(options, way, tmp_path):
@@ -108,7 +105,7 @@ def test_feature_extraction_shares_the_images(weights, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("signalled", [0, 1])
+@pytest.mark.parametrize("signalled", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_a_signal_to_one_stops_all_at_one_step_and_one_process_goes_on(signalled, tmp_path):
     options = {"train": {"steps": 3000}, "tracking": {"enabled": True, "uri": f"sqlite:///{tmp_path}/mlflow.db"}}
     run_dir = tmp_path / "run"
