@@ -30,6 +30,13 @@ def missed(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_what_is_still_lacking_is_a_failure(missed, capsys):
+    with pytest.raises(RunError, match=r"MLflow still lacks part of .*run.*the same command tries again"):
+        run([str(missed), "--timeout", "1"])
+    assert "records are not in http://localhost:9 yet (no connection" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_what_a_server_missed_comes_once_with_the_test(missed, tmp_path, capsys):
     for _ in range(2):
         run([str(missed), "--uri", f"sqlite:///{tmp_path}/mlflow.db"])
@@ -45,13 +52,6 @@ def test_what_a_server_missed_comes_once_with_the_test(missed, tmp_path, capsys)
     rows = {(key, one["step"]) for one in Journal(missed / "metrics.jsonl").records() for key in one if "/" in key}
     assert ("train/loss", 4) in rows
     assert {row: counts.get(row) for row in rows} == dict.fromkeys(rows, 1)
-
-
-@pytest.mark.slow
-def test_what_is_still_lacking_is_a_failure(missed, capsys):
-    with pytest.raises(RunError, match=r"MLflow still lacks part of .*run.*the same command tries again"):
-        run([str(missed), "--timeout", "1"])
-    assert "records are not in http://localhost:9 yet (no connection" in capsys.readouterr().out
 
 
 def test_what_is_no_run_is_named(tmp_path):
