@@ -79,10 +79,12 @@ class Counting(Poisonable):
 def test_it_stops_within_the_logging_interval(tmp_path, log_every, monkeypatch):
     monkeypatch.setattr("jaxtrain.classifiers.recovery.find_origin", lambda *_: None)
     Counting.done = 0
-    with pytest.raises(RunError, match=f"nan at step {BAD};"):
-        train(tmp_path / "run", classifier=Counting, log_every=log_every, checkpoint={"every_seconds": 1e6})
+    images, labels = (np.concatenate([part] * 10) for part in data(()))  # one epoch, whose end would hide being late
+    images[Order(len(images), BATCH, seed=0).steps(0, 6)[5, 0]] = 255
+    with pytest.raises(RunError, match="nan at step 6;"):
+        train(tmp_path / "run", (images, labels), Counting, {"every_seconds": 1e6}, log_every=log_every)
     jax.effects_barrier()
-    assert BAD <= Counting.done <= BAD + max(log_every - 1, 1)
+    assert 6 <= Counting.done <= 6 + max(log_every - 1, 1)
 
 
 class Exploding(Poisonable):
