@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -123,6 +124,8 @@ def _places(axis: Axis, options: list[Any]) -> tuple[Any, list[tuple[float, str]
         return (scale(numbers) - low) / (high - low), ticks
     words = [category(axis, one) for one in options]
     names = in_order(axis, words)
+    with suppress(ValueError):  # numbers go upwards
+        names = sorted(names, key=float)
     heights = {name: place / max(len(names) - 1, 1) for place, name in enumerate(names)}
     return np.asarray([heights[word] for word in words]), [(height, name) for name, height in heights.items()]
 
