@@ -11,7 +11,7 @@ from jaxtrain.data.digest import images_fingerprint
 from jaxtrain.data.embedding_key import EmbeddingKey
 from jaxtrain.data.embedding_store import EmbeddingStore
 
-DIM, SHARD = 8, 32
+DIM, SHARD, COUNT = 8, 32, 301
 PROJECTION = np.random.default_rng(7).normal(size=(27, DIM)).astype(np.float32)
 
 
@@ -66,6 +66,12 @@ class Backbone:
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def fill(root, source=None, backbone=None, **options):
+    """One split of `COUNT` images, through a store of small shards."""
+    source = images(COUNT) if source is None else source
+    return EmbeddingStore(root, shard_images=SHARD).get(key_of(source), source, backbone or Backbone(), **options)
 
 
 if __name__ == "__main__":
