@@ -60,7 +60,8 @@ def database_file(uri: str) -> Path | None:
 
 
 def connect(uri: str) -> Any:
-    """An `MlflowClient`. A fresh SQLite store is made under a lock: its migrations race otherwise."""
+    """An `MlflowClient`. A fresh SQLite store is made whole and under a lock: its migrations race otherwise, and one
+    that a kill left half made is never opened again."""
     from mlflow.tracking import MlflowClient
 
     database = database_file(uri)
@@ -68,7 +69,22 @@ def connect(uri: str) -> Any:
         return MlflowClient(uri, registry_uri=uri)
     database.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(database.with_name(f"{database.name}.lock")):
+        if not database.exists():
+            _make_store(uri, database)
         return MlflowClient(uri, registry_uri=uri)
+
+
+def _make_store(uri: str, database: Path) -> None:
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    made = database.with_name(f".{database.name}.new")
+    for leftover in (made, made.with_name(f"{made.name}-journal")):
+        leftover.unlink(missing_ok=True)
+    store = SqlAlchemyStore(uri.replace(str(database), str(made), 1), DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+    store.engine.dispose()
+    if not database.exists():  # another program's, in the meantime
+        made.rename(database)
 
 
 def experiment_id(client: Any, uri: str, name: str) -> str:

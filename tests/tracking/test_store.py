@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +94,29 @@ def test_the_lock_is_for_one_process_and_ends_with_it(tmp_path: Path) -> None:
     other.wait()
     with store.file_lock(path, timeout=5.0):
         assert store.try_lock(path) is None
+
+
+KILLED_IN_A_MIGRATION = """
+import os, signal, sys
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from jaxtrain.tracking import store
+
+@event.listens_for(Engine, "before_cursor_execute")
+def kill(connection, cursor, statement, *rest):
+    if statement.strip() == "DROP TABLE experiments":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+store.connect(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_while_a_store_is_made_leaves_none_that_cannot_be_opened(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_A_MIGRATION, uri], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    store.experiment_id(store.connect(uri), uri, "PT")
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert database.execute("select count(*) from experiments where name = 'PT'").fetchone() == (1,)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
