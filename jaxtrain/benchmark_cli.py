@@ -56,10 +56,9 @@ class Command:
         from jaxtrain.benchmark.api import make_report
         from jaxtrain.benchmark.comparison import compare
         from jaxtrain.benchmark.runs import finished_runs, gather, report_folder, track, track_report
-        from jaxtrain.console import log_to_stderr, print_line
+        from jaxtrain.console import print_line
 
         self._check()
-        log_to_stderr()
         say = (lambda text: None) if self.quiet else print_line
         paths = list(self.runs) or finished_runs()
         data = None if self.data.name == _OWN else self.data

@@ -78,8 +78,9 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def main(body: Callable[[], None]) -> None:
     """Run a script's body and turn errors into one line and an exit code (0, 1, 2, 130, 143)."""
-    from jaxtrain.console import print_error
+    from jaxtrain.console import log_to_stderr, print_error
 
+    log_to_stderr()
     try:
         body()
     except JaxtrainError as error:

@@ -44,10 +44,9 @@ class Command:
 
     def run(self) -> None:
         """Plan, train, report."""
-        from jaxtrain.console import log_to_stderr, print_line
+        from jaxtrain.console import print_line
         from jaxtrain.sweeps.config import load_sweep
 
-        log_to_stderr()
         say = (lambda text: None) if self.quiet else print_line
         sweep = load_sweep(self.file)
         from jaxtrain.sweeps.plan import describe, make_plan
