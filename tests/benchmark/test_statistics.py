@@ -165,7 +165,9 @@ def test_intervals_cover_in_a_few_simulations():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("sharpness", [1.0, 2.0], ids=["calibrated", "too sure of itself"])
+@pytest.mark.parametrize(
+    "sharpness", [1.0, pytest.param(2.0, marks=pytest.mark.soak)], ids=["calibrated", "too sure of itself"]
+)
 def test_intervals_cover_93_to_97_percent(sharpness):
     found = coverage(2000, 400, 1000, sharpness=sharpness)
     assert {name: share for name, share in found.items() if not 0.93 <= share <= 0.97} == {}

@@ -143,7 +143,9 @@ def refuses_other_options(run_dir):
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak), (signal.SIGTERM, 143)]
+)
 @pytest.mark.slow
 def test_a_signal_saves_refuses_other_options_and_continues(number, code, tmp_path):
     run_dir = tmp_path / "run"

@@ -40,7 +40,10 @@ def send(run_dir):
     assert (report.unsent_rows, report.problem) == (0, None)
 
 
-@pytest.mark.parametrize("fault", ["dies", "dead", "error", "hang", "drop", "tardy"])
+@pytest.mark.parametrize(
+    "fault",
+    ["dies", "dead", *(pytest.param(fault, marks=pytest.mark.soak) for fault in ("error", "hang", "drop", "tardy"))],
+)
 @pytest.mark.slow
 def test_a_server_at_fault_changes_nothing_and_gets_everything_later(
     tmp_path, whole, server, monkeypatch, caplog, fault
@@ -76,6 +79,7 @@ def test_a_server_at_fault_changes_nothing_and_gets_everything_later(
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_locked_database(tmp_path, whole, sqlite_uri, caplog):
     """Another process holds the lock from before the run until after it."""
     code = (

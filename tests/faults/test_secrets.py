@@ -29,7 +29,7 @@ def everything_in(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alive", [True, False])
+@pytest.mark.parametrize("alive", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_no_secret_is_anywhere(tmp_path, server, alive):
     """In the run directory, what MLflow got, what was printed, the page of a comparison, and an error's traceback."""
     data = tmp_path / "data.npz"
