@@ -6,7 +6,7 @@ import pytest
 from jaxtrain import PTClassifier
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.sync_cli import run
-from jaxtrain.tracking import Journal, Tracker
+from jaxtrain.tracking import Journal
 
 OPTIONS = {
     "quiet": True,
@@ -19,13 +19,11 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def missed(tmp_path_factory):
     """A run, tested, while no server answered."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tracker, "wait_run_id", lambda self, timeout: None)  # not half a minute at the end
-        images, labels = np.random.default_rng(0).integers(0, 256, (48, 4, 4), np.uint8), np.arange(48) % 4
-        model = PTClassifier(
-            **OPTIONS, tracking={"uri": "http://localhost:9"}, run_dir=tmp_path_factory.mktemp("missed") / "run"
-        )
-        model.fit(images[:32], labels[:32], validation=(images[32:40], labels[32:40]), test=(images[40:], labels[40:]))
+    images, labels = np.random.default_rng(0).integers(0, 256, (48, 4, 4), np.uint8), np.arange(48) % 4
+    model = PTClassifier(
+        **OPTIONS, tracking={"uri": "http://localhost:9"}, run_dir=tmp_path_factory.mktemp("missed") / "run"
+    )
+    model.fit(images[:32], labels[:32], validation=(images[32:40], labels[32:40]), test=(images[40:], labels[40:]))
     return model.run_dir
 
 

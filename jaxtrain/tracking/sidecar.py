@@ -108,7 +108,8 @@ class Run:
         self.due = time.monotonic() + (min(pause, 2.0) if self.deadline is not None else pause)
         text = self._reason(error)
         if self.problem is None and self.failures > (1 if "locked" in text else 0):
-            self.warn(f"{text}; metrics are kept in {self.run_dir} and sent when MLflow answers")
+            said = f"{text}; metrics are kept in {self.run_dir} and sent when MLflow answers"
+            self.emit(self.run_dir, "away", text=said)
         self.problem = text
 
     def _reason(self, error: Exception) -> str:

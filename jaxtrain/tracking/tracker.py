@@ -195,7 +195,10 @@ class Tracker:
         return self._run_id or (State.load(self.run_dir).run_id if self.uri else None)
 
     def wait_run_id(self, timeout: float) -> str | None:
-        """The id of the run, waiting up to so many seconds for MLflow; None where it does not answer."""
+        """The id of the run, waiting up to so many seconds for MLflow; None where it does not answer.
+
+        Once MLflow is known to be away nothing is waited for.
+        """
         if self.uri is not None:
             self._known.wait(timeout)
         return self.run_id
@@ -261,15 +264,18 @@ class Tracker:
             self._sidecar = None
             self._problem = f"cannot start the process that talks to MLflow: {error}"
             _log.warning("%s; metrics are kept in %s", self._problem, self.journal.path)
+            self._known.set()
             return
         self._sidecar.attach(self._key, self._hear, uri=self._secret_uri, folder=os.getcwd(), **attachment)
 
     def _hear(self, event: Mapping[str, Any]) -> None:
         """Called in the thread that listens to the sidecar."""
         kind = event["event"]
-        if kind == "warning":
+        if kind in ("warning", "away"):
             self._problem = event["text"]
             _log.warning("MLflow: %s", event["text"])
+            if kind == "away":
+                self._known.set()
         elif kind == "info":
             _log.info("%s", event["text"])
         elif kind == "run":

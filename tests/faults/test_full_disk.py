@@ -8,7 +8,7 @@ import pytest
 from small_run import embed, fit, history, result
 
 from jaxtrain.errors import RunError
-from jaxtrain.tracking import Tracker, sync_run
+from jaxtrain.tracking import sync_run
 from jaxtrain.training.checkpoints import Checkpoints
 from jaxtrain.training.run_directory import RunDirectory
 
@@ -85,10 +85,12 @@ def test_in_an_embedding_shard(tmp_path, monkeypatch, room):
     assert result(embed(tmp_path / "run", weights)) == whole
 
 
-def test_in_the_journal(tmp_path, monkeypatch, room):
+@pytest.mark.parametrize("part", [2, 10])
+def test_in_the_journal(tmp_path, monkeypatch, room, part):
+    """Half of the file: there is room for a part of a line; a tenth: for nothing more."""
     whole = result(fit(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        full_after(patch, room, 20, (tmp_path / "whole" / "metrics.jsonl").stat().st_size // 2)
+        full_after(patch, room, 20, (tmp_path / "whole" / "metrics.jsonl").stat().st_size // part)
         with pytest.raises(RunError, match=r"metrics.jsonl: cannot write metrics"):
             fit(tmp_path / "run", checkpoint={"every_steps": 1000})  # a checkpoint would be the first to find no room
     room(None)
@@ -108,11 +110,10 @@ def test_in_the_summary(tmp_path, monkeypatch, room):
 
 
 @pytest.mark.slow
-def test_in_the_database_of_mlflow(tmp_path, caplog, monkeypatch):
+def test_in_the_database_of_mlflow(tmp_path, caplog):
     """Training goes on, says so once, and the rows follow when there is room."""
     from jaxtrain.tracking.process import sidecar
 
-    monkeypatch.setattr(Tracker, "wait_run_id", lambda self, timeout: self.run_id)  # not half a minute at the end
     whole = result(fit(tmp_path / "whole", train={"steps": 200}))
     database = tmp_path / "mlflow.db"
     tracking = {"enabled": True, "uri": f"sqlite:///{database}", "log_model": False, "system_metrics": False}

@@ -137,6 +137,7 @@ class Stuck(ArraySource):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_a_hung_worker_is_an_error_that_names_it_and_is_gone(monkeypatch):
     monkeypatch.setattr(worker_watch, "SECONDS", 5.0)
     source = Stuck(np.zeros((64, 8, 8, 3), np.uint8), np.zeros(64, np.int32), parent=os.getpid())

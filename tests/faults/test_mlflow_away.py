@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_run import fit, history, result
 
-from jaxtrain.tracking import Tracker, sync_run
+from jaxtrain.tracking import sync_run
 
 STEPS = 400
 OPTIONS = {"train": {"steps": STEPS, "log_every": 2}}
@@ -51,13 +51,12 @@ def test_a_server_at_fault_changes_nothing_and_gets_everything_later(
     """`dies`: after the first rows have come; `dead`: from start to end; `tardy`: 10 s an answer."""
     from jaxtrain.classifiers.stepwise import Watcher
 
-    log, wait = Watcher.log, Tracker.wait_run_id
-    monkeypatch.setattr(Tracker, "wait_run_id", lambda self, timeout: self.run_id)  # not half a minute at the end
+    log = Watcher.log
 
     def logged(self, step, metrics):
         log(self, step, metrics)
         if fault == "dies" and step == 100 and server.up:
-            assert wait(self._tracker, 300)
+            assert self._tracker.wait_run_id(300)
             server.stop()
 
     monkeypatch.setattr(Watcher, "log", logged)

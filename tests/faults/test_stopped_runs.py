@@ -33,8 +33,8 @@ def whole(tmp_path_factory):
     return {"pt": result(pt), "fe": result(embed(folder / "fe", pt.run_dir)), "weights": pt.run_dir}
 
 
-def send_at(monkeypatch, target, number, calls=2):
-    """The signal comes when a function is called for the second time (or the first, where there is no other)."""
+def send_at(monkeypatch, target, number, calls):
+    """The signal comes with a call of a function: the first, the second, ..."""
     from pkgutil import resolve_name
 
     real, seen = resolve_name(target), []
@@ -57,7 +57,8 @@ def test_a_signal_in_any_phase(tmp_path, whole, monkeypatch, phase, number):
         return embed(tmp_path / "run", whole["weights"]) if technique == "fe" else fit(tmp_path / "run")
 
     with monkeypatch.context() as patch:
-        seen = send_at(patch, PHASES[phase], number, calls=1 if phase in ("compiling", "testing") else 2)
+        later = ("training", "validating", "saving")
+        seen = send_at(patch, PHASES[phase], number, calls=2 if phase in later else 1)
         with pytest.raises(Interrupted) as caught:
             again()
     assert time.monotonic() - seen[-1] < 30
@@ -65,5 +66,8 @@ def test_a_signal_in_any_phase(tmp_path, whole, monkeypatch, phase, number):
     assert f"continue with: python scripts/train.py --technique {technique} --run-dir" in str(caught.value)
     assert not (tmp_path / "run" / "summary.json").exists()
     if technique == "pt":
-        assert list((tmp_path / "run" / "checkpoints").glob("0*"))
+        saved = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("0*"))
+        assert saved == 40 if phase == "testing" else saved < 20  # there and then, not where the run would end
+    else:
+        assert len(list((tmp_path / "run-store").rglob("*.npy"))) == 1
     assert result(again()) == whole[technique]

@@ -148,6 +148,15 @@ def test_a_slow_store_and_one_that_dies_and_comes_back(tmp_path: Path, server: A
     assert server.points() == {("train/loss", 0): 1, ("train/loss", 1): 1, ("train/loss", 2): 1}
 
 
+def test_nobody_waits_for_a_store_that_is_away(tmp_path: Path, server: Any) -> None:
+    server.stop()
+    tracker = _start(tmp_path / "run", server.uri)
+    started = time.monotonic()
+    assert tracker.wait_run_id(500) is None
+    assert time.monotonic() - started < 250
+    assert tracker.finish("FINISHED", timeout=60).problem is not None
+
+
 @pytest.mark.slow
 def test_a_sidecar_that_is_killed_is_replaced_at_the_end(tmp_path: Path, server: Any) -> None:
     tracker = _start(tmp_path / "run", server.uri)
