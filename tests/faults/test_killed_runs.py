@@ -1,6 +1,7 @@
 """kill -9 at any moment, also inside a write: the same command ends as if nothing had happened."""
 
 import json
+import os
 import random
 import signal
 import sqlite3
@@ -12,6 +13,7 @@ from resume import finish, history, start, stop, wait_for_step
 
 from jaxtrain.tracking import sync_run
 from jaxtrain.training.checkpoints import Checkpoints, tree_digest
+from jaxtrain.training.run_directory import write_text
 
 QUIET = ("--tracking.enabled", "False")
 OPTIONS = [
@@ -90,6 +92,20 @@ def test_killed_at_two_file_operations(nursery, undisturbed, tmp_path):
         assert done["status"] == -signal.SIGKILL, done["output"]
     assert nursery.run([*OPTIONS, *QUIET], tmp_path)["status"] == 0
     assert outcome(tmp_path / "run") == expected
+
+
+def test_until_it_is_whole_on_the_disk_a_new_file_stands_under_another_name(tmp_path, monkeypatch):
+    def killed(_):
+        raise SystemExit
+
+    write_text(tmp_path / "summary.json", "the old one")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", killed)
+        with pytest.raises(SystemExit):
+            write_text(tmp_path / "summary.json", "the new one")
+    assert (tmp_path / "summary.json").read_text() == "the old one"
+    write_text(tmp_path / "summary.json", "the new one")
+    assert (tmp_path / "summary.json").read_text() == "the new one"
 
 
 @pytest.mark.slow

@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxtrain.classifiers.run import _failures_written
+from jaxtrain.errors import RunError
+
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = [f"cAnArY{number:02d}x7f3d91q" for number in range(12)]
 ENVIRONMENT = {
@@ -49,7 +52,7 @@ def test_no_secret_is_anywhere(tmp_path, server, alive):
         line = [sys.executable, str(ROOT / "scripts" / script), *arguments]
         return subprocess.run(line, cwd=here, env=environment, text=True, capture_output=True, timeout=240, check=False)
 
-    done = command("train.py", *common, "--data.name", f"npz:{data}", "--run-dir", "run")
+    done = command("train.py", *common, "--tracking.uri", uri, "--data.name", f"npz:{data}", "--run-dir", "run")
     assert done.returncode == 0, done.stderr
     page = command("benchmark.py", "run", "--out", "page", "--tracking.enabled", "False")
     printed = done.stdout + done.stderr + page.stdout + page.stderr
@@ -68,3 +71,11 @@ def test_no_secret_is_anywhere(tmp_path, server, alive):
     assert not alive or server.runs
     found = {secret: [name for name, text in written.items() if secret.encode() in text] for secret in SECRETS}
     assert {secret: names for secret, names in found.items() if names} == {}
+
+
+def test_the_traceback_in_the_run_directory_has_none(tmp_path):
+    with pytest.raises(RunError), _failures_written(tmp_path / "error.log"):
+        raise OSError(f"no answer from {ENVIRONMENT['DATABASE_URL']}")
+    written = (tmp_path / "error.log").read_text()
+    assert "OSError: no answer from postgresql://***@db/x" in written
+    assert SECRETS[5] not in written

@@ -51,6 +51,19 @@ def test_experiments_are_found_created_and_missed_when_deleted(sqlite_uri: str, 
         store.experiment_id(client, sqlite_uri, "PT")
 
 
+def test_an_experiment_that_another_process_makes_first_is_taken(
+    sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, looked = store.connect(sqlite_uri), list[str]()
+    real = client.get_experiment_by_name
+    number = client.create_experiment("PT")
+    monkeypatch.setattr(
+        client, "get_experiment_by_name", lambda name: looked.append(name) or (real(name) if looked[1:] else None)
+    )
+    assert store.experiment_id(client, sqlite_uri, "PT") == number
+    assert looked == ["PT", "PT"]
+
+
 def test_only_dead_runs_of_this_machine_are_closed(sqlite_uri: str) -> None:
     client = store.connect(sqlite_uri)
     number = store.experiment_id(client, sqlite_uri, "PT")
