@@ -120,6 +120,8 @@ class AugmentConfig(Section):
     """Alpha of mixup's Beta distribution (0: off)."""
     cutmix: NonNegative | None = None
     """Alpha of CutMix's Beta distribution (0: off); with mixup on too, each pair of images draws one of them."""
+    test_flips: Literal["none", "h", "hv"] = "none"
+    """What validation, test and predictions (ft, pt) average over: the image; also its mirror image; all four flips."""
 
 
 class ModelConfig(Section):
@@ -481,6 +483,8 @@ class Config(Section):
                 raise ValueError(f"{name}.{option} is an option of technique {technique}, not of {self.technique}")
         if self.data.draws > 1 and (self.technique != "fe" or self.data.shots is None):
             raise ValueError("data.draws needs technique fe and data.shots: each draw is a head on so few images")
+        if self.technique == "fe" and self.augment.test_flips != "none":
+            raise ValueError("augment.test_flips is an option of techniques ft and pt: fe embeds an image once")
         if self.technique == "pt" and self.model.weights is not None:
             raise ValueError("model.weights is an option of techniques fe and ft: pt starts from a seed")
         return self

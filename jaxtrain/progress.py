@@ -34,14 +34,20 @@ class Progress:
     """
 
     def __init__(
-        self, total_steps: int, steps_per_epoch: float, start_step: int = 0, file: TextIO | None = None
+        self,
+        total_steps: int,
+        steps_per_epoch: float,
+        start_step: int = 0,
+        best: float | None = None,
+        file: TextIO | None = None,
     ) -> None:
+        """`best`: the highest validation accuracy before `start_step`."""
         self._total, self._per_epoch, self._step = total_steps, steps_per_epoch, start_step
         self._epochs = self._epoch(total_steps)
         self._file = file
         self._train: Mapping[str, float] = {}
         self._val: Mapping[str, float] = {}
-        self._best: float | None = None
+        self._best = best
         self._started = time.monotonic()
         self._due = 0.0
         self._drawn: tuple[int, int] | None = None

@@ -121,6 +121,14 @@ def test_a_resumed_run_is_not_faster_than_it_is(fake_clock):
     assert out.getvalue().splitlines()[-1].endswith("0:02:20 left")
 
 
+def test_a_resumed_run_remembers_its_best():
+    out = io.StringIO()
+    with Progress(1000, 100, start_step=900, best=0.93, file=out) as bar:
+        bar.update(910, RECORD)
+        bar.evaluated(910, {"val/accuracy": 0.91})
+    assert "val acc 91.00%  best 93.00%" in out.getvalue()
+
+
 @pytest.mark.parametrize(
     ("total", "per_epoch", "steps", "epochs"),
     [

@@ -82,17 +82,31 @@ class Inference:
 
     def function(self, output: str) -> Callable[[Tree, Batch], Any]:
         """The same, not compiled."""
-        data, classifier = self.config.data, self._classifier
+        data, classifier, flips = self.config.data, self._classifier, self.config.augment.test_flips
 
         def forward(weights: Tree, batch: Batch) -> Any:
             model = bind(self.graphdef, weights)
             images = normalize(prepare_eval(batch.image), chosen(data.mean), chosen(data.std))
             if output == "embed":
                 return classifier.embedding(model, images)
-            logits = model(images)
+            logits = model(images) if flips == "none" else _over_flips(model, images, flips)
             return image_metrics(logits, batch.label) if output == "metrics" else logits.astype(jnp.float32)
 
         return forward
+
+
+def _over_flips(model: Callable[[jax.Array], jax.Array], images: jax.Array, flips: str) -> jax.Array:
+    """Logarithms of the class probabilities, averaged over an image and its flips: `float32[batch, classes]`.
+
+    Test-time augmentation, as Krizhevsky et al. 2012 average the probabilities of ten patches of an image.
+    """
+    views = [images, images[:, :, ::-1]]
+    if flips == "hv":
+        views += [view[:, ::-1] for view in views]
+    stacked = jnp.stack(views, axis=1)  # of one image side by side, so that each device keeps its own images
+    logits = model(stacked.reshape(-1, *images.shape[1:])).astype(jnp.float32)
+    each = jax.nn.log_softmax(logits).reshape(len(images), len(views), -1)
+    return jax.nn.logsumexp(each, axis=1) - jnp.log(len(views))
 
 
 def eval_batch_size(config: Config, strategy: Strategy) -> int:

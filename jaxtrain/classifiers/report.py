@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -66,12 +66,13 @@ class Reporter:
             print(f"resuming at {resumed_at}")
 
     @contextmanager
-    def progress(self, table: Timetable, start_step: int) -> Iterator[None]:
-        """Around training."""
+    def progress(self, table: Timetable, start_step: int, history: Iterable[Mapping[str, Any]]) -> Iterator[None]:
+        """Around training; `history`: the journal so far."""
         if self._config.quiet:
             yield
             return
-        with Progress(table.total_steps, table.steps_per_epoch, start_step=start_step) as self._bar:
+        best = max((record["val/accuracy"] for record in history if "val/accuracy" in record), default=None)
+        with Progress(table.total_steps, table.steps_per_epoch, start_step, best) as self._bar:
             yield
         self._bar = None
 
@@ -251,7 +252,7 @@ def _in_words(config: Config) -> str:
     names = {
         "crop": "crop", "hflip": "flip", "vflip": "upside-down flip", "rotate": "rotation", "zoom": "zoom",
         "color_jitter": "colour jitter", "randaugment_layers": "RandAugment", "erasing": "erasing",
-        "mixup": "mixup", "cutmix": "CutMix",
+        "mixup": "mixup", "cutmix": "CutMix", "test_flips": "flips in tests too",
     }  # fmt: skip
     values = config.augment.model_dump()
     words = [word for name, word in names.items() if values[name] not in (0, 0.0, "none", None)]

@@ -139,7 +139,7 @@ class Stepwise:
         job, setup = self._job, self.setup
         with (
             HangWatch(setup.config.train.hang_minutes, job.directory.stacks) as hang,
-            job.reporter.progress(self.timetable, self._progress.step),
+            job.reporter.progress(self.timetable, self._progress.step, self.history),
         ):
             watcher = self._watcher(tracker, hang)
             try:

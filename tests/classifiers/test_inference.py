@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxtrain import PTClassifier
 from jaxtrain.classifiers.inference import host_batches
 from jaxtrain.config import Config
 from jaxtrain.data.base import ArraySource, Dataset
@@ -59,3 +60,25 @@ def test_arrays_files_and_residents_are_prepared_alike(side, crop_pct, interpola
         np.testing.assert_array_equal(split.images, expected)
         np.testing.assert_array_equal(collected(config, split), expected)
         np.testing.assert_array_equal(collected(config, split.select(np.arange(5))), expected)
+
+
+@pytest.mark.parametrize(("flips", "views"), [("h", 2), ("hv", 4)])
+def test_flips_at_test_time_average_the_probabilities(tmp_path, flips, views):
+    images, labels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8), np.arange(60) % 3
+    validation = images[40:], labels[40:]
+
+    def fitted(which):
+        options = {"train": {"steps": 6, "batch_size": 8, "select": "last"}, "augment": {"test_flips": which}}
+        options |= {"model": {"name": "cnn_tiny"}, "tracking": {"enabled": False}}
+        model = PTClassifier(**options, run_dir=tmp_path / which, quiet=True)
+        return model.fit(images[:40], labels[:40], validation=validation)
+
+    plain, averaged = fitted("none"), fitted(flips)
+    assert averaged.summary["params_sha256"] == plain.summary["params_sha256"]
+    turned = [images[40:], images[40:, :, ::-1], images[40:, ::-1], images[40:, ::-1, ::-1]][:views]
+    expected = np.mean([plain.predict_proba(np.ascontiguousarray(each)) for each in turned], axis=0)
+    np.testing.assert_allclose(averaged.predict_proba(images[40:]), expected, atol=1e-6)
+    assert abs(expected - plain.predict_proba(images[40:])).max() > 1e-3
+    assert averaged.summary["val_accuracy"] == np.mean(expected.argmax(1) == labels[40:])
+    loss = averaged.evaluate(images[40:], labels[40:])["loss"]
+    assert loss == pytest.approx(-np.log(expected[np.arange(20), labels[40:]]).mean(), rel=1e-5)
