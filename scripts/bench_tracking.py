@@ -44,7 +44,7 @@ def run(uri: str | None, steps: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
-    rounds, steps = (int(text) for text in [*sys.argv[1:], "5", "1500"][:2])
+    rounds, steps = (int(text) for text in [*sys.argv[1:], "5", "8000"][:2])
     dead, silent = socket.socket(), socket.create_server(("127.0.0.1", 0))
     dead.bind(("127.0.0.1", 0))
     errors = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Errors)

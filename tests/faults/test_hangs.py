@@ -126,18 +126,17 @@ def test_a_save_has_ended_before_the_state_moves_on(tmp_path):
 
 @dataclass(frozen=True)
 class Stuck(ArraySource):
-    """Worker processes never get past the image 40."""
+    """Worker processes stand at image 40 for longer than is waited for them."""
 
     parent: int = 0
 
     def read(self, index):
         if index == 40 and os.getpid() != self.parent:
-            time.sleep(3600)
+            time.sleep(90)
         return super().read(index)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_a_hung_worker_is_an_error_that_names_it_and_is_gone(monkeypatch):
     monkeypatch.setattr(worker_watch, "SECONDS", 5.0)
     source = Stuck(np.zeros((64, 8, 8, 3), np.uint8), np.zeros(64, np.int32), parent=os.getpid())
