@@ -17,8 +17,17 @@ _SHOWN_ERRORS = 3
 
 
 def dump_config(config: Config) -> str:
-    """YAML of all options; `load_config` gives an equal config back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """YAML of all options but passwords; `load_config` gives an equal config back."""
+    tree = without_passwords(config).model_dump(mode="json")
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def without_passwords(config: Config) -> Config:
+    """The same, with what is secret in the tracking URI replaced by `***`."""
+    from jaxtrain.tracking.redact import redact
+
+    uri = config.tracking.uri
+    return config if uri is None or redact(uri) == uri else config.replace(**{"tracking.uri": redact(uri)})
 
 
 def load_config(path: Path) -> Config:

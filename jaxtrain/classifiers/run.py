@@ -18,6 +18,7 @@ import numpy as np
 from jaxtrain.classifiers.learning import Job, Learned, Learning, Part, Pruned, data_digest
 from jaxtrain.classifiers.report import Reporter, flat_config, versions
 from jaxtrain.config import Config, chosen
+from jaxtrain.config_io import without_passwords
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import JaxtrainError, RunError
 from jaxtrain.training import processes
@@ -253,11 +254,8 @@ def _test(job: Job, learning: Learning, summary: dict[str, Any], tracker: Tracke
 
 def _for_disk(config: Config) -> Config:
     """As it is kept: without the place of this run, so that the file starts another one, and without a password."""
-    from jaxtrain.tracking import redact
-
-    uri = config.tracking.uri
     of_this_start = ("run_dir", "name", "parallel.coordinator", "parallel.num_processes", "parallel.process_id")
-    return config.replace(**dict.fromkeys(of_this_start), **{"tracking.uri": None if uri is None else redact(uri)})
+    return without_passwords(config).replace(**dict.fromkeys(of_this_start))
 
 
 def _count(tree: Any) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtrain.disk import reason
 from jaxtrain.errors import UserError
 from jaxtrain.sweeps.config import SweepConfig
 from jaxtrain.sweeps.plan import Plan
@@ -107,8 +108,8 @@ class Trials:
                     load_if_exists=True,
                 )
             except Exception as error:  # whatever the database's driver raises
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise UserError(f"storage {redact(url)}: {first}") from error
+                causes = [str(each) for each in (error, error.__cause__) if isinstance(each, ImportError)]
+                raise UserError(f"storage {redact(url)}: {' '.join(causes) or reason(error)}") from error
             self._check_kind()
         self._slots: set[str] = set()
         self._id = self._storage.get_study_id_from_name(sweep.name)

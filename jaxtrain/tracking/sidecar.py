@@ -117,7 +117,7 @@ class Run:
         text = redact(str(error).strip().partition("\n")[0]) or type(error).__name__
         where = redact(self.uri)
         if isinstance(error, ImportError):
-            return f"cannot import mlflow ({text})"
+            return f"cannot import what MLflow needs for {where} ({text})"
         if code := re.search(r"too many (\d+) error responses", text):
             return f"{where} answers with error {code[1]}"
         if re.search(r"timed? ?out", text):

@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_is_gone
-from jaxtrain.tracking.redact import redact
+from jaxtrain.tracking.redact import HIDDEN, redact
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 
@@ -27,9 +27,15 @@ class StoreError(Exception):
 def tracking_uri(option: str | None) -> str:
     """The store to use: the option, else MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in this folder.
 
-    Paths of SQLite files are made absolute. Raises UserError for a store that MLflow cannot use.
+    Paths of SQLite files are made absolute. Raises UserError for a store that MLflow cannot use, and for one whose
+    password was left out of a file and is not in MLFLOW_TRACKING_URI either.
     """
-    uri = option or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = option or given or DEFAULT_URI
+    if HIDDEN in uri:  # read from a file, to which no password is written
+        if given is None or redact(given) != uri:
+            raise UserError(f"tracking.uri: the password of {uri} is not saved; give the URI, or MLFLOW_TRACKING_URI")
+        uri = given
     scheme, separator, rest = uri.partition("://")
     if uri == "databricks":
         return uri

@@ -312,10 +312,6 @@ def sync_run(run_dir: Path, uri: str | None = None, timeout: float = 600.0) -> T
     if started is None:
         raise UserError(f"{run_dir} is not the directory of a run that was meant for MLflow")
     stored = State.load(run_dir).uri or started["uri"]
-    if uri is None and "***" in stored:
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        if uri is None or redact(uri) != stored:
-            raise UserError(f"{run_dir}: the password of {stored} is not saved; give the tracking URI")
     tracker = Tracker(run_dir, tracking_uri(uri or stored))
     if sidecar().serves(tracker._key):
         raise UserError(f"{run_dir}: this run goes on in this very process; finish it first")
@@ -325,7 +321,8 @@ def sync_run(run_dir: Path, uri: str | None = None, timeout: float = 600.0) -> T
 
 
 def look(uri: str) -> str:
-    """The command or address that shows what is in a store."""
+    """The command or address that shows what is in a store, without its password."""
+    uri = redact(uri)
     if uri.startswith(("http://", "https://")):
         return uri
     if uri.startswith("sqlite:///"):

@@ -55,7 +55,14 @@ def test_no_secret_is_anywhere(tmp_path, server, alive):
     done = command("train.py", *common, "--tracking.uri", uri, "--data.name", f"npz:{data}", "--run-dir", "run")
     assert done.returncode == 0, done.stderr
     page = command("benchmark.py", "run", "--out", "page", "--tracking.enabled", "False")
-    printed = done.stdout + done.stderr + page.stdout + page.stderr
+    sweep = tmp_path / "sweep.yaml"
+    options = "model: {name: linear}, train: {steps: 6, batch_size: 16}"
+    base = f"technique: pt, data: {{name: 'npz:{data}'}}, {options}, tracking: {{uri: '{uri}', system_metrics: false}}"
+    sweep.write_text(f"base: {{{base}}}\naxes: {{optimizer.learning_rate: [0.001, 0.01]}}\nworkers: 1\n")
+    swept = command("sweep.py", str(sweep))
+    assert swept.returncode == 0, swept.stderr
+    assert (here / "runs/sweeps/sweep/results/best.yaml").exists()
+    printed = "".join(each.stdout + each.stderr for each in (done, page, swept))
     for wrong in (
         ["--technique", "ft", "--model.weights", f"https://u:{SECRETS[8]}@h/weights.safetensors"],
         ["--data.name", f"folder:https://u:{SECRETS[9]}@h/images"],

@@ -41,6 +41,16 @@ def test_impossible_stores_are_refused_with_the_remedy(uri: str, message: str) -
         store.tracking_uri(uri)
 
 
+def test_a_password_that_no_file_holds_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match=r"the password of http://\*\*\*@h is not saved; give the URI, or MLFLOW_TRACK"):
+        store.tracking_uri("http://***@h")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pass@h")
+    assert store.tracking_uri("http://***@h") == "http://me:pass@h"
+    with pytest.raises(UserError, match="is not saved"):
+        store.tracking_uri("http://***@elsewhere")
+
+
 def test_experiments_are_found_created_and_missed_when_deleted(sqlite_uri: str, tmp_path: Path) -> None:
     client = store.connect(sqlite_uri)
     number = store.experiment_id(client, sqlite_uri, "PT")
