@@ -84,7 +84,11 @@ def _open(
     digest = data_digest(dataset.train) if processes.count() > 1 else None
 
     def open_directory() -> dict[str, Any]:
+        from jaxtrain.tracking.store import tracking_uri
+
         nonlocal directory, config
+        if given.tracking.enabled:
+            tracking_uri(given.tracking.uri)  # a wrong one leaves no directory behind
         name = f"{dataset.name}-{classifier.model_name}"
         directory = stack.enter_context(RunDirectory.open(given, default_name=name))
         classifier.run_dir = directory.path

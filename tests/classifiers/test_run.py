@@ -8,6 +8,7 @@ import yaml
 
 from jaxtrain import PTClassifier
 from jaxtrain.config_io import load_config
+from jaxtrain.errors import UserError
 
 SECRET = "correct-horse"
 
@@ -67,3 +68,12 @@ def test_the_same_data_is_asked_for_on_resume(run, tmp_path):
             PTClassifier(run_dir=run.run_dir, quiet=True, tracking={"enabled": False}).fit(images, np.arange(60) % 3)
     finally:
         (tmp_path / "summary.json").rename(run.run_dir / "summary.json")
+
+
+def test_a_tracking_store_that_cannot_be_leaves_no_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images, labels = np.zeros((20, 4, 4), np.uint8), np.arange(20) % 2
+    model = PTClassifier(model={"name": "linear"}, quiet=True, tracking={"uri": "postgress://h/db"})
+    with pytest.raises(UserError, match="did you mean 'postgresql'"):
+        model.fit(images, labels)
+    assert list(tmp_path.iterdir()) == []
