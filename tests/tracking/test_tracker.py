@@ -148,6 +148,7 @@ def test_a_slow_store_and_one_that_dies_and_comes_back(tmp_path: Path, server: A
     assert server.points() == {("train/loss", 0): 1, ("train/loss", 1): 1, ("train/loss", 2): 1}
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_a_store_that_is_away(tmp_path: Path, server: Any) -> None:
     server.stop()
     tracker = _start(tmp_path / "run", server.uri)
