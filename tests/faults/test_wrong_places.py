@@ -72,7 +72,7 @@ def test_two_runs_on_one_directory(tmp_path, monkeypatch):
     """The second is refused at once and does the first no harm."""
     from jaxtrain.classifiers.stepwise import Watcher
 
-    expected, refused, log = result(fit(tmp_path / "whole")), [], Watcher.log
+    expected, others, refused, log = result(fit(tmp_path / "whole")), [], [], Watcher.log
 
     def second():
         try:
@@ -81,14 +81,15 @@ def test_two_runs_on_one_directory(tmp_path, monkeypatch):
             refused.append(str(error))
 
     def meanwhile(self, step, metrics):
-        if not refused:
-            other = threading.Thread(target=second)
-            other.start()
-            other.join()
+        if not others:  # once, also where it is let in
+            others.append(threading.Thread(target=second))
+            others[0].start()
+            others[0].join()
         log(self, step, metrics)
 
     monkeypatch.setattr(Watcher, "log", meanwhile)
     model = fit(tmp_path / "run")
+    assert len(refused) == 1
     assert f"run is in use by process {os.getpid()} on" in refused[0]
     assert result(model) == expected
 
