@@ -201,12 +201,12 @@ def aligned(predictions: Predictions, like: Predictions, name: str, other: str) 
     changed: dict[str, Any] = {
         "ids": like.ids,
         "labels": labels[order],
-        "logits": predictions.logits[order][:, place],
+        "logits": np.ascontiguousarray(predictions.logits[order][:, place]),  # sums round as those of the others do
         "class_names": like.class_names,
     }
     if predictions.val_labels is not None and predictions.val_logits is not None:
         changed["val_labels"] = rank[predictions.val_labels].astype(np.int32)
-        changed["val_logits"] = predictions.val_logits[:, place]
+        changed["val_logits"] = np.ascontiguousarray(predictions.val_logits[:, place])
     return replace(predictions, **changed)
 
 
