@@ -13,8 +13,13 @@ from jaxtrain.classifiers.run import run
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.training.nonfinite import Diverged
 
-# Under Adam the noise of float32 grows in a CNN: other compiler flags alone put two solo runs 1e-2 apart in 50 steps.
-MODELS = [("mlp_tiny", "adamw", 1), pytest.param("cnn_small", "sgd", 5, marks=pytest.mark.slow)]
+# Where a ReLU or a maximum is decided by the last bit, float32's noise jumps: a CNN's two ways are 3e-3 apart after 10
+# to 50 steps, on another processor at another step. A network of smooth functions stays within 3e-7.
+MODELS = [
+    ("mlp_tiny", "adamw", 50),
+    pytest.param("convnext_test", "adamw", 50, marks=pytest.mark.slow),
+    pytest.param("cnn_small", "sgd", 6, marks=pytest.mark.slow),
+]
 SETTINGS = [(1e-3, 0, 0.0), (3e-3, 1, 0.1), (1e-2, 2, 0.0)]
 
 
@@ -45,21 +50,23 @@ def records(one):
     return [json.loads(line) for line in (one.run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def losses(one):
-    return np.array([record["train/loss"] for record in records(one) if "train/loss" in record])
+def losses(one, name="train/loss"):
+    found = [record[name] for record in records(one) if name in record]
+    assert found
+    return np.array(found)
 
 
-@pytest.mark.parametrize(("model", "optimizer", "factor"), MODELS)
-def test_members_equal_their_solo_runs(model, optimizer, factor, dataset, tmp_path):
-    settings = [(factor * rate, *rest) for rate, *rest in SETTINGS]
-    how = {"model": model, "optimizer": optimizer}
-    members = [classifier(tmp_path / f"member{i}", *s, **how) for i, s in enumerate(settings)]
+@pytest.mark.parametrize(("model", "optimizer", "steps"), MODELS)
+def test_members_equal_their_solo_runs(model, optimizer, steps, dataset, tmp_path):
+    how = {"model": model, "optimizer": optimizer, "steps": steps}
+    members = [classifier(tmp_path / f"member{i}", *s, **how) for i, s in enumerate(SETTINGS)]
     assert together(members, dataset) == [None, None, None]
-    for number, setting in enumerate(settings):
+    for number, setting in enumerate(SETTINGS):
         alone = classifier(tmp_path / f"alone{number}", *setting, **how)
         run(alone, dataset)
         member = members[number]
         np.testing.assert_allclose(losses(member), losses(alone), rtol=1e-4)
+        np.testing.assert_allclose(losses(member, "val/loss"), losses(alone, "val/loss"), rtol=1e-4)
         assert member.summary["val_accuracy"] == alone.summary["val_accuracy"]
         tested = records(alone)[-1]
         assert [r.keys() for r in records(member)] == [r.keys() for r in records(alone) if r != tested]
