@@ -58,7 +58,8 @@ class Inference:
         The sums are made on the host in float64, so they are the same for any batch size and number of devices.
         """
         each = self._run("metrics", weights, batches, images)
-        return {name: float(np.nanmean(values, dtype=np.float64)) for name, values in each.items()}
+        read = ~np.isnan(each["accuracy"])  # of an image that was read only the loss can be NaN, and that has to show
+        return {name: float(np.mean(values[read], dtype=np.float64)) for name, values in each.items()}
 
     def batches(self, source: ImageSource) -> Batches:
         """All images in order, placed on the devices."""

@@ -155,6 +155,8 @@ class Worker:
         sweep, reports = self.plan.sweep, one.seed == self.plan.sweep.seeds[0] or self.plan.sweep.combine != "tpe"
 
         def evaluated(step: int, metrics: Mapping[str, float]) -> None:
+            if not math.isfinite(loss := metrics["val/loss"]):
+                raise Diverged(f"the validation loss became {loss} at step {step}", step)
             if reports and sweep.pruning != "none" and slot.report(metrics[sweep.objective], step):
                 raise Pruned(f"pruned at step {step}")
 

@@ -23,14 +23,15 @@ from jaxtrain.training.loop import (
     note_evaluation,
     pack,
     repeated,
+    sound_arrays,
 )
-from jaxtrain.training.state import TrainState, Tree, stored_keys, to_arrays
+from jaxtrain.training.state import TrainState, Tree, stored_keys
 from jaxtrain.training.step import Step
 
 AXIS = "members"
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """One run of a group."""
 
@@ -43,6 +44,8 @@ class Member:
     """Why it is over before the others: what its watcher raised, or Diverged. Its state goes on, and nobody looks."""
     stopped: bool = False
     """Whether early stopping has ended it."""
+    final: TrainState | None = None
+    """The state in which it was stopped, on the host; the others go on."""
 
     @property
     def active(self) -> bool:
@@ -108,29 +111,39 @@ def train_group(
     started = saved = time.monotonic()
     interrupted = False
 
-    def each(action: Callable[[int], None]) -> None:
-        """For the members that still train; one that raises is out."""
+    def each(action: Callable[[int], None], who: Callable[[Member], bool] = lambda one: one.active) -> None:
+        """For some members, by default those that still train; one that raises is out."""
         for number, one in enumerate(members):
-            if one.active:
+            if who(one):
                 try:
                     action(number)
                 except Exception as error:
                     one.ended = error
 
+    def keep(number: int, states: Sequence[TrainState]) -> None:
+        one = members[number]
+        one.progress.seconds = before[number] + time.monotonic() - started
+        one.watcher.save(one.progress, sound_arrays(states[number], one.progress.step), one.best)
+
     def save() -> None:
         nonlocal saved
         each(lambda number: meters[number].flush())
         states = unstack(state, len(members))
-        spent = time.monotonic() - started
-
-        def keep(number: int) -> None:
-            one = members[number]
-            one.progress.seconds = before[number] + spent
-            one.watcher.save(one.progress, to_arrays(states[number]), one.best)
-
-        each(keep)
+        each(lambda number: keep(number, states))
         saved = time.monotonic()
 
+    def retire() -> None:
+        """Save those whom early stopping ends, as they are now."""
+        leaving = [one for one in members if one.active and timetable.out_of_patience(one.progress)]
+        states = unstack(state, len(members)) if leaving else []
+
+        def leave(number: int) -> None:
+            keep(number, states)
+            members[number].final, members[number].stopped = states[number], True
+
+        each(leave, lambda one: one in leaving)
+
+    retire()
     while now < timetable.total_steps and any(one.active for one in members):
         length = timetable.call_length(now)
         current = tuple(one.feed.plan(now) for one in members)
@@ -147,7 +160,8 @@ def train_group(
         if now >= next_evaluation:
             each(lambda number: meters[number].flush())
             if evaluate is not None:
-                _evaluate(evaluate, state, members, each, monitor, timetable.patience)
+                _evaluate(evaluate, state, members, each, monitor)
+                retire()
                 each(lambda number: meters[number].restart_clock())
             next_evaluation = timetable.next_evaluation(now)
         if any(one.watcher.wishes(now, False)[0] for one in members):
@@ -159,7 +173,10 @@ def train_group(
             each(lambda number: meters[number].restart_clock())
     save()
     states = unstack(state, len(members))
-    return [LoopResult(state, one.progress, one.best, interrupted) for state, one in zip(states, members, strict=True)]
+    return [
+        LoopResult(one.final or state, one.progress, one.best, interrupted and not one.stopped)
+        for state, one in zip(states, members, strict=True)
+    ]
 
 
 def unstack(state: TrainState, members: int) -> list[TrainState]:
@@ -203,7 +220,6 @@ def _evaluate(
     members: Sequence[Member],
     each: Callable[[Callable[[int], None]], None],
     monitor: str,
-    patience: int | None,
 ) -> None:
     """Evaluate all, record, and keep the weights of those that are better than before."""
     metrics = evaluate(state)
@@ -217,6 +233,5 @@ def _evaluate(
                 weights = {"params": state.eval_params, "frozen": state.frozen, "model_state": state.eval_model_state}
                 fetched.append(jax.device_get(weights))
             one.best = stored_keys(jax.tree.map(lambda leaf: np.array(leaf[number]), fetched[0]))
-        one.stopped = patience is not None and one.progress.misses >= patience
 
     each(note)

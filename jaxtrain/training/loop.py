@@ -78,6 +78,10 @@ class Timetable:
         whole = step % self.steps_per_call == 0 and step + self.steps_per_call <= self.total_steps
         return self.steps_per_call if whole else 1
 
+    def out_of_patience(self, progress: Progress) -> bool:
+        """Whether early stopping has ended training."""
+        return self.patience is not None and progress.misses >= self.patience
+
     def _whole_calls(self, step: int) -> int:
         return -(-step // self.steps_per_call) * self.steps_per_call
 
@@ -197,13 +201,10 @@ def train(
         nonlocal saved
         meter.flush()
         progress.seconds = seconds_before + time.monotonic() - started
-        arrays = to_arrays(strategy.single(state))
-        if (name := bad_array(arrays)) is not None:
-            raise Diverged(f"{name} became NaN or infinite at step {progress.step}", progress.step)
-        watcher.save(progress, arrays, best)
+        watcher.save(progress, sound_arrays(strategy.single(state), progress.step), best)
         saved = time.monotonic()
 
-    while progress.step < timetable.total_steps:
+    while progress.step < timetable.total_steps and not timetable.out_of_patience(progress):
         length = timetable.call_length(progress.step)
         with watcher.awaiting_data(save):
             args = feed.args(progress.step)
@@ -217,7 +218,7 @@ def train(
             if evaluate is not None:
                 best = _evaluate(evaluate, state, strategy, progress, watcher, monitor, best)
                 meter.restart_clock()
-                if timetable.patience is not None and progress.misses >= timetable.patience:
+                if timetable.out_of_patience(progress):
                     break
             next_evaluation = timetable.next_evaluation(progress.step)
         stop, overdue = watcher.wishes(progress.step, time.monotonic() - saved >= timetable.save_seconds)
@@ -230,6 +231,14 @@ def train(
             meter.restart_clock()
     save()
     return LoopResult(state, progress, best, interrupted)
+
+
+def sound_arrays(state: TrainState, step: int) -> dict[str, Any]:
+    """What a checkpoint holds; Diverged where a parameter is not finite."""
+    arrays = to_arrays(state)
+    if (name := bad_array(arrays)) is not None:
+        raise Diverged(f"{name} became NaN or infinite at step {step}", step)
+    return arrays
 
 
 def _evaluate(
@@ -257,10 +266,14 @@ def note_evaluation(metrics: dict[str, float], progress: Progress, watcher: Watc
 
 
 def _better(new: dict[str, float], old: dict[str, float], monitor: str) -> bool:
-    """By the monitored metric; the loss decides between equal accuracies, of which small validation sets have many."""
+    """By the monitored metric; the loss decides between equal accuracies, of which small validation sets have many.
 
-    def key(metrics: dict[str, float]) -> tuple[float, float]:
-        return (-metrics[monitor] if monitor.endswith("loss") else metrics[monitor]), -metrics["val/loss"]
+    Where the loss is not finite nothing counts: of infinite logits the largest may well be the right one.
+    """
+
+    def key(metrics: dict[str, float]) -> tuple[bool, float, float]:
+        sign = -1 if monitor.endswith("loss") else 1
+        return math.isfinite(metrics["val/loss"]), sign * metrics[monitor], -metrics["val/loss"]
 
     return key(new) > key(old)
 

@@ -20,12 +20,12 @@ def image_metrics(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     """Loss, accuracy and top-5 accuracy of each image: `float32[batch]` each.
 
     The rank of the true class counts classes with a higher logit, and lower-numbered ones with an equal logit, so
-    that ties have one answer everywhere (argmax's).
+    that ties have one answer everywhere (argmax's). NaN is lower than nothing: a broken network is never right.
     """
     logits = logits.astype(jnp.float32)
     true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    before = jnp.arange(logits.shape[-1]) < labels[:, None]
-    rank = jnp.sum((logits > true) | ((logits == true) & before), axis=-1)
+    after = jnp.arange(logits.shape[-1]) >= labels[:, None]
+    rank = jnp.sum(~((logits < true) | ((logits == true) & after)), axis=-1)
     return {
         "loss": jax.nn.logsumexp(logits, axis=-1) - true[:, 0],
         "accuracy": (rank == 0).astype(jnp.float32),

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -118,3 +119,31 @@ def test_members_that_were_stopped_go_on_and_finished_ones_are_left_alone(datase
     assert together(members, dataset) == [None, None, None]
     assert members[0].summary["params_sha256"] == done.summary["params_sha256"]
     assert [member.summary["steps"] for member in members] == [50, 50, 50]
+
+
+def test_a_member_that_stops_early_keeps_the_state_in_which_it_stopped(dataset, tmp_path):
+    how = {"steps": 80, "early_stopping": 1, "select": "last", "eval_every": 0.5}
+    rates = (1e-4, 5e-2)
+    members = [classifier(tmp_path / f"member{i}", rate, **how) for i, rate in enumerate(rates)]
+    assert together(members, dataset) == [None, None]
+    assert members[1].summary["steps"] < members[0].summary["steps"]
+    alone = classifier(tmp_path / "alone", rates[1], **how)
+    run(alone, dataset, part(Programs()))
+    assert members[1].summary["steps"] == alone.summary["steps"]
+    for mine, solo in zip(*(jax.tree.leaves(one.fitted.weights) for one in (members[1], alone)), strict=True):
+        np.testing.assert_allclose(mine, solo, rtol=1e-3, atol=1e-5)
+    saved = [sorted(path.name for path in (one.run_dir / "checkpoints").iterdir()) for one in (members[1], alone)]
+    assert saved[0] == saved[1]
+    before = records(members[1])
+    (members[1].run_dir / "summary.json").unlink()
+    again = [classifier(tmp_path / f"member{i}", rate, **how) for i, rate in enumerate(rates)]
+    assert together(again, dataset) == [None, None]
+    assert records(again[1]) == before
+
+
+def test_infinite_logits_are_no_success(dataset, tmp_path):
+    members = [classifier(tmp_path / str(i), rate, steps=1) for i, rate in enumerate((1e-3, 1e38))]
+    together(members, dataset)
+    kept = [r["val/accuracy"] for r in records(members[1]) if r.get("val/loss") == "NaN"]
+    assert kept
+    assert max(kept) < 0.5

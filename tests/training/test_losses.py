@@ -39,3 +39,11 @@ def test_large_logits_do_not_overflow():
     logits = jnp.array([[1e4, -1e4, 0.0]], jnp.bfloat16)
     assert float(image_metrics(logits, jnp.array([0]))["loss"][0]) == 0.0
     assert jnp.isfinite(jax.grad(lambda x: cross_entropy(x, jnp.array([[0.0, 1.0, 0.0]])).sum())(logits)).all()
+
+
+def test_a_broken_network_is_never_right():
+    logits = jnp.array([[jnp.nan] * 6, [0.0, jnp.nan, 0, 0, 0, 0], [2.0, 1, 0, 0, 0, 0]])
+    metrics = image_metrics(logits, jnp.array([0, 0, 0]))
+    assert metrics["accuracy"].tolist() == [0, 0, 1]
+    assert metrics["top5_accuracy"].tolist() == [0, 1, 1]
+    assert np.isnan(metrics["loss"]).tolist() == [True, True, False]
