@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import os
 import queue
-import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
@@ -195,7 +194,7 @@ class BatchStream(Iterator[HostBatch]):
         if self._watch is None:
             return next(self._chunks)
         try:
-            with self._watch.waiting():
+            with self._watch.waiting(), self._watch.starting():
                 return next(self._chunks)
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
@@ -378,7 +377,6 @@ def _start(places: _Places, workers: int, prefetch: int) -> Any:
 def _prepare_worker(index: int, count: int) -> None:
     """First thing in a worker process: one thread per image, no GPU, and no life of its own."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends its workers
     import cv2
 
     cv2.setNumThreads(0)

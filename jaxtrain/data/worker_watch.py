@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import active_children
+from multiprocessing import active_children, resource_tracker
 from typing import Any
 
 SECONDS = 60.0
@@ -45,6 +45,20 @@ class WorkerWatch:
         self._asked += 1
         if self._asked == 1:
             self._find()
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Around the first delivery, at which the workers start: they inherit that signals do not reach them.
+
+        Ctrl-C and a scheduler's SIGTERM go to the whole group of processes and are the parent's to handle: it still
+        needs the workers to come to a step that it can save, and ends them itself.
+        """
+        resource_tracker.ensure_running()  # which would unblock signals if it were started in between
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, () if self._asked else (signal.SIGINT, signal.SIGTERM))
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     @contextmanager
     def closing(self) -> Iterator[None]:

@@ -1,6 +1,8 @@
 import contextlib
 import io
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -140,6 +142,29 @@ def test_worker_processes_give_the_same_bits_and_end(source):
         next(stream)
     _assert_equal(_collect(_eval(source)), _collect(_eval(source, workers=1)))
     _assert_freed(shared)
+
+
+def test_signals_to_the_whole_group_do_not_reach_workers_not_even_while_they_start(source):
+    def shoot():
+        while not over.wait(0.002):
+            for process in multiprocessing.active_children():
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, number)
+                        shots.append(process.pid)
+
+    expected = _collect(_train(source, stop_step=8))
+    over, shots = threading.Event(), []
+    thread = threading.Thread(target=shoot)
+    thread.start()
+    try:
+        _assert_equal(expected, _collect(_train(source, workers=1, stop_step=8)))
+    finally:
+        over.set()
+        thread.join()
+    assert len(shots) > 20
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert not _grain_processes()
 
 
 @dataclass(frozen=True)
