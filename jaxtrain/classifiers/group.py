@@ -18,7 +18,7 @@ from jaxtrain.data.base import Dataset
 from jaxtrain.errors import RunError
 from jaxtrain.training.group import Evaluate, Group, train_group
 from jaxtrain.training.loop import LoopResult
-from jaxtrain.training.signals import StopRequest
+from jaxtrain.training.signals import Interrupted, StopRequest
 from jaxtrain.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ def run_together(runs: Sequence[tuple[BaseClassifier, Part]], dataset: Dataset) 
     `summary`. Raises what concerns all of them, as Interrupted after a signal.
     """
     with StopRequest() as stop:
-        return _run_together([_enter(classifier, dataset, part, stop) for classifier, part in runs])
+        errors = _run_together([_enter(classifier, dataset, part, stop) for classifier, part in runs])
+    if stop.requested is not None:  # perhaps only while MLflow got the last of it
+        raise Interrupted(stop.requested, "stopped; the runs are saved")
+    return errors
 
 
 def _run_together(entered: Sequence[_Entered]) -> list[Exception | None]:

@@ -45,6 +45,8 @@ def run(classifier: BaseClassifier, dataset: Dataset, part: Part | None = None) 
         if job is not None:
             with under_way(job) as course:
                 course.conclude(course.learning.learn(course.tracker))
+            if job.part is not None and job.stop.requested is not None:  # while MLflow got the last of it
+                raise Interrupted(job.stop.requested, "stopped after the run was recorded")
 
 
 @contextmanager

@@ -26,8 +26,9 @@ class Interrupted(JaxtrainError):  # noqa: N818  (it is no error: someone asked 
 
 
 class StopRequest:
-    """While entered, a first SIGINT or SIGTERM only sets `requested`; a second one ends the process at once.
+    """While entered, a first SIGINT or SIGTERM only sets `requested`; another SIGINT ends the process at once.
 
+    Another SIGTERM does not: `timeout`, Slurm and a sweep's first process send it again to those who have it already.
     What cannot look at the flag (compiling, reading data) runs to its end first. Outside the main thread,
     where Python allows no signal handlers, entering does nothing.
     """
@@ -51,8 +52,10 @@ class StopRequest:
     def _handle(self, signum: int, _: FrameType | None) -> None:
         # os.write: printing from a handler may meet the very print that it interrupted
         if self.requested is not None:
+            if signum == signal.SIGTERM:
+                return
             os.write(2, b"\nstopped at once; the last checkpoint is kept\n")
             os._exit(128 + signum)
         self.requested = signum
         name = signal.Signals(signum).name
-        os.write(2, f"\n{name}: saving at the next safe point, then stopping; again to stop at once\n".encode())
+        os.write(2, f"\n{name}: saving at the next safe point, then stopping; Ctrl-C to stop at once\n".encode())

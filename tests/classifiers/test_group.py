@@ -1,6 +1,8 @@
 """Runs side by side are the runs they would have been alone; one that diverges costs no other."""
 
 import json
+import os
+import signal
 
 import jax
 import numpy as np
@@ -12,7 +14,9 @@ from jaxtrain.classifiers.learning import Part, Pruned
 from jaxtrain.classifiers.program import Programs
 from jaxtrain.classifiers.run import run
 from jaxtrain.data.sources import load_dataset
+from jaxtrain.tracking.tracker import Tracker
 from jaxtrain.training.nonfinite import Diverged
+from jaxtrain.training.signals import Interrupted
 
 # Where a ReLU or a maximum is decided by the last bit, float32's noise jumps: a CNN's two ways are 3e-3 apart after 10
 # to 50 steps, on another processor at another step. A network of smooth functions stays within 3e-7.
@@ -147,3 +151,21 @@ def test_infinite_logits_are_no_success(dataset, tmp_path):
     kept = [r["val/accuracy"] for r in records(members[1]) if r.get("val/loss") == "NaN"]
     assert kept
     assert max(kept) < 0.5
+
+
+@pytest.mark.parametrize("how", ["alone", "together"])
+def test_a_signal_while_mlflow_gets_the_last_of_it_stops_a_sweep(how, dataset, tmp_path, monkeypatch):
+    finish = Tracker.finish
+
+    def finishing(self, *args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return finish(self, *args, **options)
+
+    monkeypatch.setattr(Tracker, "finish", finishing)
+    one = classifier(tmp_path / "0", 1e-3, steps=2)
+    with pytest.raises(Interrupted):
+        if how == "alone":
+            run(one, dataset, part(Programs()))
+        else:
+            together([one], dataset)
+    assert (tmp_path / "0" / "summary.json").exists()
