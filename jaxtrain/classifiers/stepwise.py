@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxtrain.classifiers.few_shot import few_shot_indices
-from jaxtrain.classifiers.inference import Inference, host_batches, resident_batches
+from jaxtrain.classifiers.inference import Batches, Inference, host_batches, resident_batches
 from jaxtrain.classifiers.learning import Job, Learned, data_digest
 from jaxtrain.classifiers.program import Program, Programs, program_key, values_of
 from jaxtrain.classifiers.recovery import diagnosis, fit_memory, too_large
@@ -32,7 +32,7 @@ from jaxtrain.training.checkpoints import Checkpoints, Restored
 from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
 from jaxtrain.training.group import Member
 from jaxtrain.training.hang import HangWatch
-from jaxtrain.training.loop import LoopResult, Progress, Timetable, snapshot, train
+from jaxtrain.training.loop import EvaluationStoppedError, LoopResult, Progress, Timetable, snapshot, train
 from jaxtrain.training.memory import out_of_memory
 from jaxtrain.training.nonfinite import Diverged
 from jaxtrain.training.parallel import Strategy, check_batch_size, make_strategy
@@ -152,7 +152,7 @@ class Stepwise:
                             setup.strategy,
                             self.timetable,
                             watcher,
-                            watcher.patient(evaluator(setup)),
+                            watcher.patient(evaluator(setup, self._cut_off)),
                             monitor=setup.config.train.monitor,
                             progress=self._progress,
                             best=self._restored.best if self._restored else None,
@@ -166,6 +166,13 @@ class Stepwise:
                 raise too_large(setup, self._like, self._progress.step) from error
             finally:
                 setup.feed.close()
+
+    def _cut_off(self) -> bool:
+        """Whether a signal cuts an evaluation off: it may take longer than who sent it waits.
+
+        Several processes stop together, between steps; and the runs of a sweep are validated side by side.
+        """
+        return self._job.part is None and processes.count() == 1 and self._job.stop.requested is not None
 
     def _recover(self, error: Diverged) -> None:
         """Goes back to the last good state and past the batches since, where that is asked for; else ends the run."""
@@ -264,16 +271,22 @@ def make_feed(config: Config, dataset: Dataset, program: Program, *, streamed: b
     return feed
 
 
-def evaluator(setup: Setup) -> Evaluate | None:
-    """Validation metrics of a state; None where there is no validation set."""
+def evaluator(setup: Setup, cut_off: Callable[[], bool]) -> Evaluate | None:
+    """Validation metrics of a state; None where there is no validation set. `cut_off` is asked before each batch."""
     val, inference = setup.dataset.val, setup.inference
     if val is None:
         return None
     fixed = None if setup.streamed else resident_batches(inference, val)
 
+    def batches() -> Batches:
+        for batch in inference.batches(val) if fixed is None else fixed:
+            if cut_off():
+                raise EvaluationStoppedError
+            yield batch
+
     def evaluate(state: TrainState) -> dict[str, float]:
         weights = {"params": state.eval_params, "frozen": state.frozen, "model_state": state.eval_model_state}
-        metrics = inference.metrics(weights, inference.batches(val) if fixed is None else fixed, len(val))
+        metrics = inference.metrics(weights, batches(), len(val))
         return {f"val/{name}": value for name, value in metrics.items()}
 
     return evaluate

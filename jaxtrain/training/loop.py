@@ -82,6 +82,10 @@ class Timetable:
         """Whether early stopping has ended training."""
         return self.patience is not None and progress.misses >= self.patience
 
+    def over(self, progress: Progress) -> bool:
+        """Whether no step is left."""
+        return progress.step >= self.total_steps or self.out_of_patience(progress)
+
     def _whole_calls(self, step: int) -> int:
         return -(-step // self.steps_per_call) * self.steps_per_call
 
@@ -100,6 +104,8 @@ class Progress:
     """Validation metrics of the latest evaluation."""
     misses: int = 0
     """Evaluations in a row without improvement."""
+    evaluation_due: bool = False
+    """Whether that of this step is still to come: a signal cut it off."""
     pending_steps: int = 0
     pending: dict[str, float] = field(default_factory=dict)
     """Sums of the metrics since the last record."""
@@ -111,6 +117,10 @@ class Progress:
     def to_meta(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
+
+
+class EvaluationStoppedError(Exception):
+    """Raised by an evaluation that a signal cuts off."""
 
 
 class Watcher(Protocol):
@@ -182,7 +192,8 @@ def train(
     """Train from `progress.step` to the end of the timetable, or until the watcher asks to stop.
 
     `state` must be placed by the strategy; `evaluate` gives validation metrics, by whose `monitor` the best weights
-    are chosen (higher is better, for a loss lower). `compiled` keeps compiled steps by their length, for other runs
+    are chosen (higher is better, for a loss lower); it may raise EvaluationStoppedError, and is then the first thing
+    when training goes on. `compiled` keeps compiled steps by their length, for other runs
     with the same `step`. Raises Diverged within `log_every` steps of a loss that is not finite, and before a parameter
     that is not would be saved.
     """
@@ -204,23 +215,31 @@ def train(
         watcher.save(progress, sound_arrays(strategy.single(state), progress.step), best)
         saved = time.monotonic()
 
-    while progress.step < timetable.total_steps and not timetable.out_of_patience(progress):
-        length = timetable.call_length(progress.step)
-        with watcher.awaiting_data(save):
-            args = feed.args(progress.step)
-        state, packed = steps[length](state, *args)
-        if synchronous:
-            jax.block_until_ready(packed)
-        progress.step += length
-        meter.add(progress.step, packed)
-        if progress.step >= next_evaluation:
+    while progress.evaluation_due or not timetable.over(progress):
+        length = 0
+        if not progress.evaluation_due:
+            length = timetable.call_length(progress.step)
+            with watcher.awaiting_data(save):
+                args = feed.args(progress.step)
+            state, packed = steps[length](state, *args)
+            if synchronous:
+                jax.block_until_ready(packed)
+            progress.step += length
+            meter.add(progress.step, packed)
+        if progress.evaluation_due or progress.step >= next_evaluation:
             meter.flush()
+            next_evaluation = timetable.next_evaluation(progress.step)
             if evaluate is not None:
-                best = _evaluate(evaluate, state, strategy, progress, watcher, monitor, best)
+                progress.evaluation_due = True
+                try:
+                    best = _evaluate(evaluate, state, strategy, progress, watcher, monitor, best)
+                except EvaluationStoppedError:
+                    interrupted = True
+                    break
+                progress.evaluation_due = False
                 meter.restart_clock()
                 if timetable.out_of_patience(progress):
                     break
-            next_evaluation = timetable.next_evaluation(progress.step)
         stop, overdue = watcher.wishes(progress.step, time.monotonic() - saved >= timetable.save_seconds)
         if stop:
             interrupted = progress.step < timetable.total_steps

@@ -163,9 +163,7 @@ def test_a_signal_while_mlflow_gets_the_last_of_it_stops_a_sweep(how, dataset, t
 
     monkeypatch.setattr(Tracker, "finish", finishing)
     one = classifier(tmp_path / "0", 1e-3, steps=2)
+    train = {"alone": lambda: run(one, dataset, part(Programs())), "together": lambda: together([one], dataset)}
     with pytest.raises(Interrupted):
-        if how == "alone":
-            run(one, dataset, part(Programs()))
-        else:
-            together([one], dataset)
+        train[how]()
     assert (tmp_path / "0" / "summary.json").exists()

@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from small_run import embed, fit, result
+from small_run import embed, fit, history, result
 
 from jaxtrain.training.signals import Interrupted
 
@@ -71,3 +71,14 @@ def test_a_signal_in_any_phase(tmp_path, whole, monkeypatch, phase, number):
     else:
         assert len(list((tmp_path / "run-store").rglob("*.npy"))) == 1
     assert result(again()) == whole[technique]
+
+
+@pytest.mark.parametrize("calls", [2, 5])  # the fifth is that of the last step
+def test_a_validation_is_cut_off_and_comes_first_when_the_run_goes_on(tmp_path, whole, monkeypatch, calls):
+    with monkeypatch.context() as patch:
+        send_at(patch, PHASES["validating"], signal.SIGTERM, calls=calls)
+        with pytest.raises(Interrupted):
+            fit(tmp_path / "run")
+    validated = [record for record in history(tmp_path / "run") if "val/loss" in record]
+    assert len(validated) == calls - 1
+    assert result(fit(tmp_path / "run")) == whole["pt"]
