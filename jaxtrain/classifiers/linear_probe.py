@@ -28,7 +28,8 @@ def probed_head(job: Job, pretrained: Pretrained) -> Tree:
     Embeddings come from the store that technique fe uses, or go there. The setting is chosen on validation images;
     without any, it is scikit-learn's default (C = 1) on standardised features.
     """
-    config = resolve_features(Config.model_validate({**job.config.model_dump(include=_SHARED), "technique": "fe"}))
+    shared = job.config.replace(**{"augment.test_flips": "none"})  # an embedding is of one view
+    config = resolve_features(Config.model_validate({**shared.model_dump(include=_SHARED), "technique": "fe"}))
     classifier = FEClassifier(config)
     classifier.pretrained = pretrained
     dataset = job.dataset

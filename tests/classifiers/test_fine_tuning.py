@@ -209,6 +209,13 @@ def test_the_probed_head_is_the_one_of_feature_extraction(backbones, big, tmp_pa
     np.testing.assert_allclose(tuned.predict_logits(big[0]), extracted.predict_logits(big[0]), atol=1e-3)
 
 
+def test_the_head_is_probed_also_where_tests_see_flipped_images(backbones, big, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"finetune": {"linear_probe": True}, "augment": {"policy": "none", "test_flips": "h"}}
+    tuned = tuner(backbones / "cnn", tmp_path / "run", train={"steps": 1, "batch_size": 32}, **options).fit(*big)
+    assert tuned.config.augment.test_flips == "h"
+
+
 def test_the_head_comes_along_for_the_same_classes(backbones, digits, tmp_path):
     images, labels = digits
     few = np.flatnonzero(labels < 5)[:200]
