@@ -22,7 +22,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.models import create_model
 from jaxtrain.models.depth import Depth
 from jaxtrain.models.layers import BatchNorm
-from jaxtrain.models.lora import NAMES, add_lora, merge_lora
+from jaxtrain.models.lora import NAMES, add_lora, lora_targets, merge_lora
 from jaxtrain.models.weights import Pretrained, adapt, load_pretrained
 from jaxtrain.training.optimizers import Schedule, Tree, decay_mask, make_optimizer
 from jaxtrain.training.param_groups import Path, decay_towards_start, scale_learning_rates
@@ -57,6 +57,8 @@ class FTClassifier(BaseClassifier):
         blocks, there = resolved.finetune.blocks, depth_of(resolved).top - 1
         if blocks is not None and blocks > there:
             raise UserError(f"finetune.blocks: {blocks} asked for, {resolved.model.name} has {there}")
+        if resolved.finetune.strategy == "lora":
+            lora_targets(_shapes(*_network(resolved)))  # refused before the run directory is begun with it
         return resolved
 
     def build_model(self, *, num_classes: int, axis_name: str | None) -> nnx.Module:
@@ -159,13 +161,23 @@ class FTClassifier(BaseClassifier):
 
 def depth_of(config: Config) -> Depth:
     """The layers of the network that a resolved config builds."""
-    return _depth(config.model, chosen(config.data.image_size), chosen(config.data.channels))
+    return _depth(*_network(config))
+
+
+def _network(config: Config) -> tuple[ModelConfig, int, int]:
+    return config.model, chosen(config.data.image_size), chosen(config.data.channels)
 
 
 @lru_cache(maxsize=8)
 def _depth(model: ModelConfig, image_size: int, channels: int) -> Depth:
-    built = nnx.eval_shape(lambda: create_model(model, num_classes=1, channels=channels, image_size=image_size))
-    return Depth.of(nnx.to_pure_dict(nnx.state(built, nnx.Param)))
+    return Depth.of(nnx.to_pure_dict(nnx.state(_shapes(model, image_size, channels), nnx.Param)))
+
+
+def _shapes(model: ModelConfig, image_size: int, channels: int) -> nnx.Module:
+    built: nnx.Module = nnx.eval_shape(
+        lambda: create_model(model, num_classes=1, channels=channels, image_size=image_size)
+    )
+    return built
 
 
 def _head_alone(params: Tree) -> Tree:

@@ -44,17 +44,21 @@ class LoraLinear(Module):
         return x @ kernel + bias + (x @ a) @ b * self.scale
 
 
-def add_lora(model: nnx.Module, *, rank: int, alpha: float, key: Array) -> None:
-    """Replace the linear layers of attention and MLPs, in place. UserError where the model has none."""
-    found = 0
-    for _, module in list(nnx.iter_modules(model)):
-        for name in TARGETS:
-            linear = getattr(module, name, None)
-            if isinstance(linear, nnx.Linear):
-                setattr(module, name, LoraLinear(linear, rank, alpha, jax.random.fold_in(key, found)))
-                found += 1
+def lora_targets(model: nnx.Module) -> list[tuple[Any, str]]:
+    """(module, attribute) of the linear layers of attention and MLPs. UserError where the model has none."""
+    modules = [module for _, module in nnx.iter_modules(model)]
+    found = [(module, name) for module in modules for name in TARGETS
+             if isinstance(getattr(module, name, None), nnx.Linear)]  # fmt: skip
     if not found:
         raise UserError("finetune.strategy: lora is for models with attention or MLP blocks: vit, deit, convnext")
+    return found
+
+
+def add_lora(model: nnx.Module, *, rank: int, alpha: float, key: Array) -> None:
+    """Replace the linear layers of attention and MLPs, in place. UserError where the model has none."""
+    for number, (module, name) in enumerate(lora_targets(model)):
+        linear = getattr(module, name)
+        setattr(module, name, LoraLinear(linear, rank, alpha, jax.random.fold_in(key, number)))
 
 
 def merge_lora(params: Mapping[Any, Any], frozen: Mapping[Any, Any], scale: float) -> tuple[Tree, Tree]:

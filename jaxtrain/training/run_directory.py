@@ -131,20 +131,30 @@ class RunDirectory:
         return self.path / "error.log"
 
     def continued(self, given: Config) -> Config:
-        """`given`, with what it leaves open (not set, None or "auto") as in the config of the run so far."""
+        """`given`, with what it leaves open (not set, None or "auto") as in the config of the run so far.
+
+        Raises:
+            UserError: the two contradict each other; each option that differs is named with its old and new value.
+        """
         if not self.config_path.exists():
             return given
-        tree = load_config(self.config_path).model_dump()
-        for path, value in _options(given, given_only=True).items():
-            if value is None or value == "auto":
-                continue
+        begun = load_config(self.config_path)
+        tree, new = begun.model_dump(), _options(given, given_only=True)
+        new = {path: value for path, value in new.items() if value is not None and value != "auto"}
+        for path, value in new.items():
             section, _, key = path.rpartition(".")
             (tree[section] if section else tree)[key] = value
             if path == "train.steps":
                 tree["train"]["epochs"] = None
             elif path == "train.epochs":
                 tree["train"]["steps"] = None
-        return Config.model_validate(tree)
+        try:
+            return Config.model_validate(tree)
+        except ValidationError as error:
+            old = _options(begun)
+            changed = [path for path, value in new.items() if old[path] != value and not _is_free(path)]
+            refusal = self._refusal(changed, old, new) if changed else explain(error, str(self.config_path))
+            raise UserError(refusal) from None
 
     def check_config(self, resolved: Config) -> bool:
         """Writes the config of a new run (False), or checks that it is that of the run so far (True).

@@ -248,3 +248,4 @@ def test_another_weights_digest_is_refused_before_the_first_checkpoint(backbones
 def test_wrong_options_are_named(options, message, backbones, big, tmp_path):
     with pytest.raises(UserError, match=message):
         tuner(backbones / "cnn", tmp_path / "run", finetune=options).fit(*big)
+    assert not (tmp_path / "run" / "config.yaml").exists()  # the directory can be used with other options

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxtrain.config import CheckpointConfig, Config, OptimizerConfig, TrainConfig
+from jaxtrain.config import CheckpointConfig, Config, FinetuneConfig, OptimizerConfig, TrainConfig
 from jaxtrain.config_io import load_config
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.training import run_directory
@@ -368,6 +368,17 @@ def test_a_length_in_steps_takes_the_place_of_one_in_epochs(tmp_path: Path) -> N
         pytest.raises(UserError, match=r"train.epochs 20.0 -> \(default\), train.steps \(default\) -> 100"),
     ):
         directory.check_config(directory.continued(given))
+
+
+def test_options_that_contradict_those_of_the_run_so_far_are_named(tmp_path: Path) -> None:
+    lora = {"finetune.strategy": "lora", "finetune.lora_rank": 4, "finetune.lora_alpha": 8.0}
+    run = begun(tmp_path / "run", technique="ft", **lora)
+    given = Config(run_dir=run, technique="ft", finetune=FinetuneConfig(strategy="full"))
+    message = (
+        r"^run directory \S+run was begun with other options: finetune.strategy lora -> full; give the old ones, or"
+    )
+    with RunDirectory.open(given, "x") as directory, pytest.raises(UserError, match=message):
+        directory.continued(given)
 
 
 def test_a_new_run_continues_nothing(tmp_path: Path) -> None:
