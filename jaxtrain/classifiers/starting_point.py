@@ -59,4 +59,4 @@ def record(run_dir: Path, pretrained: Pretrained, adapted: Adapted) -> None:
     content = {"source": pretrained.source, "sha256": pretrained.digest, "notes": list(adapted.notes)}
     write_text(run_dir / _RECORD, json.dumps(content, indent=2) + "\n")
     for note in adapted.notes:
-        _log.info("%s: %s", pretrained.source, note)
+        _log.warning("%s: %s", pretrained.source, note)

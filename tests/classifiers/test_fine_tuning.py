@@ -224,6 +224,13 @@ def test_the_head_comes_along_for_the_same_classes(backbones, digits, tmp_path):
     assert records(tmp_path / "run", "train/loss")[0] < 1.3  # log 5 is 1.6
 
 
+def test_what_was_changed_in_the_weights_is_told(backbones, big, tmp_path, caplog):
+    tuner(backbones / "vit", tmp_path / "run", train={"steps": 1, "batch_size": 32}, data={"image_size": 12}).fit(*big)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{backbones / 'vit'}: the head starts afresh: the weights' is for other classes" in told
+    assert f"{backbones / 'vit'}: position embeddings resized from 5 to 10 places" in told
+
+
 def test_another_weights_digest_is_refused_before_the_first_checkpoint(backbones, big, tmp_path):
     tuner(backbones / "cnn", tmp_path / "run").fit(*big)
     for name in ("summary.json", "checkpoints", "model"):

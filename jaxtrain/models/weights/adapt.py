@@ -60,6 +60,9 @@ def adapt(
         for leaves in (have["params"], wanted["params"]):
             for path in [path for path in leaves if path.startswith(_HEAD)]:
                 del leaves[path]
+    elif class_names is not None and pretrained.class_names is None:
+        notes.append(f"the head comes along: its {len(class_names)} classes have no names and are taken for the data "
+                     "set's, in the same order")  # fmt: skip
     for part, leaves in wanted.items():
         problems.missing += leaves.keys() - have[part].keys()
         problems.left_over += have[part].keys() - leaves.keys()

@@ -68,7 +68,12 @@ def test_the_head_stays_where_the_classes_are_others_of_the_same_number():
     assert "head" not in other[0]
     assert other[2].notes == ("the head starts afresh: the weights' is for other classes",)
     unnamed = dataclasses.replace(weights, class_names=None)
-    assert adapt(unnamed, shapes("cnn_tiny"), class_names=list("edcba"))[2].head
+    assumed = adapt(unnamed, shapes("cnn_tiny"), class_names=list("edcba"))[2]
+    assert assumed.head
+    assert assumed.notes == (
+        "the head comes along: its 5 classes have no names and are taken for the data set's, in the same order",
+    )
+    assert adapt(unnamed, shapes("cnn_tiny"))[2].notes == ()  # no data set to compare with
 
 
 def test_weights_without_a_head():
