@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.disk import reason
 from jaxtrain.errors import UserError
 
 Get = Callable[[str], Path | None]
@@ -45,8 +46,8 @@ def hub_files(name: str) -> Get:
             raise UserError(
                 f"hf:{name}: is no name of a repository; write hf:ORG/NAME or hf:ORG/NAME@REVISION"
             ) from None
-        except (OSError, errors.HfHubHTTPError) as error:
-            raise UserError(f"hf:{name}: could not be fetched: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # the hub's client lets through what its transport raises
+            raise UserError(f"hf:{name}: could not be fetched: {reason(error)}") from None
 
     return get
 

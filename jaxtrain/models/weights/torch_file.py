@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.disk import reason
 from jaxtrain.errors import UserError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -90,14 +91,10 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     except _DAMAGE as error:
-        raise UserError(f"{path}: is no PyTorch file, or a damaged one ({_first_line(error)})") from None
+        raise UserError(f"{path}: is no PyTorch file, or a damaged one ({reason(error)})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}, not a dict of tensors (a state dict)")
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # --- the two layouts

@@ -143,6 +143,21 @@ def test_offline_the_reason_is_said(find):
     assert offline == "hf:org/vit: config.json is not in the cache, and HF_HUB_OFFLINE forbids to fetch it"
 
 
+@pytest.mark.parametrize(
+    ("text", "told"), [("peer closed connection\nmore", "peer closed connection"), ("", "DropError")]
+)
+def test_a_download_that_drops_is_one_line(monkeypatch, text, told):
+    class DropError(Exception):  # as httpx has them: no OSError
+        pass
+
+    def drop(*_, **__):
+        raise DropError(text)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", drop)
+    with pytest.raises(UserError, match=f"^hf:org/vit: could not be fetched: {told}$"):
+        hub.hub_files("org/vit")("model.safetensors")
+
+
 @pytest.mark.slow  # the hub's client tries again for half a minute
 def test_a_hub_that_cannot_be_reached(find):
     (unreachable,) = find("hf:org/vit", HF_ENDPOINT="http://127.0.0.1:9")
