@@ -290,7 +290,8 @@ class FinetuneConfig(Section):
     """L2-SP: decay of the pre-trained parameters towards where they started, in place of `optimizer.weight_decay`,
     which is then the head's alone (0: off)."""
     freeze_statistics: bool | None = None
-    """Batch norm normalises with the weights' statistics in training too (default: where its parameters are frozen)."""
+    """Batch norm normalises with the weights' statistics in training too (default: where its parameters
+    are frozen, and everywhere with `unfreeze_steps`)."""
 
     @model_validator(mode="after")
     def _options_of_the_strategy(self) -> FinetuneConfig:

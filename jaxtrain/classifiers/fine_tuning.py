@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +15,7 @@ from flax import nnx
 
 from jaxtrain.classifiers.base import BaseClassifier, Fitted
 from jaxtrain.classifiers.hyper_rule import hyper_rule
-from jaxtrain.classifiers.resolve import DEFAULT_WEIGHTS, resolve
+from jaxtrain.classifiers.resolve import DEFAULT_WEIGHTS, resolve, total_steps
 from jaxtrain.classifiers.starting_point import joined, overlaid, record, recorded, without
 from jaxtrain.config import Config, ModelConfig, chosen
 from jaxtrain.data.base import Dataset
@@ -31,6 +32,8 @@ from jaxtrain.training.state import TrainState
 if TYPE_CHECKING:
     from jaxtrain.classifiers.learning import Job, Learning
     from jaxtrain.classifiers.stepwise import Setup
+
+_log = logging.getLogger(__name__)
 
 
 class FTClassifier(BaseClassifier):
@@ -59,6 +62,8 @@ class FTClassifier(BaseClassifier):
             raise UserError(f"finetune.blocks: {blocks} asked for, {resolved.model.name} has {there}")
         if resolved.finetune.strategy == "lora":
             lora_targets(_shapes(*_network(resolved)))  # refused before the run directory is begun with it
+        if resolved.finetune.unfreeze_steps is not None:
+            _check_unfreezing(resolved, total_steps(resolved, len(dataset.train)))
         return resolved
 
     def build_model(self, *, num_classes: int, axis_name: str | None) -> nnx.Module:
@@ -72,7 +77,7 @@ class FTClassifier(BaseClassifier):
             add_lora(model, rank=chosen(finetune.lora_rank), alpha=chosen(finetune.lora_alpha), key=key)
         for path, module in nnx.iter_modules(model):
             if isinstance(module, BatchNorm):
-                frozen = not self.trainable((*path, "scale"), module.scale)
+                frozen = finetune.unfreeze_steps is not None or not self.trainable((*path, "scale"), module.scale)
                 module.frozen = frozen if finetune.freeze_statistics is None else finetune.freeze_statistics
         return model
 
@@ -157,6 +162,24 @@ class FTClassifier(BaseClassifier):
             if finetune.unfreeze_steps is not None:
                 factor = jnp.where(step >= finetune.unfreeze_steps * (below + 1), factor, 0.0)
         return factor
+
+
+def _check_unfreezing(config: Config, total: int) -> None:
+    """UserError where training ends before anything but the head has trained; a warning where blocks never do."""
+    every = chosen(config.finetune.unfreeze_steps)
+    if every >= total:
+        raise UserError(
+            f"finetune.unfreeze_steps: after {every} steps more than the head trains, but training has {total} steps; "
+            "give fewer, or strategy head"
+        )
+    blocks = config.finetune.blocks or depth_of(config).top - 1
+    joining = (total - 1) // every - 1  # what follows the blocks joins first
+    if joining < blocks:
+        _log.warning(
+            "finetune.unfreeze_steps: one block every %d steps: in %d steps %d of %d blocks join, the others stay as "
+            "they are",
+            *(every, total, joining, blocks),
+        )
 
 
 def depth_of(config: Config) -> Depth:

@@ -94,7 +94,7 @@ def debug(config: Config) -> None:
         options = {
             **{"run_dir": folder / "run", "name": None, "tracking.enabled": False, "parallel.strategy": "jit"},
             **{"train.epochs": None, "train.steps": 1, "train.early_stopping": None, "schedule.warmup_epochs": None},
-            "train.steps_per_call": 1,
+            **{"train.steps_per_call": 1, "finetune.unfreeze_steps": None},  # everything takes part in the one step
         }
         small = config.replace(**options)
         if config.technique != "fe":

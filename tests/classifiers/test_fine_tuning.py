@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from jaxtrain import FEClassifier, FTClassifier, PTClassifier, UserError, load
 from jaxtrain.classifiers.stepwise import prepare
+from jaxtrain.config import Config
 from jaxtrain.data.arrays import from_arrays
 
 OFF = {"enabled": False}
@@ -108,6 +109,24 @@ def test_a_strategy_learns_and_moves_what_it_should(strategy, backbones, big, tm
     np.testing.assert_array_equal(load(tmp_path / "run").predict_logits(big[0]), classifier.predict_logits(big[0]))
 
 
+@pytest.mark.parametrize(
+    ("steps", "options", "told"),
+    [
+        (5, {}, ["in 12 steps 1 of 2 blocks join"]),
+        (11, {}, ["in 12 steps 0 of 2 blocks join"]),
+        (3, {}, []),
+        (5, {"strategy": "blocks", "blocks": 1}, []),
+    ],
+)
+def test_blocks_that_never_join_are_told(steps, options, told, backbones, big, tmp_path, caplog):
+    dataset = from_arrays(*big, config=Config().data)
+    classifier = tuner(backbones / "vit", tmp_path / "run", finetune={"unfreeze_steps": steps, **options})
+    classifier.resolve(classifier.config, dataset)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == len(told)
+    assert all(text in message for text, message in zip(told, messages, strict=True))
+
+
 def prepared(classifier, big):
     """Everything up to the first step, with the pre-trained weights in place."""
     dataset = from_arrays(*big, config=classifier.data_config)
@@ -181,6 +200,8 @@ def test_statistics_move_where_their_layer_trains(backbones, big, tmp_path):
     for options, expected in [
         ({"strategy": "blocks"}, {"blocks/1"}),
         ({"strategy": "head"}, set()),
+        ({"unfreeze_steps": 1}, set()),
+        ({"unfreeze_steps": 1, "freeze_statistics": False}, {"blocks/0", "blocks/1"}),
         ({"strategy": "head", "freeze_statistics": False}, {"blocks/0", "blocks/1"}),
     ]:
         folder = tmp_path / "-".join(map(str, options.values()))
@@ -250,6 +271,7 @@ def test_another_weights_digest_is_refused_before_the_first_checkpoint(backbones
         ({"lora_rank": 2}, "an option of strategy lora"),
         ({"strategy": "blocks", "blocks": 9}, "blocks: 9 asked for, cnn_tiny has 2"),
         ({"strategy": "lora"}, "attention or MLP"),
+        ({"unfreeze_steps": 12}, "after 12 steps more than the head trains, but training has 12 steps"),
     ],
 )
 def test_wrong_options_are_named(options, message, backbones, big, tmp_path):

@@ -185,3 +185,9 @@ def test_debug_names_the_first_wrong_shape(use, classifier, told):
 def test_debug_of_a_head(trained, capsys):
     rehearsal.debug(Config.model_validate({"technique": "fe", "quiet": True, "model": {"weights": trained}}))
     assert "one step made no NaN" in capsys.readouterr().out
+
+
+def test_debug_of_blocks_that_join_later(trained, capsys):
+    options = {"technique": "ft", "quiet": True, "finetune": {"unfreeze_steps": 50}, "model": {"weights": trained}}
+    rehearsal.debug(Config.model_validate(options))
+    assert "one step made no NaN" in capsys.readouterr().out
