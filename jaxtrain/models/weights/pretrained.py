@@ -44,10 +44,7 @@ class Pretrained:
 
     def normalization(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation for images of so many channels: averaged where the weights have others."""
-        if channels == self.channels:
-            return self.mean, self.std
-        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
-        return (mean,) * channels, (std,) * channels
+        return _of_channels(self.mean, channels), _of_channels(self.std, channels)
 
 
 def load_pretrained(weights: str, model: ModelConfig | None = None) -> Pretrained:
@@ -84,22 +81,27 @@ def load_pretrained(weights: str, model: ModelConfig | None = None) -> Pretraine
         made = convert(found.arrays, options, weights)
         options, params, state, classes = made.model, made.params, made.model_state, made.num_classes
         size, channels = size or made.image_size, made.channels
-    names = about.class_names
+    names, channels = about.class_names, channels or spec.channels
     return Pretrained(
         source=weights,
         model=options,
         params=params,
         model_state=state,
         image_size=size or spec.image_size,
-        channels=channels or spec.channels,
-        mean=about.mean or spec.mean,
-        std=about.std or spec.std,
+        channels=channels,
+        mean=_of_channels(about.mean or spec.mean, channels),
+        std=_of_channels(about.std or spec.std, channels),
         crop_pct=about.crop_pct or spec.crop_pct,
         interpolation=about.interpolation or spec.interpolation,
         class_names=tuple(names) if names is not None and len(names) == classes else None,
         num_classes=classes,
         digest=tree_digest({"params": params, "model_state": state}),
     )
+
+
+def _of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """A value for each channel: their mean where there are values of another number of channels."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _model_name(said: str | None, given: str | None, weights: str) -> str:

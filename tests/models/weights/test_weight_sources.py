@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from jaxtrain.config import ModelConfig
 from jaxtrain.errors import UserError
+from jaxtrain.models import model_spec
 from jaxtrain.models.weights import load_pretrained
 
 NAME = "timm_convnext"
@@ -76,6 +77,14 @@ def test_a_file_that_does_not_say_its_model(arrays, tmp_path):
         load_pretrained(str(tmp_path / "weights.safetensors"), ModelConfig(name="cnn_small"))
     with pytest.raises(UserError, match=r"does not fit model convnext_atto; \d+ missing: .* and \d+ more; "):
         load_pretrained(str(tmp_path / "weights.safetensors"), ModelConfig(name="convnext_atto"))
+
+
+def test_weights_for_grey_images_that_do_not_say_how_these_were_prepared(arrays, tmp_path):
+    grey = {name: array[:, :1].copy() if name == "stem.0.weight" else array for name, array in arrays.items()}
+    save_file(grey, tmp_path / "weights.safetensors")
+    found, spec = load_pretrained(str(tmp_path / "weights.safetensors"), ModelConfig(name=NAME)), model_spec(NAME)
+    assert found.channels == 1
+    np.testing.assert_allclose((found.mean, found.std), ([np.mean(spec.mean)], [np.mean(spec.std)]))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth"])
