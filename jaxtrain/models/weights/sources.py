@@ -149,7 +149,7 @@ _READERS = {
 
 
 def _repository(get: Get, source: str) -> Found:
-    """A folder as timm and transformers publish them."""
+    """A folder as timm and transformers publish them, or with a file of ours, which says what it holds."""
     config, processor = (
         {} if (path := get(name)) is None else read_json(path, source)
         for name in ("config.json", "preprocessor_config.json")
@@ -157,7 +157,9 @@ def _repository(get: Get, source: str) -> Found:
     about = describe(config, processor, source)
     arrays: Arrays = {}
     for path in weight_files(get, source):
-        arrays |= _READERS[path.suffix](path)[0]
+        part, said = _READERS[path.suffix](path)
+        arrays |= part
+        about = about if about.model is not None else said
     return Found(about, arrays)
 
 

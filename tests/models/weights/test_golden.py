@@ -1,5 +1,8 @@
 """Logits of other software's networks, computed once by `make_golden.py`; no torch here."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from cases import CASES, GOLDEN, draw, golden, images
@@ -58,6 +61,17 @@ def test_export_gives_the_same_file_back(name, load, tmp_path):
     assert again.digest == pretrained.digest
     assert (again.model.name, again.model.pool) == (name, pretrained.model.pool)
     assert (again.mean, again.image_size, again.num_classes) == (pretrained.mean, pretrained.image_size, 7)
+
+
+@pytest.mark.parametrize("config", [None, {}, {"license": "mit"}])
+def test_an_export_says_what_it_is_also_in_a_folder(config, load, tmp_path):
+    pretrained = dataclasses.replace(load("timm_vit"), mean=(0.1, 0.2, 0.3), class_names=tuple("abcdefg"))
+    (tmp_path / "folder").mkdir()
+    export_timm(pretrained, tmp_path / "folder" / "model.safetensors")
+    if config is not None:
+        (tmp_path / "folder" / "config.json").write_text(json.dumps(config))
+    again = load_pretrained(str(tmp_path / "folder"))
+    assert (again.model.name, again.mean, again.class_names) == ("timm_vit", pretrained.mean, pretrained.class_names)
 
 
 @pytest.mark.parametrize("name", ["timm_vit", "transformers_resnet_basic", "google_vit"])
