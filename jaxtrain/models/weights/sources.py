@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxtrain.disk import reason
 from jaxtrain.errors import RunError, UserError, nearest
+from jaxtrain.models.weights.convert import flatten
 from jaxtrain.models.weights.descriptions import Description, describe, describe_name
 from jaxtrain.models.weights.hub import WEIGHTS, Get, folder_files, hub_files, read_json, weight_files
 from jaxtrain.models.weights.layout import Arrays
@@ -34,7 +36,22 @@ class Found:
 
 
 def find(weights: str) -> Found:
-    """Reads the source that a string names; UserError where there is none or it cannot be read."""
+    """Reads the source that a string names; UserError where there is none or it holds anything but numbers."""
+    found = _read(weights)
+    for name, leaf in flatten(found.arrays if found.tree is None else found.tree):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not _is_numeric(np.dtype(dtype)):
+            what = f"a {type(leaf).__name__}" if dtype is None else f"one of {dtype}"
+            raise UserError(f"model.weights: {weights} holds no array of real numbers under {name}, but {what}")
+    return found
+
+
+def _is_numeric(dtype: np.dtype[Any]) -> bool:
+    """Whether it is of real numbers: NumPy's own types, or one that was added to them, such as bfloat16."""
+    return dtype.kind in "biuf" or dtype.isbuiltin == 2
+
+
+def _read(weights: str) -> Found:
     kind, _, rest = weights.partition(":")
     if kind == "package":
         return _package(rest)
@@ -128,15 +145,18 @@ def _safetensors(path: Path) -> tuple[Arrays, Description]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
         return arrays, Description.from_json(metadata[OURS]) if OURS in metadata else Description()
     except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: is no safetensors file, or a damaged one ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: is no safetensors file, or a damaged one ({reason(error)})") from None
 
 
 def _npz(path: Path) -> tuple[Arrays, Description]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it holds one array without a name, as a .npy file does")
+        with loaded as file:
             return {name: file[name] for name in file.files}, Description()
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: is no npz file, or a damaged one ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: is no npz file, or a damaged one ({reason(error)})") from None
 
 
 _READERS = {
@@ -191,8 +211,9 @@ def _saved_model(folder: Path) -> Found:
         trained = {} if config.technique == "fe" else weights["params"]
         tree = {"params": _joined(trained, weights["frozen"]), "model_state": weights["model_state"]}
     except (KeyError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"model.weights: {folder} is no model that this version of jaxtrain saved ({reason})") from None
+        raise UserError(
+            f"model.weights: {folder} is no model that this version of jaxtrain saved ({reason(error)})"
+        ) from None
     data = config.data
     about = Description(
         model=config.model.name,
@@ -228,8 +249,11 @@ def _orbax(path: Path) -> Found:
         with ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.restore(path.absolute())
     except Exception as error:  # Orbax raises whatever its storage does
-        raise UserError(f"model.weights: {path} cannot be read by Orbax ({str(error).splitlines()[0]})") from None
+        raise UserError(f"model.weights: {path} cannot be read by Orbax ({reason(error)})") from None
     if not isinstance(tree, Mapping) or not tree:
         raise UserError(f"model.weights: {path} holds no dict of arrays")
-    params = tree.get("params", tree)
-    return Found(Description(), tree={"params": params, "model_state": tree.get("model_state", {})})
+    parts = {"params": tree.get("params", tree), "model_state": tree.get("model_state", {})}
+    for name, part in parts.items():
+        if not isinstance(part, Mapping):
+            raise UserError(f"model.weights: {path}: {name} is no dict of arrays, but a {type(part).__name__}")
+    return Found(Description(), tree=parts)

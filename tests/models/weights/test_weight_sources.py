@@ -102,6 +102,46 @@ def test_pickled_arrays_in_an_npz_are_refused(tmp_path):
         load_pretrained(str(tmp_path / "vit_test.npz"))
 
 
+def test_one_array_in_the_place_of_an_npz(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    (tmp_path / "a.npy").rename(tmp_path / "vit_test.npz")
+    with pytest.raises(
+        UserError, match=r"vit_test\.npz: is no npz file.*one array without a name, as a \.npy file does"
+    ):
+        load_pretrained(str(tmp_path / "vit_test.npz"))
+
+
+@pytest.mark.parametrize(
+    ("array", "dtype"), [(np.zeros(2, "V2"), r"\|V2"), (np.array(["x"]), "<U1"), (np.zeros(2, complex), "complex128")]
+)
+def test_arrays_that_are_no_numbers(tmp_path, array, dtype):
+    np.savez(tmp_path / "vit_test.npz", good=np.zeros(2), bad=array)
+    with pytest.raises(UserError, match=f"no array of real numbers under bad, but one of {dtype}$"):
+        load_pretrained(str(tmp_path / "vit_test.npz"))
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"params": [np.zeros(2)]}, "params is no dict of arrays, but a list$"),
+        ({"params": np.zeros(2)}, "params is no dict of arrays, but a ndarray$"),
+        (
+            {"params": {"a": np.zeros(2)}, "model_state": np.zeros(2)},
+            "model_state is no dict of arrays, but a ndarray$",
+        ),
+        ({"params": {"head": {"kernel": "x"}}}, "no array of real numbers under params/head/kernel, but a str$"),
+        ({"params": {"head": {"kernel": None}}}, "no array of real numbers under params/head/kernel, but a NoneType$"),
+    ],
+)
+def test_an_orbax_tree_that_is_no_network(tmp_path, tree, message):
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "x", tree)
+    with pytest.raises(UserError, match=message):
+        load_pretrained(str(tmp_path / "x"), ModelConfig(name="vit_test"))
+
+
 def test_an_orbax_folder_that_is_none(tmp_path):
     (tmp_path / "manifest.ocdbt").write_bytes(b"x")
     with pytest.raises(UserError, match=r"cannot be read by Orbax \("):
