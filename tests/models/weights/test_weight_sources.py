@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -85,6 +87,16 @@ def test_weights_for_grey_images_that_do_not_say_how_these_were_prepared(arrays,
     found, spec = load_pretrained(str(tmp_path / "weights.safetensors"), ModelConfig(name=NAME)), model_spec(NAME)
     assert found.channels == 1
     np.testing.assert_allclose((found.mean, found.std), ([np.mean(spec.mean)], [np.mean(spec.std)]))
+
+
+def test_bfloat16_is_read_also_before_jax_is_there(arrays, tmp_path):
+    import ml_dtypes
+
+    path = tmp_path / "a.safetensors"
+    save_file({name: array.astype(ml_dtypes.bfloat16) for name, array in arrays.items()}, path)
+    code = f"from jaxtrain.models.weights import sources\nprint(len(sources.find({str(path)!r}).arrays))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == f"{len(arrays)}\n", done.stderr
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth"])
