@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxtrain.config import chosen
+from jaxtrain.disk import reason
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.models.registry import ModelSpec, list_models, model_spec
 from jaxtrain.models.weights.convert import flatten
@@ -27,6 +28,7 @@ def export_timm(weights: Pretrained | str | Path, path: str | Path) -> Path:
     """
     if not isinstance(weights, Pretrained):
         weights = load_pretrained(str(weights))
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     spec = model_spec(chosen(weights.model.name))
@@ -53,8 +55,8 @@ def export_timm(weights: Pretrained | str | Path, path: str | Path) -> Path:
     path = Path(path)
     try:
         save_file(arrays, path, metadata)
-    except OSError as error:
-        raise RunError(f"{path} could not be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} could not be written: {reason(error)}") from error
     return path
 
 
@@ -62,11 +64,13 @@ def timm_layout(spec: ModelSpec, weights: Pretrained) -> Layout:
     """timm's layout for a network; UserError where timm has none."""
     family = TABLES.get(spec.family)
     if family is None or not family.layouts:
-        have = [name for name in list_models() if TABLES.get(model_spec(name).family)]
+        have = [name for name in list_models() if (f := TABLES.get(model_spec(name).family)) and f.layouts]
         raise UserError(f"{weights.source}: timm has no {spec.name}; it has those of {', '.join(have[:3])}, ...")
 
+    built_with = {**spec.kwargs, **weights.model.model_dump(exclude_none=True)}
+
     def fits(layout: Layout) -> tuple[bool, bool]:
-        options = all(getattr(weights.model, key) == value for key, value in layout.options.items())
+        options = all(built_with.get(key) == value for key, value in layout.options.items())
         return options and spec.timm_name in layout.models, options and bool(layout.options)
 
     return max((layout for layout in family.layouts if layout.name.startswith("timm")), key=fits)

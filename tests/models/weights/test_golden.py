@@ -10,9 +10,10 @@ from networks import register, run
 from safetensors.numpy import save_file
 
 from jaxtrain.config import ModelConfig
-from jaxtrain.errors import UserError
-from jaxtrain.models.weights import export_timm, load_pretrained
-from jaxtrain.models.weights.convert import flatten
+from jaxtrain.errors import RunError, UserError
+from jaxtrain.models.weights import Pretrained, export_timm, load_pretrained
+from jaxtrain.models.weights.convert import flatten, nest, shapes_of
+from jaxtrain.saved_tree import tree_digest
 
 TIMM = [name for name in CASES if name.startswith("timm")]
 
@@ -61,6 +62,35 @@ def test_export_gives_the_same_file_back(name, load, tmp_path):
     assert again.digest == pretrained.digest
     assert (again.model.name, again.model.pool) == (name, pretrained.model.pool)
     assert (again.mean, again.image_size, again.num_classes) == (pretrained.mean, pretrained.image_size, 7)
+
+
+def network(name, size, channels):
+    """A network of the registry as weights, drawn from the names."""
+    found = shapes_of(ModelConfig(name=name), size, channels, 5)
+    parts = ({path: draw(path, shape) for path, shape in found[part].items()} for part in ("params", "model_state"))
+    params, state = map(nest, parts)
+    values = (0.5,) * channels
+    return Pretrained(
+        "w", ModelConfig(name=name), params, state, size, channels, values, values, 1.0, "bilinear", None, 5,
+        tree_digest({"params": params, "model_state": state}),
+    )  # fmt: skip
+
+
+def test_export_of_a_network_that_the_registry_has_with_average_pooling(tmp_path):
+    from safetensors.numpy import load_file
+
+    pretrained = network("vit_tiny_patch4_32", 32, 3)
+    path = export_timm(pretrained, tmp_path / "exported.safetensors")
+    last = {name for name in load_file(path) if "norm" in name and not name.startswith("blocks.")}
+    assert last == {"fc_norm.weight", "fc_norm.bias"}
+    assert load_pretrained(str(path)).digest == pretrained.digest
+
+
+def test_export_where_it_cannot_be(tmp_path):
+    with pytest.raises(RunError, match=r"^\S+missing/a\.safetensors could not be written: .*No such file[^\n]*$"):
+        export_timm(network("vit_test", 32, 3), tmp_path / "missing" / "a.safetensors")
+    with pytest.raises(UserError, match=r"^w: timm has no cnn_tiny; it has those of (?!.*cnn).*convnext_\w+, \.\.\.$"):
+        export_timm(network("cnn_tiny", 32, 3), tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("config", [None, {}, {"license": "mit"}])
