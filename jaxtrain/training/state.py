@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxtrain.training.param_groups import CountState, StartState
+
 Array = Any  # a jax.Array, or a NumPy array on its way to the devices
 Tree = Any  # nested dict of arrays, as `nnx.to_pure_dict` gives it
 
@@ -81,17 +83,24 @@ def from_arrays(arrays: dict[str, Any], like: TrainState) -> TrainState:
 
 
 def moved_to(state: TrainState, step: int) -> TrainState:
-    """The same parameters before another step: batches, randomness and the learning rate are that step's."""
+    """The same parameters before another step: batches, randomness and learning rates are that step's.
+
+    What else the optimizer counts is how often it has updated its moments, which stays.
+    """
 
     def moved(part: Any) -> Any:
-        return part._replace(count=jnp.int32(step)) if _is_schedule(part) else part
+        return part._replace(**{_COUNTERS[type(part)]: jnp.int32(step)}) if _follows_steps(part) else part
 
-    opt_state = jax.tree.map(moved, state.opt_state, is_leaf=_is_schedule)
+    opt_state = jax.tree.map(moved, state.opt_state, is_leaf=_follows_steps)
     return replace(state, step=jnp.int32(step), opt_state=opt_state)
 
 
-def _is_schedule(part: Any) -> bool:
-    return isinstance(part, optax.ScaleByScheduleState)
+_COUNTERS = {optax.ScaleByScheduleState: "count", CountState: "step", StartState: "step"}
+"""Parts of optimizers that go by the step of the run, and the field that holds it."""
+
+
+def _follows_steps(part: Any) -> bool:
+    return type(part) in _COUNTERS
 
 
 def _raw_key(state: TrainState) -> TrainState:

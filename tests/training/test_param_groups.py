@@ -9,6 +9,7 @@ import pytest
 from jaxtrain.config import OptimizerConfig
 from jaxtrain.training.optimizers import make_optimizer, resolve_optimizer
 from jaxtrain.training.param_groups import decay_towards_start, scale_learning_rates
+from jaxtrain.training.state import TrainState, moved_to
 
 
 def params():
@@ -80,3 +81,19 @@ def test_decay_towards_the_start_is_the_formula_and_leaves_the_head_alone():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), path[-1], now)
     kept = sum(leaf.size for leaf in jax.tree.leaves(optimizer.init(path[0])[1].start))
     assert kept == 4 * 3 + 3 * 3
+
+
+def test_a_state_that_is_moved_to_another_step_counts_from_there():
+    schedule = optax.linear_schedule(0.1, 0.0, 100)
+    towards_start = decay_towards_start(0.7, schedule, lambda tree: jax.tree.map(lambda _: True, tree))
+    factor = scale_learning_rates(lambda path, step: jnp.where(step >= 7, 1.0, 0.0))
+    optimizer = optax.chain(optax.adam(schedule), towards_start, factor)
+    start = params()
+    key = jax.random.key(0)
+    state = TrainState(jnp.int32(0), start, {}, {}, optimizer.init(start), {}, key)
+    moved = moved_to(state, 7)
+    (adam, scale), pull, count = moved.opt_state
+    assert (int(adam.count), int(scale.count), int(pull.step), int(count.step), int(moved.step)) == (0, 7, 7, 7, 7)
+    jax.tree.map(np.testing.assert_array_equal, pull.start, start)
+    updates, _ = optimizer.update(jax.tree.map(jnp.cos, start), moved.opt_state, start)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(updates))
