@@ -58,5 +58,5 @@ def record(run_dir: Path, pretrained: Pretrained, adapted: Adapted) -> None:
         )
     content = {"source": pretrained.source, "sha256": pretrained.digest, "notes": list(adapted.notes)}
     write_text(run_dir / _RECORD, json.dumps(content, indent=2) + "\n")
-    for note in adapted.notes:
+    for note in adapted.notes if known is None else ():  # a run that goes back to its start has told
         _log.warning("%s: %s", pretrained.source, note)

@@ -9,9 +9,11 @@ from flax import nnx
 from sklearn.datasets import load_digits
 
 from jaxtrain import FEClassifier, FTClassifier, PTClassifier, UserError, load
+from jaxtrain.classifiers.starting_point import record
 from jaxtrain.classifiers.stepwise import prepare
 from jaxtrain.config import Config
 from jaxtrain.data.arrays import from_arrays
+from jaxtrain.models.weights import Adapted, load_pretrained
 
 OFF = {"enabled": False}
 TRAIN = {"steps": 12, "batch_size": 64, "log_every": 1}
@@ -250,6 +252,12 @@ def test_what_was_changed_in_the_weights_is_told(backbones, big, tmp_path, caplo
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert f"{backbones / 'vit'}: the head starts afresh: the weights' is for other classes" in told
     assert f"{backbones / 'vit'}: position embeddings resized from 5 to 10 places" in told
+
+
+def test_a_run_that_begins_again_does_not_repeat_what_was_changed(backbones, tmp_path, caplog):
+    for _ in range(2):
+        record(tmp_path, load_pretrained(str(backbones / "cnn")), Adapted(head=False, notes=("no head",)))
+    assert [entry.getMessage() for entry in caplog.records] == [f"{backbones / 'cnn'}: no head"]
 
 
 def test_another_weights_digest_is_refused_before_the_first_checkpoint(backbones, big, tmp_path):
