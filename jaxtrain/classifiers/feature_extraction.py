@@ -42,7 +42,8 @@ class FEClassifier(BaseClassifier):
     @cached_property
     def pretrained(self) -> Pretrained:
         """The backbone's weights: `model.weights`, else those of the package that comes with jaxtrain."""
-        return load_pretrained(self.config.model.weights or DEFAULT_WEIGHTS, self.config.model)
+        given = self.config.model.weights
+        return load_pretrained(DEFAULT_WEIGHTS if given is None else given, self.config.model)
 
     def resolve(self, config: Config, dataset: Dataset) -> Config:
         """As for every technique; and where vectors are kept, and how many are computed at once."""

@@ -50,7 +50,8 @@ class FTClassifier(BaseClassifier):
     @cached_property
     def pretrained(self) -> Pretrained:
         """The weights to start from: `model.weights`, else those of the package that comes with jaxtrain."""
-        return load_pretrained(self.config.model.weights or DEFAULT_WEIGHTS, self.config.model)
+        given = self.config.model.weights
+        return load_pretrained(DEFAULT_WEIGHTS if given is None else given, self.config.model)
 
     def resolve(self, config: Config, dataset: Dataset) -> Config:
         """As for every technique; length, rates and image size left open follow from the size of the data set."""

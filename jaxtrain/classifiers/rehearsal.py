@@ -185,7 +185,7 @@ def _shortened(config: Config) -> Config:
         }  # fmt: skip
     if config.finetune.unfreeze_steps is not None:
         changes["finetune.unfreeze_steps"] = 1
-    if config.model.weights is not None and Path(config.model.weights).exists():
+    if config.model.weights and Path(config.model.weights).exists():
         changes["model.weights"] = str(Path(config.model.weights).absolute())
     return config.replace(**changes)
 

@@ -286,3 +286,9 @@ def test_wrong_options_are_named(options, message, backbones, big, tmp_path):
     with pytest.raises(UserError, match=message):
         tuner(backbones / "cnn", tmp_path / "run", finetune=options).fit(*big)
     assert not (tmp_path / "run" / "config.yaml").exists()  # the directory can be used with other options
+
+
+@pytest.mark.parametrize("technique", [FTClassifier, FEClassifier])
+def test_weights_that_are_an_empty_text_are_not_the_default_ones(technique):
+    with pytest.raises(UserError, match=r"^model\.weights: is empty; give a run directory"):
+        _ = technique(model={"weights": ""}).pretrained

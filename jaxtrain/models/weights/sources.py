@@ -58,9 +58,10 @@ def _read(weights: str) -> Found:
     if kind == "hf":
         return _repository(hub_files(rest), weights)
     path = Path(weights).expanduser()
-    if not path.exists():
+    if not weights or not path.exists():
+        problem = f"there is no {weights}" if weights else "is empty"
         raise UserError(
-            f"model.weights: there is no {weights}; give a run directory, hf:ORG/NAME, package:{next(iter(PACKAGES))}, "
+            f"model.weights: {problem}; give a run directory, hf:ORG/NAME, package:{next(iter(PACKAGES))}, "
             f"or the path of a {', '.join(_READERS)} file"
         )
     return _folder(path) if path.is_dir() else _file(path)

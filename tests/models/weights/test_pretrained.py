@@ -118,6 +118,7 @@ def test_a_package_that_is_not_there(monkeypatch):
     [
         ("package:efficientnet", "no package 'efficientnet'; did you mean 'efficientnet_lite0'"),
         ("nowhere", "there is no nowhere; give a run directory, hf:ORG/NAME, package:efficientnet_lite0"),
+        ("", "is empty; give a run directory, hf:ORG/NAME, package:efficientnet_lite0"),
         ("empty", "there are no weights in empty"),
         ("unfinished", "the run in unfinished is not finished"),
         ("w.txt", "w.txt is none of the files that can be read: "),
