@@ -75,7 +75,8 @@ def _image_size(config: Config, dataset: Dataset, pretrained: Pretrained) -> int
     size = dataset.uniform_size
     if size is None or max(size) >= _SMALL_IMAGE or pretrained.image_size <= _SHOWN_AT:
         return pretrained.image_size
-    patch = config.model.patch_size or model_spec(chosen(pretrained.model.name)).kwargs.get("patch_size", 1)
+    own = pretrained.model.patch_size or model_spec(chosen(pretrained.model.name)).kwargs.get("patch_size", 1)
+    patch: int = config.model.patch_size or own
     return _SHOWN_AT // patch * patch
 
 

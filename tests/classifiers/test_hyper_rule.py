@@ -16,9 +16,11 @@ def dataset(images, side=300, classes=10):
     return Dataset("set", tuple(map(str, range(classes))), source, None, lambda: None, 3, size)
 
 
-def pretrained(model="efficientnet_lite0", side=224):
+def pretrained(model="efficientnet_lite0", side=224, **options):
     half = (0.5,) * 3
-    return Pretrained("w", ModelConfig(name=model), {}, {}, side, 3, half, half, 1.0, "bilinear", None, 0, "")
+    return Pretrained(
+        "w", ModelConfig(name=model, **options), {}, {}, side, 3, half, half, 1.0, "bilinear", None, 0, ""
+    )
 
 
 def chosen(images=1000, weights=None, side=300, **options):
@@ -44,6 +46,7 @@ def test_few_shot_sets_count_their_shots():
     [
         (32, pretrained(), 128),
         (95, pretrained("vit_small_patch14_dinov2", 518), 126),
+        (95, pretrained("vit_small_patch16_224", 210, patch_size=10), 120),
         (96, pretrained(), 224),
         (None, pretrained(), 224),
         (28, pretrained("cnn_small", 28), 28),
