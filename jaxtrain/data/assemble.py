@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -11,11 +13,13 @@ from jaxtrain.config import DataConfig
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource, Subset
 from jaxtrain.data.decode import to_channels
 from jaxtrain.data.known import Known
+from jaxtrain.data.scan import drop_bad, find_bad_images
 from jaxtrain.data.splits import Indices, stratified_split, stratified_subset
 from jaxtrain.errors import UserError
 
 _LUMA = np.array([19595, 38470, 7471], np.uint32)
 _ROWS = 1024
+_log = logging.getLogger(__name__)
 
 
 def assemble(
@@ -53,7 +57,7 @@ def assemble(
 
     def open_converted() -> ImageSource | None:
         test = open_test()
-        return None if test is None else _with_channels(test, channels)
+        return None if test is None else _readable(_with_channels(test, channels), config, channels)
 
     return Dataset(
         name=name,
@@ -68,6 +72,21 @@ def assemble(
         std=std,
         bad_images=bad_images,
     )
+
+
+def _readable(test: ImageSource, config: DataConfig, channels: int) -> ImageSource:
+    """The test images without those that only decoding shows to be unreadable; these are named in a warning.
+
+    They are looked for where some are allowed: else the first one that comes up stops the test, and is named then.
+    Raises RunError where there are more than `data.max_bad_images`.
+    """
+    if not config.max_bad_images or isinstance(test, ArraySource):
+        return test
+    bad = find_bad_images(test, channels=channels, max_pixels=config.max_pixels, workers=min(os.cpu_count() or 1, 16))
+    kept, listed = drop_bad({"test": (test, bad)}, config.max_bad_images)
+    for image in listed:
+        _log.warning("left out of the test: %s", image)
+    return kept["test"]
 
 
 def _subset(train: ImageSource, size: int, seed: int) -> Indices:

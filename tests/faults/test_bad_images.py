@@ -12,6 +12,9 @@ from small_run import merged
 
 import jaxtrain
 from jaxtrain import PTClassifier
+from jaxtrain.benchmark.predictions import Predictions, image_ids
+from jaxtrain.config import DataConfig
+from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import RunError, UserError
 
 COUNT = 12
@@ -71,6 +74,38 @@ def test_as_many_as_are_allowed_are_left_out_and_named(folder, tmp_path, caplog,
     assert np.isfinite(model.summary["val_accuracy"])
     with pytest.raises(RunError, match=r"data\.max_bad_images allows 2"):
         fit(folder, tmp_path / "other", loader=loader, max_bad_images=2)
+
+
+@pytest.fixture
+def tested_folder(tmp_path):
+    """Good images to train on; of the test images one is cut short, which its header does not show."""
+    root = tmp_path / "split"
+    for place, (split, name) in enumerate((s, n) for s in ("train", "test") for n in ("cat", "dog")):
+        (root / split / name).mkdir(parents=True)
+        for number in range(COUNT):
+            picture(root / split / name / f"{number:02d}.png", 100 * place + number)
+    cut = root / "test" / "cat" / "07.png"
+    cut.write_bytes(cut.read_bytes()[:200])
+    return root
+
+
+def test_bad_test_images_that_are_allowed_are_named_and_not_tested(tested_folder, tmp_path, caplog):
+    model = fit(tested_folder, tmp_path / "run", max_bad_images=1)
+    assert re.search(r"left out of the test: .*test/cat/07\.png: .*truncated", caplog.text)
+    predictions = Predictions.load(tmp_path / "run" / "benchmark" / "predictions.npz")
+    (tested_folder / "test" / "cat" / "07.png").unlink()
+    rest = load_dataset(DataConfig(name=f"folder:{tested_folder}")).open_test()
+    assert predictions.ids == image_ids(rest)  # and the digest is of these, or they had not loaded
+    assert model.summary["test_accuracy"] == np.mean(predictions.logits.argmax(1) == rest.labels)
+
+
+def test_more_bad_test_images_than_are_allowed_are_named(tested_folder, tmp_path):
+    with pytest.raises(RunError, match=r"1 unreadable image.*allows 0: .*test/cat/07\.png"):
+        fit(tested_folder, tmp_path / "run")
+    whole = (tested_folder / "test" / "dog" / "03.png").read_bytes()
+    (tested_folder / "test" / "dog" / "03.png").write_bytes(whole[:200])
+    with pytest.raises(RunError, match=r"2 unreadable images.*allows 1: .*test/cat/07\.png.*test/dog/03\.png"):
+        fit(tested_folder, tmp_path / "other", max_bad_images=1)
 
 
 def test_a_bomb_is_refused_by_its_header(folder, tmp_path, monkeypatch):
