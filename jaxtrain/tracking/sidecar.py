@@ -85,7 +85,7 @@ class Run:
     def _locked(self) -> bool:
         """Whether the directory is ours; the sidecar of a killed process may still be at work in it."""
         if self.lock is None:
-            self.lock = store.try_lock(Path(self.run_dir) / LOCK)
+            self.lock = store.try_lock(Path(self.run_dir) / LOCK, self.warn)
             if self.lock is None:
                 if self.parent is None:
                     raise store.StoreError(f"{self.run_dir} is being sent by another process")

@@ -7,10 +7,11 @@ import fcntl
 import importlib.metadata
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.disk import NO_LOCKS
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_is_gone
 from jaxtrain.tracking.redact import HIDDEN, redact
@@ -152,12 +153,22 @@ def file_lock(path: Path, timeout: float = 120.0) -> Iterator[None]:
         os.close(held)
 
 
-def try_lock(path: Path) -> int | None:
-    """A file descriptor that holds the lock until it is closed, or None where another process holds it."""
+def try_lock(path: Path, warn: Callable[[str], None] | None = None) -> int | None:
+    """A file descriptor that holds the lock until it is closed, or None where another process holds it.
+
+    Where the file system has no locks it holds none, and `warn` is told: metrics that MLflow never gets are worse
+    than two processes that send them.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            os.close(descriptor)
+            raise
+        if warn is not None:
+            warn(f"{path.parent}: this file system has no locks; let no other process send it to MLflow meanwhile")
     return descriptor

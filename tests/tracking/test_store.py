@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -117,6 +118,26 @@ def test_the_lock_is_for_one_process_and_ends_with_it(tmp_path: Path) -> None:
     other.wait()
     with store.file_lock(path, timeout=5.0):
         assert store.try_lock(path) is None
+
+
+def test_a_file_system_without_locks_is_warned_about_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(code: int) -> None:
+        def flock(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr("fcntl.flock", flock)
+
+    said: list[str] = []
+    refuse(errno.ENOSYS)
+    held = store.try_lock(tmp_path / "lock", said.append)
+    assert held is not None
+    os.close(held)
+    assert said == [f"{tmp_path}: this file system has no locks; let no other process send it to MLflow meanwhile"]
+    with store.file_lock(tmp_path / "lock", timeout=0.1):
+        pass
+    refuse(errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        store.try_lock(tmp_path / "lock", said.append)
 
 
 KILLED_IN_A_MIGRATION = """
