@@ -53,7 +53,7 @@ def train_command(argv: Sequence[str]) -> tuple[Config, str | None]:
     given = _pairs(arguments)
     tree: dict[str, Any] = {}
     run_dir = given.get("run_dir")
-    if run_dir and (stored := Path(run_dir[0]) / "config.yaml").is_file():
+    if run_dir and (stored := Path(run_dir[0]).expanduser() / "config.yaml").is_file():
         tree = load_config(stored).model_dump(exclude_unset=True)
     if given.get("config"):
         tree = merge(tree, load_config(Path(given["config"][0])).model_dump(exclude_unset=True))

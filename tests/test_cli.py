@@ -93,6 +93,13 @@ def test_a_run_directory_gives_the_options_that_are_not_named_again(tmp_path):
     assert again.replace(run_dir=None) == config
 
 
+def test_a_run_directory_under_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("technique: pt\nseed: 7\n")
+    assert train_command(["--run-dir=~/run"])[0].seed == 7  # as where no shell expands it
+
+
 def test_actions_stand_alone_or_with_their_value_and_one_at_a_time():
     for given in (["--smoke"], ["--smoke", "True"], ["--smoke", "--tracking.enabled", "False"]):
         assert train_command([*PT, *given])[1] == "smoke"
