@@ -133,6 +133,8 @@ class RunDirectory:
     def continued(self, given: Config) -> Config:
         """`given`, with what it leaves open (not set, None or "auto") as in the config of the run so far.
 
+        So is `train.accumulate` where `train.microbatch` has raised it.
+
         Raises:
             UserError: the two contradict each other; each option that differs is named with its old and new value.
         """
@@ -140,7 +142,11 @@ class RunDirectory:
             return given
         begun = load_config(self.config_path)
         tree, new = begun.model_dump(), _options(given, given_only=True)
-        new = {path: value for path, value in new.items() if value is not None and value != "auto"}
+        new = {
+            path: value
+            for path, value in new.items()
+            if value is not None and (value != "auto" or path == "train.microbatch")
+        }
         for path, value in new.items():
             section, _, key = path.rpartition(".")
             (tree[section] if section else tree)[key] = value
@@ -148,6 +154,8 @@ class RunDirectory:
                 tree["train"]["epochs"] = None
             elif path == "train.epochs":
                 tree["train"]["steps"] = None
+        if tree["train"]["microbatch"] == "auto":
+            tree["train"]["accumulate"] = max(begun.train.accumulate, tree["train"]["accumulate"])
         try:
             return Config.model_validate(tree)
         except ValidationError as error:

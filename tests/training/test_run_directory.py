@@ -381,6 +381,27 @@ def test_options_that_contradict_those_of_the_run_so_far_are_named(tmp_path: Pat
         directory.continued(given)
 
 
+def test_parts_of_a_batch_that_were_found_to_fit_stay(tmp_path: Path) -> None:
+    """The same command again, in which every option counts as given."""
+    given = Config(run_dir=tmp_path / "run").replace(**{"train.microbatch": "auto"})
+    given = Config.model_validate(given.model_dump())
+    with RunDirectory.open(given, "x") as directory:
+        directory.check_config(given)
+        directory.record("train.accumulate", 4)
+        continued = directory.continued(given)
+        assert directory.check_config(continued) is True
+        assert continued.train.accumulate == 4
+        more = directory.continued(given.replace(**{"train.accumulate": 8}))
+        with pytest.raises(UserError, match=r"train.accumulate 4 -> 8"):
+            directory.check_config(more)
+
+
+def test_a_run_that_did_not_fit_can_be_continued_in_parts(tmp_path: Path) -> None:
+    given = Config(run_dir=begun(tmp_path / "run")).replace(**{"train.microbatch": "auto"})
+    with RunDirectory.open(given, "x") as directory:
+        assert directory.continued(given).train.microbatch == "auto"
+
+
 def test_a_new_run_continues_nothing(tmp_path: Path) -> None:
     given = Config(run_dir=tmp_path / "run", seed=3)
     with RunDirectory.open(given, "x") as directory:
