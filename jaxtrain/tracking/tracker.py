@@ -30,6 +30,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.tracking.journal import Journal
 from jaxtrain.tracking.outbox import JOURNAL, OUTBOX, State, append_request, first_start
 from jaxtrain.tracking.process import Sidecar, sidecar
+from jaxtrain.tracking.provenance import process_identity
 from jaxtrain.tracking.redact import redact, redact_command, redact_option
 from jaxtrain.tracking.store import tracking_uri
 
@@ -113,6 +114,7 @@ class Tracker:
                 "run_key": started["run_key"] if started else uuid.uuid4().hex,
                 "uri": tracker.uri,
                 "time_ms": _now_ms(),
+                "process": process_identity(os.getpid()),
                 "experiment": config.experiment_prefix + experiment,
                 "run_name": run_name,
                 "params": {key: redact_option(key, str(value)) for key, value in params.items()},

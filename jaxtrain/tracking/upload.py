@@ -136,6 +136,8 @@ class Upload:
             raise store.StoreError(f"{self.run_dir} holds no run for MLflow")
         if self._client is None:
             self._client = store.connect(self.uri)
+        # Known from the outbox also where MLflow was never reached while the process lived.
+        self.state.process = start.get("process") or self.state.process
         self.state.experiment = start["experiment"]
         self.state.experiment_id = store.experiment_id(self._client, self.uri, start["experiment"])
         first = next(r for r in requests if r.get("do") == "start")

@@ -18,8 +18,9 @@ import pytest
 from jaxtrain.config import TrackingConfig
 from jaxtrain.errors import UserError
 from jaxtrain.tracking import Journal, Tracker, sync_run
+from jaxtrain.tracking.outbox import first_start
 from jaxtrain.tracking.process import sidecar
-from jaxtrain.tracking.provenance import PROCESS_TAG
+from jaxtrain.tracking.provenance import PROCESS_TAG, process_identity
 from jaxtrain.tracking.store import try_lock
 
 
@@ -51,6 +52,9 @@ def test_a_run_from_start_to_finish(tmp_path: Path, sqlite_uri: str) -> None:
     tracker.tag("note", "hello")
     report = tracker.finish("FINISHED", timeout=120)
     assert (report.unsent_rows, report.refused, report.problem) == (0, 0, None)
+    started = first_start(run_dir)
+    assert started is not None
+    assert started["process"] == process_identity(os.getpid())
     assert report.run_id == tracker.run_id is not None
     assert tracker.finish("FAILED") is report
     assert report.look is not None

@@ -358,6 +358,19 @@ def test_a_run_that_died_silently_is_closed_by_a_sync(run: Run, server: Any, tmp
     assert stored["info"]["status"] == "KILLED"
 
 
+def test_a_run_that_died_before_mlflow_was_reached_is_closed_by_a_sync(run: Run, server: Any) -> None:
+    dead = ME.replace('"pid": 1', '"pid": 4194304000')
+    run.request(
+        "start", experiment="PT", run_name="name", run_key="k", uri=run.uri, params={}, tags={}, time_ms=5, process=dead
+    )
+    late = run.start(live=False)
+    late.push()
+    (stored,) = server.runs.values()
+    assert stored["tags"][PROCESS_TAG] == dead
+    late.end_if_dead()
+    assert stored["info"]["status"] == "KILLED"
+
+
 def test_the_state_holds_no_password(tmp_path: Path, server: Any) -> None:
     run = Run(tmp_path / "run", server.uri.replace("://", "://user:hunter2@"))
     upload = run.start()
