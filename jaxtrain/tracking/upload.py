@@ -179,7 +179,8 @@ class Upload:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
             self._say(f"the MLflow run {self.state.run_id} was deleted: sending everything again as a new run")
-            self.state = State(uri=self.state.uri, process=self.state.process, git=self.state.git)
+            kept = ("uri", "experiment", "experiment_id", "process", "git")
+            self.state = State(**{name: getattr(self.state, name) for name in kept})
             self._offset = self._nonfinite = 0
             self._welcomed = False
         found = self._client.search_runs([self.state.experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run_key}'")

@@ -186,7 +186,11 @@ def test_a_run_that_was_deleted_is_sent_again_as_a_new_one(run: Run, server: Any
     upload.push()
     assert upload.state.run_id == "run1"
     assert _each_once(server.points("run1"), 30)
+    assert len(run.said) == 1
     assert "deleted" in run.said[0]
+    experiments = {one["info"]["experiment_id"] for one in server.runs.values()}
+    assert experiments == {upload.state.experiment_id} != {""}
+    assert upload.state.experiment == "PT"
 
 
 def test_non_finite_values_are_counted_not_sent(run: Run, server: Any) -> None:
