@@ -44,7 +44,8 @@ class Sidecar:
         )
         self._listeners: dict[str, Listener] = {}
         self._sending = threading.Lock()
-        threading.Thread(target=self._listen, name="jaxtrain-tracking", daemon=True).start()
+        self._listening = threading.Thread(target=self._listen, name="jaxtrain-tracking", daemon=True)
+        self._listening.start()
 
     @property
     def alive(self) -> bool:
@@ -70,6 +71,10 @@ class Sidecar:
         with self._sending, contextlib.suppress(OSError):
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
+
+    def heard_out(self, timeout: float) -> None:
+        """Wait until the listeners of a process that has died know all that it said, and that it is gone."""
+        self._listening.join(timeout)
 
     def close(self, timeout: float) -> None:
         """End the process."""
@@ -107,6 +112,8 @@ def sidecar() -> Sidecar:
         if _shared is None or not _shared.alive:
             if _shared is None:
                 atexit.register(_close_shared)
+            else:
+                _shared.heard_out(5.0)  # its end, heard later, would be taken for that of the new one
             _shared = Sidecar()
         return _shared
 

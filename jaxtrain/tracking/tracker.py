@@ -229,7 +229,6 @@ class Tracker:
         deadline = time.monotonic() + timeout
         for _ in range(2):
             if self._sidecar is None or not self._sidecar.alive:
-                self._over.clear()
                 self._attach(**self._attachment)
             if self._sidecar is None:
                 return
@@ -268,6 +267,7 @@ class Tracker:
             _log.warning("%s; metrics are kept in %s", self._problem, self.journal.path)
             self._known.set()
             return
+        self._over.clear()  # after the end of an earlier one was heard
         self._sidecar.attach(self._key, self._hear, uri=self._secret_uri, folder=os.getcwd(), **attachment)
 
     def _hear(self, event: Mapping[str, Any]) -> None:
