@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 import zipfile
@@ -22,6 +23,7 @@ from jaxtrain.data.scan import Header, Headers, collect, drop_bad, header_of, pa
 from jaxtrain.errors import UserError, nearest
 
 _CACHE_AFTER_SECONDS = 2.0
+_log = logging.getLogger(__name__)
 
 
 class _Features(NamedTuple):
@@ -99,7 +101,10 @@ def tfds_dataset(config: DataConfig, text: str) -> Dataset:
         if (test.labels < 0).all():
             return None
         allowed = config.max_bad_images - len(bad_images)
-        return drop_bad({"test": (test, headers.bad)}, allowed)[0]["test"]
+        readable, left_out = drop_bad({"test": (test, headers.bad)}, allowed)
+        for image in left_out:
+            _log.warning("left out of the test: %s", image)
+        return readable["test"]
 
     return assemble(
         config,

@@ -2,6 +2,7 @@ import io
 import json
 import multiprocessing
 import pickle
+import re
 import struct
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_a_test_split_without_labels_is_none(folder):
     assert _load(folder, "tiny/unlabelled_test").open_test() is None
 
 
-def test_broken_images_are_named_or_dropped(folder):
+def test_broken_images_are_named_or_dropped(folder, caplog):
     with pytest.raises(RunError, match=r"^1 unreadable image, .* train record [0-9]+: empty"):
         _load(folder, "tiny/broken")
     data = _load(folder, "tiny/broken", max_bad_images=1)
@@ -129,6 +130,8 @@ def test_broken_images_are_named_or_dropped(folder):
     assert len(data.bad_images) == 1
     with pytest.raises(RunError, match="test record"):  # the limit is for all splits together
         data.open_test()
+    assert len(_load(folder, "tiny/broken", max_bad_images=2).open_test()) == 5
+    assert re.search(r"left out of the test: .* test record [0-9]+: empty", caplog.text)
 
 
 def test_a_set_without_images_is_refused(folder):
