@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ PRETRAINING = ("--technique", "pt", "--model.name", "cnn_tiny", "--train.steps",
 # Everything that has a state of its own: a moving average, rates that change by step, decay towards the start.
 TUNING = (
     "--technique", "ft", "--train.steps", "300", "--train.batch_size", "32", "--train.ema_decay", "0.99",
-    "--train.log_every", "7", "--checkpoint.every_seconds", "0.2", "--finetune.unfreeze_steps", "60",
-    "--finetune.layer_decay", "0.8", "--finetune.l2_sp", "0.1", *QUIET,
+    "--train.log_every", "7", "--checkpoint.every_seconds", "0.2", "--checkpoint.every_steps", "20",
+    "--finetune.unfreeze_steps", "60", "--finetune.layer_decay", "0.8", "--finetune.l2_sp", "0.1", *QUIET,
 )  # fmt: skip
 FINETUNE = {"linear_probe": True, "head_learning_rate": 1e-3}
 
@@ -37,6 +38,8 @@ def test_killed_twice_and_its_weights_deleted_the_run_ends_in_the_same_bits(tmp_
     for step in (40, 150):
         process = start(run_dir, common=tuning)
         wait_for_step(run_dir, process, step)
+        while process.poll() is None and not list((run_dir / "checkpoints").glob("0*")):
+            time.sleep(0.01)  # before its first checkpoint a run needs its weights
         kill(process)
     shutil.rmtree(weights)
     again = finish(run_dir, common=("--technique", "ft", *QUIET))
