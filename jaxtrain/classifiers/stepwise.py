@@ -138,7 +138,7 @@ class Stepwise:
     def _train(self, tracker: Tracker) -> LoopResult:
         job, setup = self._job, self.setup
         with (
-            HangWatch(setup.config.train.hang_minutes, job.directory.stacks) as hang,
+            HangWatch(setup.config.train.hang_minutes, job.directory.stacks, job.stop) as hang,
             job.reporter.progress(self.timetable, self._progress.step, self.history),
         ):
             watcher = self._watcher(tracker, hang)
@@ -328,7 +328,12 @@ class Watcher:
 
     def awaiting_data(self, save: Callable[[], None]) -> AbstractContextManager[None]:
         """The hang watch may save meanwhile, where no other process has to take part in that."""
-        return nullcontext() if self._hang is None or processes.count() > 1 else self._hang.awaiting_data(save)
+
+        def whole() -> None:
+            save()
+            self._checkpoints.wait()
+
+        return nullcontext() if self._hang is None or processes.count() > 1 else self._hang.awaiting_data(whole)
 
     def patient(self, evaluate: Evaluate | None) -> Evaluate | None:
         """The same evaluation, for which the hang watch waits longer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,21 +14,25 @@ from types import TracebackType
 from typing import Self
 
 from jaxtrain.errors import JaxtrainError
+from jaxtrain.training.signals import StopRequest
 
 GENEROUS = 6.0
 """How much longer compiling and evaluating may take than a step."""
+STOP_SECONDS = 15.0
+"""For so long a batch is waited for after a signal; who sent it waits half a minute, often."""
 _log = logging.getLogger(__name__)
 
 
 class HangWatch:
     """A thread that waits for `beat`; use it in `with`, around training.
 
-    It never ends the run: what looks like a hang may be a slow disk. It counts its own seconds rather than the
-    clock's, so that a process that was stopped and continued is not taken for one that hangs.
+    It never ends the run, unless a signal asks for that: what looks like a hang may be a slow disk. It counts its own
+    seconds rather than the clock's, so that a process that was stopped and continued is not taken for one that hangs.
     """
 
-    def __init__(self, minutes: float, file: Path) -> None:
-        """After so many minutes without a beat stacks are appended to `file`."""
+    def __init__(self, minutes: float, file: Path, stop: StopRequest | None = None) -> None:
+        """After so many minutes without a beat stacks are appended to `file`; `stop` hears of signals."""
+        self._stop = stop
         self._limit = 60.0 * minutes
         self._file = file
         self._beats = 0
@@ -75,9 +80,24 @@ class HangWatch:
                 seen, idle, told = self._beats, 0.0, False
                 continue
             idle += tick
+            if self._stop is not None and self._stop.requested is not None and idle >= STOP_SECONDS:
+                self._leave(self._stop.requested)
             if not told and idle >= self._limit * (GENEROUS if self._slow else 1.0):
                 told = True
                 self._tell(idle / 60)
+
+    def _leave(self, signum: int) -> None:
+        """Saves and ends the process where a batch does not come: nobody can interrupt the thread that waits for it."""
+        with self._saving:
+            if self._save is None:
+                return
+            try:
+                self._save()
+            except (JaxtrainError, OSError, RuntimeError) as error:
+                _log.error("the state could not be saved: %s", error)
+            else:
+                _log.error("no batch came for %.0f s; the state is saved: the same command continues", STOP_SECONDS)
+            os._exit(128 + signum)
 
     def _tell(self, minutes: float) -> None:
         try:

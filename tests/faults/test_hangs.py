@@ -4,9 +4,12 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -76,6 +79,39 @@ def test_the_state_saved_in_a_hang_is_that_of_its_step(tmp_path, monkeypatch, ca
         assert checkpoints.steps() == [hang_at]
     again, whole = train(run_dir, **options), train(tmp_path / "whole", **options)
     assert again.summary["steps"] == STEPS
+    assert again.summary["params_sha256"] == whole.summary["params_sha256"]
+
+
+ENDLESS = """
+import os, signal, sys, time
+from pathlib import Path
+from jaxtrain.training import hang
+from jaxtrain.training.feed import ResidentFeed
+from poison import data, train
+
+def data_that_does_not_come(feed, step):
+    if step == 17:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(600)
+    return real(feed, step)
+
+hang.STOP_SECONDS, real = 1.0, ResidentFeed.args
+ResidentFeed.args = data_that_does_not_come
+train(Path(sys.argv[1]), images=data(()), checkpoint={"every_seconds": 1e6})
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_while_data_does_not_come_saves_and_ends_the_process(tmp_path):
+    run_dir, options = tmp_path / "run", {"images": data(()), "checkpoint": {"every_seconds": 1e6}}
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDLESS, run_dir], env={**os.environ, "PYTHONPATH": path}, timeout=120
+    )
+    assert ended.returncode == 143
+    with Checkpoints(run_dir / "checkpoints", keep=2) as checkpoints:
+        assert checkpoints.steps() == [17]
+    again, whole = train(run_dir, **options), train(tmp_path / "whole", **options)
     assert again.summary["params_sha256"] == whole.summary["params_sha256"]
 
 
