@@ -59,7 +59,7 @@ class Bench:
         self._progress = Progress()
         self._state = setup.strategy.place(setup.state)
         self._table = timetable(self._config, len(dataset.train), streamed=False)
-        self._evaluate = evaluator(setup)
+        self._evaluate = evaluator(setup, lambda: False)
         self._programs = Programs(setup.strategy)
         self._validation_seconds = 0.0
         self._bare_state: Any = setup.strategy.place(jax.tree.map(jnp.copy, setup.state))
