@@ -143,6 +143,7 @@ def test_augmented_views_are_kept_apart_and_used(backbone, halves, tmp_path):
     assert two.summary["params_sha256"] == one.summary["params_sha256"]
 
 
+@pytest.mark.slow
 def test_few_shot_draws(backbone, halves, tmp_path):
     few = extractor(backbone, tmp_path, data={"shots": 5, "draws": 4}).fit(*halves[0], test=halves[1])
     rows = (few.run_dir / "few_shot.csv").read_text().splitlines()

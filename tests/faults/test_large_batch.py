@@ -109,6 +109,7 @@ def test_auto_leaves_a_batch_that_fits_alone(tmp_path, whole):
     assert model.summary["params_sha256"] == whole[0].summary["params_sha256"]
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_it_says_so(tmp_path, whole, monkeypatch):
     SmallDevice(monkeypatch, limit=0)
     with pytest.raises(RunError, match="even 64 parts of a batch do not fit"):

@@ -17,6 +17,7 @@ TRAIN, VAL, TEST = moons(400, 0), moons(200, 1), moons(400, 2)
 CONFIG = HeadConfig(name="mlp", hidden=(32,), learning_rate=(1e-2,), weight_decay=(1e-4,), batch_size=50)
 
 
+@pytest.mark.slow
 def test_learns_what_no_linear_head_can():
     head = fit_head(CONFIG, TRAIN, VAL, num_classes=2)
     ours = (head.logits(TEST.x).argmax(1) == TEST.y).mean()

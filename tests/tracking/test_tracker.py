@@ -101,7 +101,7 @@ def test_an_impossible_store_is_refused_before_anything_is_written(tmp_path: Pat
     [
         pytest.param("error", "answers with error 500", marks=pytest.mark.slow),
         pytest.param("drop", "no connection to", marks=pytest.mark.slow),
-        ("hang", "does not answer in time"),
+        pytest.param("hang", "does not answer in time", marks=pytest.mark.slow),
         ("refuse", "no connection to"),
     ],
 )
