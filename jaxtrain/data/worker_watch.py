@@ -53,8 +53,11 @@ class WorkerWatch:
         Ctrl-C and a scheduler's SIGTERM go to the whole group of processes and are the parent's to handle: it still
         needs the workers to come to a step that it can save, and ends them itself.
         """
+        if self._asked:
+            yield
+            return
         resource_tracker.ensure_running()  # which would unblock signals if it were started in between
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, () if self._asked else (signal.SIGINT, signal.SIGTERM))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
             yield
         finally:

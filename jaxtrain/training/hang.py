@@ -91,12 +91,7 @@ class HangWatch:
         with self._saving:
             if self._save is None:
                 return
-            try:
-                self._save()
-            except (JaxtrainError, OSError, RuntimeError) as error:
-                _log.error("the state could not be saved: %s", error)
-            else:
-                _log.error("no batch came for %.0f s; the state is saved: the same command continues", STOP_SECONDS)
+            _try(self._save, f"no batch came for {STOP_SECONDS:.0f} s; the state is saved: the same command continues")
             os._exit(128 + signum)
 
     def _tell(self, minutes: float) -> None:
@@ -113,12 +108,16 @@ class HangWatch:
             if self._save is None:
                 _log.error("the state cannot be saved now; the last checkpoint is kept")
                 return
-            try:
-                self._save()
-            except (JaxtrainError, OSError, RuntimeError) as error:
-                _log.error("the state could not be saved: %s", error)
-            else:
-                _log.error("waiting for data; the state is saved: stop the run, and the same command continues")
+            _try(self._save, "waiting for data; the state is saved: stop the run, and the same command continues")
+
+
+def _try(save: Callable[[], None], told: str) -> None:
+    try:
+        save()
+    except (JaxtrainError, OSError, RuntimeError) as error:
+        _log.error("the state could not be saved: %s", error)
+    else:
+        _log.error("%s", told)
 
 
 class _Wait(AbstractContextManager[None]):
