@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxtrain.benchmark.api import benchmark
     from jaxtrain.classifiers.base import BaseClassifier
     from jaxtrain.classifiers.feature_extraction import FEClassifier
     from jaxtrain.classifiers.files import load
@@ -12,6 +11,7 @@ if TYPE_CHECKING:
     from jaxtrain.classifiers.pre_training import PTClassifier
     from jaxtrain.config import Config
     from jaxtrain.errors import JaxtrainError, RunError, UserError
+    from jaxtrain.evaluation.api import benchmark
     from jaxtrain.models import create_model, list_models
 
 # Imported on first use, so that `import jaxtrain` costs nothing.
@@ -24,7 +24,7 @@ _HOMES = {
     "PTClassifier": "jaxtrain.classifiers.pre_training",
     "RunError": "jaxtrain.errors",
     "UserError": "jaxtrain.errors",
-    "benchmark": "jaxtrain.benchmark.api",
+    "benchmark": "jaxtrain.evaluation.api",
     "create_model": "jaxtrain.models",
     "list_models": "jaxtrain.models",
     "load": "jaxtrain.classifiers.files",

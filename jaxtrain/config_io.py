@@ -24,7 +24,7 @@ def dump_config(config: Config) -> str:
 
 def without_passwords(config: Config) -> Config:
     """The same, with what is secret in the tracking URI replaced by `***`."""
-    from jaxtrain.tracking.redact import redact
+    from jaxtrain.redact import redact
 
     uri = config.tracking.uri
     return config if uri is None or redact(uri) == uri else config.replace(**{"tracking.uri": redact(uri)})

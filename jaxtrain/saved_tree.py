@@ -23,8 +23,8 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxtrain.disk import flush_folder, reason
 from jaxtrain.errors import RunError, UserError
+from jaxtrain.files import flush_folder, reason
 
 Tree = dict[Any, Any]
 """Nested dicts with string or integer keys, as `nnx.to_pure_dict` makes them; the leaves are NumPy arrays

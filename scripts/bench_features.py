@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from jaxtrain import FEClassifier, PTClassifier
-from jaxtrain.classifiers.extraction import Extractor
-from jaxtrain.classifiers.inference import Inference
 from jaxtrain.data.arrays import from_arrays
+from jaxtrain.runs.extraction import Extractor
+from jaxtrain.training.inference import Inference
 from jaxtrain.training.parallel import make_strategy
 
 

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain import Config, PTClassifier
-from jaxtrain.classifiers.report import Reporter
-from jaxtrain.classifiers.resolve import resolve, timetable
-from jaxtrain.classifiers.stepwise import Watcher, evaluator, prepare
 from jaxtrain.data.arrays import from_arrays
 from jaxtrain.data.base import ArraySource
+from jaxtrain.runs.report import Reporter
+from jaxtrain.runs.resolve import resolve, timetable
+from jaxtrain.runs.stepwise import Watcher, evaluator, prepare
 from jaxtrain.tracking import Tracker
 from jaxtrain.training.checkpoints import Checkpoints
 from jaxtrain.training.hang import HangWatch

@@ -2,12 +2,12 @@
 
 import sys
 
-from jaxtrain.cli import main
+from jaxtrain.cli.main import main
 
 
 def body() -> None:
     """One comparison, as the command line says."""
-    from jaxtrain.benchmark_cli import run
+    from jaxtrain.cli.benchmark import run
 
     run(sys.argv[1:])
 

@@ -2,12 +2,12 @@
 
 import sys
 
-from jaxtrain.cli import main
+from jaxtrain.cli.main import main
 
 
 def body() -> None:
     """One command on the store."""
-    from jaxtrain.embed_cli import run
+    from jaxtrain.cli.embed import run
 
     run(sys.argv[1:])
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from jaxtrain.cli import main
+from jaxtrain.cli.main import main
 
 
 def body() -> None:

@@ -2,12 +2,12 @@
 
 import sys
 
-from jaxtrain.cli import main
+from jaxtrain.cli.main import main
 
 
 def body() -> None:
     """One sweep, as its file says."""
-    from jaxtrain.sweep_cli import run
+    from jaxtrain.cli.sweep import run
 
     run(sys.argv[1:])
 

@@ -2,12 +2,12 @@
 
 import sys
 
-from jaxtrain.cli import main
+from jaxtrain.cli.main import main
 
 
 def body() -> None:
     """Every run that is named."""
-    from jaxtrain.sync_cli import run
+    from jaxtrain.cli.sync import run
 
     run(sys.argv[1:])
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxtrain.cli import main, print_config, train_command
+from jaxtrain.cli.main import main, print_config, train_command
 
 
 def body() -> None:

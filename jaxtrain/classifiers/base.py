@@ -16,22 +16,22 @@ import optax
 from flax import nnx
 from numpy.typing import ArrayLike, NDArray
 
-from jaxtrain.classifiers.resolve import DEFAULT_MODEL, resolve
 from jaxtrain.config import Config, DataConfig, chosen
 from jaxtrain.data.augment import augment, mix, normalize
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.errors import UserError
 from jaxtrain.models import create_model
+from jaxtrain.runs.resolve import DEFAULT_MODEL, resolve
 from jaxtrain.training.losses import cross_entropy, soft_labels
 from jaxtrain.training.optimizers import Schedule, make_optimizer
 from jaxtrain.training.state import Batch, TrainState, Tree, model_keys
 from jaxtrain.training.step import Metrics
 
 if TYPE_CHECKING:
-    from jaxtrain.benchmark.costs import ForwardPass
-    from jaxtrain.classifiers.learning import Job, Learning
-    from jaxtrain.classifiers.stepwise import Setup
+    from jaxtrain.evaluation.costs import ForwardPass
     from jaxtrain.models.weights import Pretrained
+    from jaxtrain.runs.learning import Job, Learning
+    from jaxtrain.runs.stepwise import Setup
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class BaseClassifier:
 
     def learning(self, job: Job) -> Learning:
         """How it is learned: by gradient steps."""
-        from jaxtrain.classifiers.stepwise import Stepwise
+        from jaxtrain.runs.stepwise import Stepwise
 
         return Stepwise(job)
 
@@ -173,9 +173,9 @@ class BaseClassifier:
         Without `validation` a stratified part of the training images is held out (`data.val_fraction`). `test` is
         opened once, at the end. Raises UserError for wrong input and RunError when the run can't go on.
         """
-        from jaxtrain.classifiers.run import run
         from jaxtrain.data.arrays import from_arrays
         from jaxtrain.data.sources import load_dataset
+        from jaxtrain.runs.run import run
         from jaxtrain.training import processes
         from jaxtrain.training.parallel import set_cpu_devices
 
@@ -205,7 +205,7 @@ class BaseClassifier:
 
     def predict_proba(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
         """Softmax probabilities: `float32[images, classes]`, columns in the order of `class_names`."""
-        from jaxtrain.benchmark.metrics import softmax
+        from jaxtrain.evaluation.metrics import softmax
 
         return softmax(self.predict_logits(images)).astype(np.float32)
 
@@ -218,9 +218,9 @@ class BaseClassifier:
         return self._forward("embed", images)
 
     def evaluate(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-        """Accuracy, loss and more (`jaxtrain.benchmark.metrics`) on labelled images."""
-        from jaxtrain.benchmark.metrics import classification_metrics, softmax
+        """Accuracy, loss and more (`jaxtrain.evaluation.metrics`) on labelled images."""
         from jaxtrain.data.arrays import encode_labels
+        from jaxtrain.evaluation.metrics import classification_metrics, softmax
 
         logits = self.predict_logits(images)
         return classification_metrics(encode_labels(labels, self.class_names, len(logits)), softmax(logits), logits)
@@ -267,12 +267,12 @@ class BaseClassifier:
         return self.fitted.weights
 
     def forward_pass(self) -> ForwardPass:
-        """How predictions are computed, for who takes the time of it (`jaxtrain.benchmark.costs`)."""
+        """How predictions are computed, for who takes the time of it (`jaxtrain.evaluation.costs`)."""
         return self._forward_pass("logits")
 
     def _forward_pass(self, output: str) -> ForwardPass:
-        from jaxtrain.benchmark.costs import ForwardPass
-        from jaxtrain.classifiers.inference import Inference
+        from jaxtrain.evaluation.costs import ForwardPass
+        from jaxtrain.training.inference import Inference
         from jaxtrain.training.parallel import make_strategy
 
         data = self.config.data
@@ -321,8 +321,8 @@ class BaseClassifier:
             self._inference, self._everywhere = None, False
 
     def _forward(self, output: str, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
-        from jaxtrain.classifiers.inference import Inference
         from jaxtrain.data.arrays import as_source
+        from jaxtrain.training.inference import Inference
         from jaxtrain.training.parallel import make_strategy
 
         fitted = self.fitted

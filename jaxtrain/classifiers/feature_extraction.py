@@ -13,19 +13,19 @@ from flax import nnx
 from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.classifiers.base import BaseClassifier, Fitted
-from jaxtrain.classifiers.resolve import DEFAULT_WEIGHTS, resolve_features
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.errors import UserError
 from jaxtrain.models import create_model
 from jaxtrain.models.weights import Pretrained, load_pretrained
+from jaxtrain.runs.resolve import DEFAULT_WEIGHTS, resolve_features
 from jaxtrain.training.state import Tree
 
 if TYPE_CHECKING:
-    from jaxtrain.benchmark.costs import ForwardPass
-    from jaxtrain.classifiers.extraction import Extractor
-    from jaxtrain.classifiers.learning import Job, Learning
+    from jaxtrain.evaluation.costs import ForwardPass
     from jaxtrain.heads import FittedHead
+    from jaxtrain.runs.extraction import Extractor
+    from jaxtrain.runs.learning import Job, Learning
 
 
 class FEClassifier(BaseClassifier):
@@ -76,7 +76,7 @@ class FEClassifier(BaseClassifier):
 
     def learning(self, job: Job) -> Learning:
         """Embeddings first, then heads on them."""
-        from jaxtrain.classifiers.head_learning import HeadLearning
+        from jaxtrain.runs.head_learning import HeadLearning
 
         return HeadLearning(job, self)
 
@@ -131,7 +131,7 @@ class FEClassifier(BaseClassifier):
         Without `validation` a stratified part is held out (`data.val_fraction`). Then `predict_embeddings` and `save`
         work; images need a backbone. Raises UserError for wrong input.
         """
-        from jaxtrain.classifiers.head_learning import fit_vectors
+        from jaxtrain.runs.head_learning import fit_vectors
 
         self.adopt(fit_vectors(self.config, vectors, labels, validation))
         return self

@@ -15,7 +15,6 @@ from flax import nnx
 
 from jaxtrain.classifiers.base import BaseClassifier, Fitted
 from jaxtrain.classifiers.hyper_rule import hyper_rule
-from jaxtrain.classifiers.resolve import DEFAULT_WEIGHTS, resolve, total_steps
 from jaxtrain.classifiers.starting_point import joined, overlaid, record, recorded, without
 from jaxtrain.config import Config, ModelConfig, chosen
 from jaxtrain.data.base import Dataset
@@ -25,13 +24,14 @@ from jaxtrain.models.depth import Depth
 from jaxtrain.models.layers import BatchNorm
 from jaxtrain.models.lora import NAMES, add_lora, lora_targets, merge_lora
 from jaxtrain.models.weights import Pretrained, adapt, load_pretrained
+from jaxtrain.runs.resolve import DEFAULT_WEIGHTS, resolve, total_steps
 from jaxtrain.training.optimizers import Schedule, Tree, decay_mask, make_optimizer
 from jaxtrain.training.param_groups import Path, decay_towards_start, scale_learning_rates
 from jaxtrain.training.state import TrainState
 
 if TYPE_CHECKING:
-    from jaxtrain.classifiers.learning import Job, Learning
-    from jaxtrain.classifiers.stepwise import Setup
+    from jaxtrain.runs.learning import Job, Learning
+    from jaxtrain.runs.stepwise import Setup
 
 _log = logging.getLogger(__name__)
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxtrain.classifiers.feature_extraction import FEClassifier
-from jaxtrain.classifiers.few_shot import few_shot_indices
-from jaxtrain.classifiers.head_learning import HeadLearning, vector_weights
-from jaxtrain.classifiers.resolve import resolve_features
 from jaxtrain.config import Config, HeadConfig
 from jaxtrain.heads import fit_head
 from jaxtrain.models.weights import Pretrained
+from jaxtrain.runs.few_shot import few_shot_indices
+from jaxtrain.runs.head_learning import HeadLearning, vector_weights
+from jaxtrain.runs.resolve import resolve_features
 from jaxtrain.training.state import Tree
 
 if TYPE_CHECKING:
-    from jaxtrain.classifiers.learning import Job
+    from jaxtrain.runs.learning import Job
 
 _SHARED = {"seed", "quiet", "data", "model", "augment", "parallel"}
 

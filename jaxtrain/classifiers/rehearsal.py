@@ -19,12 +19,12 @@ import numpy as np
 from flax import nnx
 
 from jaxtrain.classifiers.files import techniques
-from jaxtrain.classifiers.resolve import mixes_images
-from jaxtrain.classifiers.stepwise import Setup, prepare
 from jaxtrain.config import HEADS, Config, chosen
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import RunError, UserError
+from jaxtrain.runs.resolve import mixes_images
+from jaxtrain.runs.stepwise import Setup, prepare
 from jaxtrain.training.parallel import set_cpu_devices
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def debug(config: Config) -> None:
         if config.technique != "fe":
             checked = techniques()[config.technique](small)
             check_shapes(checked, prepare(checked, checked.resolve(small, dataset), dataset))
-        from jaxtrain.classifiers.run import run
+        from jaxtrain.runs.run import run
 
         run(techniques()[config.technique](small), dataset)
     print("debug: shapes are right, and one step made no NaN")

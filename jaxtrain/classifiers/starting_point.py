@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxtrain.errors import UserError
 from jaxtrain.models.weights import Adapted, Pretrained
-from jaxtrain.training.run_directory import write_text
+from jaxtrain.runs.directory import write_text
 from jaxtrain.training.state import Tree
 
 _RECORD = "weights.json"

@@ -130,7 +130,7 @@ class Dataset:
     train: ImageSource
     val: ImageSource | None
     open_test: Callable[[], ImageSource | None]
-    """Opens the test split; only `jaxtrain.benchmark` calls it."""
+    """Opens the test split; only `jaxtrain.evaluation` calls it."""
     channels: int
     """1 or 3, what the images are converted to."""
     uniform_size: tuple[int, int] | None

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.errors import JaxtrainError
+from jaxtrain.runs.directory import write_text
 from jaxtrain.sweeps.results import Ranked, Results
-from jaxtrain.training.run_directory import write_text
 
 _log = logging.getLogger(__name__)
 CHOSEN, BASELINE = "chosen", "baseline"
@@ -48,9 +48,9 @@ def _measure(
     found: Results, named: dict[str, Ranked], runs: dict[str, str], folder: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
     from jaxtrain import load
-    from jaxtrain.benchmark.api import make_report
-    from jaxtrain.benchmark.comparison import compare
-    from jaxtrain.benchmark.runs import gather, track, track_report
+    from jaxtrain.evaluation.api import make_report
+    from jaxtrain.evaluation.comparison import compare
+    from jaxtrain.evaluation.runs import gather, track, track_report
 
     paths = [found.sweep.folder / run for run in runs.values()]
     gathered = gather(paths, load, costs=False, names=list(runs), say=say)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.benchmark.comparison_plots import inked
-from jaxtrain.benchmark.page import MAX_ROWS, Cell, picture, render_template
+from jaxtrain.evaluation.comparison_plots import inked
+from jaxtrain.evaluation.page import MAX_ROWS, Cell, picture, render_template
 from jaxtrain.sweeps import plots
 from jaxtrain.sweeps.report import in_words
 from jaxtrain.sweeps.results import Estimate, Ranked, Results, category

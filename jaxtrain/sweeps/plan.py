@@ -11,12 +11,12 @@ import jax
 
 from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.classifiers.files import techniques
-from jaxtrain.classifiers.program import program_key
 from jaxtrain.config import Config
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.residence import make_resident
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import UserError
+from jaxtrain.runs.program import program_key
 from jaxtrain.sweeps.config import SweepConfig
 from jaxtrain.sweeps.settings import Axis, Setting, axes_of, setting, settings_of, shown
 from jaxtrain.training.parallel import set_cpu_devices

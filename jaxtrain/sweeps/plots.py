@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxtrain.benchmark.comparison_plots import COLORS, MAX_ROWS
+from jaxtrain.evaluation.comparison_plots import COLORS, MAX_ROWS
 from jaxtrain.sweeps.results import Effect, Results, category, in_order
 from jaxtrain.sweeps.settings import Axis, short
 

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from jaxtrain.config import Config
 from jaxtrain.config_io import explain, nearest_option, option_paths
 from jaxtrain.errors import UserError
+from jaxtrain.runs.directory import FREE_ON_RESUME, run_name
 from jaxtrain.sweeps.config import Range, SweepConfig
-from jaxtrain.training.run_directory import FREE_ON_RESUME, run_name
 
 _NEVER = ("quiet", *FREE_ON_RESUME)
 _NAME_LENGTH = 60

@@ -18,13 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtrain.disk import reason
 from jaxtrain.errors import UserError
+from jaxtrain.files import reason
+from jaxtrain.redact import redact
 from jaxtrain.sweeps.config import SweepConfig
 from jaxtrain.sweeps.plan import Plan
 from jaxtrain.sweeps.settings import Axis
 from jaxtrain.tracking.provenance import process_identity, process_is_gone
-from jaxtrain.tracking.redact import redact
 from jaxtrain.tracking.store import file_lock
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 20, 120

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.classifiers.learning import Part, Pruned
-from jaxtrain.classifiers.program import Programs
-from jaxtrain.classifiers.run import run as carry_out
 from jaxtrain.config import Config
 from jaxtrain.errors import JaxtrainError, UserError
+from jaxtrain.runs.learning import Part, Pruned
+from jaxtrain.runs.program import Programs
+from jaxtrain.runs.run import run as carry_out
 from jaxtrain.sweeps.parent import Parent
 from jaxtrain.sweeps.plan import Plan, Run, together
 from jaxtrain.sweeps.settings import setting
@@ -135,7 +135,7 @@ class Worker:
 
     def _together(self, pairs: Sequence[tuple[Claimed, Run]]) -> list[float | Exception]:
         """The same for runs that share a program, side by side."""
-        from jaxtrain.classifiers.group import run_together
+        from jaxtrain.runs.group import run_together
 
         started = time.monotonic()
         configs = [run_config(self.plan, run).replace(**{"parallel.devices": 1}) for _, run in pairs]

@@ -25,10 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.redact import redact
 from jaxtrain.tracking import store
 from jaxtrain.tracking.outbox import LOCK
 from jaxtrain.tracking.provenance import git_tags, process_identity
-from jaxtrain.tracking.redact import redact
 from jaxtrain.tracking.system import SystemMonitor
 from jaxtrain.tracking.upload import Upload
 

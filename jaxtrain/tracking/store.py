@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.disk import NO_LOCKS
 from jaxtrain.errors import UserError, nearest
+from jaxtrain.files import NO_LOCKS
+from jaxtrain.redact import HIDDEN, redact
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_is_gone
-from jaxtrain.tracking.redact import HIDDEN, redact
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 

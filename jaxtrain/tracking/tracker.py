@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import TrackingConfig
 from jaxtrain.errors import UserError
+from jaxtrain.redact import redact, redact_command, redact_option
 from jaxtrain.tracking.journal import Journal
 from jaxtrain.tracking.outbox import JOURNAL, OUTBOX, State, append_request, first_start
 from jaxtrain.tracking.process import Sidecar, sidecar
 from jaxtrain.tracking.provenance import process_identity
-from jaxtrain.tracking.redact import redact, redact_command, redact_option
 from jaxtrain.tracking.store import tracking_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from jaxtrain.redact import redact
 from jaxtrain.tracking import store
 from jaxtrain.tracking.journal import complete_lines, decode_record
 from jaxtrain.tracking.outbox import JOURNAL, State, read_requests
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_is_gone
-from jaxtrain.tracking.redact import redact
 
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100

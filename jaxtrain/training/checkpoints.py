@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.disk import reason
 from jaxtrain.errors import RunError, UserError
+from jaxtrain.files import reason
 from jaxtrain.saved_tree import (
     DamagedError,
     Tree,

@@ -84,7 +84,7 @@ def test_the_head_agrees_with_scikit_learn_on_the_same_vectors(run, halves):
 
 
 def test_a_second_run_computes_no_embedding(run, backbone, halves, monkeypatch):
-    from jaxtrain.classifiers.extraction import Extractor
+    from jaxtrain.runs.extraction import Extractor
 
     first, folder = run
 

@@ -10,10 +10,10 @@ from sklearn.datasets import load_digits
 
 from jaxtrain import FEClassifier, FTClassifier, PTClassifier, UserError, load
 from jaxtrain.classifiers.starting_point import record
-from jaxtrain.classifiers.stepwise import prepare
 from jaxtrain.config import Config
 from jaxtrain.data.arrays import from_arrays
 from jaxtrain.models.weights import Adapted, load_pretrained
+from jaxtrain.runs.stepwise import prepare
 
 OFF = {"enabled": False}
 TRAIN = {"steps": 12, "batch_size": 64, "log_every": 1}

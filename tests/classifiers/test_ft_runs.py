@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from resume import finish, history, kill, start, wait_for_step
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from jaxtrain import FTClassifier, PTClassifier
+from tests.classifiers.resume import finish, history, kill, start, wait_for_step
 
 QUIET = ("--tracking.enabled", "False")
 PRETRAINING = ("--technique", "pt", "--model.name", "cnn_tiny", "--train.steps", "20", *QUIET)

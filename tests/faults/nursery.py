@@ -11,9 +11,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 _IMPORTS = (
-    "jaxtrain.classifiers.files", "jaxtrain.classifiers.stepwise", "jaxtrain.classifiers.run", "jaxtrain.tracking",
-    "jaxtrain.benchmark.evaluate", "jaxtrain.data.sources", "jaxtrain.console", "orbax.checkpoint", "sklearn.datasets",
-    "matplotlib.pyplot", "rich.progress", "tyro",
+    "jaxtrain.classifiers.files", "jaxtrain.runs.stepwise", "jaxtrain.runs.run", "jaxtrain.tracking",
+    "jaxtrain.evaluation.evaluate", "jaxtrain.data.sources", "jaxtrain.screen.console", "orbax.checkpoint",
+    "sklearn.datasets", "matplotlib.pyplot", "rich.progress", "tyro",
 )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def _child(order: dict[str, Any], out: Path) -> None:
     sys.path.insert(0, str(ROOT / "scripts"))
     import train
 
-    from jaxtrain.cli import main
+    from jaxtrain.cli.main import main
 
     main(train.body)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import merged
 
 import jaxtrain
 from jaxtrain import PTClassifier
-from jaxtrain.benchmark.predictions import Predictions, image_ids
 from jaxtrain.config import DataConfig
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import RunError, UserError
+from jaxtrain.evaluation.predictions import Predictions, image_ids
+from tests.faults.small_run import merged
 
 COUNT = 12
 BAD = ("bomb.png", "empty.png", "text.png", "truncated.png")

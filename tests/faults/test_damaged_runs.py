@@ -6,10 +6,10 @@ import random
 import shutil
 
 import pytest
-from small_run import fit, result
 
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.training.signals import Interrupted, StopRequest
+from tests.faults.small_run import fit, result
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def begun(tmp_path_factory):
     """A run that was stopped at step 28, with checkpoints of steps 25 and 28; and what it would have become."""
     folder = tmp_path_factory.mktemp("begun")
     with pytest.MonkeyPatch.context() as patch:
-        from jaxtrain.classifiers.stepwise import Watcher
+        from jaxtrain.runs.stepwise import Watcher
 
         log = Watcher.log
 

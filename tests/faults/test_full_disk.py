@@ -5,12 +5,12 @@ import resource
 import sqlite3
 
 import pytest
-from small_run import embed, fit, history, result
 
 from jaxtrain.errors import RunError
+from jaxtrain.runs.directory import RunDirectory
 from jaxtrain.tracking import sync_run
 from jaxtrain.training.checkpoints import Checkpoints
-from jaxtrain.training.run_directory import RunDirectory
+from tests.faults.small_run import embed, fit, history, result
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ WIDE = {"model": {"name": "mlp_tiny"}}
 
 def full_after(monkeypatch, room, step, size):
     """From the first record after `step` on."""
-    from jaxtrain.classifiers.stepwise import Watcher
+    from jaxtrain.runs.stepwise import Watcher
 
     log = Watcher.log
 
@@ -65,7 +65,7 @@ def test_in_a_checkpoint(tmp_path, monkeypatch, room):
 def test_in_an_embedding_shard(tmp_path, monkeypatch, room):
     weights = fit(tmp_path / "weights").run_dir
     whole = result(embed(tmp_path / "whole", weights))
-    from jaxtrain.data.embedding_files import ShardFiles
+    from jaxtrain.embeddings.files import ShardFiles
 
     write, written = ShardFiles.write, []
 

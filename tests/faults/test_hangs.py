@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from poison import STEPS, data, train
 
 from jaxtrain.data import worker_watch
 from jaxtrain.data.base import ArraySource
@@ -24,6 +23,7 @@ from jaxtrain.errors import RunError
 from jaxtrain.training.checkpoints import Checkpoints
 from jaxtrain.training.feed import ResidentFeed
 from jaxtrain.training.hang import GENEROUS, HangWatch
+from tests.faults.poison import STEPS, data, train
 
 
 def wait_until(condition, seconds=120.0):
@@ -87,7 +87,7 @@ import os, signal, sys, time
 from pathlib import Path
 from jaxtrain.training import hang
 from jaxtrain.training.feed import ResidentFeed
-from poison import data, train
+from tests.faults.poison import data, train
 
 def data_that_does_not_come(feed, step):
     if step == 17:

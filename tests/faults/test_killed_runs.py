@@ -8,12 +8,12 @@ import sqlite3
 import time
 
 import pytest
-from nursery import Nursery
-from resume import finish, history, start, stop, wait_for_step
 
+from jaxtrain.runs.directory import write_text
 from jaxtrain.tracking import sync_run
 from jaxtrain.training.checkpoints import Checkpoints, tree_digest
-from jaxtrain.training.run_directory import write_text
+from tests.classifiers.resume import finish, history, start, stop, wait_for_step
+from tests.faults.nursery import Nursery
 
 QUIET = ("--tracking.enabled", "False")
 OPTIONS = [

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from poison import RUN, data
 
 from jaxtrain import PTClassifier
 from jaxtrain.config_io import load_config
 from jaxtrain.errors import RunError
 from jaxtrain.training import loop
 from jaxtrain.training.memory import accumulations
+from tests.faults.poison import RUN, data
 
 BATCH = 64
 
@@ -62,7 +62,7 @@ class SmallDevice:
 
         scan = jax.lax.scan
         monkeypatch.setattr(jax.lax, "scan", lambda *args, unroll=1, **kwargs: scan(*args, **kwargs))
-        for module in ("jaxtrain.training.loop", "jaxtrain.classifiers.recovery"):
+        for module in ("jaxtrain.training.loop", "jaxtrain.runs.recovery"):
             monkeypatch.setattr(f"{module}.compile_step", compile_step)
 
 

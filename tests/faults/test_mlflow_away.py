@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from small_run import fit, history, result
 
 from jaxtrain.tracking import sync_run
+from tests.faults.small_run import fit, history, result
 
 STEPS = 400
 OPTIONS = {"train": {"steps": STEPS, "log_every": 2}}
@@ -49,7 +49,7 @@ def test_a_server_at_fault_changes_nothing_and_gets_everything_later(
     tmp_path, whole, server, monkeypatch, caplog, fault
 ):
     """`dies`: after the first rows have come; `dead`: from start to end; `tardy`: 10 s an answer."""
-    from jaxtrain.classifiers.stepwise import Watcher
+    from jaxtrain.runs.stepwise import Watcher
 
     log = Watcher.log
 

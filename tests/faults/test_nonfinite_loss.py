@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from poison import BATCH, IMAGES, POISONED, STEPS, Poisonable, data, train
 
 from jaxtrain.data.order import Order
 from jaxtrain.errors import RunError
+from tests.faults.poison import BATCH, IMAGES, POISONED, STEPS, Poisonable, data, train
 
 
 def poisoned_steps():
@@ -77,7 +77,7 @@ class Counting(Poisonable):
 
 @pytest.mark.parametrize("log_every", [1, 4, 10])
 def test_it_stops_within_the_logging_interval(tmp_path, log_every, monkeypatch):
-    monkeypatch.setattr("jaxtrain.classifiers.recovery.find_origin", lambda *_: None)
+    monkeypatch.setattr("jaxtrain.runs.recovery.find_origin", lambda *_: None)
     Counting.done = 0
     images, labels = (np.concatenate([part] * 10) for part in data(()))  # one epoch, whose end would hide being late
     images[Order(len(images), BATCH, seed=0).steps(0, 6)[5, 0]] = 255

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxtrain.classifiers.run import _failures_written
 from jaxtrain.errors import RunError
+from jaxtrain.runs.run import _failures_written
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = [f"cAnArY{number:02d}x7f3d91q" for number in range(12)]

@@ -5,17 +5,17 @@ import signal
 import time
 
 import pytest
-from small_run import embed, fit, history, result
 
 from jaxtrain.training.signals import Interrupted
+from tests.faults.small_run import embed, fit, history, result
 
 PHASES = {
     "compiling": "jaxtrain.training.loop.compile_step",
-    "training": "jaxtrain.classifiers.stepwise.Watcher.log",
-    "validating": "jaxtrain.classifiers.inference.Inference.metrics",
+    "training": "jaxtrain.runs.stepwise.Watcher.log",
+    "validating": "jaxtrain.training.inference.Inference.metrics",
     "saving": "jaxtrain.training.checkpoints.save_tree",
-    "testing": "jaxtrain.benchmark.evaluate.evaluate_on_test",
-    "embedding": "jaxtrain.data.embedding_files.ShardFiles.write",
+    "testing": "jaxtrain.evaluation.evaluate.evaluate_on_test",
+    "embedding": "jaxtrain.embeddings.files.ShardFiles.write",
 }
 FAST = [("training", signal.SIGTERM), ("saving", signal.SIGTERM), ("embedding", signal.SIGINT)]
 CASES = [

@@ -6,9 +6,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from small_run import fit, result
 
 from jaxtrain.errors import UserError
+from tests.faults.small_run import fit, result
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def nothing_compiles(monkeypatch):
     def built(*_):
         raise AssertionError("the model is built already")
 
-    monkeypatch.setattr("jaxtrain.classifiers.stepwise.prepare", built)
+    monkeypatch.setattr("jaxtrain.runs.stepwise.prepare", built)
 
 
 def read_only(function):
@@ -70,7 +70,7 @@ def test_a_missing_directory_is_made(tmp_path):
 @pytest.mark.slow
 def test_two_runs_on_one_directory(tmp_path, monkeypatch):
     """The second is refused at once and does the first no harm."""
-    from jaxtrain.classifiers.stepwise import Watcher
+    from jaxtrain.runs.stepwise import Watcher
 
     expected, others, refused, log = result(fit(tmp_path / "whole")), [], [], Watcher.log
 

@@ -4,8 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
-from launch import column, ended, finish, start
-from test_two_processes import check_batches
+
+from tests.multihost.launch import column, ended, finish, start
+from tests.multihost.test_two_processes import check_batches
 
 STEPS, STOPPED = 20, 8
 OPTIONS = {"train": {"steps": STEPS, "ema_decay": 0.9}, "model": {"name": "vit_test", "patch_size": 4}}

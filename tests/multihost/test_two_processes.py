@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 import pytest
-from launch import column, ended, finish, own_predictions, predictions, start
-from worker import TRAIN
 
 from jaxtrain.data.order import Order
+from tests.multihost.launch import column, ended, finish, own_predictions, predictions, start
+from tests.multihost.worker import TRAIN
 
 STREAM = {"data": {"loader": "stream", "workers": 0}}
 AUGMENTED = {

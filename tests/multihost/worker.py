@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from jaxtrain import FEClassifier, FTClassifier, PTClassifier
-from jaxtrain.cli import main
+from jaxtrain.cli.main import main
 from jaxtrain.config import chosen
 from jaxtrain.training import processes
 
@@ -72,14 +72,14 @@ def run() -> None:
 
 def stop_at(last: int) -> None:
     """As if a signal came in step `last`."""
-    from jaxtrain.classifiers import stepwise
+    from jaxtrain.runs import stepwise
 
     stepwise.Agreement = lambda stop: lambda step, overdue: (step >= last, overdue)
 
 
 def fail_in(process: int, step: int) -> None:
     """As if the disk of one process were full."""
-    from jaxtrain.classifiers.stepwise import Watcher
+    from jaxtrain.runs.stepwise import Watcher
 
     log = Watcher.log
 
@@ -93,7 +93,7 @@ def fail_in(process: int, step: int) -> None:
 
 def small_shards() -> None:
     """So that every process has some to compute."""
-    from jaxtrain.data.embedding_store import EmbeddingStore
+    from jaxtrain.embeddings.store import EmbeddingStore
 
     EmbeddingStore.__init__.__kwdefaults__["shard_images"] = 64
 

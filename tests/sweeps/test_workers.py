@@ -6,9 +6,9 @@ import time
 
 import pytest
 import yaml
-from sweeping import finish, start, summaries, write
 
 from jaxtrain.config_io import load_config
+from tests.sweeps.sweeping import finish, start, summaries, write
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from jaxtrain.redact import redact
 from jaxtrain.tracking.journal import Journal
 from jaxtrain.tracking.outbox import State, append_request
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_identity
-from jaxtrain.tracking.redact import redact
 from jaxtrain.tracking.upload import Upload, safe_name
 
 ME = process_identity(1)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_checkpoints import assert_is_step, names, save, state
 
 from jaxtrain import saved_tree
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.training import checkpoints
 from jaxtrain.training.checkpoints import Checkpoints
+from tests.training.made_checkpoints import assert_is_step, names, save, state
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_checkpoints import assert_is_step, names, save, state
 
 from jaxtrain.training.checkpoints import Checkpoints
+from tests.training.made_checkpoints import assert_is_step, names, save, state
 
 _audited: list[Callable[[], None]] = []
 
@@ -82,7 +82,7 @@ SAVER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from made_checkpoints import Checkpoints, save
+from tests.training.made_checkpoints import Checkpoints, save
 kept = Checkpoints(Path(sys.argv[1]), keep=2)
 restored = kept.restore()
 step = restored.step if restored else 0

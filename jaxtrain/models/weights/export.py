@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxtrain.config import chosen
-from jaxtrain.disk import reason
 from jaxtrain.errors import RunError, UserError
+from jaxtrain.files import reason
 from jaxtrain.models.registry import ModelSpec, list_models, model_spec
 from jaxtrain.models.weights.convert import flatten
 from jaxtrain.models.weights.descriptions import Description

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.disk import reason
 from jaxtrain.errors import UserError
+from jaxtrain.files import reason
 
 Get = Callable[[str], Path | None]
 """From a file's name in the repository to where it lies; None where the repository has no such file."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain.disk import reason
 from jaxtrain.errors import RunError, UserError, nearest
+from jaxtrain.files import reason
 from jaxtrain.models.weights.convert import flatten
 from jaxtrain.models.weights.descriptions import Description, describe, describe_name
 from jaxtrain.models.weights.hub import WEIGHTS, Get, folder_files, hub_files, read_json, weight_files

@@ -18,8 +18,8 @@ from typing import IO, Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxtrain.disk import reason
 from jaxtrain.errors import UserError
+from jaxtrain.files import reason
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001

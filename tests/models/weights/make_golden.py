@@ -12,9 +12,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import test_package
-import torchvision_stub
-from cases import CASES, GOLDEN, draw, images
+from tests.models.weights import test_package, torchvision_stub
+from tests.models.weights.cases import CASES, GOLDEN, draw, images
 
 
 def google_shapes(width=32, depth=2, heads=2, patch=8, places=17, hidden=128, classes=7):

@@ -5,8 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from cases import CASES, GOLDEN, draw, golden, images
-from networks import register, run
 from safetensors.numpy import save_file
 
 from jaxtrain.config import ModelConfig
@@ -14,6 +12,8 @@ from jaxtrain.errors import RunError, UserError
 from jaxtrain.models.weights import Pretrained, export_timm, load_pretrained
 from jaxtrain.models.weights.convert import flatten, nest, shapes_of
 from jaxtrain.saved_tree import tree_digest
+from tests.models.weights.cases import CASES, GOLDEN, draw, golden, images
+from tests.models.weights.networks import register, run
 
 TIMM = [name for name in CASES if name.startswith("timm")]
 

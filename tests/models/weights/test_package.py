@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import run
 
 from jaxtrain.data.transforms import center_crop_resize, resize
 from jaxtrain.models.weights import load_pretrained
+from tests.models.weights.networks import run
 
 KEPT = Path(__file__).parent / "efficientnet_lite0.json"
 

@@ -8,13 +8,13 @@ import json
 
 import numpy as np
 import pytest
-import torchvision_stub
-from cases import CASES, draw, golden, images
-from make_golden import outputs, reference, saved_shapes
-from networks import run
 
 from jaxtrain.models import model_spec
 from jaxtrain.models.weights import export_timm, load_pretrained
+from tests.models.weights import torchvision_stub
+from tests.models.weights.cases import CASES, draw, golden, images
+from tests.models.weights.make_golden import outputs, reference, saved_shapes
+from tests.models.weights.networks import run
 
 torch = pytest.importorskip("torch")
 torchvision_stub.install()

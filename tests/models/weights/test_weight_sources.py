@@ -7,14 +7,14 @@ import sys
 
 import numpy as np
 import pytest
-from cases import CASES, draw, golden
-from networks import register
 from safetensors.numpy import save_file
 
 from jaxtrain.config import ModelConfig
 from jaxtrain.errors import UserError
 from jaxtrain.models import model_spec
 from jaxtrain.models.weights import load_pretrained
+from tests.models.weights.cases import CASES, draw, golden
+from tests.models.weights.networks import register
 
 NAME = "timm_convnext"
 

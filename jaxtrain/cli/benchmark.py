@@ -1,0 +1,117 @@
+"""The command of scripts/benchmark.py: finished runs compared, reported and tracked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, arg
+
+from jaxtrain.cli.main import parse
+from jaxtrain.config import DataConfig, TrackingConfig
+from jaxtrain.errors import UserError
+
+_OWN = "of the runs"
+# As many as fit 80 columns beside the names; the report has them all.
+_SHOWN = ("macro_f1", "ece")
+_COSTS = {"train_seconds": "training", "latency_ms_p50": "latency"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """Compare finished runs on one test set: benchmark.py RUN_DIR... [--data.name NAME] [--out DIR]
+
+    Predictions that are kept in the run directories are not computed again.
+    """
+
+    runs: Positional[tuple[Annotated[Path, arg(metavar="RUN_DIR")], ...]] = ()
+    """Directories of finished runs (default: all under runs/)."""
+    out: Path | None = None
+    """Folder for the report (default: runs/benchmark/DATASET-N)."""
+    margin: float = 1.0
+    """Accuracies that differ by fewer points than this count as equivalent."""
+    resamples: int = 1000
+    """Bootstrap resamples."""
+    seed: int = 0
+    """Seed of the resamples."""
+    skip_costs: bool = False
+    """Do not measure latency, throughput, operations and memory."""
+    costs_again: bool = False
+    """Measure costs again that are kept, where the machine was busy or another program has changed them."""
+    skip_duplicates: bool = False
+    """Do not look for test images that nearly stand in the training or validation set."""
+    robustness: bool = False
+    """Measure accuracy under corruptions too: 50 times the work."""
+    quiet: bool = False
+    """Print nothing but warnings and errors."""
+    data: FlagConversionOff[DataConfig] = field(default_factory=lambda: DataConfig(name=_OWN))
+    """Another test set than that of the runs."""
+    tracking: FlagConversionOff[TrackingConfig] = field(default_factory=TrackingConfig)
+
+    def run(self) -> None:
+        """Compare, write the report, track it, and print what matters."""
+        from jaxtrain import load
+        from jaxtrain.evaluation.api import make_report
+        from jaxtrain.evaluation.comparison import compare
+        from jaxtrain.evaluation.runs import finished_runs, gather, report_folder, track, track_report
+        from jaxtrain.screen.console import print_line
+
+        self._check()
+        say = (lambda text: None) if self.quiet else print_line
+        paths = list(self.runs) or finished_runs()
+        data = None if self.data.name == _OWN else self.data
+        gathered = gather(paths, load, data=data, costs=not self.skip_costs, costs_again=self.costs_again, say=say)
+        comparison = compare(gathered.candidates, margin=self.margin / 100, resamples=self.resamples, seed=self.seed)
+        names = [candidate.name for candidate in gathered.candidates]
+        corrupted = dict(zip(names, map(load, paths), strict=True)) if self.robustness else {}
+        report = make_report(
+            gathered, comparison, columns={}, duplicates=not self.skip_duplicates, corrupted=corrupted, say=say
+        )
+        folder = report.save(self.out or report_folder(comparison.predictions.dataset))
+        ids = track(gathered, comparison, self.tracking)
+        track_report(report, folder, self.tracking, ids)
+        if not self.quiet:
+            _show(report, folder, self.tracking)
+
+    def _check(self) -> None:
+        if not 0 < self.margin < 100:
+            raise UserError(f"--margin: {self.margin:g} must be above 0 and below 100 points")
+        if self.resamples < 100:
+            raise UserError(f"--resamples: {self.resamples} are too few for an interval; give 100 or more")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """The comparison that a command line asks for. Raises UserError for a wrong one."""
+    parse(Command, arguments, config=(FlagCreatePairsOff,)).run()
+
+
+def _show(report, folder: Path, tracking: TrackingConfig) -> None:  # type: ignore[no-untyped-def]
+    from jaxtrain.evaluation.wording import METRICS, cost, value
+    from jaxtrain.screen.console import print_line, show_table
+    from jaxtrain.tracking.store import tracking_uri
+    from jaxtrain.tracking.tracker import look
+
+    rows = []
+    for entry in report.comparison.entries:
+        measured, costs = entry.measured, entry.candidate.costs
+        low, high = measured.intervals["accuracy"]
+        row = {
+            "model": entry.name,
+            "accuracy": value("accuracy", entry.accuracy),
+            "95%": f"{100 * low:.1f}-{100 * high:.1f}",
+        }
+        row |= {METRICS[name]: value(name, measured.metrics[name]) for name in _SHOWN}
+        row |= {name: cost(key, costs.get(key)) for key, name in _COSTS.items()}
+        rows.append(row)
+    print_line("")
+    show_table(rows, right=set(rows[0]) - {"model"})
+    print_line("")
+    for line in (*report.warnings, *report.advice):
+        print_line(line)
+    print_line("")
+    print_line(f"report    {folder / 'report.html'}")
+    if tracking.enabled:
+        uri = tracking_uri(tracking.uri)
+        print_line(f"MLflow    {look(uri)}")

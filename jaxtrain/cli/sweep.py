@@ -1,0 +1,159 @@
+"""The command of scripts/sweep.py: the settings of one file, trained, compared, and the best tested."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from jaxtrain.cli.main import parse
+
+if TYPE_CHECKING:
+    from jaxtrain.sweeps.parent import Parent
+    from jaxtrain.sweeps.plan import Plan
+    from jaxtrain.sweeps.results import Results
+    from jaxtrain.sweeps.study import Trials
+
+    Say = Callable[[str], None]
+
+_SHOWN = 30
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Command:
+    """Train every setting of a sweep: sweep.py configs/sweeps/NAME.yaml
+
+    The same command goes on where it was stopped; started several times at once, also on several machines with a
+    folder in common, it shares the work.
+    """
+
+    file: Positional[Annotated[Path, arg(metavar="FILE.yaml")]]
+    """The file of the sweep."""
+    plan: bool = False
+    """Print what would be done and exit."""
+    quiet: bool = False
+    """Print nothing but warnings and errors."""
+    helper: bool = False
+    """Take part in the sweep of the process that started this one (it gives this option itself)."""
+
+    def run(self) -> None:
+        """Plan, train, report."""
+        from jaxtrain.screen.console import print_line
+        from jaxtrain.sweeps.config import load_sweep
+
+        say = (lambda text: None) if self.quiet else print_line
+        sweep = load_sweep(self.file)
+        from jaxtrain.sweeps.plan import describe, make_plan
+
+        plan = make_plan(sweep, self.file)
+        if self.plan:
+            for line in describe(plan, 0):
+                print_line(line)
+            return
+        self._work(plan, say)
+
+    def _work(self, plan: Plan, say: Say) -> None:
+        from jaxtrain.sweeps.parent import Parent
+        from jaxtrain.sweeps.plan import describe
+        from jaxtrain.sweeps.processes import helpers, parent_lives, process_count
+        from jaxtrain.sweeps.study import Trials, slots_of
+        from jaxtrain.sweeps.worker import Worker
+
+        sweep, parent = plan.sweep, Parent(plan)
+        trials, slots = Trials(sweep, plan.axes), slots_of(plan)
+        trials.fill(slots, again=not self.helper)
+        try:
+            if self.helper:
+                Worker(plan, trials, parent, say, parent_lives()).work(slots)
+                return
+            done = len(trials.ended()) * (len(sweep.seeds) if sweep.combine == "tpe" else 1)
+            for line in (*describe(plan, done), f"  processes: {process_count(plan)}"):
+                say(line)
+            parent.lead()
+            with helpers(plan, quiet=self.quiet):
+                Worker(plan, trials, parent, say).work(slots)
+            if parent.lead():
+                found, test = _report(plan, trials, parent, say)
+                if not self.quiet:
+                    _show(plan, found, test)
+            else:
+                say("another worker writes the results")
+        finally:
+            parent.close()
+
+
+def run(arguments: Sequence[str]) -> None:
+    """The sweep that a command line asks for. Raises UserError for a wrong one."""
+    parse(Command, arguments, config=(FlagCreatePairsOff,)).run()
+
+
+def _report(plan: Plan, trials: Trials, parent: Parent, say: Say) -> tuple[Results, dict[str, Any] | None]:
+    """Write the results, test the chosen setting and the baseline, and give everything to the sweep's MLflow run."""
+    from jaxtrain.evaluation.plots import save
+    from jaxtrain.sweeps.final import final_test
+    from jaxtrain.sweeps.page import figures, render
+    from jaxtrain.sweeps.report import BEST, results, write_tables
+
+    found, folder = results(plan, trials), plan.sweep.folder / "results"
+    files = write_tables(found, folder)
+    complete = trials.unfinished() == 0
+    test = final_test(found, folder, say) if plan.sweep.test and complete else None
+    for name, figure in figures(found).items():
+        if figure is not None:
+            save(figure, folder / f"{name}.png")
+            files.append(folder / f"{name}.png")
+    best = (folder / BEST).read_text(encoding="utf-8") if found.best is not None else None
+    page = folder / "report.html"
+    page.write_text(render(found, best, test), encoding="utf-8")
+    problem = parent.finish([*files, page], *_for_mlflow(found, test), complete=complete)
+    if problem is not None:
+        _log.warning("MLflow lacks results of the sweep (%s); they are in %s", problem, folder)
+    return found, test
+
+
+def _for_mlflow(found: Results, test: Mapping[str, Any] | None) -> tuple[dict[str, float], dict[str, str]]:
+    """Metrics and tags of the sweep's run."""
+    best = found.best
+    if best is None:
+        return {}, {}
+    metrics = {f"best/{found.sweep.objective}": best.estimate.mean}
+    for name, one in (test or {}).get("settings", {}).items():
+        metrics[f"test/{name}_accuracy"] = one["mean"]
+    return metrics, {"best": best.setting.label}
+
+
+def _show(plan: Plan, found: Results, test: Mapping[str, Any] | None) -> None:
+    from jaxtrain.screen.console import print_line, show_table
+    from jaxtrain.sweeps.page import rows_for_terminal, warnings
+    from jaxtrain.tracking.store import tracking_uri
+    from jaxtrain.tracking.tracker import look
+
+    rows = rows_for_terminal(found, _SHOWN)
+    print_line("")
+    if rows:
+        show_table(rows, right={"rank", *list(rows[0])[-3:]})
+    for name, one in (test or {}).get("settings", {}).items():
+        interval = f"{100 * one['low']:.2f} to {100 * one['high']:.2f}"
+        print_line(f"test accuracy of the {name}: {100 * one['mean']:.2f}% ({interval}): {one['label']}")
+    for line in warnings(found):
+        print_line(line)
+    folder = plan.sweep.folder / "results"
+    print_line("")
+    print_line(f"report    {folder / 'report.html'}")
+    if found.best is not None:
+        technique = found.best.setting.config.technique
+        print_line(f"repeat    python scripts/train.py --technique {technique} --config {folder / 'best.yaml'}")
+    if plan.sweep.base.tracking.enabled:
+        print_line(f"MLflow    {look(tracking_uri(plan.sweep.base.tracking.uri))}")
+
+
+if __name__ == "__main__":
+    from jaxtrain.cli.main import main
+
+    main(lambda: run(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The store of embeddings: each image passes through a backbone once."""

@@ -1,0 +1,180 @@
+"""`benchmark(models, data)`: from trained models to a report, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from numpy.typing import ArrayLike
+
+from jaxtrain.config import DataConfig, chosen
+from jaxtrain.data.base import ArraySource, Dataset
+from jaxtrain.data.sources import load_dataset
+from jaxtrain.errors import UserError
+from jaxtrain.evaluation.comparison import Candidate, Comparison, compare
+from jaxtrain.evaluation.costs import Costed, costs_of_training, measure_costs
+from jaxtrain.evaluation.evaluate import LOOKS_FILE, OpenTestSet, Predictor, find_duplicates, open_test_set, predict
+from jaxtrain.evaluation.looks import count_look
+from jaxtrain.evaluation.near_duplicates import NearDuplicate, near_duplicates
+from jaxtrain.evaluation.predictions import Predictions
+from jaxtrain.evaluation.report import Report
+from jaxtrain.evaluation.robustness import corruption_accuracy
+from jaxtrain.evaluation.runs import Gathered, gather
+from jaxtrain.evaluation.significance import MARGIN
+from jaxtrain.evaluation.statistics import RESAMPLES
+
+Data = str | DataConfig | Dataset | tuple[ArrayLike, ArrayLike]
+
+
+def benchmark(
+    models: Mapping[str, Any] | Sequence[Any],
+    data: Data | None = None,
+    *,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    margin: float = MARGIN,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    costs: bool = True,
+    duplicates: bool = True,
+    robustness: bool = False,
+) -> Report:
+    """Compare models on one test set.
+
+    Args:
+        models: Trained classifiers or directories of finished runs, in a list or by the names they shall have.
+        data: The name of a data set (as `data.name`), its options, a `Dataset`, or arrays (images, labels). May be
+            left out where all models are run directories: then on the test set of the runs.
+        columns: Values by which the test set is sliced, one an image, by the name of the column.
+        margin: Accuracies that differ by less (a share: 0.01 is one point) count as equivalent.
+        resamples: Bootstrap resamples.
+        seed: Of the resamples.
+        costs: Measure latency, throughput, operations and memory of each model: seconds each.
+        duplicates: Look for test images that stand in the training or validation set, also nearly.
+        robustness: Measure accuracy under corruptions too: 50 times the work.
+
+    The look at the test set is counted. Nothing is tracked: `scripts/benchmark.py` does that. Raises UserError for
+    models without a name of their own, not trained, of other classes, or measured on different test sets.
+    """
+    from jaxtrain import load
+
+    named = dict(models) if isinstance(models, Mapping) else _named(models)
+    if not named:
+        raise UserError("nothing to compare: no model was given")
+    paths = {name: Path(model) for name, model in named.items() if isinstance(model, str | Path)}
+    options = DataConfig(name=data) if isinstance(data, str) else data
+    if len(paths) == len(named) and (options is None or isinstance(options, DataConfig)):
+        gathered = gather(list(paths.values()), load, data=options, costs=costs, names=list(paths))
+        used: Mapping[str, Any] = paths
+    else:
+        if options is None:
+            raise UserError("no data: give the name of a data set, a Dataset, or (images, labels)")
+        used = {name: load(model) if name in paths else model for name, model in named.items()}
+        gathered = _gather_classifiers(used, options, costs)
+    comparison = compare(gathered.candidates, margin=margin, resamples=resamples, seed=seed)
+    corrupted = used if robustness else {}
+    corrupted = {name: load(model) if isinstance(model, Path) else model for name, model in corrupted.items()}
+    return make_report(gathered, comparison, columns=columns or {}, duplicates=duplicates, corrupted=corrupted)
+
+
+def make_report(
+    gathered: Gathered,
+    comparison: Comparison,
+    *,
+    columns: Mapping[str, Sequence[Any]],
+    duplicates: bool,
+    corrupted: Mapping[str, Any],
+    say: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """The report of a comparison; the models in `corrupted` are also measured under corruptions.
+
+    `say` is told what takes a while.
+    """
+    test = gathered.test
+    values = dict(columns)
+    near: dict[str, list[NearDuplicate] | None] = {}
+    robustness: dict[str, Any] = {}
+    if test is not None:
+        values = {**getattr(test.images, "metadata", {}), **values}
+        if duplicates:
+            others = {"training": test.dataset.train, "validation": test.dataset.val}
+            near = {
+                name: near_duplicates(source, test.images)
+                for name, source in others.items()
+                if source is not None and len(source)
+            }
+        if corrupted:
+            side = max(chosen(model.config.data.image_size) for model in corrupted.values())
+            robustness = corruption_accuracy(corrupted, test.images, side=side, say=say)
+    return Report(
+        comparison,
+        images=None if test is None else test.images,
+        dataset=None if test is None else test.dataset,
+        duplicates=gathered.duplicates,
+        near=near,
+        looks=gathered.looks,
+        columns=values,
+        robustness=robustness,
+    )
+
+
+def _gather_classifiers(models: Mapping[str, Any], data: Data, costs: bool) -> Gathered:
+    """The same as `gather` for classifiers in memory."""
+    dataset = _dataset(data, next(iter(models.values())))
+    test = open_test_set(dataset)
+    if test is None:
+        raise UserError(f"{dataset.name} has no test images")
+    gathered = Gathered([], [], [], [], test, find_duplicates(test))
+    for name, model in models.items():
+        predictions = _predictions(model, test)
+        found = costs_of_training(model.summary)
+        if costs:
+            found |= measure_costs(cast(Costed, model), test.images)
+        gathered.candidates.append(Candidate(name, predictions, found, model.run_dir, model.config.seed))
+        gathered.looks = count_look(LOOKS_FILE, test.digest, predictions.params_sha256, dataset.name)
+    return gathered
+
+
+def _predictions(model: Any, test: OpenTestSet) -> Predictions:
+    from jaxtrain.saved_tree import tree_digest
+
+    digest = model.summary.get("params_sha256") or tree_digest(model.fitted.weights["params"])
+    return predict(
+        cast(Predictor, model), test, technique=model.technique, model=model.model_name, params_sha256=digest
+    )
+
+
+def _dataset(data: Data, model: Any) -> Dataset:
+    """Arrays have the classes and channels of a model."""
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, str):
+        data = DataConfig(name=data)
+    if isinstance(data, DataConfig):
+        return load_dataset(data)
+    from jaxtrain.data.arrays import as_source, encode_labels
+
+    images, labels = data
+    channels = chosen(model.config.data.channels)
+    source = as_source(images, channels=channels)
+    test = ArraySource(source.images, encode_labels(labels, model.class_names, len(source)), "test")
+    nothing = ArraySource(source.images[:0], test.labels[:0], "train")
+    height, width = source.images.shape[1:3]
+    return Dataset("arrays", tuple(model.class_names), nothing, None, lambda: test, channels, (height, width))
+
+
+def _named(models: Sequence[Any]) -> dict[str, Any]:
+    """Names from run directories, else technique and network, numbered where that is not enough."""
+    names = []
+    for model in models:
+        run_dir = Path(model) if isinstance(model, str | Path) else model.run_dir
+        name = f"{model.technique}-{model.model_name}" if run_dir is None else f"{run_dir.parent.name}/{run_dir.name}"
+        names.append(name)
+    numbered = [
+        name if names.count(name) == 1 else f"{name} {names[:place].count(name) + 1}"
+        for place, name in enumerate(names)
+    ]
+    return dict(zip(numbered, models, strict=True))
+
+
+__all__ = ["benchmark", "make_report"]

@@ -1,0 +1,318 @@
+"""Models compared on one test set: who is ahead, by how much, and whether one can believe it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.errors import UserError
+from jaxtrain.evaluation.costs import Costs
+from jaxtrain.evaluation.evaluate import Measured, measure
+from jaxtrain.evaluation.metrics import Floats
+from jaxtrain.evaluation.predictions import Predictions
+from jaxtrain.evaluation.significance import (
+    MARGIN,
+    equivalence,
+    holm,
+    mcnemar,
+    simultaneous,
+    smallest_detectable_difference,
+)
+from jaxtrain.evaluation.statistics import RESAMPLES, Interval, Resampled, mean_of_seeds, percentile, seed_replicates
+
+LEVEL = 0.05
+LOWER_IS_BETTER = ("loss", "brier", "ece", "adaptive_ece", "aurc")
+
+Verdict = Literal["better", "worse", "equivalent", "undecided"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that takes part."""
+
+    name: str
+    predictions: Predictions
+    costs: Costs = field(default_factory=dict)
+    """See `jaxtrain.evaluation.costs`."""
+    run_dir: Path | None = None
+    seed: int | None = None
+    recipe: str | None = None
+    """What runs share that differ in nothing but their seed; None: it stands alone."""
+    curves: Sequence[Mapping[str, Any]] = ()
+    """Records of `metrics.jsonl`."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A candidate with its figures."""
+
+    candidate: Candidate
+    measured: Measured
+    predicted: NDArray[np.int64]
+    """`int64[images]`: the predicted classes."""
+
+    @property
+    def name(self) -> str:
+        """The candidate's."""
+        return self.candidate.name
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images that are right."""
+        return self.measured.metrics["accuracy"]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A difference of one metric, first less second."""
+
+    difference: float
+    interval: Interval
+    """95%, for this pair alone."""
+    corrected: Interval
+    """95% for all pairs at once."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What two models do on the same images."""
+
+    both_right: int
+    only_first: int
+    only_second: int
+    both_wrong: int
+    agreement: float
+    """Share of images with the same prediction."""
+    p: float
+    """Exact McNemar test, two-sided."""
+    p_holm: float
+    """The same, corrected for all pairs."""
+    p_equivalent: float
+    """That they differ by the margin or more: two one-sided tests, corrected for all pairs."""
+    detectable: float
+    """The smallest difference in accuracy that this test set would find in 80% of cases."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models, or two recipes, against each other."""
+
+    first: str
+    second: str
+    gaps: dict[str, Gap]
+    """By metric."""
+    paired: Paired | None
+    """None for recipes of several seeds."""
+    verdict: Verdict
+    """Of the first, in accuracy."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Runs that differ in nothing but their seed."""
+
+    name: str
+    members: tuple[str, ...]
+    metrics: dict[str, tuple[float, float, Interval]]
+    """By metric: mean, standard deviation over seeds, and 95% interval of the mean (`mean_of_seeds`)."""
+    costs: Costs
+    """Medians."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that follows from the predictions, the most accurate model first."""
+
+    entries: list[Entry]
+    pairs: list[Pair]
+    """Every two entries, the more accurate one first."""
+    recipes: list[Recipe]
+    """Empty where no two runs differ in their seed alone; else all, the most accurate first."""
+    recipe_pairs: list[Pair]
+    margin: float
+    resamples: int
+    seed: int
+
+    @property
+    def predictions(self) -> Predictions:
+        """Of the first entry; ids, labels and class names are those of all."""
+        return self.entries[0].candidate.predictions
+
+    def entry(self, name: str) -> Entry:
+        """The entry of that name."""
+        return next(entry for entry in self.entries if entry.name == name)
+
+
+def compare(
+    candidates: Sequence[Candidate], *, margin: float = MARGIN, resamples: int = RESAMPLES, seed: int = 0
+) -> Comparison:
+    """Measure every candidate and compare each two on the same images.
+
+    `margin` is the difference in accuracy, a share, below which models are as good as each other.
+
+    Raises UserError where there is no candidate, two have one name, or they were not measured on the same test set.
+    """
+    if not candidates:
+        raise UserError("nothing to compare: no model was given")
+    names = [candidate.name for candidate in candidates]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two models are named '{twice}': give each a name of its own")
+    first = candidates[0]
+    entries = []
+    for candidate in candidates:
+        predictions = aligned(candidate.predictions, first.predictions, candidate.name, first.name)
+        measured = measure(predictions, resamples=resamples, seed=seed)
+        aligned_one = replace(candidate, predictions=predictions)
+        entries.append(Entry(aligned_one, measured, predictions.logits.argmax(axis=1)))
+    entries.sort(key=lambda entry: (-entry.accuracy, entry.measured.metrics["loss"], entry.name))
+    pairs = _pairs(entries, margin)
+    recipes, recipe_pairs = _recipes(entries, margin)
+    return Comparison(entries, pairs, recipes, recipe_pairs, margin, resamples, seed)
+
+
+def aligned(predictions: Predictions, like: Predictions, name: str, other: str) -> Predictions:
+    """`predictions` with images and classes in the order of `like`. Raises UserError where these are not the same."""
+    if predictions.test_digest != like.test_digest:
+        one, two = (f"{p.dataset}, {len(p.ids):,} images, {p.test_digest[:8]}" for p in (predictions, like))
+        raise UserError(
+            f"{name} was measured on another test set ({one}) than {other} ({two}): "
+            "give --data.name to measure all on one"
+        )
+    if predictions.ids == like.ids and predictions.class_names == like.class_names:
+        return predictions
+    if sorted(predictions.class_names) != sorted(like.class_names):
+        unknown = sorted(set(predictions.class_names) ^ set(like.class_names))
+        raise UserError(f"{name} and {other} do not have the same classes: {', '.join(unknown[:5])}")
+    place = [predictions.class_names.index(known) for known in like.class_names]
+    rank = np.argsort(place)
+    labels = rank[predictions.labels].astype(np.int32)
+    # Equal images are interchangeable, but their labels may differ.
+    mine = np.lexsort((labels, np.array(predictions.ids)))
+    theirs = np.lexsort((like.labels, np.array(like.ids)))
+    order = np.empty(len(mine), np.int64)
+    order[theirs] = mine
+    changed: dict[str, Any] = {
+        "ids": like.ids,
+        "labels": labels[order],
+        "logits": np.ascontiguousarray(predictions.logits[order][:, place]),  # sums round as those of the others do
+        "class_names": like.class_names,
+    }
+    if predictions.val_labels is not None and predictions.val_logits is not None:
+        changed["val_labels"] = rank[predictions.val_labels].astype(np.int32)
+        changed["val_logits"] = np.ascontiguousarray(predictions.val_logits[:, place])
+    return replace(predictions, **changed)
+
+
+def _pairs(entries: Sequence[Entry], margin: float) -> list[Pair]:
+    places = list(itertools.combinations(range(len(entries)), 2))
+    if not places:
+        return []
+    gaps = _gaps([entry.measured.resampled for entry in entries], places)
+    labels = entries[0].candidate.predictions.labels
+    images = len(labels)
+    predicted = np.array([entry.predicted for entry in entries])
+    right = predicted == labels
+    i, j = np.array(places).T
+    only_first, only_second = (right[i] & ~right[j]).sum(axis=1), (~right[i] & right[j]).sum(axis=1)
+    p = mcnemar(only_first, only_second)
+    p_holm, p_equivalent = holm(p), holm(equivalence(only_first, only_second, images, margin))
+    pairs = []
+    for number, (a, b) in enumerate(places):
+        differing = int(only_first[number] + only_second[number])
+        paired = Paired(
+            both_right=int((right[a] & right[b]).sum()),
+            only_first=int(only_first[number]),
+            only_second=int(only_second[number]),
+            both_wrong=int((~right[a] & ~right[b]).sum()),
+            agreement=float(np.mean(predicted[a] == predicted[b])),
+            p=float(p[number]),
+            p_holm=float(p_holm[number]),
+            p_equivalent=float(p_equivalent[number]),
+            detectable=smallest_detectable_difference(differing / images, images),
+        )
+        verdict = _verdict(gaps[number]["accuracy"], paired, margin)
+        pairs.append(Pair(entries[a].name, entries[b].name, gaps[number], paired, verdict))
+    return pairs
+
+
+def _gaps(resampled: Sequence[Resampled], places: Sequence[tuple[int, int]]) -> list[dict[str, Gap]]:
+    """Differences of every metric that all have, for each pair of places."""
+    found: list[dict[str, Gap]] = [{} for _ in places]
+    for name in resampled[0].metrics:
+        if not all(name in each.metrics for each in resampled):
+            continue
+        differences = np.array([resampled[i].metrics[name] - resampled[j].metrics[name] for i, j in places])
+        replicates = np.array([resampled[i].replicates[name] - resampled[j].replicates[name] for i, j in places])
+        whole = np.nan_to_num(replicates, nan=0.0)
+        corrected = simultaneous(differences, whole)
+        for number, difference in enumerate(differences):
+            found[number][name] = Gap(float(difference), percentile(whole[number]), corrected[number])
+    return found
+
+
+def _verdict(gap: Gap, paired: Paired | None, margin: float) -> Verdict:
+    """Never "better" where the corrected interval holds zero, nor where the exact test disagrees."""
+    if paired is None or paired.p_holm < LEVEL:
+        if gap.corrected.low > 0:
+            return "better"
+        if gap.corrected.high < 0:
+            return "worse"
+    inside = -margin < gap.corrected.low and gap.corrected.high < margin
+    if inside if paired is None else paired.p_equivalent < LEVEL:
+        return "equivalent"
+    return "undecided"
+
+
+def _recipes(entries: Sequence[Entry], margin: float) -> tuple[list[Recipe], list[Pair]]:
+    """Entries grouped by recipe; none where every group is of one."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.candidate.recipe or f"alone: {entry.name}", []).append(entry)
+    if len(groups) == len(entries):
+        return [], []
+    recipes: list[tuple[Recipe, Resampled]] = []
+    for number, members in enumerate(groups.values()):
+        resampled = [member.measured.resampled for member in members]
+        if len(members) == 1:
+            metrics = {
+                name: (resampled[0].metrics[name], 0.0, interval)
+                for name, interval in members[0].measured.intervals.items()
+            }
+            recipes.append(
+                (Recipe(members[0].name, (members[0].name,), metrics, members[0].candidate.costs), resampled[0])
+            )
+            continue
+        names = [name for name in members[0].measured.intervals if all(name in each.metrics for each in resampled)]
+        metrics = {name: mean_of_seeds(resampled, name) for name in names}
+        replicates: dict[str, Floats] = {name: seed_replicates(resampled, name, number) for name in names}
+        means = Resampled({name: metrics[name][0] for name in names}, replicates, {}, resampled[0].images)
+        label = f"{_common_name([member.name for member in members])} ({len(members)} seeds)"
+        recipes.append((Recipe(label, tuple(m.name for m in members), metrics, _medians(members)), means))
+    recipes.sort(key=lambda pair: -pair[0].metrics["accuracy"][0])
+    places = list(itertools.combinations(range(len(recipes)), 2))
+    gaps = _gaps([means for _, means in recipes], places) if places else []
+    pairs = [
+        Pair(recipes[i][0].name, recipes[j][0].name, gap, None, _verdict(gap["accuracy"], None, margin))
+        for (i, j), gap in zip(places, gaps, strict=True)
+    ]
+    return [recipe for recipe, _ in recipes], pairs
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """What the names begin with in common, without a cut number or word at its end."""
+    common = names[0]
+    for name in names[1:]:
+        common = "".join(a for a, _ in itertools.takewhile(lambda ab: ab[0] == ab[1], zip(common, name, strict=False)))
+    return common.rstrip(" -_./0123456789") or names[0]
+
+
+def _medians(members: Sequence[Entry]) -> Costs:
+    shared = set.intersection(*(set(member.candidate.costs) for member in members))
+    return {name: float(np.median([member.candidate.costs[name] for member in members])) for name in sorted(shared)}

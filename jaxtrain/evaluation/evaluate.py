@@ -1,0 +1,335 @@
+"""The test evaluation with which every run ends: one look at the test set, kept and tracked.
+
+Nothing else opens the test set.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.config import TrackingConfig
+from jaxtrain.data.base import Dataset, ImageSource
+from jaxtrain.errors import RunError, UserError, nearest
+from jaxtrain.evaluation.calibration import fit_temperature
+from jaxtrain.evaluation.looks import count_look
+from jaxtrain.evaluation.metrics import classification_metrics, confusion_matrix, outcomes, per_class_table, softmax
+from jaxtrain.evaluation.predictions import Predictions, digest_of_test_set, image_ids
+from jaxtrain.evaluation.statistics import RESAMPLES, Interval, Resampled, intervals, resample
+
+if TYPE_CHECKING:
+    from jaxtrain.tracking import TrackerReport
+
+LOOKS_FILE = Path("runs/.test_looks.json")
+SCALED = ("loss", "ece", "adaptive_ece", "brier")
+"""Metrics that are also told after temperature scaling."""
+
+_log = logging.getLogger(__name__)
+
+
+class Predictor(Protocol):
+    """What the Benchmark asks of a model."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """In the order of the logits."""
+
+    def predict_logits(self, source: ImageSource) -> NDArray[np.float32]:
+        """`float32[images, classes]`, in the order of the source."""
+
+
+@dataclass(frozen=True)
+class OpenTestSet:
+    """An open test set."""
+
+    dataset: Dataset
+    images: ImageSource
+    ids: tuple[str, ...]
+    """`image_id` of each image."""
+    digest: str
+    """See `digest_of_test_set`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures that follow from predictions."""
+
+    resampled: Resampled
+    """Metrics of `classification_metrics`, and their bootstrap replicates."""
+    intervals: dict[str, Interval]
+    """95% intervals of the metrics that have one."""
+    confusion: NDArray[np.int64]
+    """Images `int64[true class, predicted class]`."""
+    per_class: list[dict[str, Any]]
+    """See `per_class_table`."""
+    temperature: float | None
+    """Fitted on validation images; None where none of them is wrong."""
+    scaled: dict[str, float]
+    """`loss`, `brier`, `ece` and `adaptive_ece` with that temperature; empty where there is none."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics by their plain names."""
+        return self.resampled.metrics
+
+    def flat(self) -> dict[str, float]:
+        """All of it under the names of MLflow: `test/accuracy`, `test/accuracy_low`, `test/ece_scaled`, ..."""
+        flat = dict(self.metrics)
+        for name, interval in self.intervals.items():
+            flat |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+        flat |= {f"{name}_scaled": value for name, value in self.scaled.items()}
+        if self.temperature is not None:
+            flat["temperature"] = self.temperature
+        return {f"test/{name}": value for name, value in flat.items()}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept and tracked of a model on a test set."""
+
+    predictions: Predictions
+    measured: Measured
+    duplicates: dict[str, list[tuple[int, int]]]
+    """Of "training" and "validation": test images that stand there too, as (index there, index in test)."""
+    looks: int | None
+    """How many different models were measured on this test set (`count_look`); None: not counted."""
+    artifacts: tuple[Path, ...]
+    """The files that were written."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """`test/accuracy`, `test/loss`, ...: see `Measured.flat`."""
+        return self.measured.flat()
+
+
+@dataclass(frozen=True)
+class Evaluation(Record):
+    """What a model does on a test set."""
+
+    test: ImageSource
+    """The test set, which has been opened now."""
+
+
+def evaluate_on_test(
+    classifier: Predictor,
+    dataset: Dataset,
+    *,
+    folder: Path,
+    technique: str,
+    model: str,
+    params_sha256: str,
+    looks_file: Path = LOOKS_FILE,
+    resamples: int = RESAMPLES,
+) -> Evaluation | None:
+    """Open the test set, measure the classifier on every image of it, and write the result into `folder`.
+
+    `dataset` holds images, as `predict_logits` takes them. The classifier's classes may stand in another order than
+    the data set's. On the validation images a temperature is fitted. Writes `predictions.npz`, `metrics.json`,
+    `per_class.csv` and `confusion_matrix.png`. Warns (through logging) where test images also stand in the training
+    or validation set. Returns None where the data set has no test images.
+
+    Raises UserError where the classifier's classes are not those of the data set, RunError where its logits
+    are not finite.
+    """
+    test = open_test_set(dataset)
+    if test is None:
+        return None
+    predictions = predict(classifier, test, technique=technique, model=model, params_sha256=params_sha256)
+    duplicates = find_duplicates(test)
+    looks = count_look(looks_file, test.digest, params_sha256, dataset.name)
+    measured = measure(predictions, resamples=resamples)
+    written = write_evaluation(predictions, measured, duplicates, looks, folder)
+    return Evaluation(predictions, measured, duplicates, looks, written, test.images)
+
+
+def open_test_set(dataset: Dataset) -> OpenTestSet | None:
+    """The test images and their digest; None where the data set has none."""
+    images = dataset.open_test()
+    if images is None or not len(images):
+        return None
+    ids = image_ids(images)
+    return OpenTestSet(dataset, images, ids, digest_of_test_set(ids, images.labels, dataset.class_names))
+
+
+def predict(classifier: Predictor, test: OpenTestSet, *, technique: str, model: str, params_sha256: str) -> Predictions:
+    """Logits for every test image, and for the validation images that can be read. Raises as `evaluate_on_test`."""
+    dataset = test.dataset
+    order = _order_of_classes(tuple(classifier.class_names), dataset)
+    logits = classifier.predict_logits(test.images)[:, order]
+    bad = np.count_nonzero(~np.isfinite(logits).all(axis=1))
+    if bad:
+        raise RunError(f"the model's logits are not finite for {bad} of {len(logits)} test images of {dataset.name}")
+    val_labels = val_logits = None
+    if dataset.val is not None and len(dataset.val):
+        val_logits = classifier.predict_logits(dataset.val)[:, order]
+        sound = np.isfinite(val_logits).all(axis=1)
+        val_labels, val_logits = dataset.val.labels[sound], val_logits[sound]
+    return Predictions(
+        ids=test.ids,
+        labels=test.images.labels,
+        logits=logits,
+        class_names=dataset.class_names,
+        test_digest=test.digest,
+        params_sha256=params_sha256,
+        technique=technique,
+        model=model,
+        dataset=dataset.name,
+        val_labels=val_labels,
+        val_logits=val_logits,
+    )
+
+
+def measure(predictions: Predictions, *, resamples: int = RESAMPLES, seed: int = 0) -> Measured:
+    """Metrics with intervals, and calibration before and after temperature scaling."""
+    labels, logits, names = predictions.labels, predictions.logits, predictions.class_names
+    resampled = resample(outcomes(labels, softmax(logits), logits), resamples, seed)
+    confusion = confusion_matrix(labels, logits.argmax(axis=1), len(names))
+    temperature, after = None, dict[str, float]()
+    if predictions.val_labels is not None and predictions.val_logits is not None:
+        temperature = fit_temperature(predictions.val_labels, predictions.val_logits)
+    if temperature is not None:
+        cooler = logits.astype(np.float64) / temperature
+        every = classification_metrics(labels, softmax(cooler), cooler)
+        after = {name: every[name] for name in SCALED}
+    table = per_class_table(confusion, names)
+    return Measured(resampled, intervals(resampled), confusion, table, temperature, after)
+
+
+def track_evaluation(
+    evaluation: Record,
+    config: TrackingConfig,
+    *,
+    folder: Path,
+    run_name: str,
+    source_run_id: str | None,
+    tags: Mapping[str, str] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> TrackerReport:
+    """Store an evaluation as one run of the MLflow experiment `Benchmark`; say how that went.
+
+    The run leads back to the training run by the tags `source_run_id` and `params_sha256`. What the tracker
+    keeps lies under `folder`, apart for each model and test set, so the same evaluation, tracked again,
+    continues its run. `metrics` are stored besides the evaluation's own, such as costs.
+    """
+    from jaxtrain.tracking import Tracker
+
+    about = _about(evaluation.predictions)
+    own = {key: str(about[key]) for key in ("technique", "model", "dataset", "params_sha256", "test_digest")}
+    own["kind"] = "evaluation"
+    if source_run_id is not None:
+        own["source_run_id"] = source_run_id
+    kept = folder / "tracking" / f"{own['params_sha256'][:12]}-{own['test_digest'][:12]}"
+    tracker = Tracker.start(
+        config.model_copy(update={"system_metrics": False}),
+        run_dir=kept,
+        experiment="Benchmark",
+        run_name=run_name,
+        params={key: about[key] for key in ("technique", "model", "dataset", "images", "classes")},
+        tags={**own, **(tags or {})},
+    )
+    tracker.log_input(
+        own["dataset"],
+        own["dataset"],
+        own["test_digest"],
+        "test",
+        {"images": about["images"], "classes": about["classes"]},
+    )
+    tracker.log(0, {**evaluation.metrics, **_counts(evaluation.duplicates, evaluation.looks), **(metrics or {})})
+    for path in evaluation.artifacts:
+        tracker.artifact(path)
+    return tracker.finish("FINISHED")
+
+
+def _order_of_classes(known: tuple[str, ...], dataset: Dataset) -> list[int]:
+    """Where in the model's classes each class of the data set stands."""
+    names = dataset.class_names
+    here = f"the test set of {dataset.name}"
+    if len(known) != len(names):
+        raise UserError(f"the model knows {len(known)} classes, {here} has {len(names)}")
+    place = {name: index for index, name in enumerate(known)}
+    unknown = [name for name in names if name not in place]
+    if unknown:
+        raise UserError(
+            f"{here} has the class {unknown[0]!r}, which the model does not know: {nearest(unknown[0], known)}"
+        )
+    return [place[name] for name in names]
+
+
+def find_duplicates(test_set: OpenTestSet) -> dict[str, list[tuple[int, int]]]:
+    """Exact duplicates between test and other images, warned about."""
+    from jaxtrain.data.digest import duplicates
+
+    dataset, test = test_set.dataset, test_set.images
+    found = {}
+    for name, source in (("training", dataset.train), ("validation", dataset.val)):
+        pairs = duplicates(source, test) if source is not None else []
+        found[name] = pairs
+        if source is not None and pairs:
+            other, index = pairs[0]
+            _log.warning(
+                "%d of %d test images of %s are also in the %s set (%s is %s): test figures are too good",
+                len(pairs),
+                len(test),
+                dataset.name,
+                name,
+                test.describe(index),
+                source.describe(other),
+            )
+    return found
+
+
+def _about(predictions: Predictions) -> dict[str, str | int]:
+    return {
+        "technique": predictions.technique,
+        "model": predictions.model,
+        "dataset": predictions.dataset,
+        "images": len(predictions.ids),
+        "classes": len(predictions.class_names),
+        "params_sha256": predictions.params_sha256,
+        "test_digest": predictions.test_digest,
+    }
+
+
+def _counts(duplicates: Mapping[str, list[tuple[int, int]]], looks: int | None) -> dict[str, int]:
+    counts = {f"test/duplicates_in_{name}": len(found) for name, found in duplicates.items()}
+    return counts if looks is None else {**counts, "test/looks": looks}
+
+
+def write_evaluation(
+    predictions: Predictions,
+    measured: Measured,
+    duplicates: Mapping[str, list[tuple[int, int]]],
+    looks: int | None,
+    folder: Path,
+) -> tuple[Path, ...]:
+    """Write `predictions.npz`, `metrics.json`, `per_class.csv` and `confusion_matrix.png`; returns their paths."""
+    from jaxtrain.evaluation import plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / name for name in ("predictions.npz", "metrics.json", "per_class.csv", "confusion_matrix.png")]
+    predictions.save(files[0])
+    summary = {**_about(predictions), **measured.flat(), **_counts(duplicates, looks)}
+    _replace(files[1], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    rows = io.StringIO(newline="")
+    table = csv.DictWriter(rows, fieldnames=list(measured.per_class[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(measured.per_class)
+    _replace(files[2], rows.getvalue())
+    plots.save(plots.confusion_matrix(measured.confusion, predictions.class_names), files[3])
+    return tuple(files)
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

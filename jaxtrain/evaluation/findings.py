@@ -1,0 +1,150 @@
+"""What single test images tell: mistakes, disagreements, labels that may be wrong, and results by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.errors import UserError
+from jaxtrain.evaluation.comparison import Comparison, Entry
+from jaxtrain.evaluation.metrics import softmax
+from jaxtrain.evaluation.statistics import Interval, wilson
+
+GALLERY = 24
+"""Images of a gallery."""
+MAX_SLICES = 50
+"""Values of a column that are told, the most frequent ones."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A test image and what models say about it."""
+
+    index: int
+    """Place in the test set."""
+    label: str
+    answers: tuple[tuple[str, str, float, bool], ...]
+    """Of each model: its name, the predicted class, its probability, and whether it is right."""
+    score: float
+    """What the list is ordered by."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of the test set."""
+
+    column: str
+    value: str
+    images: int
+    accuracy: dict[str, tuple[float, Interval]]
+    """By model, with Wilson's interval."""
+
+
+def worst_mistakes(comparison: Comparison, entry: Entry, count: int = GALLERY) -> list[Shown]:
+    """The images that this model got wrong with the lowest probability of their class; `score` is the surprise."""
+    predictions = entry.candidate.predictions
+    probabilities = softmax(predictions.logits)
+    true = probabilities[np.arange(len(predictions.labels)), predictions.labels]
+    wrong = entry.predicted != predictions.labels
+    surprise = np.where(wrong, -np.log(np.maximum(true, 1e-300)), -1.0)
+    return _shown(comparison, surprise, count, [entry])
+
+
+def disagreements(comparison: Comparison, first: Entry, second: Entry, count: int = GALLERY) -> list[Shown]:
+    """Images that `first` has right and `second` wrong, where together they are surest of it.
+
+    `score` is the probability of the class in the first less that in the second.
+    """
+    labels = comparison.predictions.labels
+    every = np.arange(len(labels))
+    one, other = (softmax(entry.candidate.predictions.logits)[every, labels] for entry in (first, second))
+    differ = (first.predicted == labels) & (second.predicted != labels)
+    return _shown(comparison, np.where(differ, one - other, -1.0), count, [first, second])
+
+
+def likely_label_errors(comparison: Comparison, count: int = 2 * GALLERY) -> list[Shown]:
+    """Images whose label all models together speak against.
+
+    The models' mean probabilities vote; `score` is the mean probability of the class that wins less that of the label
+    (the margin of confident learning, Northcutt et al. 2021, with the models as judges).
+    """
+    labels = comparison.predictions.labels
+    mean = np.zeros(comparison.predictions.logits.shape)
+    for entry in comparison.entries:
+        mean += softmax(entry.candidate.predictions.logits)
+    mean /= len(comparison.entries)
+    margin = mean.max(axis=1) - mean[np.arange(len(labels)), labels]
+    return _shown(comparison, np.where(margin > 0, margin, -1.0), count, comparison.entries)
+
+
+def slices(comparison: Comparison, columns: Mapping[str, Sequence[Any]]) -> list[Slice]:
+    """Accuracy by class, and by each column of values, one an image in the order of the test set.
+
+    Raises UserError for a column of another length.
+    """
+    predictions = comparison.predictions
+    names = np.array(predictions.class_names, dtype=object)
+    found = _by_value(comparison, "class", names[predictions.labels], order=predictions.class_names)
+    for column, values in columns.items():
+        if len(values) != len(predictions.labels):
+            raise UserError(f"column {column}: {len(values)} values for {len(predictions.labels)} test images")
+        found += _by_value(comparison, column, np.array([str(value) for value in values], dtype=object))
+    return found
+
+
+def _by_value(
+    comparison: Comparison, column: str, values: NDArray[Any], order: Sequence[str] | None = None
+) -> list[Slice]:
+    labels = comparison.predictions.labels
+    if order is None:
+        unique, counts = np.unique(values, return_counts=True)
+        order = sorted((str(unique[i]) for i in np.argsort(-counts, kind="stable")[:MAX_SLICES]), key=_by_number)
+    found = []
+    for value in order:
+        mine = values == value
+        images = int(mine.sum())
+        if images:
+            accuracy = {}
+            for entry in comparison.entries:
+                share = float(np.mean(entry.predicted[mine] == labels[mine]))
+                accuracy[entry.name] = (share, wilson(share, images))
+            found.append(Slice(column, value, images, accuracy))
+    return found
+
+
+def _by_number(text: str) -> tuple[float, str]:
+    """Numbers by their value, then words."""
+    try:
+        return float(text), text
+    except ValueError:
+        return float("inf"), text
+
+
+def _shown(comparison: Comparison, score: NDArray[Any], count: int, entries: Sequence[Entry]) -> list[Shown]:
+    """The images of the highest scores, those below zero left out."""
+    names, labels = comparison.predictions.class_names, comparison.predictions.labels
+    places = [int(i) for i in np.argsort(-score, kind="stable")[:count] if score[i] >= 0]
+    confidence = {}
+    for entry in entries:
+        confidence[entry.name] = softmax(entry.candidate.predictions.logits[places]).max(axis=1) if places else []
+    return [
+        Shown(
+            index=place,
+            label=names[labels[place]],
+            answers=tuple(
+                (
+                    entry.name,
+                    names[entry.predicted[place]],
+                    float(confidence[entry.name][number]),
+                    bool(entry.predicted[place] == labels[place]),
+                )
+                for entry in entries
+            ),
+            score=float(score[place]),
+        )
+        for number, place in enumerate(places)
+    ]

@@ -1,0 +1,261 @@
+"""The report of a comparison: tables as data first, then one page that explains itself."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxtrain.data.base import Dataset, ImageSource
+from jaxtrain.evaluation import findings
+from jaxtrain.evaluation.comparison import Comparison, Entry, Pair
+from jaxtrain.evaluation.findings import Shown, Slice
+from jaxtrain.evaluation.near_duplicates import NearDuplicate
+from jaxtrain.evaluation.statistics import Interval
+from jaxtrain.evaluation.wording import METRICS, advice, cost, value, verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILES = ("results.json", "leaderboard.csv", "pairs.csv", "per_class.csv", "report.md", "report.html")
+_TABLE = ("accuracy", "balanced_accuracy", "macro_f1", "loss", "ece", "auroc_ovr")
+_COSTS = ("params", "train_seconds", "flops_per_image", "latency_ms_p50")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `benchmark` returns."""
+
+    comparison: Comparison
+    images: ImageSource | None = None
+    """The test images; None where they are gone: then no image is shown."""
+    dataset: Dataset | None = None
+    duplicates: Mapping[str, list[tuple[int, int]]] = field(default_factory=dict)
+    """Test images that stand in the training or validation set, see `find_duplicates`."""
+    near: Mapping[str, list[NearDuplicate] | None] = field(default_factory=dict)
+    """Those that nearly do; None where there were too many images to look."""
+    looks: int | None = None
+    """How many models were measured on this test set so far."""
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Values by which the test set is sliced, one an image."""
+    robustness: Mapping[str, Any] = field(default_factory=dict)
+    """Accuracy under corruptions by model, see `jaxtrain.evaluation.robustness`."""
+
+    @cached_property
+    def worst(self) -> list[Shown]:
+        """The worst mistakes of the most accurate model."""
+        return findings.worst_mistakes(self.comparison, self.comparison.entries[0])
+
+    @cached_property
+    def label_errors(self) -> list[Shown]:
+        """Images whose label may be wrong."""
+        return findings.likely_label_errors(self.comparison)
+
+    @cached_property
+    def disagreements(self) -> list[tuple[Entry, Entry, list[Shown]]]:
+        """Of the most accurate model and its best rival, each: images that it alone has right."""
+        best, rival = self.comparison.entries[0], rival_of(self.comparison)
+        if rival is None:
+            return []
+        pairs = [(best, rival), (rival, best)]
+        return [(one, other, findings.disagreements(self.comparison, one, other)) for one, other in pairs]
+
+    @cached_property
+    def slices(self) -> list[Slice]:
+        """Accuracy by class and by column."""
+        return findings.slices(self.comparison, self.columns)
+
+    @property
+    def advice(self) -> list[str]:
+        """What each choice costs against the most accurate one."""
+        return advice(self.comparison)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """Every pair in one sentence."""
+        return [verdict(pair, self.comparison.margin) for pair in self.comparison.pairs]
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What speaks against trusting the figures."""
+        comparison, found = self.comparison, []
+        images = len(comparison.predictions.labels)
+        for name, pairs in self.duplicates.items():
+            if pairs:
+                found.append(f"{len(pairs)} of {images:,} test images are also in the {name} set: figures are too good")
+        if self.looks is not None and self.looks > 20:
+            found.append(
+                f"{self.looks} models were measured on this test set: the best of so many looks better than it is"
+            )
+        few = [entry.name for entry in comparison.entries if (1 - entry.accuracy) * images < 10]
+        if few:
+            found.append(
+                f"fewer than ten mistakes of {', '.join(few)}: intervals other than that of accuracy may be too narrow"
+            )
+        if images < 100:
+            found.append(f"{images} test images can hardly tell models apart")
+        return found
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a model, best first: metrics with the ends of their intervals, then costs."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The same as plain dicts."""
+        return [_row(entry) for entry in self.comparison.entries]
+
+    def results(self) -> dict[str, Any]:
+        """Everything as JSON types."""
+        comparison, predictions = self.comparison, self.comparison.predictions
+        return {
+            "dataset": predictions.dataset,
+            "test_digest": predictions.test_digest,
+            "images": len(predictions.labels),
+            "class_names": list(predictions.class_names),
+            "looks": self.looks,
+            "resamples": comparison.resamples,
+            "seed": comparison.seed,
+            "margin": comparison.margin,
+            "warnings": self.warnings,
+            "advice": self.advice,
+            "models": [{**row, **_details(entry)} for row, entry in zip(self.rows(), comparison.entries, strict=True)],
+            "pairs": [
+                {**asdict(pair), "sentence": text} for pair, text in zip(comparison.pairs, self.verdicts, strict=True)
+            ],
+            "recipes": [asdict(recipe) for recipe in comparison.recipes],
+            "recipe_pairs": [asdict(pair) for pair in comparison.recipe_pairs],
+            "slices": [asdict(part) for part in self.slices],
+            "likely_label_errors": [self._described(shown) for shown in self.label_errors],
+            "worst_mistakes": [self._described(shown) for shown in self.worst],
+            "duplicates": {name: [list(pair) for pair in pairs] for name, pairs in self.duplicates.items()},
+            "near_duplicates": {
+                name: None if pairs is None else [asdict(pair) for pair in pairs] for name, pairs in self.near.items()
+            },
+            "robustness": self.robustness,
+        }
+
+    def to_markdown(self) -> str:
+        """Leaderboard, advice and pairs, for a README."""
+        head = ["model", *(METRICS[name] for name in _TABLE), *(_COST_NAMES[name] for name in _COSTS)]
+        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for entry in self.comparison.entries:
+            cells = [entry.name.replace("|", "\\|")]
+            for name in _TABLE:
+                cells.append(_with_interval(name, entry.measured.metrics.get(name), entry.measured.intervals.get(name)))
+            cells += [cost(name, entry.candidate.costs.get(name)) for name in _COSTS]
+            lines.append(f"| {' | '.join(cells)} |")
+        title = f"# {self.comparison.predictions.dataset}: {len(self.comparison.predictions.labels):,} test images"
+        parts = [title, "\n".join(lines)]
+        for name, items in (("Warnings", self.warnings), ("In numbers", self.advice), ("Pairs", self.verdicts)):
+            if items:
+                parts.append(f"## {name}\n\n" + "\n".join(f"- {item}" for item in items))
+        return "\n\n".join(parts) + "\n"
+
+    def to_html(self) -> str:
+        """One page that needs nothing else."""
+        from jaxtrain.evaluation.page import render
+
+        return render(self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `results.json`, tables as CSV, `report.md` and `report.html` into a folder, which is made."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        texts = {
+            "results.json": json.dumps(self.results(), indent=1, ensure_ascii=False) + "\n",
+            "report.md": self.to_markdown(),
+            "report.html": self.to_html(),
+        }
+        for name, text in texts.items():
+            part = folder / f"{name}.part"
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, folder / name)
+        _write_table(folder / "leaderboard.csv", self.rows())
+        _write_table(folder / "pairs.csv", [_pair_row(pair) for pair in self.comparison.pairs])
+        classes = [{"model": e.name, **row} for e in self.comparison.entries for row in e.measured.per_class]
+        _write_table(folder / "per_class.csv", classes)
+        return folder
+
+    def _repr_html_(self) -> str:
+        """The leaderboard and the advice, in a notebook."""
+        columns = ["model", *_TABLE, *_COSTS]
+        table = self.to_pandas()
+        shown = table[[name for name in columns if name in table.columns]]
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.advice)
+        return shown.to_html(index=False, escape=True, float_format="{:.4g}".format, border=0) + f"<ul>{lines}</ul>"
+
+    def _described(self, shown: Shown) -> dict[str, Any]:
+        where = {} if self.images is None else {"image": self.images.describe(shown.index)}
+        return {**asdict(shown), **where, "id": self.comparison.predictions.ids[shown.index]}
+
+
+_COST_NAMES = {
+    "params": "parameters",
+    "train_seconds": "training",
+    "flops_per_image": "operations",
+    "latency_ms_p50": "latency",
+}
+
+
+def rival_of(comparison: Comparison) -> Entry | None:
+    """Whom the most accurate model is best compared with: the next of another recipe, else simply the next."""
+    first, *rest = comparison.entries
+    recipe = first.candidate.recipe
+    others = [entry for entry in rest if recipe is None or entry.candidate.recipe != recipe]
+    return next(iter(others or rest), None)
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    predictions = entry.candidate.predictions
+    row: dict[str, Any] = {"model": entry.name, "technique": predictions.technique, "network": predictions.model}
+    for name, number in entry.measured.metrics.items():
+        row[name] = number
+        interval = entry.measured.intervals.get(name)
+        if interval is not None:
+            row |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    if entry.measured.temperature is not None:
+        row["temperature"] = entry.measured.temperature
+    row |= {f"{name}_scaled": number for name, number in entry.measured.scaled.items()}
+    return row | entry.candidate.costs
+
+
+def _details(entry: Entry) -> dict[str, Any]:
+    run_dir = entry.candidate.run_dir
+    return {
+        "run_dir": None if run_dir is None else str(run_dir),
+        "seed": entry.candidate.seed,
+        "params_sha256": entry.candidate.predictions.params_sha256,
+        "per_class": entry.measured.per_class,
+        "confusion": entry.measured.confusion.tolist(),
+    }
+
+
+def _pair_row(pair: Pair) -> dict[str, Any]:
+    gap = pair.gaps["accuracy"]
+    row = {"first": pair.first, "second": pair.second, "verdict": pair.verdict, "difference": gap.difference}
+    row |= {"low": gap.interval.low, "high": gap.interval.high}
+    row |= {"corrected_low": gap.corrected.low, "corrected_high": gap.corrected.high}
+    return row | (asdict(pair.paired) if pair.paired is not None else {})
+
+
+def _with_interval(name: str, number: float | None, interval: Interval | None) -> str:
+    text = value(name, number)
+    return text if interval is None else f"{text} [{value(name, interval.low)}, {value(name, interval.high)}]"
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    os.replace(part, path)

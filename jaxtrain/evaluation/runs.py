@@ -1,0 +1,303 @@
+"""From finished run directories to candidates: predictions that are kept are read, others computed once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxtrain.config import Config, DataConfig, TrackingConfig
+from jaxtrain.config_io import load_config
+from jaxtrain.data.sources import load_dataset
+from jaxtrain.errors import JaxtrainError, UserError
+from jaxtrain.evaluation.comparison import Candidate, Comparison
+from jaxtrain.evaluation.costs import Costed, Costs, costs_of_training, folder_megabytes, kept_costs, measure_costs
+from jaxtrain.evaluation.evaluate import (
+    LOOKS_FILE,
+    OpenTestSet,
+    Predictor,
+    Record,
+    find_duplicates,
+    open_test_set,
+    predict,
+    track_evaluation,
+    write_evaluation,
+)
+from jaxtrain.evaluation.looks import count_look
+from jaxtrain.evaluation.predictions import Predictions
+from jaxtrain.evaluation.report import FILES, Report
+from jaxtrain.runs.directory import FREE_ON_RESUME, run_name
+
+_log = logging.getLogger(__name__)
+
+
+class Model(Predictor, Costed, Protocol):
+    """A trained classifier, as the Benchmark sees it."""
+
+
+Load = Callable[[Path], Model]
+"""`jaxtrain.load`."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run directory."""
+
+    path: Path
+    config: Config
+    summary: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Technique and folder."""
+        return f"{self.config.technique}/{self.path.name}"
+
+    @property
+    def digest(self) -> str:
+        """Of the trained parameters."""
+        return str(self.summary["params_sha256"])
+
+    @property
+    def recipe(self) -> str:
+        """What runs share that differ in nothing but their seed."""
+        options = self.config.model_dump(mode="json")
+        for path in (*FREE_ON_RESUME, "seed"):
+            section, _, key = path.rpartition(".")
+            (options[section] if section else options).pop(key)
+        return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+
+
+def finished_runs(root: Path = Path("runs")) -> list[Path]:
+    """Directories of finished runs, `ROOT/TECHNIQUE/NAME`; UserError where there is none."""
+    found = sorted(path.parent for path in root.glob("*/*/summary.json") if (path.parent / "config.yaml").is_file())
+    if not found:
+        raise UserError(f"{root} holds no finished run: train one, or give run directories")
+    return found
+
+
+def read_run(path: Path) -> Run:
+    """Raises UserError where there is no finished run."""
+    try:
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+        run = Run(path, load_config(path / "config.yaml"), summary)
+        if not (isinstance(summary, dict) and isinstance(summary.get("params_sha256"), str)):
+            raise ValueError("it names no parameters")
+        return run
+    except FileNotFoundError:
+        why = "the run is not finished" if (path / "config.yaml").is_file() else "no run is there"
+        raise UserError(f"{path}: {why}: {path / 'summary.json'} is missing") from None
+    except ValueError as error:
+        raise UserError(f"{path / 'summary.json'}: not the summary of a run ({error})") from None
+
+
+@dataclass
+class Gathered:
+    """What a comparison starts from."""
+
+    runs: list[Run]
+    candidates: list[Candidate]
+    folders: list[Path]
+    """Where the evaluation of each is kept."""
+    fresh: list[bool]
+    """Whose predictions were computed now."""
+    test: OpenTestSet | None
+    """The test set; None where its images are gone."""
+    duplicates: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    """See `find_duplicates`."""
+    looks: int | None = None
+    """How many models were measured on this test set so far."""
+
+
+def gather(
+    paths: Sequence[Path],
+    load: Load,
+    *,
+    data: DataConfig | None = None,
+    costs: bool = True,
+    costs_again: bool = False,
+    names: Sequence[str] | None = None,
+    looks_file: Path = LOOKS_FILE,
+    say: Callable[[str], None] = lambda _: None,
+) -> Gathered:
+    """Predictions, costs and learning curves of finished runs.
+
+    `data` names another test set than the runs' own. Raises UserError for directories without a finished run, data
+    that cannot be found and models whose classes are not those of the data. `names` are those of the candidates
+    (default: technique and folder); `costs_again` measures costs that are kept anew; `say` is told what takes a while.
+    """
+    runs = [read_run(path) for path in paths]
+    names = names or _unique_names(runs)
+    test = _open(data or runs[0].config.data, needed=data is not None)
+    gathered = Gathered(runs, [], [], [], test)
+    for run, name in zip(runs, names, strict=True):
+        folder, predictions, fresh = _predictions(run, load, data, test, say)
+        found: Costs = {}
+        if costs:
+            say(f"costs of {name}")
+            found = _costs(run, load, test, again=costs_again)
+        curves = _records(run.path / "metrics.jsonl")
+        gathered.candidates.append(Candidate(name, predictions, found, run.path, run.config.seed, run.recipe, curves))
+        gathered.folders.append(folder)
+        gathered.fresh.append(fresh)
+        gathered.looks = count_look(looks_file, predictions.test_digest, run.digest, predictions.dataset)
+    if test is not None and test.digest != gathered.candidates[0].predictions.test_digest:
+        _log.warning("the test set of %s has changed since: no images are shown", test.dataset.name)
+        gathered.test = None
+    if gathered.test is not None:
+        gathered.duplicates = find_duplicates(gathered.test)
+    return gathered
+
+
+def track(gathered: Gathered, comparison: Comparison, config: TrackingConfig | None = None) -> list[str | None]:
+    """Write what is new, and store each evaluation as a run of the MLflow experiment `Benchmark`.
+
+    `config` defaults to that of each run. Returns the id of each MLflow run, None where MLflow did not answer.
+    """
+    ids = []
+    for run, folder, fresh, candidate in zip(
+        gathered.runs, gathered.folders, gathered.fresh, gathered.candidates, strict=True
+    ):
+        entry = comparison.entry(candidate.name)
+        predictions = candidate.predictions
+        if fresh:
+            files = write_evaluation(predictions, entry.measured, gathered.duplicates, gathered.looks, folder)
+        else:
+            files = tuple(path for path in sorted(folder.iterdir()) if path.suffix in (".npz", ".csv", ".png"))
+        report = track_evaluation(
+            Record(predictions, entry.measured, gathered.duplicates, gathered.looks, files),
+            config or run.config.tracking,
+            folder=folder,
+            run_name=candidate.name.replace("/", "-"),
+            source_run_id=run.summary.get("mlflow_run_id"),
+            metrics={f"cost/{name}": value for name, value in candidate.costs.items()},
+        )
+        if report.problem is not None:
+            _log.warning("%s: MLflow lacks %d records (%s)", candidate.name, report.unsent_rows, report.problem)
+        ids.append(report.run_id)
+    return ids
+
+
+def track_report(report: Report, folder: Path, config: TrackingConfig, ids: Sequence[str | None]) -> str | None:
+    """Store a saved report as one more run of the experiment `Benchmark`, tagged `kind: comparison`.
+
+    `ids` are those of the evaluations that it compares. Returns the id of the MLflow run.
+    """
+    from jaxtrain.tracking import Tracker
+
+    comparison = report.comparison
+    predictions = comparison.predictions
+    tracker = Tracker.start(
+        config.model_copy(update={"system_metrics": False}),
+        run_dir=folder / "tracking",
+        experiment="Benchmark",
+        run_name=f"comparison-{folder.name}",
+        params={"dataset": predictions.dataset, "models": len(comparison.entries), "resamples": comparison.resamples},
+        tags={
+            "kind": "comparison",
+            "dataset": predictions.dataset,
+            "test_digest": predictions.test_digest,
+            "best": comparison.entries[0].name,
+            "evaluations": " ".join(filter(None, ids)),
+        },
+    )
+    for name in FILES:
+        tracker.artifact(folder / name)
+    told = tracker.finish("FINISHED")
+    if told.problem is not None:
+        _log.warning("MLflow lacks the report (%s); it is in %s", told.problem, folder)
+    return told.run_id
+
+
+def report_folder(dataset: str, root: Path = Path("runs/benchmark")) -> Path:
+    """`ROOT/DATASET-N` with the first free N, made."""
+    for number in itertools.count(1):
+        folder = root / f"{run_name(dataset)}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
+
+
+def _open(data: DataConfig, *, needed: bool) -> OpenTestSet | None:
+    """The test set; where it is only wanted for its pictures, a missing one is a warning."""
+    try:
+        test = open_test_set(load_dataset(data))
+    except JaxtrainError as error:
+        if needed:
+            raise
+        _log.warning("no images are shown, and no duplicates looked for: %s", error)
+        return None
+    if test is None and needed:
+        raise UserError(f"{data.name} has no test images")
+    return test
+
+
+def _predictions(
+    run: Run, load: Load, data: DataConfig | None, test: OpenTestSet | None, say: Callable[[str], None]
+) -> tuple[Path, Predictions, bool]:
+    """The folder of this evaluation, its predictions, and whether they were computed now."""
+    own = run.path / "benchmark"
+    kept = _kept(own, run)
+    if kept is not None and (data is None or (test is not None and kept.test_digest == test.digest)):
+        return own, kept, False
+    if data is None:
+        say(f"predictions of {run.name}")
+        test = _open(run.config.data, needed=True)
+    assert test is not None
+    folder = own if data is None else own / f"test-{test.digest[:12]}"
+    if folder != own:
+        kept = _kept(folder, run)
+        if kept is not None and kept.test_digest == test.digest:
+            return folder, kept, False
+        say(f"predictions of {run.name}")
+    model = str(run.summary["model"])
+    try:
+        predictions = predict(
+            load(run.path), test, technique=run.config.technique, model=model, params_sha256=run.digest
+        )
+    except UserError as error:
+        raise UserError(f"{run.name}: {error}") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions.save(folder / "predictions.npz")
+    return folder, predictions, True
+
+
+def _costs(run: Run, load: Load, test: OpenTestSet | None, *, again: bool) -> Costs:
+    """Of training from the summary, of predicting as measured on this machine, once."""
+    folder = run.path / "benchmark"
+    folder.mkdir(exist_ok=True)
+    if again:
+        (folder / "costs.json").unlink(missing_ok=True)
+    source = None if test is None else test.images
+    measured = kept_costs(folder / "costs.json", run.digest, lambda: measure_costs(load(run.path), source))
+    return costs_of_training(run.summary) | {"model_mb": folder_megabytes(run.path / "model")} | measured
+
+
+def _kept(folder: Path, run: Run) -> Predictions | None:
+    path = folder / "predictions.npz"
+    if not path.is_file():
+        return None
+    predictions = Predictions.load(path)
+    return predictions if predictions.params_sha256 == run.digest else None
+
+
+def _unique_names(runs: Sequence[Run]) -> list[str]:
+    names = [run.name for run in runs]
+    return [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    from jaxtrain.tracking import Journal
+
+    try:
+        return Journal(path).records()
+    except JaxtrainError as error:
+        _log.warning("no learning curve: %s", error)
+        return []

@@ -1,0 +1,93 @@
+"""Whether two models differ: paired tests on the same images, and their correction for comparing many pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.evaluation.metrics import Floats
+from jaxtrain.evaluation.statistics import CONFIDENCE, Interval
+
+MARGIN = 0.01
+"""Share of images: models whose accuracies differ by less are as good as each other."""
+POWER = 0.8
+
+
+def mcnemar(only_first: NDArray[np.integer], only_second: NDArray[np.integer]) -> Floats:  # type: ignore[type-arg]
+    """Two-sided p values of the exact test that two models are equally often right (McNemar 1947).
+
+    Of each pair: how many images the first model alone has right, and the second alone.
+    """
+    from scipy.stats import binom
+
+    fewer, both = np.minimum(only_first, only_second), np.add(only_first, only_second)
+    return np.minimum(2 * binom.cdf(fewer, both, 0.5), 1.0)
+
+
+def holm(p: Floats) -> Floats:
+    """P values corrected for testing all of them at once (Holm 1979): the family-wise error stays below the level."""
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]), 1.0)
+    return corrected
+
+
+def simultaneous(differences: Floats, replicates: Floats, confidence: float = CONFIDENCE) -> list[Interval]:
+    """Intervals that with `confidence` hold all true differences at once.
+
+    `differences` is `float64[pairs]`, `replicates` `float64[pairs, resamples]` of the same resamples. In units of
+    its standard error each interval is as wide as the largest deviation among the pairs (the bootstrap form of Tukey's
+    method, Westfall & Young 1993): narrower than Bonferroni's, as pairs that share a model go together, and without
+    quantiles that so many resamples cannot tell.
+    """
+    deviations = replicates - differences[:, None]
+    errors = deviations.std(axis=1)
+    scaled = np.abs(deviations[errors > 0]) / errors[errors > 0, None]
+    width = float(np.quantile(scaled.max(axis=0), confidence)) if len(scaled) else 0.0
+    return [Interval(float(d - width * e), float(d + width * e)) for d, e in zip(differences, errors, strict=True)]
+
+
+def score(only_first: NDArray[np.integer], only_second: NDArray[np.integer], images: int, difference: float) -> Floats:  # type: ignore[type-arg]
+    """Tango's statistic of a paired difference of shares (Tango 1998): standard normal if it truly is `difference`.
+
+    It holds with few or no images on which the models differ, where a t test has no variance to go by.
+    """
+    first, second = np.asarray(only_first, np.float64), np.asarray(only_second, np.float64)
+    # The likeliest share of `second`, given the difference: the positive root of a quadratic.
+    a = 2.0 * images
+    b = -first - second + (2 * images - first + second) * difference
+    c = -second * difference * (1 - difference)
+    share = (np.sqrt(np.maximum(b**2 - 4 * a * c, 0.0)) - b) / (2 * a)
+    variance = images * (2 * share + difference * (1 - difference))
+    excess = first - second - images * difference
+    return np.where(variance > 0, excess / np.sqrt(np.where(variance > 0, variance, 1.0)), 0.0)
+
+
+def equivalence(
+    only_first: NDArray[np.integer],  # type: ignore[type-arg]
+    only_second: NDArray[np.integer],  # type: ignore[type-arg]
+    images: int,
+    margin: float = MARGIN,
+) -> Floats:
+    """P values of two one-sided tests that accuracies differ by `margin` or more (Schuirmann 1987), by Tango's score.
+
+    Where p is small, the difference is smaller than the margin, in either direction.
+    """
+    from scipy.special import ndtr
+
+    above = ndtr(-score(only_first, only_second, images, -margin))
+    below = ndtr(score(only_first, only_second, images, margin))
+    return np.maximum(above, below)
+
+
+def smallest_detectable_difference(
+    disagreement: float, images: int, confidence: float = CONFIDENCE, power: float = POWER
+) -> float:
+    """The difference in accuracy that a test set of so many images finds with probability `power` (Miettinen 1968).
+
+    `disagreement` is the share of images that exactly one of two models has right; at least one image is assumed.
+    """
+    from scipy.special import ndtri
+
+    sigma = np.sqrt(max(disagreement, 1 / images) / images)
+    return float((ndtri((1 + confidence) / 2) + ndtri(power)) * sigma)

@@ -1,0 +1,127 @@
+"""Embeddings of whole splits by a frozen backbone, each computed once and kept in the embedding store."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.config import chosen
+from jaxtrain.data.augment import augment, normalize
+from jaxtrain.data.base import ArraySource, Images, ImageSource, Labels
+from jaxtrain.data.digest import images_fingerprint
+from jaxtrain.embeddings.key import EmbeddingKey
+from jaxtrain.embeddings.store import Embeddings, EmbeddingStore, Progress
+from jaxtrain.training.inference import Inference, map_batches
+from jaxtrain.training.state import Batch, Tree, bind
+
+if TYPE_CHECKING:
+    from jaxtrain.classifiers.feature_extraction import FEClassifier
+
+_OF_THE_NETWORK = ("patch_size", "pool", "registers", "stem")
+
+
+class Extractor:
+    """The frozen backbone on the devices, and the store that its embeddings go to."""
+
+    def __init__(self, classifier: FEClassifier, inference: Inference, weights: Tree, digest: str) -> None:
+        """`weights` are placed; `digest` is that of the backbone's arrays."""
+        self._classifier, self._inference, self._weights, self._digest = classifier, inference, weights, digest
+        self._store = EmbeddingStore(chosen(inference.config.features.store))
+        self._views: dict[int, Callable[[Tree, Batch], Any]] = {}
+
+    def __call__(self, source: ImageSource, view: int = 0, progress: Progress | None = None) -> Embeddings:
+        """The embeddings of a split, from the store or computed now; rows of unreadable images are NaN.
+
+        view: 0 for the images as evaluation sees them, n for the n-th augmented view of each.
+        """
+        return self._store.get(
+            self.key(source, view),
+            _with_places(source),
+            lambda part: self._rows(part, view),
+            progress=progress,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def key(self, source: ImageSource, view: int) -> EmbeddingKey:
+        """What the embeddings depend on."""
+        config = self._inference.config
+        data, features = config.data, config.features
+        options = config.model.model_dump(include=set(_OF_THE_NETWORK), exclude_none=True)
+        augmentation = {"seed": config.seed, **config.augment.model_dump(mode="json")} if view else None
+        return EmbeddingKey(
+            images=images_fingerprint(source),
+            weights=self._digest,
+            model=chosen(config.model.name),
+            model_options=options,
+            image_size=chosen(data.image_size),
+            channels=chosen(data.channels),
+            mean=chosen(data.mean),
+            std=chosen(data.std),
+            crop_pct=chosen(data.crop_pct),
+            interpolation=chosen(data.interpolation),
+            max_pixels=data.max_pixels,
+            pool=features.pool,
+            blocks=features.blocks,
+            dtype=config.model.dtype,
+            view=view,
+            augmentation=augmentation,
+        )
+
+    def _rows(self, source: ImageSource, view: int) -> Iterator[NDArray[np.float32]]:
+        function = self._inference.compiled("embed") if view == 0 else self._augmented(view)
+        left = len(source)
+        batches = self._inference.batches(source)
+        for rows in map_batches(function, self._weights, batches, ahead=self._inference.ahead):
+            yield rows[:left]
+            left -= len(rows)
+
+    def _augmented(self, view: int) -> Callable[[Tree, Batch], Any]:
+        """Embeds the `view`-th random change of each image; labels are the images' places in their split."""
+        if view not in self._views:
+            config, inference, classifier = self._inference.config, self._inference, self._classifier
+            data = config.data
+
+            def forward(weights: Tree, batch: Batch) -> Any:
+                key = jax.random.fold_in(jax.random.key(config.seed), view)
+                keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.label)
+                image = augment(config.augment, keys, batch.image, image_size=chosen(data.image_size))
+                image = normalize(image, chosen(data.mean), chosen(data.std))
+                return classifier.embedding(bind(inference.graphdef, weights), image)
+
+            self._views[view] = inference.strategy.compile_map(forward)
+        return self._views[view]
+
+
+def _with_places(source: ImageSource) -> ImageSource:
+    """The same images, each labelled with its place: what an augmented view of it is seeded by."""
+    places = np.arange(len(source), dtype=np.int32)
+    if isinstance(source, ArraySource):
+        return dataclasses.replace(source, labels=places)
+    return _Placed(source, places)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Another source with other labels."""
+
+    source: ImageSource
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes | Images:
+        return self.source.read(index)
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(index)
+
+    def select(self, indices: NDArray[np.int64]) -> _Placed:
+        return _Placed(self.source.select(indices), self.labels[indices])

@@ -1,0 +1,137 @@
+"""Runs of a sweep that share a program, side by side: each with its own directory, metrics, checkpoints, MLflow run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxtrain.data.base import Dataset
+from jaxtrain.errors import RunError
+from jaxtrain.runs.learning import Part
+from jaxtrain.runs.run import Course, begin, under_way
+from jaxtrain.runs.stepwise import Stepwise
+from jaxtrain.training.group import Evaluate, Group, train_group
+from jaxtrain.training.inference import resident_batches
+from jaxtrain.training.loop import LoopResult
+from jaxtrain.training.signals import Interrupted, StopRequest
+from jaxtrain.training.state import TrainState
+
+if TYPE_CHECKING:
+    from jaxtrain.classifiers.base import BaseClassifier
+
+
+@dataclass
+class _Entered:
+    """A run whose contexts are open."""
+
+    stack: ExitStack
+    course: Course | None
+    """None where the run is done already."""
+    error: Exception | None = None
+
+    @property
+    def learning(self) -> Stepwise:
+        """Its way to learn."""
+        assert self.course is not None
+        learning = self.course.learning
+        if not isinstance(learning, Stepwise):
+            raise RunError("only techniques that learn step by step can train side by side")
+        return learning
+
+
+def run_together(runs: Sequence[tuple[BaseClassifier, Part]], dataset: Dataset) -> list[Exception | None]:
+    """Train classifiers with one program in their run directories; what ended each before its time, None for none.
+
+    Those that go on from the same step train side by side. Afterwards each classifier that ended well has its
+    `summary`. Raises what concerns all of them, as Interrupted after a signal.
+    """
+    with StopRequest() as stop:
+        errors = _run_together([_enter(classifier, dataset, part, stop) for classifier, part in runs])
+    if stop.requested is not None:  # perhaps only while MLflow got the last of it
+        raise Interrupted(stop.requested, "stopped; the runs are saved")
+    return errors
+
+
+def _run_together(entered: Sequence[_Entered]) -> list[Exception | None]:
+    try:
+        open_runs = [one for one in entered if one.course is not None and one.error is None]
+        for step in sorted({one.learning.step for one in open_runs}):
+            _train([one for one in open_runs if one.learning.step == step])
+    except BaseException as error:
+        for one in entered:
+            one.error = one.error or _left(one, error)
+        raise
+    for one in entered:
+        one.error = _left(one, one.error)
+    return [one.error for one in entered]
+
+
+def _enter(classifier: BaseClassifier, dataset: Dataset, part: Part, stop: StopRequest) -> _Entered:
+    stack = ExitStack()
+    try:
+        job = stack.enter_context(begin(classifier, dataset, part, stop))
+        return _Entered(stack, None if job is None else stack.enter_context(under_way(job)))
+    except Exception as error:
+        return _Entered(stack, None, _left(_Entered(stack, None), error) or error)
+
+
+def _left(one: _Entered, error: BaseException | None) -> Exception | None:
+    """Close the contexts of a run, in which `error` happened; what comes out of them."""
+    try:
+        with one.stack:
+            if error is not None:
+                raise error
+    except Exception as raised:
+        return raised
+    return None
+
+
+def _train(runs: Sequence[_Entered]) -> None:
+    """Train runs that stand at the same step, and conclude each."""
+    group, setups = Group(len(runs)), [one.learning.setup for one in runs]
+    first = runs[0].learning
+    members = [one.learning.member(one.course.tracker) for one in runs if one.course is not None]
+    results = train_group(
+        group,
+        group.stack([setup.state for setup in setups]),
+        first.setup.program.step,
+        members,
+        first.timetable,
+        _evaluator(group, first),
+        monitor=first.setup.config.train.monitor,
+    )
+    for one, member, result in zip(runs, members, results, strict=True):
+        one.error = member.ended or _concluded(one, result)
+
+
+def _concluded(one: _Entered, result: LoopResult) -> Exception | None:
+    assert one.course is not None
+    try:
+        one.course.conclude(one.learning.conclude(result, one.course.tracker))
+    except Exception as error:
+        return error
+    return None
+
+
+def _evaluator(group: Group, learning: Stepwise) -> Evaluate | None:
+    """Validation metrics of all members at once; None where there is no validation set."""
+    setup = learning.setup
+    val, inference = setup.dataset.val, setup.inference
+    if val is None:
+        return None
+    function = group.compile(inference.function("metrics"), (True, False))
+    batches = [(group.share(batch), valid) for batch, valid in resident_batches(inference, val)]
+
+    def evaluate(state: TrainState) -> dict[str, Any]:
+        weights = {"params": state.eval_params, "frozen": state.frozen, "model_state": state.eval_model_state}
+        parts = [(function(weights, batch), valid) for batch, valid in batches]
+        host = [jax.tree.map(lambda rows, keep=valid: np.asarray(rows)[:, keep], part) for part, valid in parts]
+        each: Callable[..., Any] = lambda *rows: np.concatenate(rows, axis=1).mean(axis=1, dtype=np.float64)  # noqa: E731
+        return {f"val/{name}": values for name, values in jax.tree.map(each, *host).items()}
+
+    return evaluate

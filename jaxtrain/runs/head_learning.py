@@ -1,0 +1,259 @@
+"""Learning of FE: embed every image once, fit heads on the vectors, keep the one that validation chooses."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jaxtrain.classifiers.base import Fitted
+from jaxtrain.config import Config
+from jaxtrain.data.base import Dataset, ImageSource
+from jaxtrain.data.splits import stratified_split
+from jaxtrain.errors import RunError, UserError
+from jaxtrain.heads import FittedHead, Vectors, fit_head
+from jaxtrain.models.weights import adapt
+from jaxtrain.runs import pictures
+from jaxtrain.runs.extraction import Extractor
+from jaxtrain.runs.few_shot import FewShot, summarize
+from jaxtrain.runs.learning import Job, Learned
+from jaxtrain.runs.report import head_plan
+from jaxtrain.saved_tree import tree_digest
+from jaxtrain.screen.console import Plan
+from jaxtrain.screen.progress import Counting
+from jaxtrain.training import processes
+from jaxtrain.training.inference import Inference, host_batches
+from jaxtrain.training.parallel import make_strategy
+from jaxtrain.training.state import model_keys, stored_keys
+
+if TYPE_CHECKING:
+    from jaxtrain.classifiers.feature_extraction import FEClassifier
+    from jaxtrain.tracking import Tracker
+
+_OF_TRAINING = ("loss", "accuracy")
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Embedded:
+    """A split as vectors."""
+
+    vectors: Vectors
+    places: NDArray[np.int64]
+    """`int64[readable images]`: where each image of the first view stands in its source."""
+    computed: int
+    """Images that went through the backbone."""
+    seconds: float
+
+
+class HeadLearning:
+    """A run of FE. What a kill interrupts is the store's to keep; heads are fitted again, to the same bits."""
+
+    history: list[dict[str, Any]]
+
+    def __init__(self, job: Job, classifier: FEClassifier) -> None:
+        """Builds the backbone from its weights."""
+        self._job, self._classifier = job, classifier
+        self.dataset: Dataset = job.dataset
+        self.history = []
+        config = job.config
+        classifier.config = config
+        classifier.prepare_inputs(job.dataset.num_classes, None, cropped=False)
+        strategy = make_strategy(config.parallel)
+        self.inference = Inference(classifier, job.dataset.num_classes, strategy)
+        pretrained = classifier.pretrained
+        shapes = {"params": self.inference.shapes["frozen"], "model_state": self.inference.shapes["model_state"]}
+        backbone, state, adapted = adapt(pretrained, shapes)
+        self._notes = [note for note in adapted.notes if not note.startswith("the head")]
+        self._weights = {"params": {}, "frozen": stored_keys(backbone), "model_state": stored_keys(state)}
+        digest = tree_digest({"backbone": self._weights["frozen"], "statistics": self._weights["model_state"]})
+        classifier.extractor = Extractor(classifier, self.inference, strategy.place(model_keys(self._weights)), digest)
+        self._train: Embedded | None = None
+        self._few_shot: FewShot | None = None
+
+    @property
+    def position(self) -> str:
+        """Where a resumed run goes on."""
+        return "the first image without an embedding"
+
+    def plan(self, run_dir: Path, look: str | None) -> Plan:
+        """What a person is told before."""
+        for note in self._notes:
+            _log.warning("%s: %s", self._classifier.pretrained.source, note)
+        return head_plan(self._job.config, self.dataset, self.inference, run_dir, look)
+
+    def learn(self, tracker: Tracker) -> Learned:
+        """Embed, fit, choose."""
+        job, config = self._job, self._job.config
+        train = self.embedded(self.dataset.train, "train", views=config.features.views)
+        val = None if self.dataset.val is None else self.embedded(self.dataset.val, "val")
+        self._train = train
+        started = time.monotonic()
+        weights = vector_weights(config, train.vectors, self.dataset.num_classes)
+        vectors = val.vectors if val else None
+        fit = self._fitter(vectors, weights)
+        if config.data.shots is None:
+            head = fit(train.vectors, config.seed)
+        else:
+            self._few_shot = FewShot(config, self.dataset, train.vectors, vectors, fit)
+            head = self._few_shot.heads[0]
+            self._few_shot.log(tracker)
+        head_seconds = time.monotonic() - started
+        if job.stop.requested is not None:
+            raise job.interrupted("stopped; the embeddings are kept")
+        chosen_setting = _log_curve(head, vectors, tracker)
+        self._pictures(head, vectors, tracker)
+        computed = train.computed + (val.computed if val else 0)
+        return Learned(
+            weights={**self._weights, "params": dict(head.arrays)},
+            class_weights=None,
+            example=np.asarray(next(host_batches(config, self.dataset.train, 1)).image),
+            steps=len(head.curve),
+            seconds=train.seconds + (val.seconds if val else 0.0) + head_seconds,
+            images=computed,
+            val_accuracy=None if val is None else head.curve[chosen_setting]["val_accuracy"],
+            best_step=chosen_setting,
+            devices=[str(device.device_kind) for device in self.inference.strategy.devices],
+            extra={"head": head.meta()},
+            summary={
+                "head": config.head.name,
+                "head_settings": head.settings,
+                "weights": config.model.weights,
+                "embedding_seconds": round(train.seconds + (val.seconds if val else 0.0), 3),
+                "head_seconds": round(head_seconds, 3),
+                "embedding_dim": int(train.vectors.x.shape[1]),
+                "cache_hit": computed == 0,
+            },
+        )
+
+    def after_test(self, test: ImageSource, tracker: Tracker) -> dict[str, Any]:
+        """Neighbours of test images as a picture; few-shot: the test accuracy of every draw, as mean and interval."""
+        vectors, labels = self._classifier.embed(test), test.labels
+        assert self._train is not None
+        path = self._job.directory.path / "neighbours.png"
+        places, data = self._train.places, self._job.config.data
+        known = (self.dataset.train.select(places), self._train.vectors.x[: len(places)])
+        tracker.artifact(pictures.save_neighbours((test, vectors), known, self.dataset.class_names, data, path))
+        if self._few_shot is None:
+            return {}
+        accuracies = [float(np.mean(head.logits(vectors).argmax(1) == labels)) for head in self._few_shot.heads]
+        return summarize(accuracies, self._few_shot, self._job.directory.path, tracker)
+
+    def close(self) -> None:
+        """The classifier embeds on its own from now on."""
+        self._classifier.extractor = None
+
+    def _fitter(self, val: Vectors | None, weights: NDArray[np.float32] | None) -> Callable[[Vectors, int], FittedHead]:
+        config = self._job.config
+
+        def fit(train: Vectors, seed: int) -> FittedHead:
+            return fit_head(
+                config.head,
+                train,
+                val,
+                num_classes=self.dataset.num_classes,
+                seed=seed,
+                class_weights=weights,
+            )
+
+        return fit
+
+    def embedded(self, source: ImageSource, name: str, views: int = 1) -> Embedded:
+        """The readable images of a split as vectors, all views one after the other."""
+        assert self._classifier.extractor is not None
+        parts: list[Vectors] = []
+        computed, seconds = 0, 0.0
+        for view in range(views):
+            title = f"embedding {name}" + (f", view {view + 1}/{views}" if views > 1 else "")
+            with Counting(title, quiet=self._job.config.quiet) as counting:
+
+                def progress(done: int, total: int, show: Counting = counting) -> None:
+                    show(done, total)
+                    processes.check()
+                    if self._job.stop.requested is not None:
+                        raise self._job.interrupted("stopped while embedding; finished shards are kept")
+
+                found = self._classifier.extractor(source, view, progress)
+            x = found.load()
+            places = self._readable(x, source)
+            parts.append(Vectors(x[places], source.labels[places]))
+            computed, seconds = computed + found.computed, seconds + found.seconds
+        joined = Vectors(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
+        return Embedded(joined, places, computed, seconds)
+
+    def _readable(self, x: NDArray[np.float32], source: ImageSource) -> NDArray[np.int64]:
+        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+        allowed = self._job.config.data.max_bad_images
+        if len(bad) > allowed:
+            names = "; ".join(source.describe(int(index)) for index in bad[:20])
+            raise RunError(f"{len(bad)} images cannot be read (data.max_bad_images is {allowed}): {names}")
+        return np.delete(np.arange(len(x)), bad)
+
+    def _pictures(self, head: FittedHead, val: Vectors | None, tracker: Tracker) -> None:
+        run_dir = self._job.directory.path
+        if len(head.curve) > 1:
+            tracker.artifact(pictures.save_grid(head, run_dir / "head_grid.png"))
+        if val is not None and len(val.x) > 2:
+            names = self.dataset.class_names
+            tracker.artifact(pictures.save_projection(val, names, self._job.config.seed, run_dir / "embeddings.png"))
+
+
+def fit_vectors(
+    config: Config, vectors: ArrayLike, labels: ArrayLike, validation: tuple[ArrayLike, ArrayLike] | None
+) -> Fitted:
+    """A head on vectors that somebody brings: `[images, features]` and `[images]`, integers or strings."""
+    x, values = np.asarray(vectors, np.float32), np.asarray(labels)
+    if x.ndim != 2 or len(x) != len(values):
+        raise UserError(f"vectors [images, features] and as many labels are needed, not {x.shape} and {values.shape}")
+    names, y = np.unique(values, return_inverse=True)
+    train, val = Vectors(x, y.astype(np.int32)), None
+    if validation is not None:
+        held = np.asarray(validation[1])
+        if unknown := set(held.tolist()) - set(names.tolist()):
+            raise UserError(f"validation has labels that training has not: {sorted(unknown)[:5]}")
+        val = Vectors(np.asarray(validation[0], np.float32), np.searchsorted(names, held).astype(np.int32))
+    elif config.data.val_fraction > 0:
+        kept, out = stratified_split(train.y, config.data.val_fraction, config.data.split_seed)
+        train, val = Vectors(x[kept], train.y[kept]), Vectors(x[out], train.y[out])
+    weights = vector_weights(config, train, len(names))
+    head = fit_head(config.head, train, val, num_classes=len(names), seed=config.seed, class_weights=weights)
+    tree = {"params": dict(head.arrays), "frozen": {}, "model_state": {}}
+    return Fitted(config, tuple(map(str, names)), tree, None, {"head": head.meta()})
+
+
+def vector_weights(config: Config, train: Vectors, classes: int) -> NDArray[np.float32] | None:
+    """`train.class_weights` for vectors: inverse frequencies, 1 for a class without any; None: all count the same."""
+    if config.train.class_weights == "none":
+        return None
+    counts = np.bincount(train.y, minlength=classes)
+    weights = len(train.y) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return np.where(counts > 0, weights, 1.0).astype(np.float32)
+
+
+def _log_curve(head: FittedHead, val: Vectors | None, tracker: Tracker) -> int:
+    """Every setting as a step of `grid/...`, and the chosen one as the run's metrics; returns its place."""
+    same = (all(entry.get(key, value) == value for key, value in head.settings.items()) for entry in head.curve)
+    place = list(same).index(True)
+    for number, entry in enumerate(head.curve):
+        values = {f"grid/{name}": float(value) for name, value in entry.items() if _is_number(value)}
+        if number == place:
+            values |= {
+                f"train/{name}": entry[f"train_{name}"] for name in ("loss", "accuracy") if f"train_{name}" in entry
+            }
+            if val is not None:
+                values |= {"val/loss": entry["val_loss"], "val/accuracy": entry["val_accuracy"]}
+        tracker.log(number, values)
+    return place
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+__all__ = ["HeadLearning", "fit_vectors"]

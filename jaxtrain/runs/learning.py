@@ -1,0 +1,123 @@
+"""What the techniques share of a run: the job, the two ways to learn it, and what was learned."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.config import Config
+from jaxtrain.data.base import ArraySource, Dataset, ImageSource
+from jaxtrain.runs.directory import RunDirectory
+from jaxtrain.runs.report import Reporter
+from jaxtrain.screen.console import Plan
+from jaxtrain.training.signals import Interrupted, StopRequest
+from jaxtrain.training.state import Tree
+
+if TYPE_CHECKING:
+    from jaxtrain.classifiers.base import BaseClassifier
+    from jaxtrain.runs.program import Programs
+    from jaxtrain.tracking import Tracker
+
+
+class Pruned(Exception):  # noqa: N818  (it is no error: the sweep asked for it)
+    """A run of a sweep that is not worth its end."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a sweep asks of a run that is part of it; such a run leaves the test set shut."""
+
+    programs: Programs
+    """What earlier runs compiled."""
+    tags: Callable[[bool], Mapping[str, str]]
+    """Tags of its MLflow run: as far as they are known (False, at the start), or waited for (True, at the end)."""
+    evaluated: Callable[[int, Mapping[str, float]], None]
+    """Told the validation metrics of a step; may raise Pruned."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what is to be learned, on what, and where it is written."""
+
+    classifier: BaseClassifier
+    config: Config
+    """Resolved."""
+    dataset: Dataset
+    directory: RunDirectory
+    reporter: Reporter
+    stop: StopRequest
+    resuming: bool
+    part: Part | None = None
+    """The sweep that the run is part of."""
+
+    def interrupted(self, what: str, *, agreed: bool = False) -> Interrupted:
+        """The exception that ends a run after a signal: what is saved, and the command that goes on."""
+        command = self.reporter.resume_command()
+        return Interrupted(self.stop.requested, f"{what}; continue with: {command}", agreed=agreed)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The result of learning, before the test."""
+
+    weights: Tree
+    """Host arrays {"params", "frozen", "model_state"}, with strings as keys."""
+    class_weights: tuple[float, ...] | None
+    example: NDArray[np.uint8]
+    """One image `uint8[1, height, width, channels]`, for the signature of the MLflow model."""
+    steps: int
+    seconds: float
+    images: int
+    """Images that were passed through the network, counted each time."""
+    val_accuracy: float | None
+    best_step: int
+    devices: list[str]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What `Fitted` keeps besides weights, as JSON."""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """What the technique adds to `summary.json`."""
+
+
+class Learning(Protocol):
+    """A way to learn: gradient steps, or a head on embeddings."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set as it is trained on."""
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Records of the journal up to where a resumed run goes on."""
+
+    @property
+    def position(self) -> str:
+        """Where a resumed run goes on, in words."""
+
+    def plan(self, run_dir: Path, look: str | None) -> Plan:
+        """What a person is told before."""
+
+    def learn(self, tracker: Tracker) -> Learned:
+        """Do it. Raises Interrupted after a signal, when what can be kept is saved."""
+
+    def after_test(self, test: ImageSource, tracker: Tracker) -> dict[str, Any]:
+        """What the technique has to say of the test images once Benchmark has opened them; for the summary."""
+
+    def close(self) -> None:
+        """Give back threads and files."""
+
+
+def data_digest(source: Any) -> str:
+    """What identifies a split cheaply: the pixels of arrays, the names of files; and the labels."""
+    digest = hashlib.sha256(np.ascontiguousarray(source.labels).tobytes())
+    if isinstance(source, ArraySource):
+        digest.update(np.ascontiguousarray(source.images).data)
+    else:
+        for index in range(len(source)):
+            digest.update(source.describe(index).encode())
+    return digest.hexdigest()

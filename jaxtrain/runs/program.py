@@ -1,0 +1,174 @@
+"""The compiled program of a run, and which options enter it as arguments, so that runs can share it.
+
+A run on its own has its options as constants. Runs of a sweep that differ in nothing but `VALUES` give these as
+arguments: the program is then traced from a config whose numbers are traced, and compiled once for all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxtrain.config import Config
+from jaxtrain.runs.directory import FREE_ON_RESUME
+from jaxtrain.runs.resolve import total_steps
+from jaxtrain.training.drop_rates import RATES, WithDropRates
+from jaxtrain.training.inference import Inference
+from jaxtrain.training.optimizers import make_schedule
+from jaxtrain.training.parallel import Strategy
+from jaxtrain.training.state import Batch, TrainState, Tree
+from jaxtrain.training.step import Metrics, StepSpec, make_step
+
+if TYPE_CHECKING:
+    from jaxtrain.classifiers.base import BaseClassifier
+
+VALUES = (
+    "seed",
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "train.label_smoothing",
+    "train.ema_decay",
+    "augment.mixup",
+    "augment.cutmix",
+    "finetune.head_learning_rate",
+    *RATES,
+)
+"""Options whose value changes no shape and no branch of the program (but for being off)."""
+_OFF_AT_ZERO = {"augment.mixup", "augment.cutmix", *RATES}
+_KEPT_PROGRAMS = 4
+
+Values = Mapping[str, Any]
+"""Scalars by option path."""
+
+
+def values_of(config: Config) -> dict[str, Any]:
+    """The scalars of a resolved config that its program can take as arguments; what is off is not among them."""
+    found: dict[str, Any] = {}
+    for path in VALUES:
+        value = _get(config, path)
+        constant = path in RATES and config.model.remat  # a block that is computed again has its rates fixed
+        if value is not None and not constant and not (path in _OFF_AT_ZERO and value == 0):
+            found[path] = np.uint32(value) if path == "seed" else np.float32(value)
+    return found
+
+
+def with_values(config: Config, values: Values) -> Config:
+    """`config` with these (traced) scalars in place of its own, unchecked; without drop rates, which models keep."""
+    top: dict[str, Any] = {}
+    for path, value in values.items():
+        if path in RATES:
+            continue
+        section, _, key = path.rpartition(".")
+        if section:
+            top[section] = top.get(section, getattr(config, section)).model_copy(update={key: value})
+        else:
+            top[key] = value
+    return config.model_copy(update=top)
+
+
+def program_key(classifier: BaseClassifier, config: Config) -> str:
+    """What resolved configs share whose runs can share a program."""
+    tree = config.model_dump(mode="json")
+    for path in values_of(config):
+        _put(tree, path, "given")
+    for path in FREE_ON_RESUME:
+        if path not in ("parallel", "train.steps_per_call", "train.on_nonfinite"):
+            _put(tree, path, None)
+    return json.dumps([type(classifier).__module__, type(classifier).__qualname__, tree], sort_keys=True)
+
+
+class Program:
+    """Forward passes, initial state and step of one network on one data set; what is compiled stays compiled."""
+
+    def __init__(self, classifier: BaseClassifier, config: Config, images: int, strategy: Strategy) -> None:
+        """`classifier` knows its classes (`prepare_inputs`); `images` is the number of training images."""
+        self._classifier = copy.copy(classifier)
+        self._config, self._images = config, images
+        self.strategy = strategy
+        self.inference = Inference(self._classifier, classifier.num_classes, strategy)
+        self.compiled: dict[int, Callable[..., Any]] = {}
+        """Compiled steps by the number of steps in a call; the loop fills it."""
+        self.data: Any = None
+        """The training set on the devices, where it fits; the first run puts it there."""
+        self.initial_state = jax.jit(self._initial_state)
+        """The state before the first step, for some values."""
+
+    def spec(self, values: Values) -> StepSpec:
+        """What the step is made of, for these values."""
+        config, images = with_values(self._config, values), self._images
+        learner = copy.copy(self._classifier)
+        learner.config = config
+        schedule = make_schedule(
+            config.schedule,
+            peak=0.0 if config.optimizer.learning_rate is None else config.optimizer.learning_rate,
+            steps=total_steps(config, images),
+            warmup_steps=math.floor((config.schedule.warmup_epochs or 0.0) * images / config.train.batch_size),
+        )
+        factors = {path.rpartition(".")[2]: values[path] / _get(self._config, path) for path in RATES if path in values}
+        return StepSpec(
+            learner=WithDropRates(learner, factors) if factors else learner,
+            graphdef=self.inference.graphdef,
+            optimizer=learner.make_optimizer(schedule),
+            schedule=schedule,
+            accumulate=config.train.accumulate,
+            ema_decay=config.train.ema_decay,
+            skip_nonfinite=config.train.on_nonfinite == "skip",
+            axis_name=self.strategy.axis_name,
+        )
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """The pure step; its values are those of the state."""
+        return make_step(self.spec(state.values))(state, batch)
+
+    def split(self, accumulate: int) -> Program:
+        """The same with each batch in so many parts; nothing of it is compiled yet."""
+        other = copy.copy(self)
+        other._config, other.compiled = self._config.replace(**{"train.accumulate": accumulate}), {}
+        return other
+
+    def _initial_state(self, values: Values) -> TrainState:
+        spec, classifier = self.spec(values), copy.copy(self._classifier)
+        classifier.config = with_values(self._config, values)
+        model = classifier.build_model(num_classes=classifier.num_classes, axis_name=spec.axis_name)
+        split = nnx.split(model, classifier.trainable_filter, nnx.Param, ...)[1:]
+        params, frozen, model_state = (nnx.to_pure_dict(part) for part in split)
+        ema: Tree = {} if spec.ema_decay is None else {"params": params, "model_state": model_state}
+        key = jax.random.key(classifier.config.seed)
+        return TrainState(
+            jnp.int32(0), params, frozen, model_state, spec.optimizer.init(params), ema, key, dict(values)
+        )
+
+
+class Programs:
+    """The programs of runs that follow each other in one process."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Program] = OrderedDict()
+
+    def get(self, key: str, make: Callable[[], Program]) -> Program:
+        """The program of that key, made where it is missing; a few of the latest are kept."""
+        if key not in self._kept:
+            self._kept[key] = make()
+            if len(self._kept) > _KEPT_PROGRAMS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+
+def _get(config: Config, path: str) -> Any:
+    section, _, key = path.rpartition(".")
+    return getattr(getattr(config, section) if section else config, key)
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    section, _, key = path.rpartition(".")
+    (tree[section] if section else tree)[key] = value

@@ -1,0 +1,264 @@
+"""What a run tells people: the plan, progress and result on the screen; parameters, versions and curves for MLflow."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxtrain.config import Config, FinetuneConfig
+from jaxtrain.runs.resolve import total_steps
+from jaxtrain.screen.console import Part, Plan, Result, log_to_stderr, show_plan, show_result
+from jaxtrain.screen.progress import Progress
+
+if TYPE_CHECKING:
+    from jaxtrain.data.base import Dataset
+    from jaxtrain.runs.stepwise import Setup
+    from jaxtrain.tracking import Tracker, TrackerReport
+    from jaxtrain.training.inference import Inference
+    from jaxtrain.training.loop import Timetable
+    from jaxtrain.training.state import Tree
+
+_log = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Prints the course of one run; nothing when the config says quiet."""
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        self._config = config
+        inside = run_dir.is_relative_to(Path.cwd())
+        self._run_dir = run_dir.relative_to(Path.cwd()) if inside else run_dir
+        self._bar: Progress | None = None
+        self._look: str | None = None
+        if not config.quiet:
+            log_to_stderr()
+
+    def already_done(self, summary: Mapping[str, Any]) -> None:
+        """The run directory holds a finished run."""
+        if not self._config.quiet:
+            accuracy = summary.get("test_accuracy")
+            tested = "" if accuracy is None else f", test accuracy {accuracy:.2%}"
+            print(f"{self._run_dir} is finished: {summary['steps']} steps{tested}. Nothing to do.")
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory, as short as can be."""
+        return self._run_dir
+
+    def plan(self, plan: Plan, dataset: Dataset, resumed_at: str | None) -> None:
+        """Before training."""
+        self._look = plan.look
+        if self._config.quiet:
+            return
+        show_plan(plan)
+        for name in dataset.bad_images:
+            _log.warning("skipped: %s", name)
+        if resumed_at is not None:
+            print(f"resuming at {resumed_at}")
+
+    @contextmanager
+    def progress(self, table: Timetable, start_step: int, history: Iterable[Mapping[str, Any]]) -> Iterator[None]:
+        """Around training; `history`: the journal so far."""
+        if self._config.quiet:
+            yield
+            return
+        best = max((record["val/accuracy"] for record in history if "val/accuracy" in record), default=None)
+        with Progress(table.total_steps, table.steps_per_epoch, start_step, best) as self._bar:
+            yield
+        self._bar = None
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A record of the journal."""
+        if self._bar is None:
+            return
+        if "val/loss" in metrics:
+            self._bar.evaluated(step, metrics)
+        else:
+            self._bar.update(step, metrics)
+
+    def resume_command(self) -> str:
+        """What continues this run."""
+        command = ["python", "scripts/train.py", "--technique", self._config.technique]
+        return shlex.join([*command, "--run-dir", str(self._run_dir)])
+
+    def tracking_ended(self, report: TrackerReport) -> None:
+        """Say what MLflow did not get."""
+        if report.problem is not None:
+            where = self._run_dir / "metrics.jsonl"
+            remedy = shlex.join(["python", "scripts/sync_mlflow.py", str(self._run_dir)])
+            told = "MLflow lacks %d records (%s); all are in %s, and %s sends them"
+            _log.warning(told, report.unsent_rows, report.problem, where, remedy)
+
+    def result(self, summary: Mapping[str, Any], looks: int | None) -> None:
+        """At the end."""
+        if self._config.quiet:
+            return
+        commands = {
+            "look": self._look or f"less {shlex.quote(str(self._run_dir / 'metrics.jsonl'))}",
+            "predict": ["python", "scripts/predict.py", str(self._run_dir), "IMAGE"],
+            "compare": ["python", "scripts/benchmark.py", str(self._run_dir), "OTHER_RUN"],
+        }
+        show_result(
+            Result(
+                title=f"{summary['technique'].upper()}: {summary['model']} on {summary['dataset']}",
+                steps=summary["steps"],
+                seconds=summary["wall_seconds"],
+                run_dir=self._run_dir,
+                images_per_second=summary["images_per_second"],
+                val_accuracy=summary["val_accuracy"],
+                best_step=summary["best_step"],
+                test_accuracy=summary["test_accuracy"],
+                test_loss=summary["test_loss"],
+                looks=looks,
+                commands=commands,
+            )
+        )
+
+
+def flat_config(config: Config) -> dict[str, object]:
+    """Every option by its dotted path, as MLflow parameters."""
+    flat: dict[str, object] = {}
+    for name, value in config.model_dump(mode="json").items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    packages = ("jaxtrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": sys.version.split()[0]} | {package: version(package) for package in packages}
+
+
+def write_curves(run_dir: Path, tracker: Tracker) -> None:
+    """The learning curves as a picture in the run directory and in MLflow."""
+    from jaxtrain.evaluation import plots
+
+    records = tracker.journal.records()
+    if records:
+        path = run_dir / "learning_curves.png"
+        plots.save(plots.learning_curves(records), path)
+        tracker.artifact(path)
+
+
+def stepwise_plan(setup: Setup, run_dir: Path, look: str | None) -> Plan:
+    """What is about to be trained step by step."""
+    shapes = setup.inference.shapes
+    return Plan(
+        title=f"{setup.config.technique.upper()}: {setup.config.model.name} on {setup.dataset.name}",
+        parts=[Part(name, "", count) for name, count in _sizes(shapes, ("params", "frozen")).items()],
+        parameters=size_of(shapes["params"]) + size_of(shapes["frozen"]),
+        trainable=size_of(shapes["params"]),
+        class_names=setup.dataset.class_names,
+        images=class_counts(setup.dataset),
+        settings=_settings(setup),
+        run_dir=run_dir,
+        look=look,
+    )
+
+
+def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: Path, look: str | None) -> Plan:
+    """What is about to be embedded, and which head is trained on it."""
+    data, features, devices = config.data, config.features, inference.strategy.devices
+    pooled = "as the backbone's own head sees it" if features.pool == "auto" else f"pooling {features.pool}"
+    joined = f", the last {features.blocks} blocks joined" if features.blocks > 1 else ""
+    views = f", {features.views} views of each training image" if features.views > 1 else ""
+    shots = f"{data.shots} images a class, {data.draws} draws" if data.shots else "all training images"
+    return Plan(
+        title=f"FE: {config.head.name} head on {config.model.name} embeddings of {dataset.name}",
+        parts=[Part(name, "", count) for name, count in _sizes(inference.shapes, ("frozen",)).items()],
+        parameters=size_of(inference.shapes["frozen"]),
+        trainable=0,
+        class_names=dataset.class_names,
+        images=class_counts(dataset),
+        settings={
+            "weights": str(config.model.weights),
+            "input": f"{data.image_size} x {data.image_size} x {data.channels}, {features.batch_size} images at once",
+            "vector": f"{pooled}{joined}{views}",
+            "devices": f"{len(devices)} x {devices[0].device_kind}, {config.parallel.strategy}, {config.model.dtype}",
+            "head": f"{config.head.name}, on {shots}",
+            "store": str(features.store),
+        },
+        run_dir=run_dir,
+        look=look,
+    )
+
+
+def class_counts(dataset: Dataset) -> dict[str, list[int]]:
+    """Images of each class in each split that may be looked at."""
+    splits = {"train": dataset.train} | ({} if dataset.val is None else {"val": dataset.val})
+    return {name: np.bincount(source.labels, minlength=dataset.num_classes).tolist() for name, source in splits.items()}
+
+
+def _sizes(shapes: Tree, groups: Sequence[str]) -> dict[str, int]:
+    """Parameters of each part of the network."""
+    sizes: dict[str, int] = {}
+    for group in groups:
+        for name, tree in shapes[group].items():
+            sizes[str(name)] = sizes.get(str(name), 0) + size_of(tree)
+    return sizes
+
+
+def _settings(setup: Setup) -> dict[str, str]:
+    config, images = setup.config, len(setup.dataset.train)
+    train, optimizer, schedule = config.train, config.optimizer, config.schedule
+    devices = setup.strategy.devices
+    steps = total_steps(config, images)
+    size = config.data.image_size
+    adapted = {} if config.model.weights is None else {
+        "weights": config.model.weights, "adaptation": _adaptation(config.finetune)
+    }  # fmt: skip
+    return adapted | {
+        "input": f"{size} x {size} x {config.data.channels}, "
+        + ("streamed from disk" if setup.streamed else "on the device"),
+        "devices": f"{len(devices)} x {devices[0].device_kind}, {config.parallel.strategy}, {config.model.dtype}",
+        "length": f"{steps:,} steps of {train.batch_size} images, {steps * train.batch_size / images:.4g} epochs",
+        "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g} ({schedule.name}, "
+        f"{schedule.warmup_epochs:.3g} epochs of warmup), weight decay {optimizer.weight_decay:g}",
+        "augmentation": _in_words(config),
+    }
+
+
+def _adaptation(finetune: FinetuneConfig) -> str:
+    trained = {
+        "full": "all parameters",
+        "head": "the head alone",
+        "blocks": f"the last {finetune.blocks} blocks",
+        "norm_bias": "norms and biases",
+        "lora": f"LoRA of rank {finetune.lora_rank}",
+    }
+    words = {
+        f"learning rates falling by {finetune.layer_decay:g} a block": finetune.layer_decay < 1,
+        f"a block joining every {finetune.unfreeze_steps} steps": finetune.unfreeze_steps,
+        "the head from a linear probe": finetune.linear_probe,
+        f"decay towards the start {finetune.l2_sp:g}": finetune.l2_sp,
+    }
+    head = f"learning rate of the head {finetune.head_learning_rate:g}"
+    return ", ".join([trained[finetune.strategy], head, *(word for word, given in words.items() if given)])
+
+
+def _in_words(config: Config) -> str:
+    names = {
+        "crop": "crop", "hflip": "flip", "vflip": "upside-down flip", "rotate": "rotation", "zoom": "zoom",
+        "color_jitter": "colour jitter", "randaugment_layers": "RandAugment", "erasing": "erasing",
+        "mixup": "mixup", "cutmix": "CutMix", "test_flips": "flips in tests too",
+    }  # fmt: skip
+    values = config.augment.model_dump()
+    words = [word for name, word in names.items() if values[name] not in (0, 0.0, "none", None)]
+    return ", ".join(words) or "none"
+
+
+def size_of(tree: Any) -> int:
+    """Elements of all arrays (or of their shapes)."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

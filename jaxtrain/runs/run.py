@@ -1,0 +1,313 @@
+"""One run from config to summary, the same for every technique: resume, learn, test, record."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxtrain.config import Config, chosen
+from jaxtrain.config_io import without_passwords
+from jaxtrain.data.base import Dataset
+from jaxtrain.errors import JaxtrainError, RunError
+from jaxtrain.runs.directory import RunDirectory
+from jaxtrain.runs.learning import Job, Learned, Learning, Part, Pruned, data_digest
+from jaxtrain.runs.report import Reporter, flat_config, versions
+from jaxtrain.training import processes
+from jaxtrain.training.checkpoints import tree_digest
+from jaxtrain.training.parallel import set_cpu_devices
+from jaxtrain.training.signals import Interrupted, StopRequest
+
+if TYPE_CHECKING:
+    from jaxtrain.classifiers.base import BaseClassifier
+    from jaxtrain.tracking import Tracker
+
+_log = logging.getLogger(__name__)
+
+
+def run(classifier: BaseClassifier, dataset: Dataset, part: Part | None = None) -> None:
+    """Train `classifier` on `dataset` as its config says, in its run directory; resume or return if that is done.
+
+    Afterwards `classifier` is fitted and has `summary` and `run_dir`. Raises UserError for options that cannot be,
+    RunError when the run can't go on, Interrupted after a signal. As `part` of a sweep it is not tested, and may raise
+    Pruned.
+    """
+    with begin(classifier, dataset, part) as job:
+        if job is not None:
+            with under_way(job) as course:
+                course.conclude(course.learning.learn(course.tracker))
+            if job.part is not None and job.stop.requested is not None:  # while MLflow got the last of it
+                raise Interrupted(job.stop.requested, "stopped after the run was recorded")
+
+
+@contextmanager
+def begin(
+    classifier: BaseClassifier, dataset: Dataset, part: Part | None, stop: StopRequest | None = None
+) -> Iterator[Job | None]:
+    """The run directory, held and checked, and what is to be done in it; None where it is done.
+
+    `stop` is the request of who listens to signals already.
+    """
+    set_cpu_devices(classifier.config.parallel)
+    with contextlib.ExitStack() as stack:
+        directory, config, resuming, done = _open(classifier, dataset, stack)
+        assert classifier.run_dir is not None
+        reporter = Reporter(config, classifier.run_dir)
+        if done is not None:
+            classifier.adopt(type(classifier).load(classifier.run_dir).fitted)
+            classifier.summary = done
+            reporter.already_done(done)
+            yield None
+            return
+        listening = StopRequest() if stop is None else contextlib.nullcontext(stop)
+        with listening as stop, _failures_written(_error_log(classifier.run_dir)):
+            yield Job(classifier, config, dataset, directory, reporter, stop, resuming, part)
+
+
+def _open(
+    classifier: BaseClassifier, dataset: Dataset, stack: contextlib.ExitStack
+) -> tuple[RunDirectory, Config, bool, dict[str, Any] | None]:
+    """The run directory, the resolved config, whether the run is resumed, and the summary of one that is done.
+
+    Process 0 alone opens the directory. The others get the same config and a scratch directory: they do all that
+    process 0 does, so that no collective operation lacks a partner, and what they write is thrown away.
+    """
+    given = config = classifier.config
+    directory: RunDirectory | None = None
+    digest = data_digest(dataset.train) if processes.count() > 1 else None
+
+    def open_directory() -> dict[str, Any]:
+        from jaxtrain.tracking.store import tracking_uri
+
+        nonlocal directory, config
+        if given.tracking.enabled:
+            tracking_uri(given.tracking.uri)  # a wrong one leaves no directory behind
+        name = f"{dataset.name}-{classifier.model_name}"
+        directory = stack.enter_context(RunDirectory.open(given, default_name=name))
+        classifier.run_dir = directory.path
+        config = classifier.resolve(directory.continued(given), dataset)
+        resuming = directory.check_config(_for_disk(config))
+        told = {"run_dir": str(directory.path), "config": config.model_dump(mode="json"), "data": digest}
+        return {**told, "resuming": resuming, "done": directory.finished()}
+
+    told = processes.decided(open_directory)
+    if directory is None:
+        if told["data"] != digest:
+            raise RunError(f"the training images of {dataset.name} here are not those of process 0")
+        classifier.run_dir = Path(told["run_dir"])
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxtrain-"))
+        directory = stack.enter_context(RunDirectory(Path(scratch)))
+        config = Config.model_validate(told["config"]).replace(**{"quiet": True, "tracking.enabled": False})
+    return directory, config, told["resuming"], told["done"]
+
+
+def _error_log(run_dir: Path) -> Path:
+    """Where the traceback of this process goes."""
+    if processes.primary() or not run_dir.is_dir():
+        return run_dir / "error.log"
+    return run_dir / f"error-process-{processes.index()}.log"
+
+
+@dataclass
+class Course:
+    """A run under way."""
+
+    job: Job
+    learning: Learning
+    tracker: Tracker
+    summary: dict[str, Any] = field(default_factory=dict)
+    looks: int | None = None
+    """Models measured on the test set so far."""
+
+    def conclude(self, learned: Learned) -> None:
+        """Keep what was learned, and test it unless a sweep does that; raises Interrupted after a signal."""
+        job, tracker = self.job, self.tracker
+        self.summary = _finish(job, learned, tracker) | {"test_accuracy": None, "test_loss": None}
+        if job.part is None:
+            with job.classifier.everywhere():
+                self.looks = _test(job, self.learning, self.summary, tracker)
+        else:
+            for key, value in job.part.tags(True).items():
+                tracker.tag(key, value)
+        job.stop.requested = processes.decided(lambda: job.stop.requested)
+        if job.stop.requested is not None:
+            raise job.interrupted("stopped after training, before the run was recorded", agreed=True)
+
+
+@contextmanager
+def under_way(job: Job) -> Iterator[Course]:
+    """Everything around learning: MLflow, the plan on the screen, and at the end the summary."""
+    from jaxtrain.tracking.tracker import look
+
+    _use_compilation_cache(job.config)
+    with contextlib.closing(job.classifier.learning(job)) as learning:
+        tracker = start_tracking(job, learning)
+        with _tracked(tracker, job.reporter):
+            plan = learning.plan(job.reporter.run_dir, look(tracker.uri) if tracker.uri else None)
+            job.reporter.plan(plan, learning.dataset, learning.position if job.resuming else None)
+            course = Course(job, learning, tracker)
+            yield course
+
+    def record() -> dict[str, Any]:
+        summary = course.summary | {"mlflow_run_id": tracker.run_id}
+        job.directory.write_summary(summary)
+        return summary
+
+    job.classifier.summary = processes.decided(record)
+    job.reporter.result(job.classifier.summary, course.looks)
+
+
+def start_tracking(job: Job, learning: Learning) -> Tracker:
+    """Begin or continue the MLflow run of the technique's experiment."""
+    from jaxtrain.tracking import Tracker
+
+    technique, run_dir = job.classifier.technique, job.directory.path
+    tracker = Tracker.start(
+        job.config.tracking,
+        run_dir=run_dir,
+        experiment=technique.upper(),
+        run_name=run_dir.name,
+        params=flat_config(job.config),
+        tags={
+            "technique": technique,
+            "run_dir": str(run_dir),
+            **versions(),
+            **(job.part.tags(False) if job.part else {}),
+        },
+        history=learning.history,
+    )
+    dataset = learning.dataset
+    tracker.artifact(run_dir / "config.yaml")
+    for context, source in (("train", dataset.train), ("val", dataset.val)):
+        if source is not None:
+            profile = {"images": len(source), "classes": dataset.num_classes}
+            tracker.log_input(dataset.name, job.config.data.name, data_digest(source), context, profile)
+    return tracker
+
+
+def _finish(job: Job, learned: Learned, tracker: Tracker) -> dict[str, Any]:
+    """Keep what was learned in `model/` and as an MLflow model; return the summary but for the test figures."""
+    from jaxtrain.classifiers.base import Fitted
+
+    classifier, config, dataset, run_dir = job.classifier, job.config, job.dataset, job.directory.path
+    classifier.adopt(
+        Fitted(_for_disk(config), dataset.class_names, learned.weights, learned.class_weights, learned.extra)
+    )
+    model_dir = run_dir / "model"
+    if processes.primary():
+        classifier.save(model_dir)
+    if config.tracking.log_model:
+        tracker.log_model(model_dir, learned.example, dataset.class_names, step=learned.best_step)
+    count = _count(learned.weights["params"])
+    return {
+        "technique": classifier.technique,
+        "model": chosen(config.model.name),
+        "dataset": dataset.name,
+        "classes": dataset.num_classes,
+        "steps": learned.steps,
+        "wall_seconds": round(learned.seconds, 3),
+        "images_per_second": round(learned.images / max(learned.seconds, 1e-9), 1),
+        "val_accuracy": learned.val_accuracy,
+        "best_step": learned.best_step,
+        "params": count + _count(learned.weights["frozen"]),
+        "trainable_params": count,
+        "params_sha256": tree_digest(learned.weights["params"]),
+        "devices": learned.devices,
+        "versions": versions(),
+        **learned.summary,
+    }
+
+
+def _test(job: Job, learning: Learning, summary: dict[str, Any], tracker: Tracker) -> int | None:
+    """Open the test set once, through the Benchmark room; adds its figures to the summary, returns the looks so far."""
+    from jaxtrain.evaluation.evaluate import evaluate_on_test, track_evaluation
+
+    technique, run_dir, dataset = job.classifier.technique, job.directory.path, learning.dataset
+    evaluation = evaluate_on_test(
+        job.classifier,
+        dataset,
+        folder=run_dir / "benchmark",
+        technique=technique,
+        model=summary["model"],
+        params_sha256=summary["params_sha256"],
+    )
+    if evaluation is None:
+        _log.warning("%s has no test images: nothing was tested", dataset.name)
+        return None
+    metrics = evaluation.metrics
+    summary |= {"test_accuracy": metrics["test/accuracy"], "test_loss": metrics["test/loss"]}
+    tracker.log(summary["steps"], metrics)
+    summary |= learning.after_test(evaluation.test, tracker)
+    tracker.tag("params_sha256", summary["params_sha256"])
+    track_evaluation(
+        evaluation,
+        job.config.tracking,
+        folder=run_dir / "benchmark",
+        run_name=f"{technique}-{run_dir.name}",
+        source_run_id=tracker.wait_run_id(timeout=30.0),
+    )
+    return evaluation.looks
+
+
+def _for_disk(config: Config) -> Config:
+    """As it is kept: without the place of this run, so that the file starts another one, and without a password."""
+    of_this_start = ("run_dir", "name", "parallel.coordinator", "parallel.num_processes", "parallel.process_id")
+    return without_passwords(config).replace(**dict.fromkeys(of_this_start))
+
+
+def _count(tree: Any) -> int:
+    return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def _use_compilation_cache(config: Config) -> None:
+    """Compiled programs are kept in the user's cache folder, unless JAX was told where to keep them."""
+    import os
+
+    if not config.parallel.compilation_cache or getattr(jax.config, "jax_compilation_cache_dir", None):
+        return
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(root / "jaxtrain" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@contextmanager
+def _tracked(tracker: Tracker, reporter: Reporter) -> Iterator[None]:
+    """The run in MLflow ends as what happened: FINISHED, KILLED or FAILED."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt, Pruned):
+        reporter.tracking_ended(tracker.finish("KILLED"))
+        raise
+    except BaseException:
+        reporter.tracking_ended(tracker.finish("FAILED"))
+        raise
+    reporter.tracking_ended(tracker.finish("FINISHED"))
+
+
+@contextmanager
+def _failures_written(path: Path) -> Iterator[None]:
+    """The traceback of a failed run goes to a file; what a person sees is one line."""
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except (Interrupted, Pruned):
+        raise
+    except Exception as error:
+        from jaxtrain.redact import redact
+
+        with contextlib.suppress(OSError):  # on a full disk the error itself is worth more
+            path.write_text(redact(traceback.format_exc()))
+        if isinstance(error, JaxtrainError):
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise RunError(f"{type(error).__name__}: {first}; traceback: {path}") from error

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+from statsmodels.stats.contingency_tables import mcnemar as mcnemar_of_statsmodels
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import ttost_paired
+
+from jaxtrain.evaluation.significance import (
+    equivalence,
+    holm,
+    mcnemar,
+    score,
+    simultaneous,
+    smallest_detectable_difference,
+)
+
+
+def test_mcnemar_equals_statsmodels():
+    first, second = np.array([0, 5, 0, 12, 30, 7]), np.array([0, 0, 9, 4, 31, 7])
+    expected = [
+        mcnemar_of_statsmodels([[50, a], [b, 20]], exact=True).pvalue if a + b else 1.0
+        for a, b in zip(first, second, strict=True)
+    ]
+    assert mcnemar(first, second) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_equals_statsmodels(seed):
+    p = np.random.default_rng(seed).random(10) ** 3
+    p[3] = p[4]
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-12)
+
+
+@pytest.mark.parametrize(("first", "second", "images"), [(10, 4, 100), (0, 0, 50), (3, 0, 40), (7, 9, 200), (0, 5, 30)])
+@pytest.mark.parametrize("difference", [-0.05, 0.0, 0.02])
+def test_the_score_uses_the_likeliest_shares_given_the_difference(first, second, images, difference):
+    def unlikelihood(share):
+        chances = np.array([share + difference, share, 1 - 2 * share - difference])
+        counts = np.array([first, second, images - first - second])
+        return -np.sum(counts * np.log(np.maximum(chances, 1e-300)))
+
+    bounds = (max(0, -difference), (1 - difference) / 2)
+    share = minimize_scalar(unlikelihood, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+    variance = images * (2 * share + difference - difference**2)
+    expected = (first - second - images * difference) / np.sqrt(variance) if variance > 1e-9 else 0.0
+    assert score(first, second, images, difference) == pytest.approx(expected, abs=1e-5)
+
+
+def test_equivalence_nears_the_t_tests_of_statsmodels_where_there_is_much_disagreement():
+    for only_first, only_second in [(1000, 1010), (1050, 1000), (900, 980), (1500, 1380)]:
+        difference = np.repeat([1.0, -1.0, 0.0], [only_first, only_second, 10_000 - only_first - only_second])
+        expected = ttost_paired(difference, np.zeros(10_000), -0.01, 0.01)[0]
+        assert 1e-4 < expected < 0.8
+        assert equivalence(only_first, only_second, 10_000) == pytest.approx(expected, abs=2e-3)
+
+
+def test_models_that_never_differ_are_equivalent_only_on_enough_images():
+    assert equivalence(0, 0, 100) > 0.05 > equivalence(0, 0, 300)
+
+
+def test_intervals_of_all_pairs_are_wider_than_one_and_never_wider_than_bonferroni():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(4, 20_000))
+    pairs = np.array([noise[i] - noise[j] for i in range(4) for j in range(i)])
+    differences = np.arange(6.0)
+    found = simultaneous(differences, differences[:, None] + pairs)
+    half = np.array([interval.high - interval.low for interval in found]) / 2
+    # Tukey's studentised range of 4 means is 3.633, that is 2.569 standard errors of a difference.
+    assert half == pytest.approx(2.569 * np.sqrt(2), rel=0.03)
+    assert [sum(interval) / 2 for interval in found] == pytest.approx(differences)
+    one = simultaneous(differences[:1], pairs[:1])[0]
+    assert (one.high - one.low) / 2 == pytest.approx(1.96 * np.sqrt(2), rel=0.03)
+
+
+def test_models_that_never_differ_have_an_interval_of_nothing():
+    replicates = np.array([np.zeros(50), np.linspace(-1, 1, 50)])
+    assert simultaneous(np.zeros(2), replicates)[0] == (0.0, 0.0)
+    assert simultaneous(np.zeros(1), np.zeros((1, 50))) == [(0.0, 0.0)]
+
+
+def test_the_smallest_detectable_difference_is_detected_with_its_power():
+    images, disagreement = 2000, 0.1
+    smallest = smallest_detectable_difference(disagreement, images)
+    rng = np.random.default_rng(0)
+    chances = [(disagreement + smallest) / 2, (disagreement - smallest) / 2, 1 - disagreement]
+    first, second, _ = rng.multinomial(images, chances, size=20_000).T
+    assert np.mean(mcnemar(first, second) < 0.05) == pytest.approx(0.8, abs=0.03)
+    assert smallest_detectable_difference(0.0, 100) > 0.02
+
+
+def models(rng, images, count):
+    """Which images each of several models of one true accuracy has right; half of the images are easy for all."""
+    easy = rng.random(images) < 0.5
+    return easy | (rng.random((count, images)) < 0.6)
+
+
+def false_alarms(simulations, images, count, resamples):
+    """How often any pair of equally good models is found to differ: by Holm, and by the joint intervals."""
+    rng = np.random.default_rng(0)
+    by_test, by_interval = 0, 0
+    i, j = np.triu_indices(count, 1)
+    for _ in range(simulations):
+        right = models(rng, images, count)
+        p = holm(mcnemar((right[i] & ~right[j]).sum(1), (~right[i] & right[j]).sum(1)))
+        by_test += p.min() < 0.05
+        weights = rng.multinomial(images, np.full(images, 1 / images), resamples) / images
+        accuracy, replicates = right.mean(1), right.astype(float) @ weights.T
+        found = simultaneous(accuracy[i] - accuracy[j], replicates[i] - replicates[j])
+        by_interval += any(interval.low > 0 or interval.high < 0 for interval in found)
+    return by_test / simulations, by_interval / simulations
+
+
+def test_false_alarms_in_a_few_simulations():
+    assert max(false_alarms(150, 200, 4, 200)) <= 0.12
+
+
+@pytest.mark.slow
+def test_at_most_6_percent_false_alarms_in_2000_simulations():
+    assert max(false_alarms(2000, 500, 5, 500)) <= 0.06
+
+
+def test_at_most_6_percent_of_models_at_the_margin_are_called_equivalent():
+    rng = np.random.default_rng(0)
+    for disagreement in (0.02, 0.1, 0.4):
+        chances = [(disagreement + 0.01) / 2, (disagreement - 0.01) / 2, 1 - disagreement]
+        first, second, _ = rng.multinomial(3000, chances, size=4000).T
+        assert np.mean(equivalence(first, second, 3000) < 0.05) <= 0.06
