@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from tests.models.weights import test_package, torchvision_stub
 from tests.models.weights.cases import CASES, GOLDEN, draw, images
