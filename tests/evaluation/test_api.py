@@ -50,7 +50,7 @@ def quick(monkeypatch, tmp_path):
 
 def test_classifiers_on_arrays(classifiers):
     images, labels = digits()
-    report = jaxtrain.evaluation(
+    report = jaxtrain.benchmark(
         {"one": classifiers[0], "two": classifiers[1]}, (images[800:], labels[800:]), resamples=200
     )
     table = report.to_pandas().set_index("model")
@@ -65,11 +65,11 @@ def test_classifiers_on_arrays(classifiers):
 
 def test_names_and_other_data(classifiers):
     images, labels = digits()
-    report = jaxtrain.evaluation(classifiers, (images[800:1000], labels[800:1000]), costs=False, resamples=100)
+    report = jaxtrain.benchmark(classifiers, (images[800:1000], labels[800:1000]), costs=False, resamples=100)
     assert sorted(report.to_pandas()["model"]) == sorted(
         f"{c.run_dir.parent.name}/{c.run_dir.name}" for c in classifiers
     )
-    named = jaxtrain.evaluation([classifiers[0], str(classifiers[1].run_dir)], "digits", costs=False, resamples=100)
+    named = jaxtrain.benchmark([classifiers[0], str(classifiers[1].run_dir)], "digits", costs=False, resamples=100)
     assert named.comparison.predictions.dataset == "digits"
     assert len(named.comparison.predictions.labels) == 360
 
@@ -79,7 +79,7 @@ def test_corruptions(classifiers, monkeypatch):
 
     monkeypatch.setattr(robustness, "CORRUPTIONS", {"contrast": CORRUPTIONS["contrast"]})
     images, labels = digits()
-    report = jaxtrain.evaluation(
+    report = jaxtrain.benchmark(
         {"m": classifiers[0]}, (images[800:], labels[800:]), costs=False, resamples=100, robustness=True
     )
     curve = report.robustness["m"]["contrast"]
@@ -93,14 +93,14 @@ def test_corruptions(classifiers, monkeypatch):
 )
 def test_what_cannot_be(models, data, message):
     with pytest.raises(UserError, match=message):
-        jaxtrain.evaluation(models, data)
+        jaxtrain.benchmark(models, data)
 
 
 def test_classifiers_need_data(classifiers):
     with pytest.raises(UserError, match="no data: give the name"):
-        jaxtrain.evaluation(classifiers)
+        jaxtrain.benchmark(classifiers)
     with pytest.raises(UserError, match="not trained yet"):
-        jaxtrain.evaluation([PTClassifier()], "digits")
+        jaxtrain.benchmark([PTClassifier()], "digits")
 
 
 def test_the_name_can_be_called_whatever_was_imported_before():
