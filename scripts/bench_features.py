@@ -21,6 +21,7 @@ from jaxtrain.data.arrays import from_arrays
 from jaxtrain.runs.extraction import Extractor
 from jaxtrain.training.inference import Inference
 from jaxtrain.training.parallel import make_strategy
+from jaxtrain.training.technique import Binding
 
 
 def main() -> None:
@@ -40,9 +41,9 @@ def main() -> None:
         options = {"model": {"name": arguments.model}, "train": {"steps": 1, "batch_size": 2}, "quiet": True}
         PTClassifier(run_dir=folder / "pt", tracking={"enabled": False}, **options).fit(images[:4], [0, 1, 0, 1])
         classifier = FEClassifier(model={"weights": str(folder / "pt")}, data={"val_fraction": 0.0})
-        classifier.config = classifier.resolve(classifier.config, dataset)
-        strategy = make_strategy(classifier.config.parallel)
-        inference = Inference(classifier, 2, strategy)
+        technique = classifier.bind(classifier.resolve(classifier.config, dataset), Binding(2))
+        strategy = make_strategy(technique.config.parallel)
+        inference = Inference(technique, strategy)
         shapes = {**inference.shapes, "params": {}}
         weights = strategy.place(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
         batches = [batch for batch, _ in inference.batches(dataset.train)]
@@ -53,10 +54,10 @@ def main() -> None:
             start = time.perf_counter()
             jax.block_until_ready([forward(weights, batch) for batch in batches])
             times["bare"].append(time.perf_counter() - start)
-            features = classifier.config.features.model_copy(update={"store": folder / f"store{number}"})
-            inference.config = classifier.config.model_copy(update={"features": features})
+            features = technique.config.features.model_copy(update={"store": folder / f"store{number}"})
+            inference.config = technique.config.model_copy(update={"features": features})
             start = time.perf_counter()
-            Extractor(classifier, inference, weights, "0" * 64)(dataset.train)
+            Extractor(technique, inference, weights, "0" * 64)(dataset.train)
             times["jaxtrain"].append(time.perf_counter() - start)
     for name, values in times.items():
         speed = len(dataset.train) / median(values)

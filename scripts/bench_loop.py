@@ -18,7 +18,8 @@ from jaxtrain.data.arrays import from_arrays
 from jaxtrain.data.base import ArraySource
 from jaxtrain.runs.report import Reporter
 from jaxtrain.runs.resolve import resolve, timetable
-from jaxtrain.runs.stepwise import Watcher, evaluator, prepare
+from jaxtrain.runs.setup import prepare
+from jaxtrain.runs.stepwise import Watcher, evaluator
 from jaxtrain.tracking import Tracker
 from jaxtrain.training.checkpoints import Checkpoints
 from jaxtrain.training.hang import HangWatch
@@ -42,7 +43,8 @@ class Bench:
         dataset = from_arrays(images, np.arange(count) % 10)
         options = {"model.name": model, "augment.policy": "none", "train.epochs": 100.0, "data.val_fraction": 0.05}
         self._config = resolve(Config().replace(**options, quiet=True), dataset)
-        self._setup = setup = prepare(PTClassifier(self._config), self._config, dataset)
+        _, setup = prepare(PTClassifier(self._config).bind(self._config), dataset)
+        self._setup = setup
         self._steps, self._step = steps, make_step(setup.spec)
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)

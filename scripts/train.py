@@ -8,13 +8,13 @@ from jaxtrain.cli.main import main, print_config, train_command
 def body() -> None:
     """One run, as the command line says."""
     config, action = train_command(sys.argv[1:])
-    from jaxtrain.classifiers.files import techniques
+    from jaxtrain.classifiers.files import TECHNIQUES
 
-    classifier = techniques()[config.technique](config)
+    classifier = TECHNIQUES[config.technique](config)
     if action in ("smoke", "debug"):
         from jaxtrain.classifiers.rehearsal import REHEARSALS
 
-        REHEARSALS[action](config)
+        REHEARSALS[action](classifier)
     elif action == "print_config":
         from jaxtrain.data.sources import load_dataset
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import PTClassifier
-from jaxtrain.classifiers.files import techniques
+from jaxtrain.classifiers.files import TECHNIQUES
 from jaxtrain.config_io import load_config
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
@@ -68,6 +68,6 @@ def test_recipe(path, tmp_path, backbone, monkeypatch):
         small |= {"data.image_size": 32, "model.patch_size": 16}
     if config.finetune.blocks is not None:
         small |= {"finetune.blocks": 2}
-    classifier = techniques()[config.technique](config.replace(**small)).fit(*generated(shape))
+    classifier = TECHNIQUES[config.technique](config.replace(**small)).fit(*generated(shape))
     assert classifier.summary["technique"] == path.parent.name
     assert config.technique == "fe" or classifier.summary["steps"] == 2

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,37 +14,31 @@ import numpy as np
 import optax
 from flax import nnx
 from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ValidationError
 
 from jaxtrain.config import Config, DataConfig, chosen
+from jaxtrain.config_io import explain
+from jaxtrain.data.arrays import as_source, encode_labels, from_arrays
 from jaxtrain.data.augment import augment, mix, normalize
 from jaxtrain.data.base import Dataset, ImageSource
+from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import UserError
+from jaxtrain.evaluation.costs import ForwardPass
+from jaxtrain.evaluation.metrics import classification_metrics, softmax
 from jaxtrain.models import create_model
+from jaxtrain.models.weights import Pretrained
+from jaxtrain.runs.fitted import Fitted, Predictor, read_model, save_model
+from jaxtrain.runs.learning import Job, Learning
 from jaxtrain.runs.resolve import DEFAULT_MODEL, resolve
+from jaxtrain.runs.run import restored, run
+from jaxtrain.runs.stepwise import Stepwise
+from jaxtrain.training import processes
 from jaxtrain.training.losses import cross_entropy, soft_labels
 from jaxtrain.training.optimizers import Schedule, make_optimizer
-from jaxtrain.training.state import Batch, TrainState, Tree, model_keys
+from jaxtrain.training.parallel import set_cpu_devices
+from jaxtrain.training.state import Batch, TrainState, Tree
 from jaxtrain.training.step import Metrics
-
-if TYPE_CHECKING:
-    from jaxtrain.evaluation.costs import ForwardPass
-    from jaxtrain.models.weights import Pretrained
-    from jaxtrain.runs.learning import Job, Learning
-    from jaxtrain.runs.stepwise import Setup
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a trained classifier knows."""
-
-    config: Config
-    """Resolved."""
-    class_names: tuple[str, ...]
-    weights: Tree
-    """Host arrays {"params", "frozen", "model_state"}, with strings as keys."""
-    class_weights: tuple[float, ...] | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """What a technique keeps besides, as JSON."""
+from jaxtrain.training.technique import Binding
 
 
 class BaseClassifier:
@@ -56,7 +49,9 @@ class BaseClassifier:
     strings `[images]`.
 
     Research code overrides what is learned and keeps the rest: `build_model`, `inputs`, `loss`, `trainable`,
-    `make_optimizer`. All are pure functions of their arguments; inside them `self.config` is the resolved config.
+    `make_optimizer`. All are pure functions of their arguments; a run calls them on a copy of the classifier, whose
+    `config` is the resolved one and whose `binding` has the classes. The classifier itself stays as it was given: all
+    that `fit` and `load` leave on it is `fitted`.
 
     Options are given as a `Config`, as sections, or both:
     `PTClassifier(model={"name": "resnet18"}, train={"epochs": 5}, seed=1)`.
@@ -67,15 +62,9 @@ class BaseClassifier:
     def __init__(self, config: Config | None = None, **options: Any) -> None:
         base = config.model_dump(exclude_unset=True) if config is not None else {}
         self.config = _validated({**base, **options, "technique": self.technique})
-        self.summary: dict[str, Any] = {}
-        """`summary.json` of the run, once fitted."""
-        self.run_dir: Path | None = None
+        """As given; `fitted.config` is the resolved one."""
+        self.binding = Binding()
         self._fitted: Fitted | None = None
-        self._inference: tuple[Any, Tree] | None = None
-        self._everywhere = False
-        self._num_classes = 0
-        self._class_weights: tuple[float, ...] | None = None
-        self._augment = self.config.augment
 
     # What is learned: override these.
 
@@ -102,11 +91,14 @@ class BaseClassifier:
         `float32[batch, size, size, channels]` with `float32[batch, classes]`.
         """
         data = self.config.data
-        image = augment(self._augment, keys, batch.image, image_size=chosen(data.image_size))
-        label = soft_labels(batch.label, self._num_classes, self.config.train.label_smoothing)
+        options, binding = self.config.augment, self.binding
+        if binding.cropped and options.crop == "random_resized":
+            options = options.model_copy(update={"crop": "none"})
+        image = augment(options, keys, batch.image, image_size=chosen(data.image_size))
+        label = soft_labels(batch.label, binding.num_classes, self.config.train.label_smoothing)
         weight = batch.weight
-        if self._class_weights is not None:
-            each = jnp.asarray(self._class_weights, jnp.float32)[batch.label]
+        if binding.class_weights is not None:
+            each = jnp.asarray(binding.class_weights, jnp.float32)[batch.label]
             weight = each if weight is None else weight * each
         image, label = mix(self.config.augment, keys, image, label)
         return Batch(normalize(image, chosen(data.mean), chosen(data.std)), label, weight)
@@ -138,24 +130,39 @@ class BaseClassifier:
         """The weights that training starts from; None: from the seed. Raises UserError where they can't be read."""
         return None
 
-    def resolve(self, config: Config, dataset: Dataset) -> Config:
-        """`config` with everything chosen that it leaves open. Raises UserError where options contradict."""
+    def resolve(self, config: Config, dataset: Dataset, run_dir: Path | None = None) -> Config:
+        """`config` with everything chosen that it leaves open. Raises UserError where options contradict.
+
+        `run_dir`: of a run that may have begun already.
+        """
         return resolve(config, dataset, self.pretrained)
 
-    def start(self, job: Job, setup: Setup) -> TrainState:
-        """The state before the first step, from the freshly initialised one of `setup`; not called on resuming."""
-        del job
-        return setup.state
+    def start(self, job: Job, fresh: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+        """The state before the first step, from the freshly initialised one; not called on resuming."""
+        return fresh
 
-    def about(self) -> dict[str, Any]:
+    def merged(self, weights: Tree) -> Tree:
+        """Trained weights {"params", "frozen", "model_state"} as the network has them that predicts."""
+        return weights
+
+    def about(self, job: Job) -> dict[str, Any]:
         """What the technique adds to `summary.json`."""
         return {}
 
     def learning(self, job: Job) -> Learning:
         """How it is learned: by gradient steps."""
-        from jaxtrain.runs.stepwise import Stepwise
-
         return Stepwise(job)
+
+    def predictor(self, fitted: Fitted, *, everywhere: bool = False) -> Predictor:
+        """How `fitted` predicts; `everywhere`: each process of the run computes its share of every batch."""
+        return Predictor(fitted, everywhere=everywhere)
+
+    def bind(self, config: Config, binding: Binding | None = None, *, pretrained: Pretrained | None = None) -> Self:
+        """A copy for a run, with its config and classes; `pretrained`: the weights, where they are read already."""
+        bound = copy.copy(self)
+        changes = {"config": config, "binding": binding or self.binding, "_fitted": None}
+        vars(bound).update(changes if pretrained is None else {**changes, "pretrained": pretrained})
+        return bound
 
     # The protocol.
 
@@ -173,16 +180,11 @@ class BaseClassifier:
         Without `validation` a stratified part of the training images is held out (`data.val_fraction`). `test` is
         opened once, at the end. Raises UserError for wrong input and RunError when the run can't go on.
         """
-        from jaxtrain.data.arrays import from_arrays
-        from jaxtrain.data.sources import load_dataset
-        from jaxtrain.runs.run import run
-        from jaxtrain.training import processes
-        from jaxtrain.training.parallel import set_cpu_devices
-
         set_cpu_devices(self.config.parallel)
         processes.start(self.config.parallel)
         with processes.together():
-            data = self.data_config
+            technique = self.bind(self.config)
+            data = technique.data_config
             if images is None:
                 dataset = load_dataset(data)
             elif labels is None:
@@ -196,17 +198,15 @@ class BaseClassifier:
                     class_names=class_names,
                     config=data,
                 )
-            run(self, dataset)
+            self._fitted = run(technique, dataset)
         return self
 
     def predict_logits(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
         """`float32[images, classes]`."""
-        return self._forward("logits", images)
+        return self.fitted.predictor.predict_logits(self._source(images))
 
     def predict_proba(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
         """Softmax probabilities: `float32[images, classes]`, columns in the order of `class_names`."""
-        from jaxtrain.evaluation.metrics import softmax
-
         return softmax(self.predict_logits(images)).astype(np.float32)
 
     def predict(self, images: ArrayLike | ImageSource) -> NDArray[np.int32]:
@@ -215,13 +215,10 @@ class BaseClassifier:
 
     def embed(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
         """The vector before the head: `float32[images, features]`."""
-        return self._forward("embed", images)
+        return self.fitted.predictor.embed(self._source(images))
 
     def evaluate(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         """Accuracy, loss and more (`jaxtrain.evaluation.metrics`) on labelled images."""
-        from jaxtrain.data.arrays import encode_labels
-        from jaxtrain.evaluation.metrics import classification_metrics, softmax
-
         logits = self.predict_logits(images)
         return classification_metrics(encode_labels(labels, self.class_names, len(logits)), softmax(logits), logits)
 
@@ -236,18 +233,10 @@ class BaseClassifier:
     @property
     def model_name(self) -> str:
         """Name of the network in the registry, also where the config leaves it open."""
-        if self.config.model.name is not None:
-            return self.config.model.name
+        config = self.config if self._fitted is None else self._fitted.config
+        if config.model.name is not None:
+            return config.model.name
         return chosen(self.pretrained.model.name) if self.pretrained else DEFAULT_MODEL
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the data set that is or was trained on."""
-        return self._num_classes
-
-    def trainable_filter(self, path: tuple[Any, ...], value: Any) -> bool:
-        """`trainable` as a filter for `nnx.split`: parameters only."""
-        return isinstance(value, nnx.Param) and self.trainable(path, value)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -262,86 +251,47 @@ class BaseClassifier:
         return self._fitted
 
     @property
-    def network_weights(self) -> Tree:
-        """{"params", "frozen", "model_state"} of the network alone."""
-        return self.fitted.weights
+    def summary(self) -> dict[str, Any]:
+        """`summary.json` of the run; empty before, and for a model that was loaded."""
+        return {} if self._fitted is None else dict(self._fitted.summary)
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The directory of the run; None before, and for a model that was loaded."""
+        return None if self._fitted is None else self._fitted.run_dir
 
     def forward_pass(self) -> ForwardPass:
         """How predictions are computed, for who takes the time of it (`jaxtrain.evaluation.costs`)."""
-        return self._forward_pass("logits")
-
-    def _forward_pass(self, output: str) -> ForwardPass:
-        from jaxtrain.evaluation.costs import ForwardPass
-        from jaxtrain.training.inference import Inference
-        from jaxtrain.training.parallel import make_strategy
-
-        data = self.config.data
-        size = chosen(data.image_size)
-        network = Inference(self, len(self.class_names), make_strategy(self.config.parallel)).function(output)
-        return ForwardPass(
-            network=lambda weights, images: network(weights, Batch(images, None)),
-            weights=model_keys(self.network_weights),
-            image_shape=(size, size, chosen(data.channels)),
-        )
+        return self.fitted.predictor.forward_pass()
 
     def save(self, path: str | Path) -> Path:
         """Write the model to a folder: weights with digests (Orbax), config and class names. No pickle."""
-        from jaxtrain.classifiers.files import save_model
-
-        return save_model(self, Path(path))
+        return save_model(self.fitted, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a model written by `save`, or the one of a run directory. Raises UserError if there is none."""
-        from jaxtrain.classifiers.files import load_model
+        weights, meta = read_model(Path(path))
+        if meta["technique"] != cls.technique:
+            raise UserError(
+                f"{path}: holds a model of technique {meta['technique']}, not {cls.technique}; use jaxtrain.load"
+            )
+        return cls.of_saved(weights, meta)
 
-        return load_model(cls, Path(path))
+    @classmethod
+    def of_saved(cls, weights: Tree, meta: Mapping[str, Any]) -> Self:
+        """A trained classifier from what `jaxtrain.runs.fitted.read_model` gives."""
+        classifier = cls(Config.model_validate(meta["config"]))
+        classifier._fitted = restored(classifier, weights, meta, run_dir=None, summary={})
+        return classifier
 
-    def adopt(self, fitted: Fitted) -> None:
-        """Take over a trained state (used by `fit` and `load`)."""
-        self.config = fitted.config
-        self._fitted = fitted
-        self._inference = None
-        self.prepare_inputs(len(fitted.class_names), fitted.class_weights, cropped=False)
-
-    def prepare_inputs(self, num_classes: int, class_weights: tuple[float, ...] | None, *, cropped: bool) -> None:
-        """Tell `inputs` about the classes, and whether images arrive with their random crop done (streams)."""
-        self._num_classes, self._class_weights = num_classes, class_weights
-        self._augment = self.config.augment
-        if cropped and self._augment.crop == "random_resized":
-            self._augment = self._augment.model_copy(update={"crop": "none"})
-
-    @contextmanager
-    def everywhere(self) -> Iterator[None]:
-        """While all processes of a run predict on the same images, each computes its share of every batch."""
-        self._inference, self._everywhere = None, True
-        try:
-            yield
-        finally:
-            self._inference, self._everywhere = None, False
-
-    def _forward(self, output: str, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
-        from jaxtrain.data.arrays import as_source
-        from jaxtrain.training.inference import Inference
-        from jaxtrain.training.parallel import make_strategy
-
-        fitted = self.fitted
-        if self._inference is None:
-            strategy = make_strategy(self.config.parallel, everywhere=self._everywhere)
-            inference = Inference(self, len(fitted.class_names), strategy)
-            self._inference = inference, strategy.place(model_keys(self.network_weights))
-        inference, weights = self._inference
-        source = (
-            images if isinstance(images, ImageSource) else as_source(images, channels=chosen(self.config.data.channels))
-        )
-        return getattr(inference, output)(weights, source)
+    def _source(self, images: ArrayLike | ImageSource) -> ImageSource:
+        if isinstance(images, ImageSource):
+            return images
+        return as_source(images, channels=chosen(self.fitted.config.data.channels))
 
 
 def _validated(options: Mapping[str, Any]) -> Config:
-    from pydantic import BaseModel, ValidationError
-
-    from jaxtrain.config_io import explain
-
     plain = {k: v.model_dump(exclude_unset=True) if isinstance(v, BaseModel) else v for k, v in options.items()}
     try:
         return Config.model_validate(plain)

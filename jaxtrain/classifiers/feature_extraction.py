@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,17 @@ import numpy as np
 from flax import nnx
 from numpy.typing import ArrayLike, NDArray
 
-from jaxtrain.classifiers.base import BaseClassifier, Fitted
+from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.errors import UserError
+from jaxtrain.heads import FittedHead
 from jaxtrain.models import create_model
 from jaxtrain.models.weights import Pretrained, load_pretrained
+from jaxtrain.runs.fitted import Fitted, HeadPredictor
+from jaxtrain.runs.head_learning import HeadLearning, fit_vectors
+from jaxtrain.runs.learning import Job, Learning
 from jaxtrain.runs.resolve import DEFAULT_WEIGHTS, resolve_features
-from jaxtrain.training.state import Tree
-
-if TYPE_CHECKING:
-    from jaxtrain.evaluation.costs import ForwardPass
-    from jaxtrain.heads import FittedHead
-    from jaxtrain.runs.extraction import Extractor
-    from jaxtrain.runs.learning import Job, Learning
 
 
 class FEClassifier(BaseClassifier):
@@ -36,8 +33,6 @@ class FEClassifier(BaseClassifier):
     """
 
     technique: ClassVar[str] = "fe"
-    extractor: Extractor | None = None
-    """While a run goes on: embeds splits through the store."""
 
     @cached_property
     def pretrained(self) -> Pretrained:
@@ -45,9 +40,9 @@ class FEClassifier(BaseClassifier):
         given = self.config.model.weights
         return load_pretrained(DEFAULT_WEIGHTS if given is None else given, self.config.model)
 
-    def resolve(self, config: Config, dataset: Dataset) -> Config:
+    def resolve(self, config: Config, dataset: Dataset, run_dir: Path | None = None) -> Config:
         """As for every technique; and where vectors are kept, and how many are computed at once."""
-        return resolve_features(super().resolve(config, dataset))
+        return resolve_features(super().resolve(config, dataset, run_dir))
 
     def build_model(self, *, num_classes: int, axis_name: str | None) -> nnx.Module:
         """The backbone without its head."""
@@ -76,48 +71,18 @@ class FEClassifier(BaseClassifier):
 
     def learning(self, job: Job) -> Learning:
         """Embeddings first, then heads on them."""
-        from jaxtrain.runs.head_learning import HeadLearning
+        return HeadLearning(job)
 
-        return HeadLearning(job, self)
+    def predictor(self, fitted: Fitted, *, everywhere: bool = False) -> HeadPredictor:
+        """The head on the backbone's embeddings."""
+        return HeadPredictor(fitted, everywhere=everywhere)
 
     @property
     def head(self) -> FittedHead:
         """The trained head: vectors `float32[images, features]` to logits."""
-        from jaxtrain.heads import restore_head
-
-        fitted = self.fitted
-        if self._head is None or self._head[0] is not fitted:
-            arrays = {name: np.asarray(array) for name, array in fitted.weights["params"].items()}
-            self._head = fitted, restore_head(fitted.extra["head"], arrays)
-        return self._head[1]
-
-    _head: tuple[Fitted, FittedHead] | None = None
-
-    @property
-    def network_weights(self) -> Tree:
-        """The backbone's."""
-        return {**self.fitted.weights, "params": {}}
-
-    def predict_logits(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
-        """`float32[images, classes]`; NaN for an image that could not be read."""
-        vectors = self.embed(images)
-        readable = np.isfinite(vectors).all(axis=1)
-        logits = np.full((len(vectors), len(self.class_names)), np.nan, np.float32)
-        logits[readable] = self.head.logits(vectors[readable])
-        return logits
-
-    def embed(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
-        """The vector that the head sees: `float32[images, features]`."""
-        if self.extractor is not None and isinstance(images, ImageSource):
-            return self.extractor(images).load()
-        if not self.fitted.weights["frozen"]:
-            raise UserError("this head was trained on vectors: it has no backbone, use predict_embeddings()")
-        return super().embed(images)
-
-    def forward_pass(self) -> ForwardPass:
-        """The backbone, then the head on the host."""
-        numbers = sum(array.size for array in self.fitted.weights["params"].values())
-        return replace(self._forward_pass("embed"), head=self.head.logits, head_flops=2.0 * numbers)
+        predictor = self.fitted.predictor
+        assert isinstance(predictor, HeadPredictor)
+        return predictor.head
 
     def fit_embeddings(
         self,
@@ -131,12 +96,15 @@ class FEClassifier(BaseClassifier):
         Without `validation` a stratified part is held out (`data.val_fraction`). Then `predict_embeddings` and `save`
         work; images need a backbone. Raises UserError for wrong input.
         """
-        from jaxtrain.runs.head_learning import fit_vectors
-
-        self.adopt(fit_vectors(self.config, vectors, labels, validation))
+        self._fitted = fit_vectors(self.bind(self.config), vectors, labels, validation)
         return self
 
     def predict_embeddings(self, vectors: ArrayLike) -> NDArray[np.int32]:
         """The most probable class of each vector: `int32[images]`, an index into `class_names`."""
         logits = self.head.logits(np.asarray(vectors, np.float32))
         return np.argmax(logits, axis=-1).astype(np.int32)
+
+    def _source(self, images: ArrayLike | ImageSource) -> ImageSource:
+        if not self.fitted.weights["frozen"]:
+            raise UserError("this head was trained on vectors: it has no backbone, use predict_embeddings()")
+        return super()._source(images)

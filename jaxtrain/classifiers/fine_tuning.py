@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxtrain.classifiers.base import BaseClassifier, Fitted
+from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.classifiers.hyper_rule import hyper_rule
+from jaxtrain.classifiers.linear_probe import probed_head
 from jaxtrain.classifiers.starting_point import joined, overlaid, record, recorded, without
 from jaxtrain.config import Config, ModelConfig, chosen
 from jaxtrain.data.base import Dataset
@@ -24,14 +26,12 @@ from jaxtrain.models.depth import Depth
 from jaxtrain.models.layers import BatchNorm
 from jaxtrain.models.lora import NAMES, add_lora, lora_targets, merge_lora
 from jaxtrain.models.weights import Pretrained, adapt, load_pretrained
+from jaxtrain.runs.learning import Job
 from jaxtrain.runs.resolve import DEFAULT_WEIGHTS, resolve, total_steps
 from jaxtrain.training.optimizers import Schedule, Tree, decay_mask, make_optimizer
-from jaxtrain.training.param_groups import Path, decay_towards_start, scale_learning_rates
+from jaxtrain.training.param_groups import Path as ParamPath
+from jaxtrain.training.param_groups import decay_towards_start, scale_learning_rates
 from jaxtrain.training.state import TrainState
-
-if TYPE_CHECKING:
-    from jaxtrain.runs.learning import Job, Learning
-    from jaxtrain.runs.stepwise import Setup
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +44,6 @@ class FTClassifier(BaseClassifier):
     """
 
     technique: ClassVar[str] = "ft"
-    _adapting = False
-    """While a run goes on the network has LoRA's matrices; afterwards they are merged."""
 
     @cached_property
     def pretrained(self) -> Pretrained:
@@ -53,9 +51,9 @@ class FTClassifier(BaseClassifier):
         given = self.config.model.weights
         return load_pretrained(DEFAULT_WEIGHTS if given is None else given, self.config.model)
 
-    def resolve(self, config: Config, dataset: Dataset) -> Config:
+    def resolve(self, config: Config, dataset: Dataset, run_dir: Path | None = None) -> Config:
         """As for every technique; length, rates and image size left open follow from the size of the data set."""
-        if recorded(self.run_dir) is not None:  # nothing is open any more, and the weights may have gone
+        if recorded(run_dir) is not None:  # nothing is open any more, and the weights may have gone
             return resolve(config, dataset)
         resolved = resolve(hyper_rule(config, dataset, self.pretrained), dataset, self.pretrained)
         blocks, there = resolved.finetune.blocks, depth_of(resolved).top - 1
@@ -71,7 +69,7 @@ class FTClassifier(BaseClassifier):
         """The network; in training with frozen batch norms and LoRA where the strategy has them."""
         model = super().build_model(num_classes=num_classes, axis_name=axis_name)
         finetune = self.config.finetune
-        if not self._adapting:
+        if not self.binding.training:
             return model
         if finetune.strategy == "lora":
             key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
@@ -109,49 +107,41 @@ class FTClassifier(BaseClassifier):
             parts = [make_optimizer(optimizer, schedule, decays=_head_alone), towards_start]
         return optax.chain(*parts, scale_learning_rates(self._rate_factor))
 
-    def learning(self, job: Job) -> Learning:
-        """By gradient steps."""
-        self._adapting = True
-        return super().learning(job)
-
-    def start(self, job: Job, setup: Setup) -> TrainState:
+    def start(self, job: Job, fresh: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
         """The pre-trained weights in place of the seed's; UserError where they aren't those that the run began with."""
-        pretrained, fresh = self.pretrained, setup.state
+        pretrained = self.pretrained
         network = without(joined(fresh.params, fresh.frozen), NAMES)
         shapes = {"params": network, "model_state": fresh.model_state}
-        weights, model_state, adapted = adapt(pretrained, shapes, class_names=setup.dataset.class_names)
+        weights, model_state, adapted = adapt(pretrained, shapes, class_names=job.dataset.class_names)
         record(job.directory.path, pretrained, adapted)
         if self.config.finetune.linear_probe:
-            from jaxtrain.classifiers.linear_probe import probed_head
-
             weights["head"] = probed_head(job, pretrained)
         elif not adapted.head:
             weights["head"] = jax.tree.map(np.zeros_like, network["head"])
         params, frozen = (jax.tree.map(np.array, overlaid(part, weights)) for part in (fresh.params, fresh.frozen))
         average = {} if not fresh.ema else jax.tree.map(np.array, {"params": params, "model_state": model_state})
-        optimizer = jax.jit(setup.spec.optimizer.init)(params)
-        return replace(fresh, params=params, frozen=frozen, model_state=model_state, opt_state=optimizer, ema=average)
+        moments = jax.jit(optimizer.init)(params)
+        return replace(fresh, params=params, frozen=frozen, model_state=model_state, opt_state=moments, ema=average)
 
-    def adopt(self, fitted: Fitted) -> None:
-        """Take over a trained state, LoRA's updates merged into their kernels."""
-        self._adapting = False
-        finetune = fitted.config.finetune
-        if finetune.strategy == "lora":
-            weights, scale = fitted.weights, chosen(finetune.lora_alpha) / chosen(finetune.lora_rank)
-            params, frozen = merge_lora(weights["params"], weights["frozen"], scale)
-            fitted = replace(fitted, weights={**weights, "params": params, "frozen": frozen})
-        super().adopt(fitted)
+    def merged(self, weights: Tree) -> Tree:
+        """LoRA's updates merged into their kernels."""
+        finetune = self.config.finetune
+        if finetune.strategy != "lora":
+            return weights
+        scale = chosen(finetune.lora_alpha) / chosen(finetune.lora_rank)
+        params, frozen = merge_lora(weights["params"], weights["frozen"], scale)
+        return {**weights, "params": params, "frozen": frozen}
 
-    def about(self) -> dict[str, Any]:
+    def about(self, job: Job) -> dict[str, Any]:
         """Strategy, and which weights training started from."""
-        start = recorded(self.run_dir) or {}
+        start = recorded(job.run_dir) or {}
         return {
             "strategy": self.config.finetune.strategy,
             "weights": start.get("source"),
             "weights_sha256": start.get("sha256"),
         }
 
-    def _rate_factor(self, path: Path, step: jax.Array) -> jax.Array | float:
+    def _rate_factor(self, path: ParamPath, step: jax.Array) -> jax.Array | float:
         """What the learning rate of a parameter is multiplied by."""
         finetune, peak = self.config.finetune, chosen(self.config.optimizer.learning_rate)
         if path[0] == "head":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,11 +12,9 @@ from jaxtrain.heads import fit_head
 from jaxtrain.models.weights import Pretrained
 from jaxtrain.runs.few_shot import few_shot_indices
 from jaxtrain.runs.head_learning import HeadLearning, vector_weights
+from jaxtrain.runs.learning import Job
 from jaxtrain.runs.resolve import resolve_features
 from jaxtrain.training.state import Tree
-
-if TYPE_CHECKING:
-    from jaxtrain.runs.learning import Job
 
 _SHARED = {"seed", "quiet", "data", "model", "augment", "parallel"}
 
@@ -30,16 +27,14 @@ def probed_head(job: Job, pretrained: Pretrained) -> Tree:
     """
     shared = job.config.replace(**{"augment.test_flips": "none"})  # an embedding is of one view
     config = resolve_features(Config.model_validate({**shared.model_dump(include=_SHARED), "technique": "fe"}))
-    classifier = FEClassifier(config)
-    classifier.pretrained = pretrained
+    technique = FEClassifier(config).bind(config, pretrained=pretrained)
     dataset = job.dataset
     if config.data.shots is not None:
         places = few_shot_indices(config, dataset.train.labels, dataset.class_names)
         dataset = replace(dataset, train=dataset.train.select(places))
-    learning = HeadLearning(replace(job, classifier=classifier, config=config, dataset=dataset), classifier)
+    learning = HeadLearning(replace(job, technique=technique, config=config, dataset=dataset))
     train = learning.embedded(dataset.train, "train").vectors
     val = None if dataset.val is None else learning.embedded(dataset.val, "val").vectors
-    learning.close()
     options = HeadConfig(scaling=("none", "standard"))  # the third would not fold into a kernel and a bias
     if val is None:
         options = HeadConfig(scaling=("standard",), weight_decay=(1 / len(train.y),))

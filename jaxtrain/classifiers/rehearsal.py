@@ -12,23 +12,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from jaxtrain.classifiers.files import techniques
+from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.config import HEADS, Config, chosen
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.runs.resolve import mixes_images
-from jaxtrain.runs.stepwise import Setup, prepare
+from jaxtrain.runs.run import run
+from jaxtrain.runs.setup import Setup, prepare
 from jaxtrain.training.parallel import set_cpu_devices
-
-if TYPE_CHECKING:
-    from jaxtrain.classifiers.base import BaseClassifier
+from jaxtrain.training.technique import Technique
 
 _STEPS = 4
 _CLASSES = 10
@@ -36,15 +35,15 @@ _LEAST_BATCH = 8
 _SHORT_HEAD = {"trials": 2, "epochs": 2}
 
 
-def smoke(config: Config) -> None:
-    """Train, validate, save, resume and test a few steps of `config` on generated images of the right shape.
+def smoke(classifier: BaseClassifier) -> None:
+    """Train, validate, save, resume and test a few steps of a classifier on generated images of the right shape.
 
     Shape and classes are those of the data set where it is there, else of the config, else 10 classes. Batches are
     as small as the config allows. Raises what the run itself would raise.
     """
     start = time.monotonic()
+    config = classifier.config
     set_cpu_devices(config.parallel)
-    classifier = techniques()[config.technique](config)
     height, width, channels, classes = _shape(classifier)
     small = _shortened(config)
     images = max(_STEPS * small.train.batch_size, 2 * classes * (small.data.shots or 0))
@@ -59,7 +58,7 @@ def smoke(config: Config) -> None:
     with _temporary() as folder, contextlib.chdir(folder):
 
         def fit() -> BaseClassifier:
-            return techniques()[config.technique](small).fit(*train, validation=val, test=test, class_names=names)
+            return classifier.bind(small).fit(*train, validation=val, test=test, class_names=names)
 
         small = small.replace(**{"run_dir": folder / "run", "features.store": _store(config, folder)})
         first = fit()
@@ -75,13 +74,13 @@ def smoke(config: Config) -> None:
     )
 
 
-def debug(config: Config) -> None:
+def debug(classifier: BaseClassifier) -> None:
     """Check all shapes of a step, then train one on the first batch of the real images, every operation for NaN.
 
     The test set stays shut. Raises RunError for a shape that is not what it should be, and where NaN appears.
     """
+    config = classifier.config
     set_cpu_devices(config.parallel)
-    classifier = techniques()[config.technique](config)
     dataset = load_dataset(classifier.data_config)
     batch = min(config.train.batch_size, len(dataset.train))
     dataset = replace(
@@ -98,15 +97,12 @@ def debug(config: Config) -> None:
         }
         small = config.replace(**options)
         if config.technique != "fe":
-            checked = techniques()[config.technique](small)
-            check_shapes(checked, prepare(checked, checked.resolve(small, dataset), dataset))
-        from jaxtrain.runs.run import run
-
-        run(techniques()[config.technique](small), dataset)
+            check_shapes(*prepare(classifier.bind(classifier.resolve(small, dataset)), dataset))
+        run(classifier.bind(small), dataset)
     print("debug: shapes are right, and one step made no NaN")
 
 
-def check_shapes(classifier: BaseClassifier, setup: Setup) -> None:
+def check_shapes(technique: Technique, setup: Setup) -> None:
     """Raises RunError naming the first array of a step whose shape or type is not what the next part expects."""
     data, batch_size, classes = setup.config.data, setup.config.train.batch_size, setup.dataset.num_classes
     size, channels = chosen(data.image_size), chosen(data.channels)
@@ -115,14 +111,14 @@ def check_shapes(classifier: BaseClassifier, setup: Setup) -> None:
     _expect("image of the batch", batch.image, np.uint8, (batch_size, None, None, channels))
     _expect("label of the batch", batch.label, np.int32, (batch_size,))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
-    inputs = jax.eval_shape(classifier.inputs, batch, keys)
+    inputs = jax.eval_shape(technique.inputs, batch, keys)
     _expect("image that `inputs` gives", inputs.image, np.float32, (batch_size, size, size, channels))
     _expect("label that `inputs` gives", inputs.label, np.float32, (batch_size, classes))
     state = setup.state
 
     def loss(params: Any, inputs: Any, key: jax.Array) -> Any:
         model = nnx.merge(setup.spec.graphdef, params, state.frozen, state.model_state)
-        return classifier.loss(model, inputs, key)
+        return technique.loss(model, inputs, key)
 
     def logits(inputs: Any) -> Any:
         return nnx.merge(setup.spec.graphdef, state.params, state.frozen, state.model_state)(inputs.image)
@@ -202,5 +198,5 @@ def _temporary() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-REHEARSALS: dict[str, Callable[[Config], None]] = {"smoke": smoke, "debug": debug}
+REHEARSALS: dict[str, Callable[[BaseClassifier], None]] = {"smoke": smoke, "debug": debug}
 """By the option of the command line."""

@@ -104,7 +104,7 @@ def make_report(
                 if source is not None and len(source)
             }
         if corrupted:
-            side = max(chosen(model.config.data.image_size) for model in corrupted.values())
+            side = max(chosen(model.fitted.config.data.image_size) for model in corrupted.values())
             robustness = corruption_accuracy(corrupted, test.images, side=side, say=say)
     return Report(
         comparison,
@@ -130,7 +130,7 @@ def _gather_classifiers(models: Mapping[str, Any], data: Data, costs: bool) -> G
         found = costs_of_training(model.summary)
         if costs:
             found |= measure_costs(cast(Costed, model), test.images)
-        gathered.candidates.append(Candidate(name, predictions, found, model.run_dir, model.config.seed))
+        gathered.candidates.append(Candidate(name, predictions, found, model.run_dir, model.fitted.config.seed))
         gathered.looks = count_look(LOOKS_FILE, test.digest, predictions.params_sha256, dataset.name)
     return gathered
 
@@ -155,7 +155,7 @@ def _dataset(data: Data, model: Any) -> Dataset:
     from jaxtrain.data.arrays import as_source, encode_labels
 
     images, labels = data
-    channels = chosen(model.config.data.channels)
+    channels = chosen(model.fitted.config.data.channels)
     source = as_source(images, channels=channels)
     test = ArraySource(source.images, encode_labels(labels, model.class_names, len(source)), "test")
     nothing = ArraySource(source.images[:0], test.labels[:0], "train")

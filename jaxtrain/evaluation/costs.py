@@ -41,8 +41,8 @@ class ForwardPass:
     """Pure and traceable: (weights, `uint8[batch, size, size, channels]`) to `float32[batch, ...]`."""
     weights: Any
     """Tree of host arrays."""
-    image_shape: tuple[int, int, int]
-    """[size, size, channels]"""
+    config: Config
+    """Resolved."""
     head: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
     """On the host, from what the network gives to `float32[batch, classes]`; None: it gives logits."""
     head_flops: float = 0.0
@@ -51,10 +51,6 @@ class ForwardPass:
 
 class Costed(Protocol):
     """What the costs are measured of."""
-
-    @property
-    def config(self) -> Config:
-        """Resolved."""
 
     def forward_pass(self) -> ForwardPass:
         """How predictions are computed."""
@@ -79,10 +75,12 @@ def measure_costs(classifier: Costed, source: ImageSource | None = None) -> Cost
     forward = classifier.forward_pass()
     weights = jax.device_put(forward.weights, jax.local_devices()[0])
     network = jax.jit(forward.network)
+    data = forward.config.data
+    size, channels = chosen(data.image_size), chosen(data.channels)
     rng = np.random.default_rng(0)
     costs: Costs = {}
     for batch in BATCHES:
-        images = rng.integers(0, 256, (batch, *forward.image_shape), dtype=np.uint8)
+        images = rng.integers(0, 256, (batch, size, size, channels), dtype=np.uint8)
         compiled = network.lower(weights, images).compile()
 
         def call(compiled: Any = compiled, images: NDArray[np.uint8] = images) -> None:
@@ -98,7 +96,7 @@ def measure_costs(classifier: Costed, source: ImageSource | None = None) -> Cost
         elif speed < _SLOWER * best:
             break
     if source is not None:
-        costs["decode_images_per_second"] = _decoding(classifier.config, source)
+        costs["decode_images_per_second"] = _decoding(forward.config, source)
     return costs
 
 

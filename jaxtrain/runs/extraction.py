@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,9 +19,7 @@ from jaxtrain.embeddings.key import EmbeddingKey
 from jaxtrain.embeddings.store import Embeddings, EmbeddingStore, Progress
 from jaxtrain.training.inference import Inference, map_batches
 from jaxtrain.training.state import Batch, Tree, bind
-
-if TYPE_CHECKING:
-    from jaxtrain.classifiers.feature_extraction import FEClassifier
+from jaxtrain.training.technique import Technique
 
 _OF_THE_NETWORK = ("patch_size", "pool", "registers", "stem")
 
@@ -29,9 +27,9 @@ _OF_THE_NETWORK = ("patch_size", "pool", "registers", "stem")
 class Extractor:
     """The frozen backbone on the devices, and the store that its embeddings go to."""
 
-    def __init__(self, classifier: FEClassifier, inference: Inference, weights: Tree, digest: str) -> None:
+    def __init__(self, technique: Technique, inference: Inference, weights: Tree, digest: str) -> None:
         """`weights` are placed; `digest` is that of the backbone's arrays."""
-        self._classifier, self._inference, self._weights, self._digest = classifier, inference, weights, digest
+        self._technique, self._inference, self._weights, self._digest = technique, inference, weights, digest
         self._store = EmbeddingStore(chosen(inference.config.features.store))
         self._views: dict[int, Callable[[Tree, Batch], Any]] = {}
 
@@ -85,7 +83,7 @@ class Extractor:
     def _augmented(self, view: int) -> Callable[[Tree, Batch], Any]:
         """Embeds the `view`-th random change of each image; labels are the images' places in their split."""
         if view not in self._views:
-            config, inference, classifier = self._inference.config, self._inference, self._classifier
+            config, inference, technique = self._inference.config, self._inference, self._technique
             data = config.data
 
             def forward(weights: Tree, batch: Batch) -> Any:
@@ -93,7 +91,7 @@ class Extractor:
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.label)
                 image = augment(config.augment, keys, batch.image, image_size=chosen(data.image_size))
                 image = normalize(image, chosen(data.mean), chosen(data.std))
-                return classifier.embedding(bind(inference.graphdef, weights), image)
+                return technique.embedding(bind(inference.graphdef, weights), image)
 
             self._views[view] = inference.strategy.compile_map(forward)
         return self._views[view]

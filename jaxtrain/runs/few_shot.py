@@ -6,7 +6,7 @@ import csv
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,7 @@ from jaxtrain.data.base import Dataset
 from jaxtrain.data.splits import few_shot
 from jaxtrain.errors import UserError
 from jaxtrain.heads import FittedHead, Vectors
-
-if TYPE_CHECKING:
-    from jaxtrain.tracking import Tracker
+from jaxtrain.tracking import Tracker
 
 
 def few_shot_indices(config: Config, labels: Any, class_names: Sequence[str], draw: int = 0) -> Any:

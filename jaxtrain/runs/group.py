@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import RunError
-from jaxtrain.runs.learning import Part
+from jaxtrain.runs.fitted import Fitted
+from jaxtrain.runs.learning import Learns, Part
 from jaxtrain.runs.run import Course, begin, under_way
 from jaxtrain.runs.stepwise import Stepwise
 from jaxtrain.training.group import Evaluate, Group, train_group
@@ -21,9 +22,6 @@ from jaxtrain.training.loop import LoopResult
 from jaxtrain.training.signals import Interrupted, StopRequest
 from jaxtrain.training.state import TrainState
 
-if TYPE_CHECKING:
-    from jaxtrain.classifiers.base import BaseClassifier
-
 
 @dataclass
 class _Entered:
@@ -31,7 +29,8 @@ class _Entered:
 
     stack: ExitStack
     course: Course | None
-    """None where the run is done already."""
+    done: Fitted | None = None
+    """The result of a run that was complete already."""
     error: Exception | None = None
 
     @property
@@ -43,21 +42,29 @@ class _Entered:
             raise RunError("only techniques that learn step by step can train side by side")
         return learning
 
+    @property
+    def result(self) -> Fitted:
+        """Of a run that ended well."""
+        if self.done is not None:
+            return self.done
+        assert self.course is not None
+        return self.course.fitted
 
-def run_together(runs: Sequence[tuple[BaseClassifier, Part]], dataset: Dataset) -> list[Exception | None]:
-    """Train classifiers with one program in their run directories; what ended each before its time, None for none.
 
-    Those that go on from the same step train side by side. Afterwards each classifier that ended well has its
-    `summary`. Raises what concerns all of them, as Interrupted after a signal.
+def run_together(runs: Sequence[tuple[Learns, Part]], dataset: Dataset) -> list[Fitted | Exception]:
+    """Train techniques with one program in their run directories; of each its result, or what ended it before.
+
+    Those that go on from the same step train side by side. Raises what concerns all of them, as Interrupted after a
+    signal.
     """
     with StopRequest() as stop:
-        errors = _run_together([_enter(classifier, dataset, part, stop) for classifier, part in runs])
+        results = _run_together([_enter(technique, dataset, part, stop) for technique, part in runs])
     if stop.requested is not None:  # perhaps only while MLflow got the last of it
         raise Interrupted(stop.requested, "stopped; the runs are saved")
-    return errors
+    return results
 
 
-def _run_together(entered: Sequence[_Entered]) -> list[Exception | None]:
+def _run_together(entered: Sequence[_Entered]) -> list[Fitted | Exception]:
     try:
         open_runs = [one for one in entered if one.course is not None and one.error is None]
         for step in sorted({one.learning.step for one in open_runs}):
@@ -68,16 +75,18 @@ def _run_together(entered: Sequence[_Entered]) -> list[Exception | None]:
         raise
     for one in entered:
         one.error = _left(one, one.error)
-    return [one.error for one in entered]
+    return [one.error or one.result for one in entered]
 
 
-def _enter(classifier: BaseClassifier, dataset: Dataset, part: Part, stop: StopRequest) -> _Entered:
+def _enter(technique: Learns, dataset: Dataset, part: Part, stop: StopRequest) -> _Entered:
     stack = ExitStack()
     try:
-        job = stack.enter_context(begin(classifier, dataset, part, stop))
-        return _Entered(stack, None if job is None else stack.enter_context(under_way(job)))
+        job = stack.enter_context(begin(technique, dataset, part, stop))
+        if isinstance(job, Fitted):
+            return _Entered(stack, None, job)
+        return _Entered(stack, stack.enter_context(under_way(job)))
     except Exception as error:
-        return _Entered(stack, None, _left(_Entered(stack, None), error) or error)
+        return _Entered(stack, None, error=_left(_Entered(stack, None), error) or error)
 
 
 def _left(one: _Entered, error: BaseException | None) -> Exception | None:

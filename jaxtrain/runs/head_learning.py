@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxtrain.classifiers.base import Fitted
 from jaxtrain.config import Config
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.data.splits import stratified_split
@@ -22,19 +21,18 @@ from jaxtrain.models.weights import adapt
 from jaxtrain.runs import pictures
 from jaxtrain.runs.extraction import Extractor
 from jaxtrain.runs.few_shot import FewShot, summarize
-from jaxtrain.runs.learning import Job, Learned
+from jaxtrain.runs.fitted import Fitted, HeadPredictor, Predictor
+from jaxtrain.runs.learning import Job, Learned, Learns
 from jaxtrain.runs.report import head_plan
 from jaxtrain.saved_tree import tree_digest
 from jaxtrain.screen.console import Plan
 from jaxtrain.screen.progress import Counting
+from jaxtrain.tracking import Tracker
 from jaxtrain.training import processes
 from jaxtrain.training.inference import Inference, host_batches
 from jaxtrain.training.parallel import make_strategy
 from jaxtrain.training.state import model_keys, stored_keys
-
-if TYPE_CHECKING:
-    from jaxtrain.classifiers.feature_extraction import FEClassifier
-    from jaxtrain.tracking import Tracker
+from jaxtrain.training.technique import Binding
 
 _OF_TRAINING = ("loss", "accuracy")
 _log = logging.getLogger(__name__)
@@ -57,23 +55,25 @@ class HeadLearning:
 
     history: list[dict[str, Any]]
 
-    def __init__(self, job: Job, classifier: FEClassifier) -> None:
+    def __init__(self, job: Job) -> None:
         """Builds the backbone from its weights."""
-        self._job, self._classifier = job, classifier
+        self._job = job
         self.dataset: Dataset = job.dataset
         self.history = []
         config = job.config
-        classifier.config = config
-        classifier.prepare_inputs(job.dataset.num_classes, None, cropped=False)
+        self._technique = job.technique.bind(config, Binding(job.dataset.num_classes))
         strategy = make_strategy(config.parallel)
-        self.inference = Inference(classifier, job.dataset.num_classes, strategy)
-        pretrained = classifier.pretrained
+        self.inference = Inference(self._technique, strategy)
+        pretrained = job.technique.pretrained
+        assert pretrained is not None
         shapes = {"params": self.inference.shapes["frozen"], "model_state": self.inference.shapes["model_state"]}
         backbone, state, adapted = adapt(pretrained, shapes)
         self._notes = [note for note in adapted.notes if not note.startswith("the head")]
         self._weights = {"params": {}, "frozen": stored_keys(backbone), "model_state": stored_keys(state)}
         digest = tree_digest({"backbone": self._weights["frozen"], "statistics": self._weights["model_state"]})
-        classifier.extractor = Extractor(classifier, self.inference, strategy.place(model_keys(self._weights)), digest)
+        weights = strategy.place(model_keys(self._weights))
+        self._extractor = Extractor(self._technique, self.inference, weights, digest)
+        self._source = pretrained.source
         self._train: Embedded | None = None
         self._few_shot: FewShot | None = None
 
@@ -85,7 +85,7 @@ class HeadLearning:
     def plan(self, run_dir: Path, look: str | None) -> Plan:
         """What a person is told before."""
         for note in self._notes:
-            _log.warning("%s: %s", self._classifier.pretrained.source, note)
+            _log.warning("%s: %s", self._source, note)
         return head_plan(self._job.config, self.dataset, self.inference, run_dir, look)
 
     def learn(self, tracker: Tracker) -> Learned:
@@ -112,7 +112,7 @@ class HeadLearning:
         computed = train.computed + (val.computed if val else 0)
         return Learned(
             weights={**self._weights, "params": dict(head.arrays)},
-            class_weights=None,
+            technique=self._technique,
             example=np.asarray(next(host_batches(config, self.dataset.train, 1)).image),
             steps=len(head.curve),
             seconds=train.seconds + (val.seconds if val else 0.0) + head_seconds,
@@ -132,9 +132,13 @@ class HeadLearning:
             },
         )
 
-    def after_test(self, test: ImageSource, tracker: Tracker) -> dict[str, Any]:
+    def predictor(self, fitted: Fitted) -> Predictor:
+        """Embeds through the store, as in training."""
+        return HeadPredictor(fitted, extractor=self._extractor)
+
+    def after_test(self, test: ImageSource, predictor: Predictor, tracker: Tracker) -> dict[str, Any]:
         """Neighbours of test images as a picture; few-shot: the test accuracy of every draw, as mean and interval."""
-        vectors, labels = self._classifier.embed(test), test.labels
+        vectors, labels = predictor.embed(test), test.labels
         assert self._train is not None
         path = self._job.directory.path / "neighbours.png"
         places, data = self._train.places, self._job.config.data
@@ -146,8 +150,7 @@ class HeadLearning:
         return summarize(accuracies, self._few_shot, self._job.directory.path, tracker)
 
     def close(self) -> None:
-        """The classifier embeds on its own from now on."""
-        self._classifier.extractor = None
+        """Nothing is open."""
 
     def _fitter(self, val: Vectors | None, weights: NDArray[np.float32] | None) -> Callable[[Vectors, int], FittedHead]:
         config = self._job.config
@@ -166,7 +169,6 @@ class HeadLearning:
 
     def embedded(self, source: ImageSource, name: str, views: int = 1) -> Embedded:
         """The readable images of a split as vectors, all views one after the other."""
-        assert self._classifier.extractor is not None
         parts: list[Vectors] = []
         computed, seconds = 0, 0.0
         for view in range(views):
@@ -179,7 +181,7 @@ class HeadLearning:
                     if self._job.stop.requested is not None:
                         raise self._job.interrupted("stopped while embedding; finished shards are kept")
 
-                found = self._classifier.extractor(source, view, progress)
+                found = self._extractor(source, view, progress)
             x = found.load()
             places = self._readable(x, source)
             parts.append(Vectors(x[places], source.labels[places]))
@@ -205,9 +207,10 @@ class HeadLearning:
 
 
 def fit_vectors(
-    config: Config, vectors: ArrayLike, labels: ArrayLike, validation: tuple[ArrayLike, ArrayLike] | None
+    technique: Learns, vectors: ArrayLike, labels: ArrayLike, validation: tuple[ArrayLike, ArrayLike] | None
 ) -> Fitted:
     """A head on vectors that somebody brings: `[images, features]` and `[images]`, integers or strings."""
+    config = technique.config
     x, values = np.asarray(vectors, np.float32), np.asarray(labels)
     if x.ndim != 2 or len(x) != len(values):
         raise UserError(f"vectors [images, features] and as many labels are needed, not {x.shape} and {values.shape}")
@@ -224,7 +227,8 @@ def fit_vectors(
     weights = vector_weights(config, train, len(names))
     head = fit_head(config.head, train, val, num_classes=len(names), seed=config.seed, class_weights=weights)
     tree = {"params": dict(head.arrays), "frozen": {}, "model_state": {}}
-    return Fitted(config, tuple(map(str, names)), tree, None, {"head": head.meta()})
+    bound = technique.bind(config, Binding(len(names)))
+    return Fitted(bound, tuple(map(str, names)), tree, {"head": head.meta()})
 
 
 def vector_weights(config: Config, train: Vectors, classes: int) -> NDArray[np.float32] | None:

@@ -6,23 +6,23 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import optax
 from numpy.typing import NDArray
 
 from jaxtrain.config import Config
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource
+from jaxtrain.models.weights import Pretrained
 from jaxtrain.runs.directory import RunDirectory
+from jaxtrain.runs.fitted import Fitted, Predictor, Predicts
+from jaxtrain.runs.program import Programs
 from jaxtrain.runs.report import Reporter
 from jaxtrain.screen.console import Plan
+from jaxtrain.tracking import Tracker
 from jaxtrain.training.signals import Interrupted, StopRequest
-from jaxtrain.training.state import Tree
-
-if TYPE_CHECKING:
-    from jaxtrain.classifiers.base import BaseClassifier
-    from jaxtrain.runs.program import Programs
-    from jaxtrain.tracking import Tracker
+from jaxtrain.training.state import TrainState, Tree
 
 
 class Pruned(Exception):  # noqa: N818  (it is no error: the sweep asked for it)
@@ -41,15 +41,45 @@ class Part:
     """Told the validation metrics of a step; may raise Pruned."""
 
 
+class Learns(Predicts, Protocol):
+    """What a run asks of a technique."""
+
+    @property
+    def pretrained(self) -> Pretrained | None:
+        """The weights that training starts from; None: from the seed."""
+
+    @property
+    def model_name(self) -> str:
+        """Name of the network, also where the config leaves it open."""
+
+    def resolve(self, config: Config, dataset: Dataset, run_dir: Path | None = None) -> Config:
+        """`config` with everything chosen that it leaves open. Raises UserError where options contradict."""
+
+    def learning(self, job: Job) -> Learning:
+        """How it is learned."""
+
+    def start(self, job: Job, fresh: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+        """The state before the first step, from the freshly initialised one; not called on resuming."""
+
+    def merged(self, weights: Tree) -> Tree:
+        """Trained weights as the network has them that predicts."""
+
+    def about(self, job: Job) -> dict[str, Any]:
+        """What the technique adds to `summary.json`."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One run: what is to be learned, on what, and where it is written."""
 
-    classifier: BaseClassifier
+    technique: Learns
+    """Bound to the resolved config."""
     config: Config
-    """Resolved."""
     dataset: Dataset
     directory: RunDirectory
+    """Where this process writes."""
+    run_dir: Path
+    """The run's; in all processes but the first another one than that of `directory`."""
     reporter: Reporter
     stop: StopRequest
     resuming: bool
@@ -68,7 +98,8 @@ class Learned:
 
     weights: Tree
     """Host arrays {"params", "frozen", "model_state"}, with strings as keys."""
-    class_weights: tuple[float, ...] | None
+    technique: Learns
+    """As it was bound to the classes of the data set."""
     example: NDArray[np.uint8]
     """One image `uint8[1, height, width, channels]`, for the signature of the MLflow model."""
     steps: int
@@ -105,7 +136,10 @@ class Learning(Protocol):
     def learn(self, tracker: Tracker) -> Learned:
         """Do it. Raises Interrupted after a signal, when what can be kept is saved."""
 
-    def after_test(self, test: ImageSource, tracker: Tracker) -> dict[str, Any]:
+    def predictor(self, fitted: Fitted) -> Predictor:
+        """How the run itself predicts with what it has learned, all processes together."""
+
+    def after_test(self, test: ImageSource, predictor: Predictor, tracker: Tracker) -> dict[str, Any]:
         """What the technique has to say of the test images once Benchmark has opened them; for the summary."""
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,12 @@ from jaxtrain.config import Config
 from jaxtrain.runs.directory import FREE_ON_RESUME
 from jaxtrain.runs.resolve import total_steps
 from jaxtrain.training.drop_rates import RATES, WithDropRates
-from jaxtrain.training.inference import Inference
+from jaxtrain.training.inference import Inference, split
 from jaxtrain.training.optimizers import make_schedule
 from jaxtrain.training.parallel import Strategy
 from jaxtrain.training.state import Batch, TrainState, Tree
 from jaxtrain.training.step import Metrics, StepSpec, make_step
-
-if TYPE_CHECKING:
-    from jaxtrain.classifiers.base import BaseClassifier
+from jaxtrain.training.technique import Technique
 
 VALUES = (
     "seed",
@@ -75,7 +73,7 @@ def with_values(config: Config, values: Values) -> Config:
     return config.model_copy(update=top)
 
 
-def program_key(classifier: BaseClassifier, config: Config) -> str:
+def program_key(technique: Technique, config: Config) -> str:
     """What resolved configs share whose runs can share a program."""
     tree = config.model_dump(mode="json")
     for path in values_of(config):
@@ -83,18 +81,17 @@ def program_key(classifier: BaseClassifier, config: Config) -> str:
     for path in FREE_ON_RESUME:
         if path not in ("parallel", "train.steps_per_call", "train.on_nonfinite"):
             _put(tree, path, None)
-    return json.dumps([type(classifier).__module__, type(classifier).__qualname__, tree], sort_keys=True)
+    return json.dumps([type(technique).__module__, type(technique).__qualname__, tree], sort_keys=True)
 
 
 class Program:
     """Forward passes, initial state and step of one network on one data set; what is compiled stays compiled."""
 
-    def __init__(self, classifier: BaseClassifier, config: Config, images: int, strategy: Strategy) -> None:
-        """`classifier` knows its classes (`prepare_inputs`); `images` is the number of training images."""
-        self._classifier = copy.copy(classifier)
-        self._config, self._images = config, images
+    def __init__(self, technique: Technique, images: int, strategy: Strategy) -> None:
+        """`technique` is bound to the run; `images` is the number of training images."""
+        self._technique, self._images = technique, images
         self.strategy = strategy
-        self.inference = Inference(self._classifier, classifier.num_classes, strategy)
+        self.inference = Inference(technique, strategy)
         self.compiled: dict[int, Callable[..., Any]] = {}
         """Compiled steps by the number of steps in a call; the loop fills it."""
         self.data: Any = None
@@ -104,16 +101,19 @@ class Program:
 
     def spec(self, values: Values) -> StepSpec:
         """What the step is made of, for these values."""
-        config, images = with_values(self._config, values), self._images
-        learner = copy.copy(self._classifier)
-        learner.config = config
+        config, images = with_values(self._technique.config, values), self._images
+        learner = self._technique.bind(config)
         schedule = make_schedule(
             config.schedule,
             peak=0.0 if config.optimizer.learning_rate is None else config.optimizer.learning_rate,
             steps=total_steps(config, images),
             warmup_steps=math.floor((config.schedule.warmup_epochs or 0.0) * images / config.train.batch_size),
         )
-        factors = {path.rpartition(".")[2]: values[path] / _get(self._config, path) for path in RATES if path in values}
+        factors = {
+            path.rpartition(".")[2]: values[path] / _get(self._technique.config, path)
+            for path in RATES
+            if path in values
+        }
         return StepSpec(
             learner=WithDropRates(learner, factors) if factors else learner,
             graphdef=self.inference.graphdef,
@@ -131,18 +131,17 @@ class Program:
 
     def split(self, accumulate: int) -> Program:
         """The same with each batch in so many parts; nothing of it is compiled yet."""
-        other = copy.copy(self)
-        other._config, other.compiled = self._config.replace(**{"train.accumulate": accumulate}), {}
+        other, config = copy.copy(self), self._technique.config.replace(**{"train.accumulate": accumulate})
+        other._technique, other.compiled = self._technique.bind(config), {}
         return other
 
     def _initial_state(self, values: Values) -> TrainState:
-        spec, classifier = self.spec(values), copy.copy(self._classifier)
-        classifier.config = with_values(self._config, values)
-        model = classifier.build_model(num_classes=classifier.num_classes, axis_name=spec.axis_name)
-        split = nnx.split(model, classifier.trainable_filter, nnx.Param, ...)[1:]
-        params, frozen, model_state = (nnx.to_pure_dict(part) for part in split)
+        technique = self._technique.bind(with_values(self._technique.config, values))
+        spec = self.spec(values)
+        model = technique.build_model(num_classes=technique.binding.num_classes, axis_name=spec.axis_name)
+        params, frozen, model_state = (nnx.to_pure_dict(part) for part in split(technique, model)[1:])
         ema: Tree = {} if spec.ema_decay is None else {"params": params, "model_state": model_state}
-        key = jax.random.key(classifier.config.seed)
+        key = jax.random.key(technique.config.seed)
         return TrainState(
             jnp.int32(0), params, frozen, model_state, spec.optimizer.init(params), ema, key, dict(values)
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import jax
 
@@ -12,13 +11,11 @@ from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import reason
 from jaxtrain.runs.directory import RunDirectory
 from jaxtrain.runs.resolve import mixes_images
+from jaxtrain.runs.setup import Setup
 from jaxtrain.training.loop import compile_step
 from jaxtrain.training.memory import accumulations, estimate, fitting
 from jaxtrain.training.nonfinite import Diverged, find_origin
 from jaxtrain.training.state import TrainState, from_arrays, to_arrays
-
-if TYPE_CHECKING:
-    from jaxtrain.runs.stepwise import Setup
 
 _log = logging.getLogger(__name__)
 

@@ -9,23 +9,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxtrain.config import Config, FinetuneConfig
+from jaxtrain.data.base import Dataset
 from jaxtrain.runs.resolve import total_steps
+from jaxtrain.runs.setup import Setup
 from jaxtrain.screen.console import Part, Plan, Result, log_to_stderr, show_plan, show_result
 from jaxtrain.screen.progress import Progress
-
-if TYPE_CHECKING:
-    from jaxtrain.data.base import Dataset
-    from jaxtrain.runs.stepwise import Setup
-    from jaxtrain.tracking import Tracker, TrackerReport
-    from jaxtrain.training.inference import Inference
-    from jaxtrain.training.loop import Timetable
-    from jaxtrain.training.state import Tree
+from jaxtrain.tracking import Tracker, TrackerReport
+from jaxtrain.training.inference import Inference
+from jaxtrain.training.loop import Timetable
+from jaxtrain.training.state import Tree
 
 _log = logging.getLogger(__name__)
 

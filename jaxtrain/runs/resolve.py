@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 
@@ -13,11 +12,9 @@ from jaxtrain.data.augment import resolve_augment
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import UserError
 from jaxtrain.models import model_spec
+from jaxtrain.models.weights import Pretrained
 from jaxtrain.training.loop import Timetable
 from jaxtrain.training.optimizers import resolve_optimizer
-
-if TYPE_CHECKING:
-    from jaxtrain.models.weights import Pretrained
 
 DEFAULT_MODEL = "cnn_small"
 DEFAULT_WEIGHTS = "package:efficientnet_lite0"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,82 +20,105 @@ from jaxtrain.config import Config, chosen
 from jaxtrain.config_io import without_passwords
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import JaxtrainError, RunError
+from jaxtrain.evaluation.evaluate import evaluate_on_test, track_evaluation
+from jaxtrain.redact import redact
 from jaxtrain.runs.directory import RunDirectory
-from jaxtrain.runs.learning import Job, Learned, Learning, Part, Pruned, data_digest
+from jaxtrain.runs.fitted import Fitted, read_model, save_model
+from jaxtrain.runs.learning import Job, Learned, Learning, Learns, Part, Pruned, data_digest
 from jaxtrain.runs.report import Reporter, flat_config, versions
+from jaxtrain.tracking import Tracker
+from jaxtrain.tracking.store import tracking_uri
+from jaxtrain.tracking.tracker import look
 from jaxtrain.training import processes
 from jaxtrain.training.checkpoints import tree_digest
 from jaxtrain.training.parallel import set_cpu_devices
 from jaxtrain.training.signals import Interrupted, StopRequest
-
-if TYPE_CHECKING:
-    from jaxtrain.classifiers.base import BaseClassifier
-    from jaxtrain.tracking import Tracker
+from jaxtrain.training.technique import Binding
 
 _log = logging.getLogger(__name__)
 
 
-def run(classifier: BaseClassifier, dataset: Dataset, part: Part | None = None) -> None:
-    """Train `classifier` on `dataset` as its config says, in its run directory; resume or return if that is done.
+def run(technique: Learns, dataset: Dataset, part: Part | None = None) -> Fitted:
+    """Train `technique` on `dataset` as its config says, in its run directory; resume or return if that is done.
 
-    Afterwards `classifier` is fitted and has `summary` and `run_dir`. Raises UserError for options that cannot be,
-    RunError when the run can't go on, Interrupted after a signal. As `part` of a sweep it is not tested, and may raise
-    Pruned.
+    Raises UserError for options that cannot be, RunError when the run can't go on, Interrupted after a signal. As
+    `part` of a sweep it is not tested, and may raise Pruned.
     """
-    with begin(classifier, dataset, part) as job:
-        if job is not None:
-            with under_way(job) as course:
-                course.conclude(course.learning.learn(course.tracker))
-            if job.part is not None and job.stop.requested is not None:  # while MLflow got the last of it
-                raise Interrupted(job.stop.requested, "stopped after the run was recorded")
+    with begin(technique, dataset, part) as job:
+        if isinstance(job, Fitted):
+            return job
+        with under_way(job) as course:
+            course.conclude(course.learning.learn(course.tracker))
+        if job.part is not None and job.stop.requested is not None:  # while MLflow got the last of it
+            raise Interrupted(job.stop.requested, "stopped after the run was recorded")
+    return course.fitted
 
 
 @contextmanager
 def begin(
-    classifier: BaseClassifier, dataset: Dataset, part: Part | None, stop: StopRequest | None = None
-) -> Iterator[Job | None]:
-    """The run directory, held and checked, and what is to be done in it; None where it is done.
+    technique: Learns, dataset: Dataset, part: Part | None, stop: StopRequest | None = None
+) -> Iterator[Job | Fitted]:
+    """The run directory, held and checked, and what is to be done in it; its result where it is done.
 
     `stop` is the request of who listens to signals already.
     """
-    set_cpu_devices(classifier.config.parallel)
+    set_cpu_devices(technique.config.parallel)
     with contextlib.ExitStack() as stack:
-        directory, config, resuming, done = _open(classifier, dataset, stack)
-        assert classifier.run_dir is not None
-        reporter = Reporter(config, classifier.run_dir)
-        if done is not None:
-            classifier.adopt(type(classifier).load(classifier.run_dir).fitted)
-            classifier.summary = done
-            reporter.already_done(done)
-            yield None
+        opened = _open(technique, dataset, stack)
+        reporter = Reporter(opened.config, opened.run_dir)
+        if opened.done is not None:
+            weights, meta = read_model(opened.run_dir)
+            reporter.already_done(opened.done)
+            yield restored(technique, weights, meta, run_dir=opened.run_dir, summary=opened.done)
             return
         listening = StopRequest() if stop is None else contextlib.nullcontext(stop)
-        with listening as stop, _failures_written(_error_log(classifier.run_dir)):
-            yield Job(classifier, config, dataset, directory, reporter, stop, resuming, part)
+        with listening as stop, _failures_written(_error_log(opened.run_dir)):
+            bound, config = technique.bind(opened.config), opened.config
+            yield Job(bound, config, dataset, opened.directory, opened.run_dir, reporter, stop, opened.resuming, part)
 
 
-def _open(
-    classifier: BaseClassifier, dataset: Dataset, stack: contextlib.ExitStack
-) -> tuple[RunDirectory, Config, bool, dict[str, Any] | None]:
-    """The run directory, the resolved config, whether the run is resumed, and the summary of one that is done.
+def restored(
+    technique: Learns, weights: Any, meta: Mapping[str, Any], *, run_dir: Path | None, summary: Mapping[str, Any]
+) -> Fitted:
+    """What was saved with `save_model`, for a technique of that kind."""
+    each = meta["class_weights"]
+    names = tuple(meta["class_names"])
+    binding = Binding(len(names), None if each is None else tuple(each))
+    bound = technique.bind(Config.model_validate(meta["config"]), binding)
+    return Fitted(bound, names, weights, meta.get("extra", {}), run_dir, summary)
 
-    Process 0 alone opens the directory. The others get the same config and a scratch directory: they do all that
-    process 0 does, so that no collective operation lacks a partner, and what they write is thrown away.
+
+@dataclass
+class _Opened:
+    """A run directory that is held, and what was found in it."""
+
+    directory: RunDirectory
+    run_dir: Path
+    """The run's; `directory` is a scratch one in all processes but the first."""
+    config: Config
+    """Resolved."""
+    resuming: bool
+    done: dict[str, Any] | None
+    """The summary of a run that is complete."""
+
+
+def _open(technique: Learns, dataset: Dataset, stack: contextlib.ExitStack) -> _Opened:
+    """Open the run directory.
+
+    Process 0 alone does. The others get the same config and a scratch directory: they do all that process 0 does, so
+    that no collective operation lacks a partner, and what they write is thrown away.
     """
-    given = config = classifier.config
+    given = config = technique.config
     directory: RunDirectory | None = None
     digest = data_digest(dataset.train) if processes.count() > 1 else None
 
     def open_directory() -> dict[str, Any]:
-        from jaxtrain.tracking.store import tracking_uri
-
         nonlocal directory, config
         if given.tracking.enabled:
             tracking_uri(given.tracking.uri)  # a wrong one leaves no directory behind
-        name = f"{dataset.name}-{classifier.model_name}"
+        name = f"{dataset.name}-{technique.model_name}"
         directory = stack.enter_context(RunDirectory.open(given, default_name=name))
-        classifier.run_dir = directory.path
-        config = classifier.resolve(directory.continued(given), dataset)
+        config = technique.resolve(directory.continued(given), dataset, directory.path)
         resuming = directory.check_config(_for_disk(config))
         told = {"run_dir": str(directory.path), "config": config.model_dump(mode="json"), "data": digest}
         return {**told, "resuming": resuming, "done": directory.finished()}
@@ -103,11 +127,10 @@ def _open(
     if directory is None:
         if told["data"] != digest:
             raise RunError(f"the training images of {dataset.name} here are not those of process 0")
-        classifier.run_dir = Path(told["run_dir"])
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxtrain-"))
         directory = stack.enter_context(RunDirectory(Path(scratch)))
         config = Config.model_validate(told["config"]).replace(**{"quiet": True, "tracking.enabled": False})
-    return directory, config, told["resuming"], told["done"]
+    return _Opened(directory, Path(told["run_dir"]), config, told["resuming"], told["done"])
 
 
 def _error_log(run_dir: Path) -> Path:
@@ -124,17 +147,25 @@ class Course:
     job: Job
     learning: Learning
     tracker: Tracker
+    result: Fitted | None = None
+    """What was learned; it has its summary once the run is recorded."""
     summary: dict[str, Any] = field(default_factory=dict)
     looks: int | None = None
     """Models measured on the test set so far."""
 
+    @property
+    def fitted(self) -> Fitted:
+        """What was learned, once there is something."""
+        assert self.result is not None
+        return self.result
+
     def conclude(self, learned: Learned) -> None:
         """Keep what was learned, and test it unless a sweep does that; raises Interrupted after a signal."""
         job, tracker = self.job, self.tracker
-        self.summary = _finish(job, learned, tracker) | {"test_accuracy": None, "test_loss": None}
+        self.result = _keep(job, learned, tracker)
+        self.summary = _summary(job, learned) | {"test_accuracy": None, "test_loss": None}
         if job.part is None:
-            with job.classifier.everywhere():
-                self.looks = _test(job, self.learning, self.summary, tracker)
+            self._test()
         else:
             for key, value in job.part.tags(True).items():
                 tracker.tag(key, value)
@@ -142,14 +173,42 @@ class Course:
         if job.stop.requested is not None:
             raise job.interrupted("stopped after training, before the run was recorded", agreed=True)
 
+    def _test(self) -> None:
+        """Open the test set once, through the Benchmark room, and add its figures to the summary."""
+        job, learning, summary, tracker = self.job, self.learning, self.summary, self.tracker
+        technique, folder, dataset = job.technique.technique, job.directory.path / "benchmark", learning.dataset
+        predictor = learning.predictor(self.fitted)
+        evaluation = evaluate_on_test(
+            predictor,
+            dataset,
+            folder=folder,
+            technique=technique,
+            model=summary["model"],
+            params_sha256=summary["params_sha256"],
+        )
+        if evaluation is None:
+            _log.warning("%s has no test images: nothing was tested", dataset.name)
+            return
+        metrics = evaluation.metrics
+        summary |= {"test_accuracy": metrics["test/accuracy"], "test_loss": metrics["test/loss"]}
+        tracker.log(summary["steps"], metrics)
+        summary |= learning.after_test(evaluation.test, predictor, tracker)
+        tracker.tag("params_sha256", summary["params_sha256"])
+        track_evaluation(
+            evaluation,
+            job.config.tracking,
+            folder=folder,
+            run_name=f"{technique}-{job.directory.path.name}",
+            source_run_id=tracker.wait_run_id(timeout=30.0),
+        )
+        self.looks = evaluation.looks
+
 
 @contextmanager
 def under_way(job: Job) -> Iterator[Course]:
     """Everything around learning: MLflow, the plan on the screen, and at the end the summary."""
-    from jaxtrain.tracking.tracker import look
-
     _use_compilation_cache(job.config)
-    with contextlib.closing(job.classifier.learning(job)) as learning:
+    with contextlib.closing(job.technique.learning(job)) as learning:
         tracker = start_tracking(job, learning)
         with _tracked(tracker, job.reporter):
             plan = learning.plan(job.reporter.run_dir, look(tracker.uri) if tracker.uri else None)
@@ -162,15 +221,13 @@ def under_way(job: Job) -> Iterator[Course]:
         job.directory.write_summary(summary)
         return summary
 
-    job.classifier.summary = processes.decided(record)
-    job.reporter.result(job.classifier.summary, course.looks)
+    course.result = replace(course.fitted, summary=processes.decided(record))
+    job.reporter.result(dict(course.result.summary), course.looks)
 
 
 def start_tracking(job: Job, learning: Learning) -> Tracker:
     """Begin or continue the MLflow run of the technique's experiment."""
-    from jaxtrain.tracking import Tracker
-
-    technique, run_dir = job.classifier.technique, job.directory.path
+    technique, run_dir = job.technique.technique, job.directory.path
     tracker = Tracker.start(
         job.config.tracking,
         run_dir=run_dir,
@@ -194,23 +251,25 @@ def start_tracking(job: Job, learning: Learning) -> Tracker:
     return tracker
 
 
-def _finish(job: Job, learned: Learned, tracker: Tracker) -> dict[str, Any]:
-    """Keep what was learned in `model/` and as an MLflow model; return the summary but for the test figures."""
-    from jaxtrain.classifiers.base import Fitted
-
-    classifier, config, dataset, run_dir = job.classifier, job.config, job.dataset, job.directory.path
-    classifier.adopt(
-        Fitted(_for_disk(config), dataset.class_names, learned.weights, learned.class_weights, learned.extra)
-    )
-    model_dir = run_dir / "model"
+def _keep(job: Job, learned: Learned, tracker: Tracker) -> Fitted:
+    """What was learned, also in `model/` and as an MLflow model."""
+    names, model_dir = job.dataset.class_names, job.directory.path / "model"
+    binding = Binding(len(names), learned.technique.binding.class_weights)
+    bound = learned.technique.bind(_for_disk(job.config), binding)
+    fitted = Fitted(bound, names, bound.merged(learned.weights), learned.extra, job.run_dir)
     if processes.primary():
-        classifier.save(model_dir)
-    if config.tracking.log_model:
-        tracker.log_model(model_dir, learned.example, dataset.class_names, step=learned.best_step)
-    count = _count(learned.weights["params"])
+        save_model(fitted, model_dir)
+    if job.config.tracking.log_model:
+        tracker.log_model(model_dir, learned.example, names, step=learned.best_step)
+    return fitted
+
+
+def _summary(job: Job, learned: Learned) -> dict[str, Any]:
+    """Everything but the test figures and the MLflow run."""
+    dataset, count = job.dataset, _count(learned.weights["params"])
     return {
-        "technique": classifier.technique,
-        "model": chosen(config.model.name),
+        "technique": job.technique.technique,
+        "model": chosen(job.config.model.name),
         "dataset": dataset.name,
         "classes": dataset.num_classes,
         "steps": learned.steps,
@@ -227,37 +286,6 @@ def _finish(job: Job, learned: Learned, tracker: Tracker) -> dict[str, Any]:
     }
 
 
-def _test(job: Job, learning: Learning, summary: dict[str, Any], tracker: Tracker) -> int | None:
-    """Open the test set once, through the Benchmark room; adds its figures to the summary, returns the looks so far."""
-    from jaxtrain.evaluation.evaluate import evaluate_on_test, track_evaluation
-
-    technique, run_dir, dataset = job.classifier.technique, job.directory.path, learning.dataset
-    evaluation = evaluate_on_test(
-        job.classifier,
-        dataset,
-        folder=run_dir / "benchmark",
-        technique=technique,
-        model=summary["model"],
-        params_sha256=summary["params_sha256"],
-    )
-    if evaluation is None:
-        _log.warning("%s has no test images: nothing was tested", dataset.name)
-        return None
-    metrics = evaluation.metrics
-    summary |= {"test_accuracy": metrics["test/accuracy"], "test_loss": metrics["test/loss"]}
-    tracker.log(summary["steps"], metrics)
-    summary |= learning.after_test(evaluation.test, tracker)
-    tracker.tag("params_sha256", summary["params_sha256"])
-    track_evaluation(
-        evaluation,
-        job.config.tracking,
-        folder=run_dir / "benchmark",
-        run_name=f"{technique}-{run_dir.name}",
-        source_run_id=tracker.wait_run_id(timeout=30.0),
-    )
-    return evaluation.looks
-
-
 def _for_disk(config: Config) -> Config:
     """As it is kept: without the place of this run, so that the file starts another one, and without a password."""
     of_this_start = ("run_dir", "name", "parallel.coordinator", "parallel.num_processes", "parallel.process_id")
@@ -270,8 +298,6 @@ def _count(tree: Any) -> int:
 
 def _use_compilation_cache(config: Config) -> None:
     """Compiled programs are kept in the user's cache folder, unless JAX was told where to keep them."""
-    import os
-
     if not config.parallel.compilation_cache or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -303,8 +329,6 @@ def _failures_written(path: Path) -> Iterator[None]:
     except (Interrupted, Pruned):
         raise
     except Exception as error:
-        from jaxtrain.redact import redact
-
         with contextlib.suppress(OSError):  # on a full disk the error itself is worth more
             path.write_text(redact(traceback.format_exc()))
         if isinstance(error, JaxtrainError):

@@ -6,60 +6,37 @@ import logging
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxtrain.config import Config
-from jaxtrain.data.base import ArraySource, Dataset, ImageSource
-from jaxtrain.data.order import Order
-from jaxtrain.data.residence import make_resident
+from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.errors import RunError, UserError
-from jaxtrain.runs.few_shot import few_shot_indices
+from jaxtrain.runs.fitted import Fitted, Predictor
 from jaxtrain.runs.learning import Job, Learned, data_digest
-from jaxtrain.runs.program import Program, Programs, program_key, values_of
 from jaxtrain.runs.recovery import diagnosis, fit_memory, too_large
 from jaxtrain.runs.report import stepwise_plan, write_curves
-from jaxtrain.runs.resolve import mixes_images, timetable
+from jaxtrain.runs.resolve import timetable
+from jaxtrain.runs.setup import Setup, prepare
 from jaxtrain.screen.console import Plan
+from jaxtrain.tracking import Tracker
 from jaxtrain.training import processes
 from jaxtrain.training.agreement import Agreement
 from jaxtrain.training.checkpoints import Checkpoints, Restored
-from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
+from jaxtrain.training.feed import ResidentFeed
 from jaxtrain.training.group import Member
 from jaxtrain.training.hang import HangWatch
-from jaxtrain.training.inference import Batches, Inference, host_batches, resident_batches
+from jaxtrain.training.inference import Batches, host_batches, resident_batches
 from jaxtrain.training.loop import EvaluationStoppedError, LoopResult, Progress, Timetable, snapshot, train
 from jaxtrain.training.memory import out_of_memory
 from jaxtrain.training.nonfinite import Diverged
-from jaxtrain.training.parallel import Strategy, check_batch_size, make_strategy
 from jaxtrain.training.state import TrainState, Tree, from_arrays, moved_to
-from jaxtrain.training.step import StepSpec
-
-if TYPE_CHECKING:
-    from jaxtrain.classifiers.base import BaseClassifier
-    from jaxtrain.tracking import Tracker
 
 _log = logging.getLogger(__name__)
 Evaluate = Callable[[TrainState], dict[str, float]]
-
-
-@dataclass
-class Setup:
-    """What training needs, made before the first step."""
-
-    config: Config
-    dataset: Dataset
-    strategy: Strategy
-    inference: Inference
-    feed: Feed
-    streamed: bool
-    state: TrainState
-    spec: StepSpec
-    program: Program
 
 
 class Stepwise:
@@ -69,7 +46,8 @@ class Stepwise:
         """Builds everything up to the first step. Raises RunError where the images are not those of the run so far."""
         self._job = job
         self._checkpoints = Checkpoints(job.directory.checkpoints, keep=job.config.checkpoint.keep)
-        self.setup = setup = prepare(job.classifier, job.config, job.dataset, job.part.programs if job.part else None)
+        self._technique, self.setup = prepare(job.technique, job.dataset, job.part.programs if job.part else None)
+        setup = self.setup
         self.dataset = setup.dataset
         self._restored = restored = restore_everywhere(self._checkpoints)
         self.history = restored.meta["history"] if restored else []
@@ -78,7 +56,7 @@ class Stepwise:
             _check_same_data(restored, setup.dataset)
             setup.state = from_arrays(restored.state, like=setup.state)
         else:
-            setup.state = job.classifier.start(job, setup)
+            setup.state = job.technique.start(job, setup.state, setup.spec.optimizer)
         # Training gives its arrays away: what is needed to begin again is kept as shapes, and numbers on the host.
         values = jax.device_get(setup.state.values)
         self._like = replace(jax.eval_shape(lambda: setup.state), values=values)
@@ -127,7 +105,11 @@ class Stepwise:
     def _watcher(self, tracker: Tracker, hang: HangWatch | None = None) -> Watcher:
         return Watcher(tracker, self._job, self._checkpoints, data_digest(self.setup.dataset.train), hang)
 
-    def after_test(self, test: ImageSource, tracker: Tracker) -> dict[str, Any]:
+    def predictor(self, fitted: Fitted) -> Predictor:
+        """Each process computes its share of every batch."""
+        return fitted.technique.predictor(fitted, everywhere=True)
+
+    def after_test(self, test: ImageSource, predictor: Predictor, tracker: Tracker) -> dict[str, Any]:
         """Nothing more."""
         return {}
 
@@ -186,7 +168,7 @@ class Stepwise:
             progress, state = Progress(**restored.meta["progress"]), from_arrays(restored.state, like=self._like)
         else:
             setup.state = setup.program.initial_state(self._like.values)
-            progress, state = Progress(), self._job.classifier.start(self._job, setup)
+            progress, state = Progress(), self._job.technique.start(self._job, setup.state, setup.spec.optimizer)
         if not goes_on:
             raise Diverged(diagnosis(setup, error, state, progress.step), error.step) from error
         _log.warning(
@@ -204,7 +186,7 @@ class Stepwise:
         weights: Tree = snapshot(result.state, setup.strategy) if last else result.best
         return Learned(
             weights=weights,
-            class_weights=class_weights(setup.config, setup.dataset),
+            technique=self._technique,
             example=np.asarray(next(host_batches(setup.config, setup.dataset.train, 1)).image),
             steps=progress.step,
             seconds=progress.seconds,
@@ -212,7 +194,7 @@ class Stepwise:
             val_accuracy=(progress.latest if last else progress.best).get("val/accuracy"),
             best_step=progress.step if last else progress.best_step,
             devices=[str(device.device_kind) for device in setup.strategy.devices],
-            summary=self._job.classifier.about() | self._troubles(),
+            summary=self._technique.about(self._job) | self._troubles(),
         )
 
     def _troubles(self) -> dict[str, int]:
@@ -221,54 +203,6 @@ class Stepwise:
         if self.setup.config.train.microbatch is not None:
             found["accumulate"] = self.setup.spec.accumulate
         return {name: count for name, count in found.items() if count}
-
-
-def prepare(classifier: BaseClassifier, config: Config, dataset: Dataset, programs: Programs | None = None) -> Setup:
-    """Build everything up to the first step: data on the device, model, optimizer, initial state (on the host).
-
-    With `programs` the options in `VALUES` enter the step as arguments, and what an earlier run compiled is used again.
-    """
-    classifier.config = config
-    if config.data.shots is not None:
-        places = few_shot_indices(config, dataset.train.labels, dataset.class_names)
-        dataset = replace(dataset, train=dataset.train.select(places))
-    resident = make_resident(dataset, config)
-    streamed = resident is None
-    dataset = resident or dataset
-    strategy = make_strategy(config.parallel, everywhere=True)
-    check_batch_size(
-        config.train.batch_size,
-        devices=len(strategy.devices),
-        accumulate=config.train.accumulate,
-        pairs=mixes_images(config),
-    )
-    weights = class_weights(config, dataset)
-    classifier.prepare_inputs(dataset.num_classes, weights, cropped=streamed)
-
-    def make() -> Program:
-        return Program(classifier, config, len(dataset.train), strategy)
-
-    if programs is None:
-        program, values = make(), {}
-    else:
-        key = f"{program_key(classifier, config)} {weights} {dataset.num_classes} {len(dataset.train)} {streamed}"
-        program, values = programs.get(key, make), values_of(config)
-    feed = make_feed(config, dataset, program, streamed=streamed)
-    state, spec = program.initial_state(values), program.spec(values)
-    return Setup(config, dataset, program.strategy, program.inference, feed, streamed, state, spec, program)
-
-
-def make_feed(config: Config, dataset: Dataset, program: Program, *, streamed: bool) -> Feed:
-    """Training images from the device, or from a stream."""
-    strategy = program.strategy
-    order = Order(len(dataset.train), config.train.batch_size, config.seed)
-    if streamed:
-        return open_stream(dataset.train, order, config, strategy)
-    assert isinstance(dataset.train, ArraySource)
-    calls = config.train.steps_per_call or 1
-    feed = ResidentFeed(dataset.train, order, strategy, steps_per_call=calls, data=program.data)
-    program.data = feed.data
-    return feed
 
 
 def evaluator(setup: Setup, cut_off: Callable[[], bool]) -> Evaluate | None:
@@ -371,12 +305,3 @@ def _check_same_data(restored: Restored, dataset: Dataset) -> None:
             f"the training images of {dataset.name} are not those that this run began with; start a new run, or bring "
             "the images back"
         )
-
-
-def class_weights(config: Config, dataset: Dataset) -> tuple[float, ...] | None:
-    """Inverse frequencies whose mean over the training images is 1; classes without an image get 0."""
-    if config.train.class_weights == "none":
-        return None
-    counts = dataset.class_counts
-    present = np.count_nonzero(counts)
-    return tuple(float(len(dataset.train) / (present * n)) if n else 0.0 for n in counts)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxtrain.classifiers.base import BaseClassifier
-from jaxtrain.classifiers.files import techniques
+from jaxtrain.classifiers.files import TECHNIQUES
 from jaxtrain.config import Config
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.residence import make_resident
@@ -83,12 +83,11 @@ class Workshop:
 
     def classifier(self, config: Config) -> BaseClassifier:
         """An untrained one."""
-        classifier = techniques()[config.technique](config)
+        classifier = TECHNIQUES[config.technique](config)
         key = f"{config.technique} {config.model.model_dump_json()}"
         if key not in self._pretrained:
             self._pretrained[key] = classifier.pretrained
-        classifier.__dict__["pretrained"] = self._pretrained[key]  # as the cached property keeps it
-        return classifier
+        return classifier.bind(classifier.config, pretrained=self._pretrained[key])
 
     def dataset(self, classifier: BaseClassifier) -> Dataset:
         """The one that it is to be trained on."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxtrain.config import Config
 from jaxtrain.errors import JaxtrainError, UserError
+from jaxtrain.runs.group import run_together
 from jaxtrain.runs.learning import Part, Pruned
 from jaxtrain.runs.program import Programs
 from jaxtrain.runs.run import run as carry_out
@@ -126,28 +127,26 @@ class Worker:
         started = time.monotonic()
         classifier = self.plan.workshop.classifier(run_config(self.plan, one))
         try:
-            carry_out(classifier, self.plan.workshop.images(classifier)[0], self._part(slot, one))
+            fitted = carry_out(classifier, self.plan.workshop.images(classifier)[0], self._part(slot, one))
         except Interrupted:
             raise
         except (JaxtrainError, Pruned) as error:
             return self._told(one, error, started)
-        return self._told(one, self._value(one, classifier.summary), started)
+        return self._told(one, self._value(one, fitted.summary), started)
 
     def _together(self, pairs: Sequence[tuple[Claimed, Run]]) -> list[float | Exception]:
         """The same for runs that share a program, side by side."""
-        from jaxtrain.runs.group import run_together
-
         started = time.monotonic()
         configs = [run_config(self.plan, run).replace(**{"parallel.devices": 1}) for _, run in pairs]
         classifiers = [self.plan.workshop.classifier(config) for config in configs]
         parts = [self._part(slot, run) for slot, run in pairs]
         dataset = self.plan.workshop.images(classifiers[0])[0]
-        errors = run_together(list(zip(classifiers, parts, strict=True)), dataset)
-        if stopped := next((error for error in errors if isinstance(error, Interrupted)), None):
+        results = run_together(list(zip(classifiers, parts, strict=True)), dataset)
+        if stopped := next((result for result in results if isinstance(result, Interrupted)), None):
             raise stopped
         outcomes = []
-        for (_, run), classifier, error in zip(pairs, classifiers, errors, strict=True):
-            outcome = error if error is not None else self._value(run, classifier.summary)
+        for (_, run), result in zip(pairs, results, strict=True):
+            outcome = result if isinstance(result, Exception) else self._value(run, result.summary)
             outcomes.append(self._told(run, outcome, started))
         return outcomes
 

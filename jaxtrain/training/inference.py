@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,7 @@ from jaxtrain.training.feed import padded_batches
 from jaxtrain.training.losses import image_metrics
 from jaxtrain.training.parallel import Strategy, must_block
 from jaxtrain.training.state import Batch, Tree, bind
-
-if TYPE_CHECKING:
-    from jaxtrain.classifiers.base import BaseClassifier
+from jaxtrain.training.technique import Technique
 
 # A placed batch, and which of its rows hold a readable image (the others are padding or could not be decoded).
 Batches = Iterable[tuple[Batch, NDArray[np.bool_]]]
@@ -31,12 +29,13 @@ Batches = Iterable[tuple[Batch, NDArray[np.bool_]]]
 class Inference:
     """Forward passes of one model. Weights are {"params", "frozen", "model_state"} placed by the strategy."""
 
-    def __init__(self, classifier: BaseClassifier, num_classes: int, strategy: Strategy) -> None:
-        self.config = classifier.config
-        self._classifier = classifier
+    def __init__(self, technique: Technique, strategy: Strategy) -> None:
+        self.config = technique.config
+        self._technique = technique
         self.strategy = strategy
-        model = nnx.eval_shape(lambda: classifier.build_model(num_classes=num_classes, axis_name=strategy.axis_name))
-        self.graphdef, params, frozen, model_state = nnx.split(model, classifier.trainable_filter, nnx.Param, ...)
+        classes, axis_name = technique.binding.num_classes, strategy.axis_name
+        model = nnx.eval_shape(lambda: technique.build_model(num_classes=classes, axis_name=axis_name))
+        self.graphdef, params, frozen, model_state = split(technique, model)
         self.shapes: Tree = {
             "params": nnx.to_pure_dict(params),
             "frozen": nnx.to_pure_dict(frozen),
@@ -83,17 +82,26 @@ class Inference:
 
     def function(self, output: str) -> Callable[[Tree, Batch], Any]:
         """The same, not compiled."""
-        data, classifier, flips = self.config.data, self._classifier, self.config.augment.test_flips
+        data, technique, flips = self.config.data, self._technique, self.config.augment.test_flips
 
         def forward(weights: Tree, batch: Batch) -> Any:
             model = bind(self.graphdef, weights)
             images = normalize(prepare_eval(batch.image), chosen(data.mean), chosen(data.std))
             if output == "embed":
-                return classifier.embedding(model, images)
+                return technique.embedding(model, images)
             logits = model(images) if flips == "none" else _over_flips(model, images, flips)
             return image_metrics(logits, batch.label) if output == "metrics" else logits.astype(jnp.float32)
 
         return forward
+
+
+def split(technique: Technique, model: nnx.Module) -> Any:
+    """The model as graphdef, trainable parameters, frozen parameters and the rest."""
+
+    def trainable(path: tuple[Any, ...], value: Any) -> bool:
+        return isinstance(value, nnx.Param) and technique.trainable(path, value)
+
+    return nnx.split(model, trainable, nnx.Param, ...)
 
 
 def _over_flips(model: Callable[[jax.Array], jax.Array], images: jax.Array, flips: str) -> jax.Array:

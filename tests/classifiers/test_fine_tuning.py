@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from sklearn.datasets import load_digits
 
 from jaxtrain import FEClassifier, FTClassifier, PTClassifier, UserError, load
@@ -13,7 +12,10 @@ from jaxtrain.classifiers.starting_point import record
 from jaxtrain.config import Config
 from jaxtrain.data.arrays import from_arrays
 from jaxtrain.models.weights import Adapted, load_pretrained
-from jaxtrain.runs.stepwise import prepare
+from jaxtrain.runs.setup import prepare
+from jaxtrain.training.inference import Inference
+from jaxtrain.training.parallel import make_strategy
+from jaxtrain.training.technique import Binding
 
 OFF = {"enabled": False}
 TRAIN = {"steps": 12, "batch_size": 64, "log_every": 1}
@@ -132,9 +134,7 @@ def test_blocks_that_never_join_are_told(steps, options, told, backbones, big, t
 def prepared(classifier, big):
     """Everything up to the first step, with the pre-trained weights in place."""
     dataset = from_arrays(*big, config=classifier.data_config)
-    classifier.config = classifier.resolve(classifier.config, dataset)
-    classifier._adapting = True
-    return prepare(classifier, classifier.config, dataset)
+    return prepare(classifier.bind(classifier.resolve(classifier.config, dataset)), dataset)[1]
 
 
 def size(tree):
@@ -180,9 +180,9 @@ def test_lora_trains_less_than_two_percent_of_vit_s():
         data={"image_size": 224, "channels": 3},
         finetune={"strategy": "lora", "lora_rank": 4, "lora_alpha": 8.0},
     )
-    classifier._adapting = True
-    model = nnx.eval_shape(lambda: classifier.build_model(num_classes=10, axis_name=None))
-    _, trained, frozen = nnx.split(model, classifier.trainable_filter, nnx.Param)
+    technique = classifier.bind(classifier.config, Binding(10, training=True))
+    shapes = Inference(technique, make_strategy(technique.config.parallel)).shapes
+    trained, frozen = shapes["params"], shapes["frozen"]
     assert size(frozen) + 384 * 10 + 10 == 21_669_514  # timm's count with ten classes
     assert size(trained) == 12 * 4 * (384 + 1152 + 384 + 384 + 384 + 1536 + 1536 + 384) + 384 * 10 + 10
     assert size(trained) < 0.02 * (size(trained) + size(frozen))

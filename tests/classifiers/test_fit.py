@@ -177,8 +177,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_traceback(digits,
 
 
 def test_every_technique_is_a_base_classifier():
-    from jaxtrain.classifiers.files import techniques
+    from jaxtrain.classifiers.files import TECHNIQUES
 
-    for name, cls in techniques().items():
+    for name, cls in TECHNIQUES.items():
         assert issubclass(cls, BaseClassifier)
         assert cls.technique == name

@@ -1,5 +1,6 @@
 """`--smoke` and `--debug`."""
 
+import itertools
 import os
 import tempfile
 import time
@@ -10,9 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxtrain import PTClassifier
+from jaxtrain import FEClassifier, FTClassifier, PTClassifier
 from jaxtrain.classifiers import rehearsal
-from jaxtrain.config import Config
 from jaxtrain.errors import RunError
 
 LINEAR = {"model": {"name": "linear"}, "parallel": {"compilation_cache": False}}
@@ -26,16 +26,6 @@ def _temporary(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def use(monkeypatch):
-    """Have a technique's classifier replaced."""
-
-    def replaced(classifier):
-        monkeypatch.setattr(rehearsal, "techniques", lambda: {classifier.technique: classifier})
-
-    return replaced
-
-
-@pytest.fixture
 def trained(tmp_path):
     """The directory of a trained network."""
     options = {"run_dir": tmp_path / "run", "quiet": True, "train": {"steps": 2}, "tracking": {"enabled": False}}
@@ -43,8 +33,8 @@ def trained(tmp_path):
     return str(model.fit(np.zeros((32, 8, 8), np.uint8), np.arange(32) % 10).run_dir)
 
 
-def config(**options):
-    return Config.model_validate({**LINEAR, **options})
+def linear(kind=PTClassifier, **options):
+    return kind(**LINEAR, **options)
 
 
 class Recording(PTClassifier):
@@ -62,11 +52,10 @@ class Recording(PTClassifier):
         return self
 
 
-def test_smoke_runs_every_stage_and_leaves_nothing(tmp_path, capsys, use):
+def test_smoke_runs_every_stage_and_leaves_nothing(tmp_path, capsys):
     Recording.happened = []
-    use(Recording)
     start = time.monotonic()
-    rehearsal.smoke(config(train={"epochs": 300, "batch_size": 4096}, schedule={"warmup_epochs": 50}))
+    rehearsal.smoke(linear(Recording, train={"epochs": 300, "batch_size": 4096}, schedule={"warmup_epochs": 50}))
     assert time.monotonic() - start < 60
     shapes, files, summary, _, _, again = Recording.happened
     assert [shape[1:] for shape in shapes] == [(8, 8, 1)] * 3  # as the digits are
@@ -80,7 +69,7 @@ def test_smoke_runs_every_stage_and_leaves_nothing(tmp_path, capsys, use):
 
 def test_smoke_needs_no_data_set(capsys):
     data = {"name": "folder:/nowhere/images", "image_size": 12, "channels": 3}
-    rehearsal.smoke(config(data=data, augment={"policy": "strong"}))
+    rehearsal.smoke(linear(data=data, augment={"policy": "strong"}))
     told = capsys.readouterr().out
     assert "/nowhere/images" in told
     assert "12, 12, 3], 10 classes" in told
@@ -88,8 +77,8 @@ def test_smoke_needs_no_data_set(capsys):
 
 @pytest.mark.slow
 def test_smoke_of_a_head_with_few_shots(trained, tmp_path, capsys):
-    options = {"technique": "fe", "data": {"shots": 5, "draws": 9}, "model": {"weights": trained}}
-    rehearsal.smoke(Config.model_validate({**options, "head": {"name": "mlp"}}))
+    data = {"shots": 5, "draws": 9}
+    rehearsal.smoke(FEClassifier(data=data, model={"weights": trained}, head={"name": "mlp"}))
     assert "smoke: fe linear trained" in capsys.readouterr().out
     assert set(os.listdir(tmp_path)) == {"run"}
 
@@ -97,24 +86,19 @@ def test_smoke_of_a_head_with_few_shots(trained, tmp_path, capsys):
 class Forgetful(PTClassifier):
     """A run that is resumed ends in other parameters."""
 
-    def make_optimizer(self, schedule):
-        self.config = self.config.replace(seed=1)
-        return super().make_optimizer(schedule)
+    digests = itertools.count()
 
-    def fit(self, *args, **kwargs):
-        super().fit(*args, **kwargs)
-        self.summary["params_sha256"] += str(id(self))
-        return self
+    def about(self, job):
+        return {"params_sha256": str(next(self.digests))}
 
 
-def test_smoke_compares_the_resumed_run(use, tmp_path):
-    use(Forgetful)
+def test_smoke_compares_the_resumed_run(tmp_path):
     with pytest.raises(RunError, match="the resumed run ends in other parameters"):
-        rehearsal.smoke(config())
+        rehearsal.smoke(linear(Forgetful))
     assert len(os.listdir(tmp_path)) == 1  # kept to look at
 
 
-def test_debug_trains_one_step_on_one_batch_and_leaves_the_test_set_shut(tmp_path, capsys, use):
+def test_debug_trains_one_step_on_one_batch_and_leaves_the_test_set_shut(tmp_path, capsys):
     class Watched(PTClassifier):
         def loss(self, model, batch, key):
             seen.append(batch.image.shape)
@@ -124,8 +108,7 @@ def test_debug_trains_one_step_on_one_batch_and_leaves_the_test_set_shut(tmp_pat
             raise AssertionError
 
     seen = []
-    use(Watched)
-    rehearsal.debug(config(train={"epochs": 300, "batch_size": 24}))
+    rehearsal.debug(linear(Watched, train={"epochs": 300, "batch_size": 24}))
     assert set(seen) == {(24, 8, 8, 1)}
     assert "one step made no NaN" in capsys.readouterr().out
     assert jax.config.jax_debug_nans is False
@@ -139,10 +122,9 @@ class NotANumber(PTClassifier):
 
 
 @pytest.mark.slow
-def test_debug_stops_at_the_operation_that_makes_nan(use):
-    use(NotANumber)
+def test_debug_stops_at_the_operation_that_makes_nan():
     with pytest.raises(RunError, match=r"nan.*log|log.*nan"):
-        rehearsal.debug(config())
+        rehearsal.debug(linear(NotANumber))
 
 
 class WrongInputs(PTClassifier):
@@ -176,18 +158,30 @@ class WrongUpdate(PTClassifier):
         (WrongUpdate, r"update of head/bias is float32\[1, 10\], not float32\[10\]"),
     ],
 )
-def test_debug_names_the_first_wrong_shape(use, classifier, told):
-    use(classifier)
+def test_debug_names_the_first_wrong_shape(classifier, told):
     with pytest.raises(RunError, match=told):
-        rehearsal.debug(config())
+        rehearsal.debug(linear(classifier))
 
 
 def test_debug_of_a_head(trained, capsys):
-    rehearsal.debug(Config.model_validate({"technique": "fe", "quiet": True, "model": {"weights": trained}}))
+    rehearsal.debug(FEClassifier(quiet=True, model={"weights": trained}))
     assert "one step made no NaN" in capsys.readouterr().out
 
 
 def test_debug_of_blocks_that_join_later(trained, capsys):
-    options = {"technique": "ft", "quiet": True, "finetune": {"unfreeze_steps": 50}, "model": {"weights": trained}}
-    rehearsal.debug(Config.model_validate(options))
+    rehearsal.debug(FTClassifier(quiet=True, finetune={"unfreeze_steps": 50}, model={"weights": trained}))
     assert "one step made no NaN" in capsys.readouterr().out
+
+
+def test_debug_of_lora_checks_the_network_that_trains(tmp_path, monkeypatch):
+    small = {"quiet": True, "train": {"steps": 1, "batch_size": 8}, "tracking": {"enabled": False}}
+    vit = PTClassifier(run_dir=tmp_path / "vit", model={"name": "vit_test"}, **small)
+    vit.fit(np.zeros((32, 32, 32, 3), np.uint8), np.arange(32) % 10)
+    checked = []
+    check = rehearsal.check_shapes
+    monkeypatch.setattr(rehearsal, "check_shapes", lambda *given: (checked.append(given[1]), check(*given)))
+    finetune = {"strategy": "lora"}
+    rehearsal.debug(FTClassifier(quiet=True, finetune=finetune, model={"weights": str(tmp_path / "vit")}))
+    (setup,) = checked
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(setup.state.params)]
+    assert sum("lora" in name for name in names) >= 8, names

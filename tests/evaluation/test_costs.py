@@ -36,7 +36,7 @@ class Linear:
         def network(weights, images):
             return images.reshape(len(images), -1).astype(np.float32) @ weights["kernel"]
 
-        return ForwardPass(network, {"kernel": np.ones((FEATURES, CLASSES), np.float32)}, (12, 12, 3))
+        return ForwardPass(network, {"kernel": np.ones((FEATURES, CLASSES), np.float32)}, self.config)
 
 
 def test_operations_memory_and_times_of_a_linear_model():

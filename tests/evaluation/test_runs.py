@@ -39,7 +39,7 @@ class Fake:
         return np.stack([source.read(i).ravel() for i in range(len(source))]).astype(np.float32) @ self.weights
 
     def forward_pass(self):
-        return ForwardPass(lambda w, x: x.reshape(len(x), -1).astype(np.float32) @ w, self.weights, (8, 8, 1))
+        return ForwardPass(lambda w, x: x.reshape(len(x), -1).astype(np.float32) @ w, self.weights, self.config)
 
 
 @pytest.fixture(autouse=True)

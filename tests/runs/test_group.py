@@ -52,7 +52,10 @@ def together(classifiers, dataset, **options):
 
 
 def records(one):
-    return [json.loads(line) for line in (one.run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (one.config.run_dir or one.run_dir).joinpath("metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def losses(one, name="train/loss"):
@@ -65,11 +68,9 @@ def losses(one, name="train/loss"):
 def test_members_equal_their_solo_runs(model, optimizer, steps, dataset, tmp_path):
     how = {"model": model, "optimizer": optimizer, "steps": steps}
     members = [classifier(tmp_path / f"member{i}", *s, **how) for i, s in enumerate(SETTINGS)]
-    assert together(members, dataset) == [None, None, None]
-    for number, setting in enumerate(SETTINGS):
-        alone = classifier(tmp_path / f"alone{number}", *setting, **how)
-        run(alone, dataset)
-        member = members[number]
+    results = together(members, dataset)
+    for number, (setting, member) in enumerate(zip(SETTINGS, results, strict=True)):
+        alone = run(classifier(tmp_path / f"alone{number}", *setting, **how), dataset)
         np.testing.assert_allclose(losses(member), losses(alone), rtol=1e-4)
         np.testing.assert_allclose(losses(member, "val/loss"), losses(alone, "val/loss"), rtol=1e-4)
         assert member.summary["val_accuracy"] == alone.summary["val_accuracy"]
@@ -81,15 +82,13 @@ def test_members_equal_their_solo_runs(model, optimizer, steps, dataset, tmp_pat
 
 def test_a_member_that_diverges_is_out_and_the_others_go_on(dataset, tmp_path):
     members = [classifier(tmp_path / str(i), rate, weight) for i, (rate, weight) in enumerate([(1e-3, 0), (1e30, 0)])]
-    errors = together(members, dataset)
-    assert errors[0] is None
-    assert isinstance(errors[1], Diverged)
-    assert members[0].summary["steps"] == 50
+    first, second = together(members, dataset)
+    assert isinstance(second, Diverged)
+    assert first.summary["steps"] == 50
     assert not (tmp_path / "1" / "summary.json").exists()
     assert "the loss became" in (tmp_path / "1" / "error.log").read_text()
-    alone = classifier(tmp_path / "alone", 1e-3)
-    run(alone, dataset)
-    np.testing.assert_allclose(losses(members[0]), losses(alone), rtol=1e-4)
+    alone = run(classifier(tmp_path / "alone", 1e-3), dataset)
+    np.testing.assert_allclose(losses(first), losses(alone), rtol=1e-4)
 
 
 def test_a_member_that_is_pruned_is_out(dataset, tmp_path):
@@ -102,15 +101,14 @@ def test_a_member_that_is_pruned_is_out(dataset, tmp_path):
     members = [classifier(tmp_path / str(i), 1e-3, i) for i in range(2)]
     programs = Programs()
     parts = [part(programs), part(programs, evaluated)]
-    errors = run_together(list(zip(members, parts, strict=True)), dataset)
-    assert errors[0] is None
-    assert str(errors[1]) == "enough"
+    first, second = run_together(list(zip(members, parts, strict=True)), dataset)
+    assert first.summary["steps"] == 50
+    assert str(second) == "enough"
     assert records(members[1])[-1]["step"] < 50
 
 
 def test_members_that_were_stopped_go_on_and_finished_ones_are_left_alone(dataset, tmp_path):
-    done = classifier(tmp_path / "0", *SETTINGS[0])
-    run(done, dataset, part(Programs()))
+    done = run(classifier(tmp_path / "0", *SETTINGS[0]), dataset, part(Programs()))
     other = classifier(tmp_path / "1", *SETTINGS[1])
 
     def stop(step, metrics):
@@ -120,28 +118,26 @@ def test_members_that_were_stopped_go_on_and_finished_ones_are_left_alone(datase
     with pytest.raises(KeyboardInterrupt):
         run(classifier(tmp_path / "1", *SETTINGS[1], steps=50), dataset, part(Programs(), stop))
     members = [classifier(tmp_path / "0", *SETTINGS[0]), other, classifier(tmp_path / "2", *SETTINGS[2])]
-    assert together(members, dataset) == [None, None, None]
-    assert members[0].summary["params_sha256"] == done.summary["params_sha256"]
-    assert [member.summary["steps"] for member in members] == [50, 50, 50]
+    results = together(members, dataset)
+    assert results[0].summary["params_sha256"] == done.summary["params_sha256"]
+    assert [member.summary["steps"] for member in results] == [50, 50, 50]
 
 
 def test_a_member_that_stops_early_keeps_the_state_in_which_it_stopped(dataset, tmp_path):
     how = {"steps": 80, "early_stopping": 1, "select": "last", "eval_every": 0.5}
     rates = (1e-4, 5e-2)
     members = [classifier(tmp_path / f"member{i}", rate, **how) for i, rate in enumerate(rates)]
-    assert together(members, dataset) == [None, None]
-    assert members[1].summary["steps"] < members[0].summary["steps"]
-    alone = classifier(tmp_path / "alone", rates[1], **how)
-    run(alone, dataset, part(Programs()))
-    assert members[1].summary["steps"] == alone.summary["steps"]
-    for mine, solo in zip(*(jax.tree.leaves(one.fitted.weights) for one in (members[1], alone)), strict=True):
+    first, second = together(members, dataset)
+    assert second.summary["steps"] < first.summary["steps"]
+    alone = run(classifier(tmp_path / "alone", rates[1], **how), dataset, part(Programs()))
+    assert second.summary["steps"] == alone.summary["steps"]
+    for mine, solo in zip(*(jax.tree.leaves(one.weights) for one in (second, alone)), strict=True):
         np.testing.assert_allclose(mine, solo, rtol=1e-3, atol=1e-5)
-    saved = [sorted(path.name for path in (one.run_dir / "checkpoints").iterdir()) for one in (members[1], alone)]
+    saved = [sorted(path.name for path in (one.run_dir / "checkpoints").iterdir()) for one in (second, alone)]
     assert saved[0] == saved[1]
-    before = records(members[1])
-    (members[1].run_dir / "summary.json").unlink()
-    again = [classifier(tmp_path / f"member{i}", rate, **how) for i, rate in enumerate(rates)]
-    assert together(again, dataset) == [None, None]
+    before = records(second)
+    (second.run_dir / "summary.json").unlink()
+    again = together([classifier(tmp_path / f"member{i}", rate, **how) for i, rate in enumerate(rates)], dataset)
     assert records(again[1]) == before
 
 

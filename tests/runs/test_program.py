@@ -9,7 +9,7 @@ from jaxtrain.data.sources import load_dataset
 from jaxtrain.runs.learning import Part
 from jaxtrain.runs.program import Programs, program_key, values_of, with_values
 from jaxtrain.runs.run import run
-from jaxtrain.runs.stepwise import prepare
+from jaxtrain.runs.setup import prepare
 
 OPTIONS = {
     "model": {"name": "mlp_tiny", "drop_rate": 0.2},
@@ -53,10 +53,8 @@ OPTIMIZERS = [
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_values_as_arguments_train_as_constants_do(optimizer, dataset, tmp_path):
-    shared = classifier(run_dir=tmp_path / "shared", seed=5, optimizer=optimizer)
-    run(shared, dataset, part(Programs()))
-    alone = classifier(run_dir=tmp_path / "alone", seed=5, optimizer=optimizer)
-    run(alone, dataset)
+    shared = run(classifier(run_dir=tmp_path / "shared", seed=5, optimizer=optimizer), dataset, part(Programs()))
+    alone = run(classifier(run_dir=tmp_path / "alone", seed=5, optimizer=optimizer), dataset)
     np.testing.assert_allclose(losses(shared), losses(alone), rtol=1e-4)
     assert shared.summary["val_accuracy"] == alone.summary["val_accuracy"]
     assert shared.summary["test_accuracy"] is None
@@ -67,8 +65,7 @@ def test_values_as_arguments_train_as_constants_do(optimizer, dataset, tmp_path)
 def test_every_schedule_takes_a_traced_peak(schedule, dataset):
     given = classifier(schedule={"name": schedule})
     config = given.resolve(given.config, dataset)
-    given.prepare_inputs(10, None, cropped=False)
-    setup = prepare(given, config, dataset, Programs())
+    _, setup = prepare(given.bind(config), dataset, Programs())
     steps = np.arange(0, 30, 3)
 
     def rates(values):
@@ -81,14 +78,14 @@ def test_runs_that_differ_in_values_compile_once(dataset, tmp_path):
     programs, kept = Programs(), []
     for number, (rate, seed) in enumerate([(1e-3, 0), (3e-3, 1), (1e-2, 2)]):
         one = classifier(run_dir=tmp_path / str(number), seed=seed, optimizer={"learning_rate": rate})
-        run(one, dataset, part(programs))
-        kept.append(one.summary["params_sha256"])
+        kept.append(run(one, dataset, part(programs)).summary["params_sha256"])
     (program,) = programs._kept.values()
     assert program.compiled[1]._cache_size() == 1
     assert program.initial_state._cache_size() == 1
     assert len(set(kept)) == 3
-    again = classifier(run_dir=tmp_path / "again", seed=0, optimizer={"learning_rate": 1e-3})
-    run(again, dataset, part(programs))
+    again = run(
+        classifier(run_dir=tmp_path / "again", seed=0, optimizer={"learning_rate": 1e-3}), dataset, part(programs)
+    )
     assert again.summary["params_sha256"] == kept[0]
 
 
@@ -98,10 +95,8 @@ def test_drop_rates_of_every_block_are_arguments(dataset, tmp_path):
     programs = Programs()
     for rate in (0.3, 0.6):
         model = {"name": "vit_test", "drop_path_rate": rate, "drop_rate": 0.1}
-        shared = classifier(run_dir=tmp_path / f"shared{rate}", model=model, **options)
-        run(shared, dataset, part(programs))
-        alone = classifier(run_dir=tmp_path / f"alone{rate}", model=model, **options)
-        run(alone, dataset)
+        shared = run(classifier(run_dir=tmp_path / f"shared{rate}", model=model, **options), dataset, part(programs))
+        alone = run(classifier(run_dir=tmp_path / f"alone{rate}", model=model, **options), dataset)
         np.testing.assert_allclose(losses(shared), losses(alone), rtol=1e-4)
     assert len(programs._kept) == 1
 

@@ -1,0 +1,166 @@
+"""What a run leaves: trained weights with all that is needed to use them, in memory and as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.config import Config
+from jaxtrain.data.base import ImageSource
+from jaxtrain.errors import UserError
+from jaxtrain.evaluation.costs import ForwardPass
+from jaxtrain.heads import FittedHead, restore_head
+from jaxtrain.runs.extraction import Extractor
+from jaxtrain.saved_tree import load_tree, save_tree
+from jaxtrain.training.inference import Inference
+from jaxtrain.training.parallel import make_strategy
+from jaxtrain.training.state import Batch, Tree, model_keys
+from jaxtrain.training.technique import Technique
+
+
+class Predicts(Technique, Protocol):
+    """A technique that can use what it has learned."""
+
+    technique: ClassVar[str]
+
+    def predictor(self, fitted: Fitted, *, everywhere: bool = False) -> Predictor:
+        """How `fitted` predicts; `everywhere`: each process of the run computes its share of every batch."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a trained classifier knows."""
+
+    technique: Predicts
+    """Bound to the resolved config."""
+    class_names: tuple[str, ...]
+    weights: Tree
+    """Host arrays {"params", "frozen", "model_state"}, with strings as keys."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What a technique keeps besides, as JSON."""
+    run_dir: Path | None = None
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """`summary.json` of the run."""
+
+    @property
+    def config(self) -> Config:
+        """Resolved."""
+        return self.technique.config
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """Its forward passes, compiled on first use; no part of a pickle or a copy."""
+        return self.technique.predictor(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "predictor"}
+
+
+class Predictor:
+    """Forward passes of trained weights; arrays go to the devices on first use."""
+
+    def __init__(self, fitted: Fitted, *, everywhere: bool = False) -> None:
+        self._fitted, self._everywhere = fitted, everywhere
+        self.class_names = fitted.class_names
+        self.config = fitted.config
+
+    def predict_logits(self, source: ImageSource) -> NDArray[np.float32]:
+        """`float32[images, classes]`; NaN for an image that could not be read."""
+        inference, weights = self._placed
+        return inference.logits(weights, source)
+
+    def embed(self, source: ImageSource) -> NDArray[np.float32]:
+        """`float32[images, features]`; NaN for an image that could not be read."""
+        inference, weights = self._placed
+        return inference.embed(weights, source)
+
+    def forward_pass(self) -> ForwardPass:
+        """How predictions are computed, for who takes the time of it (`jaxtrain.evaluation.costs`)."""
+        return self._forward_pass("logits")
+
+    @property
+    def network_weights(self) -> Tree:
+        """{"params", "frozen", "model_state"} of the network alone."""
+        return self._fitted.weights
+
+    @cached_property
+    def _placed(self) -> tuple[Inference, Tree]:
+        strategy = make_strategy(self.config.parallel, everywhere=self._everywhere)
+        return Inference(self._fitted.technique, strategy), strategy.place(model_keys(self.network_weights))
+
+    def _forward_pass(self, output: str, **head: Any) -> ForwardPass:
+        network = Inference(self._fitted.technique, make_strategy(self.config.parallel)).function(output)
+        return ForwardPass(
+            network=lambda weights, images: network(weights, Batch(images, None)),
+            weights=model_keys(self.network_weights),
+            config=self.config,
+            **head,
+        )
+
+
+class HeadPredictor(Predictor):
+    """A head on the embeddings of a frozen backbone."""
+
+    def __init__(self, fitted: Fitted, *, everywhere: bool = False, extractor: Extractor | None = None) -> None:
+        """`extractor`: embeds through the store, in a run."""
+        super().__init__(fitted, everywhere=everywhere)
+        self._extractor = extractor
+
+    @cached_property
+    def head(self) -> FittedHead:
+        """Vectors `float32[images, features]` to logits."""
+        arrays = {name: np.asarray(array) for name, array in self._fitted.weights["params"].items()}
+        return restore_head(self._fitted.extra["head"], arrays)
+
+    @property
+    def network_weights(self) -> Tree:
+        """The backbone's."""
+        return {**self._fitted.weights, "params": {}}
+
+    def predict_logits(self, source: ImageSource) -> NDArray[np.float32]:
+        """`float32[images, classes]`; NaN for an image that could not be read."""
+        vectors = self.embed(source)
+        readable = np.isfinite(vectors).all(axis=1)
+        logits = np.full((len(vectors), len(self.class_names)), np.nan, np.float32)
+        logits[readable] = self.head.logits(vectors[readable])
+        return logits
+
+    def embed(self, source: ImageSource) -> NDArray[np.float32]:
+        """The vector that the head sees: `float32[images, features]`."""
+        if self._extractor is not None:
+            return self._extractor(source).load()
+        return super().embed(source)
+
+    def forward_pass(self) -> ForwardPass:
+        """The backbone, then the head on the host."""
+        numbers = sum(array.size for array in self._fitted.weights["params"].values())
+        return self._forward_pass("embed", head=self.head.logits, head_flops=2.0 * numbers)
+
+
+def save_model(fitted: Fitted, path: Path) -> Path:
+    """Write the folder `path`, which must not exist yet: weights with digests (Orbax), config and class names."""
+    class_weights = fitted.technique.binding.class_weights
+    meta: dict[str, Any] = {
+        "format": 1,
+        "technique": fitted.technique.technique,
+        "config": fitted.config.model_dump(mode="json"),
+        "class_names": list(fitted.class_names),
+        "class_weights": None if class_weights is None else list(class_weights),
+        "extra": dict(fitted.extra),
+    }
+    save_tree(path, fitted.weights, meta)
+    return path
+
+
+def read_model(path: Path) -> tuple[Tree, dict[str, Any]]:
+    """Weights and `meta.json` of a run directory or a folder written by `save_model`; UserError if there is none."""
+    folder = path / "model" if (path / "model").is_dir() else path
+    if not (folder / "meta.json").is_file():
+        raise UserError(f"{path}: no model there; give the directory of a finished run, or a folder written by save()")
+    return load_tree(folder)

@@ -1,0 +1,99 @@
+"""Everything up to the first step: data on the devices, network, optimizer, initial state, compiled program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from jaxtrain.config import Config
+from jaxtrain.data.base import ArraySource, Dataset
+from jaxtrain.data.order import Order
+from jaxtrain.data.residence import make_resident
+from jaxtrain.runs.few_shot import few_shot_indices
+from jaxtrain.runs.program import Program, Programs, program_key, values_of
+from jaxtrain.runs.resolve import mixes_images
+from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
+from jaxtrain.training.inference import Inference
+from jaxtrain.training.parallel import Strategy, check_batch_size, make_strategy
+from jaxtrain.training.state import TrainState
+from jaxtrain.training.step import StepSpec
+from jaxtrain.training.technique import Binding, Technique
+
+T = TypeVar("T", bound=Technique)
+
+
+@dataclass
+class Setup:
+    """What training needs, made before the first step."""
+
+    config: Config
+    dataset: Dataset
+    strategy: Strategy
+    inference: Inference
+    feed: Feed
+    streamed: bool
+    state: TrainState
+    spec: StepSpec
+    program: Program
+
+
+def prepare(technique: T, dataset: Dataset, programs: Programs | None = None) -> tuple[T, Setup]:
+    """Build everything up to the first step: data on the device, model, optimizer, initial state (on the host).
+
+    Takes a technique bound to a resolved config; gives it bound to the data set's classes too.
+
+    With `programs` the options in `VALUES` enter the step as arguments, and what an earlier run compiled is used again.
+    """
+    config = technique.config
+    if config.data.shots is not None:
+        places = few_shot_indices(config, dataset.train.labels, dataset.class_names)
+        dataset = replace(dataset, train=dataset.train.select(places))
+    resident = make_resident(dataset, config)
+    streamed = resident is None
+    dataset = resident or dataset
+    strategy = make_strategy(config.parallel, everywhere=True)
+    check_batch_size(
+        config.train.batch_size,
+        devices=len(strategy.devices),
+        accumulate=config.train.accumulate,
+        pairs=mixes_images(config),
+    )
+    weights = class_weights(config, dataset)
+    technique = technique.bind(config, Binding(dataset.num_classes, weights, cropped=streamed, training=True))
+
+    def make() -> Program:
+        return Program(technique, len(dataset.train), strategy)
+
+    if programs is None:
+        program, values = make(), {}
+    else:
+        key = f"{program_key(technique, config)} {weights} {dataset.num_classes} {len(dataset.train)} {streamed}"
+        program, values = programs.get(key, make), values_of(config)
+    feed = make_feed(config, dataset, program, streamed=streamed)
+    state, spec = program.initial_state(values), program.spec(values)
+    setup = Setup(config, dataset, program.strategy, program.inference, feed, streamed, state, spec, program)
+    return technique, setup
+
+
+def make_feed(config: Config, dataset: Dataset, program: Program, *, streamed: bool) -> Feed:
+    """Training images from the device, or from a stream."""
+    strategy = program.strategy
+    order = Order(len(dataset.train), config.train.batch_size, config.seed)
+    if streamed:
+        return open_stream(dataset.train, order, config, strategy)
+    assert isinstance(dataset.train, ArraySource)
+    calls = config.train.steps_per_call or 1
+    feed = ResidentFeed(dataset.train, order, strategy, steps_per_call=calls, data=program.data)
+    program.data = feed.data
+    return feed
+
+
+def class_weights(config: Config, dataset: Dataset) -> tuple[float, ...] | None:
+    """Inverse frequencies whose mean over the training images is 1; classes without an image get 0."""
+    if config.train.class_weights == "none":
+        return None
+    counts = dataset.class_counts
+    present = np.count_nonzero(counts)
+    return tuple(float(len(dataset.train) / (present * n)) if n else 0.0 for n in counts)

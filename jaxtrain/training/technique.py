@@ -1,0 +1,49 @@
+"""What training needs to know of a technique: a few pure functions, bound to one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import jax
+import optax
+from flax import nnx
+
+from jaxtrain.config import Config
+from jaxtrain.training.optimizers import Schedule
+from jaxtrain.training.step import Learner
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a technique knows of its run besides the resolved config."""
+
+    num_classes: int = 0
+    class_weights: tuple[float, ...] | None = None
+    cropped: bool = False
+    """Whether training images arrive with their random crop done (streams)."""
+    training: bool = False
+    """Whether the network is the one that trains: under LoRA it has matrices that are merged afterwards."""
+
+
+class Technique(Learner, Protocol):
+    """A bound technique. All methods are pure functions of their arguments, `config` and `binding`."""
+
+    config: Config
+    """Resolved."""
+    binding: Binding
+
+    def bind(self, config: Config, binding: Binding | None = None) -> Self:
+        """A copy with another config, and another binding where one is given."""
+
+    def build_model(self, *, num_classes: int, axis_name: str | None) -> nnx.Module:
+        """The network with fresh parameters, inside `jax.jit`; `axis_name` is the mapped axis under pmap."""
+
+    def embedding(self, model: Any, images: jax.Array) -> jax.Array:
+        """The vector that stands for each image: `float32[batch, features]`, of normalised images."""
+
+    def trainable(self, path: tuple[Any, ...], value: Any) -> bool:
+        """Whether a parameter, named by its path in the model, gets gradients."""
+
+    def make_optimizer(self, schedule: Schedule) -> optax.GradientTransformation:
+        """The optimizer over the trainable parameters."""
