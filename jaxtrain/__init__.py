@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxtrain.classifiers.base import BaseClassifier
+    from jaxtrain.classifiers.benchmark import benchmark
     from jaxtrain.classifiers.feature_extraction import FEClassifier
     from jaxtrain.classifiers.files import load
     from jaxtrain.classifiers.fine_tuning import FTClassifier
     from jaxtrain.classifiers.pre_training import PTClassifier
     from jaxtrain.config import Config
     from jaxtrain.errors import JaxtrainError, RunError, UserError
-    from jaxtrain.evaluation.api import benchmark
     from jaxtrain.models import create_model, list_models
 
 # Imported on first use, so that `import jaxtrain` costs nothing.
@@ -24,7 +24,7 @@ _HOMES = {
     "PTClassifier": "jaxtrain.classifiers.pre_training",
     "RunError": "jaxtrain.errors",
     "UserError": "jaxtrain.errors",
-    "benchmark": "jaxtrain.evaluation.api",
+    "benchmark": "jaxtrain.classifiers.benchmark",
     "create_model": "jaxtrain.models",
     "list_models": "jaxtrain.models",
     "load": "jaxtrain.classifiers.files",

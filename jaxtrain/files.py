@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+_PATH_SOURCES = ("folder", "idx", "npz")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What `flock` fails with on a file system that has no locks."""
@@ -31,3 +33,15 @@ def reason(error: BaseException, folder: Path | None = None, need: int = 0) -> s
         free = shutil.disk_usage(folder).free
         return f"no space on the disk: {need:,} bytes needed, {free:,} free; free some, then run the same again"
     return text or type(error).__name__
+
+
+def folder_name(text: str) -> str:
+    """A name for a folder: of a path its last part, and only letters, digits, `.`, `_` and `-`.
+
+    >>> folder_name("folder:/data/my cats-resnet18"), folder_name("tfds:mnist/x:3.0.1"), folder_name("../..")
+    ('my-cats-resnet18', 'mnist-x-3.0.1', 'run')
+    """
+    kind, colon, rest = text.partition(":")
+    if colon:
+        text = PurePosixPath(rest).name if kind in _PATH_SOURCES else rest
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._")[:80] or "run"

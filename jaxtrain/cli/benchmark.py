@@ -53,9 +53,8 @@ class Command:
     def run(self) -> None:
         """Compare, write the report, track it, and print what matters."""
         from jaxtrain import load
-        from jaxtrain.evaluation.api import make_report
         from jaxtrain.evaluation.comparison import compare
-        from jaxtrain.evaluation.runs import finished_runs, gather, report_folder, track, track_report
+        from jaxtrain.evaluation.runs import finished_runs, gather, make_report, report_folder, track, track_report
         from jaxtrain.screen.console import print_line
 
         self._check()

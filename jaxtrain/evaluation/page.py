@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -137,15 +138,13 @@ def picture(figure: Figure | None, text: str) -> Picture | None:
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
-    from jaxtrain import __version__
-
     predictions = report.comparison.predictions
     looks = "not counted" if report.looks is None else f"{report.looks:,} models were measured on it so far"
     return [
         ("test images", f"{len(predictions.labels):,} in {len(predictions.class_names):,} classes"),
         ("test set", f"{predictions.test_digest[:12]}; {looks}"),
         ("models", f"{len(report.comparison.entries):,}"),
-        ("jaxtrain", __version__),
+        ("jaxtrain", version("jaxtrain")),
     ]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxtrain.config import Config, DataConfig, TrackingConfig
+from jaxtrain.config import FREE_ON_RESUME, Config, DataConfig, TrackingConfig, chosen
 from jaxtrain.config_io import load_config
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import JaxtrainError, UserError
@@ -29,9 +29,12 @@ from jaxtrain.evaluation.evaluate import (
     write_evaluation,
 )
 from jaxtrain.evaluation.looks import count_look
+from jaxtrain.evaluation.near_duplicates import NearDuplicate, near_duplicates
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.report import FILES, Report
-from jaxtrain.runs.directory import FREE_ON_RESUME, run_name
+from jaxtrain.evaluation.robustness import corruption_accuracy
+from jaxtrain.files import folder_name
+from jaxtrain.tracking import Journal, Tracker
 
 _log = logging.getLogger(__name__)
 
@@ -182,13 +185,52 @@ def track(gathered: Gathered, comparison: Comparison, config: TrackingConfig | N
     return ids
 
 
+def make_report(
+    gathered: Gathered,
+    comparison: Comparison,
+    *,
+    columns: Mapping[str, Sequence[Any]],
+    duplicates: bool,
+    corrupted: Mapping[str, Any],
+    say: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """The report of a comparison; the models in `corrupted` are also measured under corruptions.
+
+    `say` is told what takes a while.
+    """
+    test = gathered.test
+    values = dict(columns)
+    near: dict[str, list[NearDuplicate] | None] = {}
+    robustness: dict[str, Any] = {}
+    if test is not None:
+        values = {**getattr(test.images, "metadata", {}), **values}
+        if duplicates:
+            others = {"training": test.dataset.train, "validation": test.dataset.val}
+            near = {
+                name: near_duplicates(source, test.images)
+                for name, source in others.items()
+                if source is not None and len(source)
+            }
+        if corrupted:
+            side = max(chosen(model.fitted.config.data.image_size) for model in corrupted.values())
+            robustness = corruption_accuracy(corrupted, test.images, side=side, say=say)
+    return Report(
+        comparison,
+        images=None if test is None else test.images,
+        dataset=None if test is None else test.dataset,
+        duplicates=gathered.duplicates,
+        near=near,
+        looks=gathered.looks,
+        columns=values,
+        robustness=robustness,
+    )
+
+
 def track_report(report: Report, folder: Path, config: TrackingConfig, ids: Sequence[str | None]) -> str | None:
     """Store a saved report as one more run of the experiment `Benchmark`, tagged `kind: comparison`.
 
     `ids` are those of the evaluations that it compares. Returns the id of the MLflow run.
     """
-    from jaxtrain.tracking import Tracker
-
     comparison = report.comparison
     predictions = comparison.predictions
     tracker = Tracker.start(
@@ -216,7 +258,7 @@ def track_report(report: Report, folder: Path, config: TrackingConfig, ids: Sequ
 def report_folder(dataset: str, root: Path = Path("runs/benchmark")) -> Path:
     """`ROOT/DATASET-N` with the first free N, made."""
     for number in itertools.count(1):
-        folder = root / f"{run_name(dataset)}-{number}"
+        folder = root / f"{folder_name(dataset)}-{number}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -294,8 +336,6 @@ def _unique_names(runs: Sequence[Run]) -> list[str]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    from jaxtrain.tracking import Journal
-
     try:
         return Journal(path).records()
     except JaxtrainError as error:

@@ -8,32 +8,22 @@ import itertools
 import json
 import logging
 import os
-import re
 import socket
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from jaxtrain.config import Config
+from jaxtrain.config import FREE_ON_RESUME, Config
 from jaxtrain.config_io import dump_config, explain, load_config
 from jaxtrain.errors import RunError, UserError
-from jaxtrain.files import NO_LOCKS, flush_folder
+from jaxtrain.files import NO_LOCKS, flush_folder, folder_name
 
 _LOCK, _CONFIG = "run.lock", "config.yaml"
-_PATH_SOURCES = ("folder", "idx", "npz")
 _log = logging.getLogger(__name__)
-
-FREE_ON_RESUME = (
-    *("name", "run_dir", "tracking", "checkpoint", "parallel"),
-    *("train.log_every", "train.steps_per_call", "train.microbatch", "train.hang_minutes"),
-    *("train.on_nonfinite", "train.nonfinite_limit", "data.dir", "data.workers", "data.prefetch"),
-    *("features.store", "features.batch_size"),
-)
-"""Options and sections that may differ when a run is continued: they do not decide what is learned."""
 
 
 class Summary(BaseModel):
@@ -88,7 +78,7 @@ class RunDirectory:
         parent = Path("runs", config.technique).absolute()
         _make(parent)
         for number in itertools.count(1):
-            path = parent / f"{run_name(default_name)}-{number}"
+            path = parent / f"{folder_name(default_name)}-{number}"
             with contextlib.suppress(FileExistsError):
                 _make(path, new=True)
                 return cls(path, named_here=True)
@@ -223,18 +213,6 @@ class RunDirectory:
                 (self.path / _LOCK).unlink()
                 self.path.rmdir()
         self._lock.release()
-
-
-def run_name(text: str) -> str:
-    """A name for a folder: of a path its last part, and only letters, digits, `.`, `_` and `-`.
-
-    >>> run_name("folder:/data/my cats-resnet18"), run_name("tfds:mnist/x:3.0.1"), run_name("../..")
-    ('my-cats-resnet18', 'mnist-x-3.0.1', 'run')
-    """
-    kind, colon, rest = text.partition(":")
-    if colon:
-        text = PurePosixPath(rest).name if kind in _PATH_SOURCES else rest
-    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._")[:80] or "run"
 
 
 class _Lock:

@@ -47,10 +47,9 @@ def final_test(found: Results, folder: Path, say: Callable[[str], None]) -> dict
 def _measure(
     found: Results, named: dict[str, Ranked], runs: dict[str, str], folder: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    from jaxtrain import load
-    from jaxtrain.evaluation.api import make_report
+    from jaxtrain.classifiers.files import load
     from jaxtrain.evaluation.comparison import compare
-    from jaxtrain.evaluation.runs import gather, track, track_report
+    from jaxtrain.evaluation.runs import gather, make_report, track, track_report
 
     paths = [found.sweep.folder / run for run in runs.values()]
     gathered = gather(paths, load, costs=False, names=list(runs), say=say)

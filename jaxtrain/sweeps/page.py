@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,6 @@ def warnings(found: Results) -> list[str]:
 
 
 def _facts(found: Results) -> list[tuple[str, str]]:
-    from jaxtrain import __version__
-
     sweep = found.sweep
     done = sum(one.value is not None for one in found.outcomes)
     seconds = sum(float(one.summary.get("wall_seconds") or 0.0) for one in found.outcomes)
@@ -86,7 +85,7 @@ def _facts(found: Results) -> list[tuple[str, str]]:
         ("combined", sweep.combine),
         ("objective", sweep.objective),
         ("training", f"{seconds:.0f} s in all"),
-        ("jaxtrain", __version__),
+        ("jaxtrain", version("jaxtrain")),
     ]
 
 

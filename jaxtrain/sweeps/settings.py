@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from jaxtrain.config import Config
+from jaxtrain.config import FREE_ON_RESUME, Config
 from jaxtrain.config_io import explain, nearest_option, option_paths
 from jaxtrain.errors import UserError
-from jaxtrain.runs.directory import FREE_ON_RESUME, run_name
+from jaxtrain.files import folder_name
 from jaxtrain.sweeps.config import Range, SweepConfig
 
 _NEVER = ("quiet", *FREE_ON_RESUME)
@@ -64,7 +64,7 @@ class Setting:
 
     def run_name(self, seed: int) -> str:
         """Name of the folder and the MLflow run of one seed."""
-        words = run_name("-".join(f"{short(path)}-{shown(value)}" for path, value in self.options.items()))
+        words = folder_name("-".join(f"{short(path)}-{shown(value)}" for path, value in self.options.items()))
         return f"{words[:_NAME_LENGTH].rstrip('-._')}-{self.digest[:6]}-s{seed}"
 
 

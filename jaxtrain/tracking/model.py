@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-CODE = Path(__file__).with_name("pyfunc_model.py")
+CODE = Path(__file__).parent.with_name("classifiers") / "pyfunc_model.py"
 
 
 def store_model(

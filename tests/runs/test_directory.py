@@ -14,8 +14,9 @@ import pytest
 from jaxtrain.config import CheckpointConfig, Config, FinetuneConfig, OptimizerConfig, TrainConfig
 from jaxtrain.config_io import load_config
 from jaxtrain.errors import RunError, UserError
+from jaxtrain.files import folder_name
 from jaxtrain.runs import directory as run_directory
-from jaxtrain.runs.directory import RunDirectory, run_name
+from jaxtrain.runs.directory import RunDirectory
 
 SUMMARY: dict[str, Any] = {
     **{"technique": "pt", "model": "cnn_small", "dataset": "digits", "classes": 10, "steps": 100},
@@ -104,7 +105,7 @@ def test_runs_that_start_at_once_get_different_numbers() -> None:
     ],
 )
 def test_names_are_safe(text: str, name: str) -> None:
-    assert run_name(text) == name
+    assert folder_name(text) == name
     with RunDirectory.open(Config(), text) as directory:
         assert directory.path == Path("runs/pt").absolute() / f"{name}-1"
 

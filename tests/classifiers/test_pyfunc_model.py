@@ -12,6 +12,7 @@ import jaxtrain
 from jaxtrain.config import TrackingConfig
 from jaxtrain.tracking import Tracker
 from jaxtrain.tracking.upload import Upload
+from tests.tracking.mlflow_server import _database, _quick_failures, sqlite_uri  # noqa: F401
 
 
 class _Classifier:

@@ -9,6 +9,8 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
+from jaxtrain import load  # type: ignore[attr-defined]  # the public name: this file is kept for years
+
 
 class ImageClassifier(PythonModel):  # type: ignore[misc]
     """Images `uint8[n, height, width, channels]` in, a table out with one row an image.
@@ -19,8 +21,6 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         """Load the exported classifier that lies in the model's artifacts."""
-        from jaxtrain import load  # type: ignore[attr-defined]
-
         self.classifier = load(context.artifacts["model"])
 
     # With any other type hint of the input, or with none, MLflow warns whoever loads the model.

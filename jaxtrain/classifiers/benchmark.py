@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from numpy.typing import ArrayLike
 
+from jaxtrain.classifiers.files import load
 from jaxtrain.config import DataConfig, chosen
+from jaxtrain.data.arrays import as_source, encode_labels
 from jaxtrain.data.base import ArraySource, Dataset
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import UserError
-from jaxtrain.evaluation.comparison import Candidate, Comparison, compare
+from jaxtrain.evaluation.comparison import Candidate, compare
 from jaxtrain.evaluation.costs import Costed, costs_of_training, measure_costs
 from jaxtrain.evaluation.evaluate import LOOKS_FILE, OpenTestSet, Predictor, find_duplicates, open_test_set, predict
 from jaxtrain.evaluation.looks import count_look
-from jaxtrain.evaluation.near_duplicates import NearDuplicate, near_duplicates
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.report import Report
-from jaxtrain.evaluation.robustness import corruption_accuracy
-from jaxtrain.evaluation.runs import Gathered, gather
+from jaxtrain.evaluation.runs import Gathered, gather, make_report
 from jaxtrain.evaluation.significance import MARGIN
 from jaxtrain.evaluation.statistics import RESAMPLES
+from jaxtrain.saved_tree import tree_digest
 
 Data = str | DataConfig | Dataset | tuple[ArrayLike, ArrayLike]
 
@@ -56,8 +57,6 @@ def benchmark(
     The look at the test set is counted. Nothing is tracked: `scripts/benchmark.py` does that. Raises UserError for
     models without a name of their own, not trained, of other classes, or measured on different test sets.
     """
-    from jaxtrain import load
-
     named = dict(models) if isinstance(models, Mapping) else _named(models)
     if not named:
         raise UserError("nothing to compare: no model was given")
@@ -75,47 +74,6 @@ def benchmark(
     corrupted = used if robustness else {}
     corrupted = {name: load(model) if isinstance(model, Path) else model for name, model in corrupted.items()}
     return make_report(gathered, comparison, columns=columns or {}, duplicates=duplicates, corrupted=corrupted)
-
-
-def make_report(
-    gathered: Gathered,
-    comparison: Comparison,
-    *,
-    columns: Mapping[str, Sequence[Any]],
-    duplicates: bool,
-    corrupted: Mapping[str, Any],
-    say: Callable[[str], None] = lambda _: None,
-) -> Report:
-    """The report of a comparison; the models in `corrupted` are also measured under corruptions.
-
-    `say` is told what takes a while.
-    """
-    test = gathered.test
-    values = dict(columns)
-    near: dict[str, list[NearDuplicate] | None] = {}
-    robustness: dict[str, Any] = {}
-    if test is not None:
-        values = {**getattr(test.images, "metadata", {}), **values}
-        if duplicates:
-            others = {"training": test.dataset.train, "validation": test.dataset.val}
-            near = {
-                name: near_duplicates(source, test.images)
-                for name, source in others.items()
-                if source is not None and len(source)
-            }
-        if corrupted:
-            side = max(chosen(model.fitted.config.data.image_size) for model in corrupted.values())
-            robustness = corruption_accuracy(corrupted, test.images, side=side, say=say)
-    return Report(
-        comparison,
-        images=None if test is None else test.images,
-        dataset=None if test is None else test.dataset,
-        duplicates=gathered.duplicates,
-        near=near,
-        looks=gathered.looks,
-        columns=values,
-        robustness=robustness,
-    )
 
 
 def _gather_classifiers(models: Mapping[str, Any], data: Data, costs: bool) -> Gathered:
@@ -136,8 +94,6 @@ def _gather_classifiers(models: Mapping[str, Any], data: Data, costs: bool) -> G
 
 
 def _predictions(model: Any, test: OpenTestSet) -> Predictions:
-    from jaxtrain.saved_tree import tree_digest
-
     digest = model.summary.get("params_sha256") or tree_digest(model.fitted.weights["params"])
     return predict(
         cast(Predictor, model), test, technique=model.technique, model=model.model_name, params_sha256=digest
@@ -152,8 +108,6 @@ def _dataset(data: Data, model: Any) -> Dataset:
         data = DataConfig(name=data)
     if isinstance(data, DataConfig):
         return load_dataset(data)
-    from jaxtrain.data.arrays import as_source, encode_labels
-
     images, labels = data
     channels = chosen(model.fitted.config.data.channels)
     source = as_source(images, channels=channels)
@@ -175,6 +129,3 @@ def _named(models: Sequence[Any]) -> dict[str, Any]:
         for place, name in enumerate(names)
     ]
     return dict(zip(numbered, models, strict=True))
-
-
-__all__ = ["benchmark", "make_report"]
