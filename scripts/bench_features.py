@@ -44,7 +44,7 @@ def main() -> None:
         technique = classifier.bind(classifier.resolve(classifier.config, dataset), Binding(2))
         strategy = make_strategy(technique.config.parallel)
         inference = Inference(technique, strategy)
-        shapes = {**inference.shapes, "params": {}}
+        shapes = {**inference.network.shapes, "params": {}}
         weights = strategy.place(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
         batches = [batch for batch, _ in inference.batches(dataset.train)]
         forward = inference.compiled("embed")

@@ -37,8 +37,7 @@ from jaxtrain.training.losses import cross_entropy, soft_labels
 from jaxtrain.training.optimizers import Schedule, make_optimizer
 from jaxtrain.training.parallel import set_cpu_devices
 from jaxtrain.training.state import Batch, TrainState, Tree
-from jaxtrain.training.step import Metrics
-from jaxtrain.training.technique import Binding
+from jaxtrain.training.technique import Binding, Metrics
 
 
 class BaseClassifier:

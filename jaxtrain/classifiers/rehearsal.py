@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.config import HEADS, Config, chosen
@@ -117,11 +116,11 @@ def check_shapes(technique: Technique, setup: Setup) -> None:
     state = setup.state
 
     def loss(params: Any, inputs: Any, key: jax.Array) -> Any:
-        model = nnx.merge(setup.spec.graphdef, params, state.frozen, state.model_state)
+        model = setup.spec.network.bind(params, state.frozen, state.model_state)
         return technique.loss(model, inputs, key)
 
     def logits(inputs: Any) -> Any:
-        return nnx.merge(setup.spec.graphdef, state.params, state.frozen, state.model_state)(inputs.image)
+        return setup.spec.network.bind(state.params, state.frozen, state.model_state)(inputs.image)
 
     _expect("output of the network", jax.eval_shape(logits, inputs), np.floating, (batch_size, classes))
     value, metrics = jax.eval_shape(loss, state.params, inputs, state.key)

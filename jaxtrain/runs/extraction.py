@@ -18,7 +18,7 @@ from jaxtrain.data.digest import images_fingerprint
 from jaxtrain.embeddings.key import EmbeddingKey
 from jaxtrain.embeddings.store import Embeddings, EmbeddingStore, Progress
 from jaxtrain.training.inference import Inference, map_batches
-from jaxtrain.training.state import Batch, Tree, bind
+from jaxtrain.training.state import Batch, Tree
 from jaxtrain.training.technique import Technique
 
 _OF_THE_NETWORK = ("patch_size", "pool", "registers", "stem")
@@ -91,7 +91,7 @@ class Extractor:
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.label)
                 image = augment(config.augment, keys, batch.image, image_size=chosen(data.image_size))
                 image = normalize(image, chosen(data.mean), chosen(data.std))
-                return technique.embedding(bind(inference.graphdef, weights), image)
+                return technique.embedding(inference.network.bind(**weights), image)
 
             self._views[view] = inference.strategy.compile_map(forward)
         return self._views[view]

@@ -66,7 +66,10 @@ class HeadLearning:
         self.inference = Inference(self._technique, strategy)
         pretrained = job.technique.pretrained
         assert pretrained is not None
-        shapes = {"params": self.inference.shapes["frozen"], "model_state": self.inference.shapes["model_state"]}
+        shapes = {
+            "params": self.inference.network.shapes["frozen"],
+            "model_state": self.inference.network.shapes["model_state"],
+        }
         backbone, state, adapted = adapt(pretrained, shapes)
         self._notes = [note for note in adapted.notes if not note.startswith("the head")]
         self._weights = {"params": {}, "frozen": stored_keys(backbone), "model_state": stored_keys(state)}

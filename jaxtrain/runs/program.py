@@ -16,17 +16,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jaxtrain.config import FREE_ON_RESUME, Config
 from jaxtrain.runs.resolve import total_steps
 from jaxtrain.training.drop_rates import RATES, WithDropRates
-from jaxtrain.training.inference import Inference, split
+from jaxtrain.training.inference import Inference
 from jaxtrain.training.optimizers import make_schedule
 from jaxtrain.training.parallel import Strategy
 from jaxtrain.training.state import Batch, TrainState, Tree
-from jaxtrain.training.step import Metrics, StepSpec, make_step
-from jaxtrain.training.technique import Technique
+from jaxtrain.training.step import StepSpec, make_step
+from jaxtrain.training.technique import Metrics, Technique
 
 VALUES = (
     "seed",
@@ -115,13 +114,12 @@ class Program:
         }
         return StepSpec(
             learner=WithDropRates(learner, factors) if factors else learner,
-            graphdef=self.inference.graphdef,
+            network=self.inference.network,
             optimizer=learner.make_optimizer(schedule),
             schedule=schedule,
             accumulate=config.train.accumulate,
             ema_decay=config.train.ema_decay,
             skip_nonfinite=config.train.on_nonfinite == "skip",
-            axis_name=self.strategy.axis_name,
         )
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -137,8 +135,7 @@ class Program:
     def _initial_state(self, values: Values) -> TrainState:
         technique = self._technique.bind(with_values(self._technique.config, values))
         spec = self.spec(values)
-        model = technique.build_model(num_classes=technique.binding.num_classes, axis_name=spec.axis_name)
-        params, frozen, model_state = (nnx.to_pure_dict(part) for part in split(technique, model)[1:])
+        params, frozen, model_state = spec.network.fresh(technique)
         ema: Tree = {} if spec.ema_decay is None else {"params": params, "model_state": model_state}
         key = jax.random.key(technique.config.seed)
         return TrainState(

@@ -152,7 +152,7 @@ def write_curves(run_dir: Path, tracker: Tracker) -> None:
 
 def stepwise_plan(setup: Setup, run_dir: Path, look: str | None) -> Plan:
     """What is about to be trained step by step."""
-    shapes = setup.inference.shapes
+    shapes = setup.inference.network.shapes
     return Plan(
         title=f"{setup.config.technique.upper()}: {setup.config.model.name} on {setup.dataset.name}",
         parts=[Part(name, "", count) for name, count in _sizes(shapes, ("params", "frozen")).items()],
@@ -175,8 +175,8 @@ def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: P
     shots = f"{data.shots} images a class, {data.draws} draws" if data.shots else "all training images"
     return Plan(
         title=f"FE: {config.head.name} head on {config.model.name} embeddings of {dataset.name}",
-        parts=[Part(name, "", count) for name, count in _sizes(inference.shapes, ("frozen",)).items()],
-        parameters=size_of(inference.shapes["frozen"]),
+        parts=[Part(name, "", count) for name, count in _sizes(inference.network.shapes, ("frozen",)).items()],
+        parameters=size_of(inference.network.shapes["frozen"]),
         trainable=0,
         class_names=dataset.class_names,
         images=class_counts(dataset),

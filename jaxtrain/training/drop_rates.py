@@ -10,8 +10,9 @@ from typing import Any
 import jax
 from flax import nnx
 
+from jaxtrain.models.own import called
 from jaxtrain.training.state import Batch
-from jaxtrain.training.step import Learner, Metrics
+from jaxtrain.training.technique import Learner, Metrics
 
 RATES = ("model.drop_rate", "model.drop_path_rate")
 
@@ -39,7 +40,7 @@ def _multiplied(model: Any, factors: Mapping[str, Any]) -> Iterator[None]:
     """Rates of all modules multiplied, and as they were afterwards; past NNX, to which they are constants."""
     before = [
         (vars(module), name, vars(module)[name])
-        for _, module in nnx.iter_modules(model)
+        for _, module in nnx.iter_modules(called(model))
         for name in factors
         if vars(module).get(name, 0.0) != 0.0
     ]

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from numpy.typing import NDArray
 
 from jaxtrain.config import Config, chosen
@@ -18,8 +17,9 @@ from jaxtrain.data.base import ArraySource, ImageSource
 from jaxtrain.data.transforms import keeps_as_it_is
 from jaxtrain.training.feed import padded_batches
 from jaxtrain.training.losses import image_metrics
+from jaxtrain.training.network import Network
 from jaxtrain.training.parallel import Strategy, must_block
-from jaxtrain.training.state import Batch, Tree, bind
+from jaxtrain.training.state import Batch, Tree
 from jaxtrain.training.technique import Technique
 
 # A placed batch, and which of its rows hold a readable image (the others are padding or could not be decoded).
@@ -33,14 +33,7 @@ class Inference:
         self.config = technique.config
         self._technique = technique
         self.strategy = strategy
-        classes, axis_name = technique.binding.num_classes, strategy.axis_name
-        model = nnx.eval_shape(lambda: technique.build_model(num_classes=classes, axis_name=axis_name))
-        self.graphdef, params, frozen, model_state = split(technique, model)
-        self.shapes: Tree = {
-            "params": nnx.to_pure_dict(params),
-            "frozen": nnx.to_pure_dict(frozen),
-            "model_state": nnx.to_pure_dict(model_state),
-        }
+        self.network = Network(technique, strategy.axis_name)
         self._compiled: dict[str, Callable[..., Any]] = {}
 
     def logits(self, weights: Tree, source: ImageSource) -> NDArray[np.float32]:
@@ -85,7 +78,7 @@ class Inference:
         data, technique, flips = self.config.data, self._technique, self.config.augment.test_flips
 
         def forward(weights: Tree, batch: Batch) -> Any:
-            model = bind(self.graphdef, weights)
+            model = self.network.bind(**weights)
             images = normalize(prepare_eval(batch.image), chosen(data.mean), chosen(data.std))
             if output == "embed":
                 return technique.embedding(model, images)
@@ -93,15 +86,6 @@ class Inference:
             return image_metrics(logits, batch.label) if output == "metrics" else logits.astype(jnp.float32)
 
         return forward
-
-
-def split(technique: Technique, model: nnx.Module) -> Any:
-    """The model as graphdef, trainable parameters, frozen parameters and the rest."""
-
-    def trainable(path: tuple[Any, ...], value: Any) -> bool:
-        return isinstance(value, nnx.Param) and technique.trainable(path, value)
-
-    return nnx.split(model, trainable, nnx.Param, ...)
 
 
 def _over_flips(model: Callable[[jax.Array], jax.Array], images: jax.Array, flips: str) -> jax.Array:

@@ -22,7 +22,8 @@ from jaxtrain.training.feed import Feed
 from jaxtrain.training.nonfinite import Diverged, bad_array
 from jaxtrain.training.parallel import Strategy, must_block
 from jaxtrain.training.state import TrainState, Tree, stored_keys, to_arrays
-from jaxtrain.training.step import Metrics, Step
+from jaxtrain.training.step import Step
+from jaxtrain.training.technique import Metrics
 
 _log = logging.getLogger(__name__)
 

@@ -14,10 +14,12 @@ import optax
 from flax import nnx
 
 from jaxtrain.errors import RunError
+from jaxtrain.models.own import called
 from jaxtrain.training.feed import Feed
 from jaxtrain.training.parallel import Strategy, must_block
 from jaxtrain.training.state import Array, Batch, TrainState, Tree
-from jaxtrain.training.step import Learner, Metrics, StepSpec, make_step
+from jaxtrain.training.step import StepSpec, make_step
+from jaxtrain.training.technique import Learner, Metrics
 
 
 class Diverged(RunError):  # noqa: N818  (a state, as its users call it)
@@ -125,12 +127,13 @@ class _ProbedLearner:
 
     def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """See `Learner`; `model` is this trace's own, so its modules may be given a class that takes notes."""
-        params = _named(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+        module = called(model)
+        params = _named(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
         self._probe.note((f"{name}, before the step", leaf) for name, leaf in params)
-        for path, module in list(nnx.iter_modules(model)):
-            if callable(module) and path:
-                name = f"the output of {'/'.join(map(str, path))} ({type(module).__name__})"
-                object.__setattr__(module, "__class__", _noting(type(module), name, self._probe))
+        for path, part in list(nnx.iter_modules(module)):
+            if callable(part) and path:
+                name = f"the output of {'/'.join(map(str, path))} ({type(part).__name__})"
+                object.__setattr__(part, "__class__", _noting(type(part), name, self._probe))
         loss, metrics = self._learner.loss(model, batch, key)
         self._probe.note([("the loss", loss)])
         return loss, metrics

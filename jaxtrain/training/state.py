@@ -107,13 +107,6 @@ def _raw_key(state: TrainState) -> TrainState:
     return replace(state, key=jax.random.key_data(state.key))
 
 
-def bind(graphdef: Any, weights: Tree) -> Any:
-    """The network with these weights {"params", "frozen", "model_state"}."""
-    from flax import nnx
-
-    return nnx.merge(graphdef, weights["params"], weights["frozen"], weights["model_state"])
-
-
 def stored_keys(tree: Tree) -> Tree:
     """With strings as keys throughout, as files have them (NNX numbers the members of a list)."""
     return {str(k): stored_keys(v) if isinstance(v, Mapping) else v for k, v in tree.items()}

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
+from jaxtrain.training.network import Network
 from jaxtrain.training.optimizers import Schedule, ema_update
 from jaxtrain.training.state import Batch, TrainState, Tree
+from jaxtrain.training.technique import Learner, Metrics
 
-Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-
-class Learner(Protocol):
-    """What training needs to know of a technique."""
-
-    def inputs(self, batch: Batch, keys: jax.Array) -> Batch:
-        """Raw images to what the loss sees: augmented, normalised, with soft labels. `keys`: one an image."""
-
-    def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """The mean loss over the batch, and scalars to log. `model` is an NNX module in training mode."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +23,18 @@ class StepSpec:
     """What a step is made of."""
 
     learner: Learner
-    graphdef: Any
+    network: Network
     optimizer: optax.GradientTransformation
     schedule: Schedule
     accumulate: int = 1
     ema_decay: float | None = None
     skip_nonfinite: bool = False
     """A step whose loss or gradient is not finite changes nothing but the step's number; metric `skipped` is 1 then."""
-    axis_name: str | None = None
-    """Mapped axis under pmap, whose gradients and metrics are averaged; None under jit, where the compiler does it."""
+
+    @property
+    def axis_name(self) -> str | None:
+        """Mapped axis under pmap, whose gradients and metrics are averaged; None under jit: the compiler does it."""
+        return self.network.axis_name
 
 
 def make_step(spec: StepSpec) -> Step:
@@ -86,10 +79,9 @@ def _image_keys(key: jax.Array, images: int, axis_name: str | None) -> jax.Array
 
 def _gradients(spec: StepSpec, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Tree, Tree, Metrics]:
     def objective(params: Tree, model_state: Tree, part: Batch, key: jax.Array) -> Any:
-        model = nnx.merge(spec.graphdef, params, state.frozen, model_state)
+        model = spec.network.bind(params, state.frozen, model_state)
         loss, metrics = spec.learner.loss(model, part, key)
-        model_state = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
-        return loss, (model_state, {"loss": loss, **metrics})
+        return loss, (spec.network.state_of(model), {"loss": loss, **metrics})
 
     differentiate = jax.grad(objective, has_aux=True)
     if spec.accumulate == 1:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxtrain.config import Config
 from jaxtrain.training.optimizers import Schedule
-from jaxtrain.training.step import Learner
+from jaxtrain.training.state import Batch
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,19 @@ class Binding:
     """Whether training images arrive with their random crop done (streams)."""
     training: bool = False
     """Whether the network is the one that trains: under LoRA it has matrices that are merged afterwards."""
+
+
+Metrics = dict[str, jax.Array]
+
+
+class Learner(Protocol):
+    """What training needs to know of a technique."""
+
+    def inputs(self, batch: Batch, keys: jax.Array) -> Batch:
+        """Raw images to what the loss sees: augmented, normalised, with soft labels. `keys`: one an image."""
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """The mean loss over the batch, and scalars to log. `model` is an NNX module in training mode."""
 
 
 class Technique(Learner, Protocol):

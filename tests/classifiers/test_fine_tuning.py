@@ -181,7 +181,7 @@ def test_lora_trains_less_than_two_percent_of_vit_s():
         finetune={"strategy": "lora", "lora_rank": 4, "lora_alpha": 8.0},
     )
     technique = classifier.bind(classifier.config, Binding(10, training=True))
-    shapes = Inference(technique, make_strategy(technique.config.parallel)).shapes
+    shapes = Inference(technique, make_strategy(technique.config.parallel)).network.shapes
     trained, frozen = shapes["params"], shapes["frozen"]
     assert size(frozen) + 384 * 10 + 10 == 21_669_514  # timm's count with ten classes
     assert size(trained) == 12 * 4 * (384 + 1152 + 384 + 384 + 384 + 1536 + 1536 + 384) + 384 * 10 + 10

@@ -33,7 +33,9 @@ def _no_pickle(*arguments: object, **options: object) -> None:
 
 
 def test_the_stored_model_classifies_images_without_pickle(
-    tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    sqlite_uri: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_dir = tmp_path / "run"
     (run_dir / "model").mkdir(parents=True)
