@@ -129,6 +129,9 @@ class ModelConfig(Section):
 
     name: str | None = None
     """A name from `jaxtrain.list_models()` (default: the model of `weights`, else cnn_small)."""
+    network: str | None = None
+    """A network of your own by import path (`package.module:Name`) instead of `name`: an nnx.Module class or a function
+    (num_classes, rngs) -> nnx.Module, or a Linen module class."""
     weights: str | None = None
     """Pre-trained weights to start from (fe, ft): the directory of a run, hf:ORG/NAME, package:efficientnet_lite0, or a
     file of weights (default for fe and ft: package:efficientnet_lite0)."""
@@ -148,6 +151,19 @@ class ModelConfig(Section):
     """ResNet stem: 7x7 stride 2 with pooling, or 3x3 stride 1 for small images."""
     remat: bool = False
     """Recompute activations of each block in the backward pass: less memory, more time."""
+
+    @property
+    def label(self) -> str:
+        """What a resolved network is called."""
+        return chosen(self.name) if self.network is None else self.network.rpartition(":")[2]
+
+    @model_validator(mode="after")
+    def _one_network(self) -> ModelConfig:
+        if self.network is not None:
+            for option in ("name", "drop_rate", "drop_path_rate", "patch_size", "pool", "registers", "stem"):
+                if getattr(self, option) is not None:
+                    raise ValueError(f"{option} is an option of jaxtrain's networks, not of {self.network}")
+        return self
 
 
 class FeaturesConfig(Section):
@@ -328,8 +344,9 @@ class TrainConfig(Section):
     select: Literal["auto", "best", "last"] = "auto"
     """The parameters kept at the end: of the best validation metric, or of the last step; auto: the last where the
     learning rate has come down to at most a tenth by then (small validation sets choose by luck), else the best."""
-    monitor: Literal["val/accuracy", "val/loss"] = "val/accuracy"
-    """The validation metric that decides which step is best, and early stopping."""
+    monitor: Annotated[str, Field(pattern="^val/")] = "val/accuracy"
+    """The validation metric that decides which step is best, and early stopping: val/accuracy, val/loss,
+    val/top5_accuracy or one of your own; lower is better where the name ends in loss or error."""
     early_stopping: Count | None = None
     """Stop after so many evaluations in a row without improvement (None: off)."""
     log_every: Count = 10
@@ -445,6 +462,17 @@ class TrackingConfig(Section):
     """Record processor, memory and GPU use."""
 
 
+class OwnConfig(Section):
+    """Parts of one's own, by import path (`package.module:Name`); what is given in Python is recorded here."""
+
+    classifier: str | None = None
+    """The class that trains, where it is not one of jaxtrain's."""
+    loss: str | None = None
+    """A function (logits, targets) -> loss, of the batch or of each image (ft, pt)."""
+    optimizer: str | None = None
+    """A function (schedule) -> optax transform (ft, pt)."""
+
+
 TECHNIQUE_SECTIONS = {"features": "fe", "head": "fe", "finetune": "ft"}
 """Sections that one technique alone has."""
 
@@ -473,6 +501,7 @@ class Config(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    own: OwnConfig = OwnConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
@@ -486,6 +515,9 @@ class Config(Section):
             raise ValueError("data.draws needs technique fe and data.shots: each draw is a head on so few images")
         if self.technique == "fe" and self.augment.test_flips != "none":
             raise ValueError("augment.test_flips is an option of techniques ft and pt: fe embeds an image once")
+        if self.technique == "fe" and (self.own.loss or self.own.optimizer):
+            option = "loss" if self.own.loss else "optimizer"
+            raise ValueError(f"own.{option} is an option of techniques ft and pt: fe fits a head to convergence")
         if self.technique == "pt" and self.model.weights is not None:
             raise ValueError("model.weights is an option of techniques fe and ft: pt starts from a seed")
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,16 +16,18 @@ from flax import nnx
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ValidationError
 
+from jaxtrain.classifiers.parts import Metric, Parts, find
 from jaxtrain.config import Config, DataConfig, chosen
 from jaxtrain.config_io import explain
 from jaxtrain.data.arrays import as_source, encode_labels, from_arrays
 from jaxtrain.data.augment import augment, mix, normalize
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.data.sources import load_dataset
-from jaxtrain.errors import UserError
+from jaxtrain.errors import UserError, nearest
 from jaxtrain.evaluation.costs import ForwardPass
 from jaxtrain.evaluation.metrics import classification_metrics, softmax
 from jaxtrain.models import create_model
+from jaxtrain.models.own import build_own, calling, synchronised
 from jaxtrain.models.weights import Pretrained
 from jaxtrain.runs.fitted import Fitted, Predictor, read_model, save_model
 from jaxtrain.runs.learning import Job, Learning
@@ -58,9 +60,34 @@ class BaseClassifier:
 
     technique: ClassVar[str]
 
-    def __init__(self, config: Config | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        network: Any = None,
+        loss: Callable[..., Any] | None = None,
+        optimizer: Any = None,
+        metrics: Mapping[str, Metric] | None = None,
+        callbacks: Sequence[Any] = (),
+        **options: Any,
+    ) -> None:
+        """Options as a `Config`, as sections, or both; and parts of one's own.
+
+        Args:
+            config: options; those in `options` come first.
+            network: an `nnx.Module` class or a function `(num_classes, rngs) -> nnx.Module`, or a Linen module (class).
+            loss: a function `(logits, targets)` of `float32[batch, classes]` each, to a scalar or `float32[batch]`.
+            optimizer: an optax transform, or a function `(schedule) -> transform`; a dict is the section of options.
+            metrics: functions `(logits, labels) -> float` of the validation set by name, as `{"val/macro_f1": f}`.
+            callbacks: objects with any of the methods of `jaxtrain.Callback`.
+            **options: `seed=1`, or sections: `model={"name": "resnet18"}`.
+        """
+        if isinstance(optimizer, Mapping | BaseModel):
+            options, optimizer = {**options, "optimizer": optimizer}, None
+        self.parts = Parts(network, loss, optimizer, dict(metrics or {}), tuple(callbacks))
         base = config.model_dump(exclude_unset=True) if config is not None else {}
-        self.config = _validated({**base, **options, "technique": self.technique})
+        given = self.parts.recorded({**base, **_plain(options)}, type(self))
+        self.config = _validated({**given, "technique": self.technique})
         """As given; `fitted.config` is the resolved one."""
         self.binding = Binding()
         self._fitted: Fitted | None = None
@@ -72,7 +99,12 @@ class BaseClassifier:
 
         `axis_name` is the mapped axis under pmap: batch norm and dropout need it.
         """
-        data = self.config.data
+        data, network = self.config.data, self.network
+        if network is not None:
+            side = chosen(data.image_size)
+            shape = (side, side, chosen(data.channels))
+            model = build_own(network, num_classes=num_classes, image_shape=shape, seed=self.config.seed)
+            return synchronised(model, axis_name)
         return create_model(
             self.config.model,
             num_classes=num_classes,
@@ -105,8 +137,13 @@ class BaseClassifier:
     def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Mean cross-entropy of a batch from `inputs`, and scalars to log (`train/NAME`)."""
         logits = model(batch.image, train=True, key=key)
-        each = cross_entropy(logits, batch.label)
-        if batch.weight is not None:
+        own = self.own("loss")
+        each = cross_entropy(logits, batch.label) if own is None else jnp.asarray(own(logits, batch.label))
+        if each.ndim == 0 and self.binding.class_weights is not None:
+            raise UserError(
+                "train.class_weights: the loss of your own gives one number for the batch, not one per image"
+            )
+        if each.ndim and batch.weight is not None:
             each = each * batch.weight
         hits = jnp.argmax(logits, axis=-1) == jnp.argmax(batch.label, axis=-1)
         return jnp.mean(each), {"accuracy": jnp.mean(hits.astype(jnp.float32))}
@@ -122,7 +159,47 @@ class BaseClassifier:
 
     def make_optimizer(self, schedule: Schedule) -> optax.GradientTransformation:
         """The optimizer over the trainable parameters."""
-        return make_optimizer(self.config.optimizer, schedule)
+        own = self.own("optimizer")
+        if own is None:
+            return make_optimizer(self.config.optimizer, schedule)
+        transform: optax.GradientTransformation = own if hasattr(own, "update") else own(schedule)
+        return transform
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Validation metrics of one's own."""
+        return self.parts.metrics
+
+    @property
+    def network(self) -> Any:
+        """The network of one's own that was given, or that the config names; None: one of jaxtrain's."""
+        if self.parts.network is not None or self.config.model.network is None:
+            return self.parts.network
+        return find(self.config.model.network, "model.network", f"give it: {type(self).__name__}(network=...)")
+
+    def own(self, part: str) -> Any:
+        """The loss or optimizer of one's own that was given, or that the config names; None: as the options say."""
+        given, path = getattr(self.parts, part), getattr(self.config.own, part)
+        if given is not None or path is None:
+            return given
+        return find(path, f"own.{part}", f"give it: {type(self).__name__}({part}=...)")
+
+    @cached_property
+    def head_path(self) -> tuple[str, ...]:
+        """Where the linear layer is that gives the logits. Raises UserError for a network of one's own without one."""
+        if self.network is None:
+            return ("head",)
+        side, channels = chosen(self.config.data.image_size), chosen(self.config.data.channels)
+        paths: list[tuple[Any, ...]] = []
+
+        def trace(images: jax.Array) -> jax.Array:
+            model = calling(BaseClassifier.build_model(self, num_classes=2, axis_name=None))
+            last = model.last_linear(images)
+            paths.append(last.path)
+            return last.seen
+
+        jax.eval_shape(trace, jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32))
+        return tuple(map(str, paths[0]))
 
     @cached_property
     def pretrained(self) -> Pretrained | None:
@@ -134,7 +211,22 @@ class BaseClassifier:
 
         `run_dir`: of a run that may have begun already.
         """
+        self.check_parts(config, run_dir)
         return resolve(config, dataset, self.pretrained)
+
+    def check_parts(self, config: Config, run_dir: Path | None) -> None:
+        """Raises UserError where a part of one's own is missing, or the run in `run_dir` is another class's."""
+        mine, theirs = self.config.own.classifier, config.own.classifier
+        if mine != theirs:
+            raise UserError(
+                f"own.classifier: {run_dir} was begun by {theirs}, not by {mine or type(self).__name__}; continue it "
+                "with the script that defines that class, or start another run"
+            )
+        bound = self.bind(config)
+        _ = bound.network, bound.own("loss"), bound.own("optimizer")
+        known = ("val/accuracy", "val/loss", "val/top5_accuracy", *self.parts.metrics)
+        if (name := config.train.monitor) not in known:
+            raise UserError(f"train.monitor: {name} is not measured; {nearest(name, known)}")
 
     def start(self, job: Job, fresh: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
         """The state before the first step, from the freshly initialised one; not called on resuming."""
@@ -233,9 +325,9 @@ class BaseClassifier:
     def model_name(self) -> str:
         """Name of the network in the registry, also where the config leaves it open."""
         config = self.config if self._fitted is None else self._fitted.config
-        if config.model.name is not None:
-            return config.model.name
-        return chosen(self.pretrained.model.name) if self.pretrained else DEFAULT_MODEL
+        if config.model.name is not None or config.model.network is not None:
+            return config.model.label
+        return self.pretrained.model.label if self.pretrained else DEFAULT_MODEL
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -268,19 +360,32 @@ class BaseClassifier:
         return save_model(self.fitted, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a model written by `save`, or the one of a run directory. Raises UserError if there is none."""
+    def load(cls, path: str | Path, *, network: Any = None) -> Self:
+        """Read a model written by `save`, or the one of a run directory.
+
+        `network`: of one's own, where it cannot be imported by the path that is recorded. Raises UserError if there is
+        no model, or its network or class cannot be found.
+        """
         weights, meta = read_model(Path(path))
         if meta["technique"] != cls.technique:
-            raise UserError(
-                f"{path}: holds a model of technique {meta['technique']}, not {cls.technique}; use jaxtrain.load"
-            )
-        return cls.of_saved(weights, meta)
+            kind = f"technique {meta['technique']}, not {cls.technique}"
+            raise UserError(f"{path}: holds a model of {kind}; use jaxtrain.load")
+        return cls.of_saved(weights, meta, network=network)
 
     @classmethod
-    def of_saved(cls, weights: Tree, meta: Mapping[str, Any]) -> Self:
-        """A trained classifier from what `jaxtrain.runs.fitted.read_model` gives."""
-        classifier = cls(Config.model_validate(meta["config"]))
+    def of_saved(cls, weights: Tree, meta: Mapping[str, Any], *, network: Any = None) -> Self:
+        """A trained classifier from what `jaxtrain.runs.fitted.read_model` gives; UserError as of `load`."""
+        config = Config.model_validate(meta["config"])
+        kind, own = cls, config.own.classifier
+        if own is not None and cls.__module__.startswith("jaxtrain."):
+            name = own.rpartition(":")[2]
+            kind = find(own, "own.classifier", f"load it with {name}.load(...) where that class is defined")
+            if not (isinstance(kind, type) and issubclass(kind, cls)):
+                raise UserError(f"own.classifier: {own} is no subclass of {cls.__name__}")
+        if network is None and config.model.network is not None:
+            advice = f"give it: {cls.__name__}.load(..., network={config.model.label})"
+            network = find(config.model.network, "model.network", advice)
+        classifier = kind(config) if network is None else kind(config, network=network)
         classifier._fitted = restored(classifier, weights, meta, run_dir=None, summary={})
         return classifier
 
@@ -290,9 +395,12 @@ class BaseClassifier:
         return as_source(images, channels=chosen(self.fitted.config.data.channels))
 
 
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v.model_dump(exclude_unset=True) if isinstance(v, BaseModel) else v for k, v in options.items()}
+
+
 def _validated(options: Mapping[str, Any]) -> Config:
-    plain = {k: v.model_dump(exclude_unset=True) if isinstance(v, BaseModel) else v for k, v in options.items()}
     try:
-        return Config.model_validate(plain)
+        return Config.model_validate(options)
     except ValidationError as error:
         raise UserError(explain(error, "options")) from None

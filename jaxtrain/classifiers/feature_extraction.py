@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.classifiers.base import BaseClassifier
-from jaxtrain.config import Config, chosen
+from jaxtrain.config import Config
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.errors import UserError
 from jaxtrain.heads import FittedHead
-from jaxtrain.models import create_model
 from jaxtrain.models.weights import Pretrained, load_pretrained
 from jaxtrain.runs.fitted import Fitted, HeadPredictor
 from jaxtrain.runs.head_learning import HeadLearning, fit_vectors
@@ -42,22 +40,18 @@ class FEClassifier(BaseClassifier):
 
     def resolve(self, config: Config, dataset: Dataset, run_dir: Path | None = None) -> Config:
         """As for every technique; and where vectors are kept, and how many are computed at once."""
-        return resolve_features(super().resolve(config, dataset, run_dir))
+        resolved = resolve_features(super().resolve(config, dataset, run_dir))
+        features = resolved.features
+        if resolved.model.network is not None and (features.pool != "auto" or features.blocks > 1):
+            option = "pool" if features.pool != "auto" else "blocks"
+            raise UserError(f"features.{option}: is for jaxtrain's networks; {resolved.model.label} has one embedding")
+        return resolved
 
     def build_model(self, *, num_classes: int, axis_name: str | None) -> nnx.Module:
-        """The backbone without its head."""
-        del num_classes
-        data = self.config.data
-        model = create_model(
-            self.config.model,
-            num_classes=1,
-            channels=chosen(data.channels),
-            image_size=chosen(data.image_size),
-            seed=self.config.seed,
-            dtype=jnp.dtype(self.config.model.dtype),
-            axis_name=axis_name,
-        )
-        del model.head
+        """The backbone without its head; a network of one's own with one that nobody looks at."""
+        model = super().build_model(num_classes=1, axis_name=axis_name)
+        if self.network is None:
+            del model.head
         return model
 
     def trainable(self, path: tuple[Any, ...], value: Any) -> bool:
@@ -67,6 +61,8 @@ class FEClassifier(BaseClassifier):
     def embedding(self, model: Any, images: jax.Array) -> jax.Array:
         """By `features.pool` and `features.blocks`."""
         features = self.config.features
+        if self.network is not None:
+            return model.embed(images)
         return model.embed_blocks(images, pool=features.pool, blocks=features.blocks)
 
     def learning(self, job: Job) -> Learning:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.classifiers.feature_extraction import FEClassifier
@@ -13,7 +14,11 @@ from jaxtrain.runs.fitted import read_model
 TECHNIQUES: dict[str, type[BaseClassifier]] = {cls.technique: cls for cls in (FEClassifier, FTClassifier, PTClassifier)}
 
 
-def load(path: str | Path) -> BaseClassifier:
-    """The trained classifier of a run directory or a folder written by `save`; UserError if there is none."""
+def load(path: str | Path, *, network: Any = None) -> BaseClassifier:
+    """The trained classifier of a run directory or a folder written by `save`.
+
+    `network`: of one's own, where it cannot be imported by the path that is recorded. Raises UserError if there is no
+    model, or its network or class cannot be found.
+    """
     weights, meta = read_model(Path(path))
-    return TECHNIQUES[meta["technique"]].of_saved(weights, meta)
+    return TECHNIQUES[meta["technique"]].of_saved(weights, meta, network=network)

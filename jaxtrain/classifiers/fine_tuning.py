@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,21 +18,21 @@ from flax import nnx
 from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.classifiers.hyper_rule import hyper_rule
 from jaxtrain.classifiers.linear_probe import probed_head
-from jaxtrain.classifiers.starting_point import joined, overlaid, record, recorded, without
-from jaxtrain.config import Config, ModelConfig, chosen
+from jaxtrain.classifiers.starting_point import joined, record, recorded, without
+from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import UserError
-from jaxtrain.models import create_model
 from jaxtrain.models.depth import Depth
 from jaxtrain.models.layers import BatchNorm
 from jaxtrain.models.lora import NAMES, add_lora, lora_targets, merge_lora
+from jaxtrain.models.own import freeze_statistics
 from jaxtrain.models.weights import Pretrained, adapt, load_pretrained
 from jaxtrain.runs.learning import Job
 from jaxtrain.runs.resolve import DEFAULT_WEIGHTS, resolve, total_steps
 from jaxtrain.training.optimizers import Schedule, Tree, decay_mask, make_optimizer
 from jaxtrain.training.param_groups import Path as ParamPath
 from jaxtrain.training.param_groups import decay_towards_start, scale_learning_rates
-from jaxtrain.training.state import TrainState
+from jaxtrain.training.state import TrainState, overlaid
 
 _log = logging.getLogger(__name__)
 
@@ -53,16 +54,20 @@ class FTClassifier(BaseClassifier):
 
     def resolve(self, config: Config, dataset: Dataset, run_dir: Path | None = None) -> Config:
         """As for every technique; length, rates and image size left open follow from the size of the data set."""
+        self.check_parts(config, run_dir)
         if recorded(run_dir) is not None:  # nothing is open any more, and the weights may have gone
             return resolve(config, dataset)
         resolved = resolve(hyper_rule(config, dataset, self.pretrained), dataset, self.pretrained)
-        blocks, there = resolved.finetune.blocks, depth_of(resolved).top - 1
+        bound = self.bind(resolved)
+        blocks, there = resolved.finetune.blocks, bound.depth.top - 1
         if blocks is not None and blocks > there:
-            raise UserError(f"finetune.blocks: {blocks} asked for, {resolved.model.name} has {there}")
+            raise UserError(f"finetune.blocks: {blocks} asked for, {resolved.model.label} has {there}")
         if resolved.finetune.strategy == "lora":
-            lora_targets(_shapes(*_network(resolved)))  # refused before the run directory is begun with it
+            if resolved.model.network is not None:
+                raise UserError(f"finetune.strategy: lora is for jaxtrain's networks, not for {resolved.model.label}")
+            lora_targets(bound.shapes)  # refused before the run directory is begun with it
         if resolved.finetune.unfreeze_steps is not None:
-            _check_unfreezing(resolved, total_steps(resolved, len(dataset.train)))
+            _check_unfreezing(resolved, bound.depth, total_steps(resolved, len(dataset.train)))
         return resolved
 
     def build_model(self, *, num_classes: int, axis_name: str | None) -> nnx.Module:
@@ -74,23 +79,28 @@ class FTClassifier(BaseClassifier):
         if finetune.strategy == "lora":
             key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
             add_lora(model, rank=chosen(finetune.lora_rank), alpha=chosen(finetune.lora_alpha), key=key)
+
+        def keeps(path: tuple[Any, ...]) -> bool:
+            frozen = finetune.unfreeze_steps is not None or not self.trainable((*path, "scale"), None)
+            return frozen if finetune.freeze_statistics is None else finetune.freeze_statistics
+
+        freeze_statistics(model, keeps)
         for path, module in nnx.iter_modules(model):
             if isinstance(module, BatchNorm):
-                frozen = finetune.unfreeze_steps is not None or not self.trainable((*path, "scale"), module.scale)
-                module.frozen = frozen if finetune.freeze_statistics is None else finetune.freeze_statistics
+                module.frozen = keeps(path)
         return model
 
     def trainable(self, path: tuple[Any, ...], value: Any) -> bool:
         """The head, and what `finetune.strategy` says."""
         del value
         finetune, names = self.config.finetune, [str(entry) for entry in path]
-        if names[0] == "head":
+        if self._in_head(names):
             return True
         match finetune.strategy:
             case "full":
                 return True
             case "blocks":
-                return depth_of(self.config).layer(names) > depth_of(self.config).top - 1 - chosen(finetune.blocks)
+                return self.depth.layer(names) > self.depth.top - 1 - chosen(finetune.blocks)
             case "norm_bias":
                 return names[-1] in ("bias", "scale")
             case "lora":
@@ -100,11 +110,11 @@ class FTClassifier(BaseClassifier):
     def make_optimizer(self, schedule: Schedule) -> optax.GradientTransformation:
         """The configured optimizer, with rates by depth and decay towards the start where they are asked for."""
         finetune, optimizer = self.config.finetune, self.config.optimizer
-        if finetune.l2_sp == 0.0:
-            parts = [make_optimizer(optimizer, schedule)]
-        else:
-            towards_start = decay_towards_start(finetune.l2_sp, schedule, _all_but_the_head)
-            parts = [make_optimizer(optimizer, schedule, decays=_head_alone), towards_start]
+        parts = [super().make_optimizer(schedule)]
+        if finetune.l2_sp > 0:
+            if self.own("optimizer") is None:
+                parts = [make_optimizer(optimizer, schedule, decays=self._decays_in_head)]
+            parts.append(decay_towards_start(finetune.l2_sp, schedule, self._outside_head))
         return optax.chain(*parts, scale_learning_rates(self._rate_factor))
 
     def start(self, job: Job, fresh: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
@@ -112,12 +122,17 @@ class FTClassifier(BaseClassifier):
         pretrained = self.pretrained
         network = without(joined(fresh.params, fresh.frozen), NAMES)
         shapes = {"params": network, "model_state": fresh.model_state}
-        weights, model_state, adapted = adapt(pretrained, shapes, class_names=job.dataset.class_names)
+        names, head = job.dataset.class_names, "/".join(self.head_path)
+        weights, model_state, adapted = adapt(pretrained, shapes, class_names=names, head=head)
         record(job.directory.path, pretrained, adapted)
         if self.config.finetune.linear_probe:
-            weights["head"] = probed_head(job, pretrained)
+            probed = probed_head(job, pretrained)
+            for name in reversed(self.head_path):
+                probed = {name: probed}
+            weights = joined(weights, probed)
         elif not adapted.head:
-            weights["head"] = jax.tree.map(np.zeros_like, network["head"])
+            zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), network)
+            weights = overlaid(zeros, weights)
         params, frozen = (jax.tree.map(np.array, overlaid(part, weights)) for part in (fresh.params, fresh.frozen))
         average = {} if not fresh.ema else jax.tree.map(np.array, {"params": params, "model_state": model_state})
         moments = jax.jit(optimizer.init)(params)
@@ -144,18 +159,46 @@ class FTClassifier(BaseClassifier):
     def _rate_factor(self, path: ParamPath, step: jax.Array) -> jax.Array | float:
         """What the learning rate of a parameter is multiplied by."""
         finetune, peak = self.config.finetune, chosen(self.config.optimizer.learning_rate)
-        if path[0] == "head":
+        if self._in_head(path):
             return chosen(finetune.head_learning_rate) / peak
         factor: jax.Array | float = 1.0
         if finetune.layer_decay < 1 or finetune.unfreeze_steps is not None:
-            below = depth_of(self.config).top - depth_of(self.config).layer(path)
+            below = self.depth.top - self.depth.layer(path)
             factor = finetune.layer_decay**below
             if finetune.unfreeze_steps is not None:
                 factor = jnp.where(step >= finetune.unfreeze_steps * (below + 1), factor, 0.0)
         return factor
 
+    @cached_property
+    def shapes(self) -> nnx.Module:
+        """The network without LoRA, its arrays as shapes."""
+        build = super().build_model
+        model: nnx.Module = nnx.eval_shape(lambda: build(num_classes=2, axis_name=None))
+        return model
 
-def _check_unfreezing(config: Config, total: int) -> None:
+    @cached_property
+    def depth(self) -> Depth:
+        """The layers of the network."""
+        params = nnx.to_pure_dict(nnx.state(self.shapes, nnx.Param))
+        return Depth.of(params, self.head_path, self.config.model.network)
+
+    def _in_head(self, path: Sequence[Any]) -> bool:
+        return tuple(map(str, path))[: len(self.head_path)] == self.head_path
+
+    def _outside_head(self, params: Tree) -> Tree:
+        return jax.tree_util.tree_map_with_path(lambda path, _: not self._in_head(_names(path)), params)
+
+    def _decays_in_head(self, params: Tree) -> Tree:
+        """True for what weight decay applies to in the head."""
+        decays = decay_mask(params)
+        return jax.tree_util.tree_map_with_path(lambda path, yes: yes and self._in_head(_names(path)), decays)
+
+
+def _names(path: Any) -> list[str]:
+    return [str(entry.key) for entry in path]
+
+
+def _check_unfreezing(config: Config, depth: Depth, total: int) -> None:
     """UserError where training ends before anything but the head has trained; a warning where blocks never do."""
     every = chosen(config.finetune.unfreeze_steps)
     if every >= total:
@@ -163,7 +206,7 @@ def _check_unfreezing(config: Config, total: int) -> None:
             f"finetune.unfreeze_steps: after {every} steps more than the head trains, but training has {total} steps; "
             "give fewer, or strategy head"
         )
-    blocks = config.finetune.blocks or depth_of(config).top - 1
+    blocks = config.finetune.blocks or depth.top - 1
     joining = (total - 1) // every - 1  # what follows the blocks joins first
     if joining < blocks:
         _log.warning(
@@ -171,36 +214,3 @@ def _check_unfreezing(config: Config, total: int) -> None:
             "they are",
             *(every, total, joining, blocks),
         )
-
-
-def depth_of(config: Config) -> Depth:
-    """The layers of the network that a resolved config builds."""
-    return _depth(*_network(config))
-
-
-def _network(config: Config) -> tuple[ModelConfig, int, int]:
-    return config.model, chosen(config.data.image_size), chosen(config.data.channels)
-
-
-@lru_cache(maxsize=8)
-def _depth(model: ModelConfig, image_size: int, channels: int) -> Depth:
-    return Depth.of(nnx.to_pure_dict(nnx.state(_shapes(model, image_size, channels), nnx.Param)))
-
-
-def _shapes(model: ModelConfig, image_size: int, channels: int) -> nnx.Module:
-    built: nnx.Module = nnx.eval_shape(
-        lambda: create_model(model, num_classes=1, channels=channels, image_size=image_size)
-    )
-    return built
-
-
-def _head_alone(params: Tree) -> Tree:
-    """True for what weight decay applies to in the head."""
-    return {
-        name: jax.tree.map(lambda decays, head=name == "head": decays and head, tree)
-        for name, tree in decay_mask(params).items()
-    }
-
-
-def _all_but_the_head(params: Tree) -> Tree:
-    return {name: jax.tree.map(lambda _, yes=name != "head": yes, tree) for name, tree in params.items()}

@@ -34,14 +34,6 @@ def without(tree: Tree, names: Collection[str]) -> Tree:
     }
 
 
-def overlaid(tree: Tree, values: Tree) -> Tree:
-    """A nested dict, each leaf from `values` where that has it."""
-    return {
-        key: overlaid(value, values.get(key, {})) if isinstance(value, Mapping) else values.get(key, value)
-        for key, value in tree.items()
-    }
-
-
 def recorded(run_dir: Path | None) -> dict[str, Any] | None:
     """Source and digest of the weights that a run began with; None before."""
     path = None if run_dir is None else run_dir / _RECORD

@@ -227,7 +227,9 @@ def _signature(module: nnx.Module) -> Any:
 
 def _parameters(network: Any) -> Any:
     try:
-        return inspect.signature(network).parameters
+        # The call of a class of Flax hides the arguments of its __init__.
+        made_by = getattr(network, "__init__") if isinstance(network, type) else network  # noqa: B009
+        return inspect.signature(made_by).parameters
     except (TypeError, ValueError):
         raise UserError(f"network: {network!r} cannot be called with (num_classes, rngs)") from None
 

@@ -56,7 +56,7 @@ class Extractor:
         return EmbeddingKey(
             images=images_fingerprint(source),
             weights=self._digest,
-            model=chosen(config.model.name),
+            model=config.model.label,
             model_options=options,
             image_size=chosen(data.image_size),
             channels=chosen(data.channels),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +111,7 @@ def _train(runs: Sequence[_Entered]) -> None:
         first.setup.program.step,
         members,
         first.timetable,
-        _evaluator(group, first),
+        _evaluator(group, first, len(runs)),
         monitor=first.setup.config.train.monitor,
     )
     for one, member, result in zip(runs, members, results, strict=True):
@@ -127,7 +127,7 @@ def _concluded(one: _Entered, result: LoopResult) -> Exception | None:
     return None
 
 
-def _evaluator(group: Group, learning: Stepwise) -> Evaluate | None:
+def _evaluator(group: Group, learning: Stepwise, members: int) -> Evaluate | None:
     """Validation metrics of all members at once; None where there is no validation set."""
     setup = learning.setup
     val, inference = setup.dataset.val, setup.inference
@@ -140,7 +140,10 @@ def _evaluator(group: Group, learning: Stepwise) -> Evaluate | None:
         weights = {"params": state.eval_params, "frozen": state.frozen, "model_state": state.eval_model_state}
         parts = [(function(weights, batch), valid) for batch, valid in batches]
         host = [jax.tree.map(lambda rows, keep=valid: np.asarray(rows)[:, keep], part) for part, valid in parts]
-        each: Callable[..., Any] = lambda *rows: np.concatenate(rows, axis=1).mean(axis=1, dtype=np.float64)  # noqa: E731
-        return {f"val/{name}": values for name, values in jax.tree.map(each, *host).items()}
+        each = jax.tree.map(lambda *rows: np.concatenate(rows, axis=1), *host)
+        metrics = [
+            inference.validation({name: rows[i] for name, rows in each.items()}, val.labels) for i in range(members)
+        ]
+        return {name: np.array([one[name] for one in metrics]) for name in metrics[0]}
 
     return evaluate

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -31,7 +32,7 @@ from jaxtrain.tracking import Tracker
 from jaxtrain.training import processes
 from jaxtrain.training.inference import Inference, host_batches
 from jaxtrain.training.parallel import make_strategy
-from jaxtrain.training.state import model_keys, stored_keys
+from jaxtrain.training.state import model_keys, overlaid, stored_keys
 from jaxtrain.training.technique import Binding
 
 _OF_TRAINING = ("loss", "accuracy")
@@ -70,7 +71,9 @@ class HeadLearning:
             "params": self.inference.network.shapes["frozen"],
             "model_state": self.inference.network.shapes["model_state"],
         }
-        backbone, state, adapted = adapt(pretrained, shapes)
+        backbone, state, adapted = adapt(pretrained, shapes, head="/".join(job.technique.head_path))
+        if not adapted.head and config.model.network is not None:
+            backbone = overlaid(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes["params"]), backbone)
         self._notes = [note for note in adapted.notes if not note.startswith("the head")]
         self._weights = {"params": {}, "frozen": stored_keys(backbone), "model_state": stored_keys(state)}
         digest = tree_digest({"backbone": self._weights["frozen"], "statistics": self._weights["model_state"]})
@@ -110,7 +113,7 @@ class HeadLearning:
         head_seconds = time.monotonic() - started
         if job.stop.requested is not None:
             raise job.interrupted("stopped; the embeddings are kept")
-        chosen_setting = _log_curve(head, vectors, tracker)
+        chosen_setting = _log_curve(head, vectors, tracker, self._technique.metrics)
         self._pictures(head, vectors, tracker)
         computed = train.computed + (val.computed if val else 0)
         return Learned(
@@ -243,7 +246,7 @@ def vector_weights(config: Config, train: Vectors, classes: int) -> NDArray[np.f
     return np.where(counts > 0, weights, 1.0).astype(np.float32)
 
 
-def _log_curve(head: FittedHead, val: Vectors | None, tracker: Tracker) -> int:
+def _log_curve(head: FittedHead, val: Vectors | None, tracker: Tracker, own: Mapping[str, Any]) -> int:
     """Every setting as a step of `grid/...`, and the chosen one as the run's metrics; returns its place."""
     same = (all(entry.get(key, value) == value for key, value in head.settings.items()) for entry in head.curve)
     place = list(same).index(True)
@@ -255,6 +258,7 @@ def _log_curve(head: FittedHead, val: Vectors | None, tracker: Tracker) -> int:
             }
             if val is not None:
                 values |= {"val/loss": entry["val_loss"], "val/accuracy": entry["val_accuracy"]}
+                values |= {name: float(metric(head.logits(val.x), val.y)) for name, metric in own.items()}
         tracker.log(number, values)
     return place
 

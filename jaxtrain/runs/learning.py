@@ -49,6 +49,10 @@ class Learns(Predicts, Protocol):
         """The weights that training starts from; None: from the seed."""
 
     @property
+    def head_path(self) -> tuple[str, ...]:
+        """Where the linear layer is that gives the logits. Raises UserError where there is none."""
+
+    @property
     def model_name(self) -> str:
         """Name of the network, also where the config leaves it open."""
 

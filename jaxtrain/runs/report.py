@@ -154,7 +154,7 @@ def stepwise_plan(setup: Setup, run_dir: Path, look: str | None) -> Plan:
     """What is about to be trained step by step."""
     shapes = setup.inference.network.shapes
     return Plan(
-        title=f"{setup.config.technique.upper()}: {setup.config.model.name} on {setup.dataset.name}",
+        title=f"{setup.config.technique.upper()}: {setup.config.model.label} on {setup.dataset.name}",
         parts=[Part(name, "", count) for name, count in _sizes(shapes, ("params", "frozen")).items()],
         parameters=size_of(shapes["params"]) + size_of(shapes["frozen"]),
         trainable=size_of(shapes["params"]),
@@ -174,7 +174,7 @@ def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: P
     views = f", {features.views} views of each training image" if features.views > 1 else ""
     shots = f"{data.shots} images a class, {data.draws} draws" if data.shots else "all training images"
     return Plan(
-        title=f"FE: {config.head.name} head on {config.model.name} embeddings of {dataset.name}",
+        title=f"FE: {config.head.name} head on {config.model.label} embeddings of {dataset.name}",
         parts=[Part(name, "", count) for name, count in _sizes(inference.network.shapes, ("frozen",)).items()],
         parameters=size_of(inference.network.shapes["frozen"]),
         trainable=0,

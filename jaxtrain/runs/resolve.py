@@ -84,7 +84,7 @@ def resolve_features(config: Config) -> Config:
 
 def _model(given: ModelConfig, pretrained: Pretrained | None) -> ModelConfig:
     if pretrained is None:
-        return given.model_copy(update={"name": given.name or DEFAULT_MODEL})
+        return given if given.network else given.model_copy(update={"name": given.name or DEFAULT_MODEL})
     of_weights = pretrained.model.model_dump(exclude_none=True, exclude={"dtype", "remat"})
     return given.model_copy(update=of_weights | {k: v for k, v in given if v is not None})
 
@@ -98,8 +98,7 @@ def _data(given: DataConfig, dataset: Dataset, model: ModelConfig, pretrained: P
         small = dataset.uniform_size is not None and max(dataset.uniform_size) <= size
         crop_pct, interpolation = 1.0 if small else pretrained.crop_pct, pretrained.interpolation
     else:
-        own = max(dataset.uniform_size) if dataset.uniform_size else model_spec(chosen(model.name)).image_size
-        size = given.image_size or own
+        size = given.image_size or (max(dataset.uniform_size) if dataset.uniform_size else _usual_size(model))
         mean, std = dataset.mean or (0.5,) * channels, dataset.std or (0.5,) * channels
         crop_pct, interpolation = 1.0, "bilinear"
     mean, std = given.mean or mean, given.std or std
@@ -117,6 +116,14 @@ def _data(given: DataConfig, dataset: Dataset, model: ModelConfig, pretrained: P
         "interpolation": given.interpolation or interpolation,
     }
     return given.model_copy(update=left_open)
+
+
+def _usual_size(model: ModelConfig) -> int:
+    if model.network is not None:
+        raise UserError(
+            f"data.image_size: images of many sizes, and {model.network} does not say which it takes; give it"
+        )
+    return model_spec(chosen(model.name)).image_size
 
 
 def mixes_images(config: Config) -> bool:

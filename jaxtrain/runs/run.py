@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtrain.config import Config, chosen
+from jaxtrain.config import Config
 from jaxtrain.config_io import without_passwords
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import JaxtrainError, RunError
@@ -269,7 +269,7 @@ def _summary(job: Job, learned: Learned) -> dict[str, Any]:
     dataset, count = job.dataset, _count(learned.weights["params"])
     return {
         "technique": job.technique.technique,
-        "model": chosen(job.config.model.name),
+        "model": job.config.model.label,
         "dataset": dataset.name,
         "classes": dataset.num_classes,
         "steps": learned.steps,

@@ -220,8 +220,7 @@ def evaluator(setup: Setup, cut_off: Callable[[], bool]) -> Evaluate | None:
 
     def evaluate(state: TrainState) -> dict[str, float]:
         weights = {"params": state.eval_params, "frozen": state.frozen, "model_state": state.eval_model_state}
-        metrics = inference.metrics(weights, batches(), len(val))
-        return {f"val/{name}": value for name, value in metrics.items()}
+        return inference.metrics(weights, batches(), val.labels)
 
     return evaluate
 

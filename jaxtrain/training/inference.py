@@ -44,14 +44,20 @@ class Inference:
         """`float32[images, features]`; NaN for an image that could not be read."""
         return self._run("embed", weights, self.batches(source), len(source))
 
-    def metrics(self, weights: Tree, batches: Batches, images: int) -> dict[str, float]:
-        """Mean loss, accuracy and top-5 accuracy over the images that could be read.
+    def metrics(self, weights: Tree, batches: Batches, labels: NDArray[np.int32]) -> dict[str, float]:
+        """Validation metrics (`val/...`) over the images that could be read."""
+        return self.validation(self._run("metrics", weights, batches, len(labels)), labels)
+
+    def validation(self, each: dict[str, NDArray[Any]], labels: NDArray[np.int32]) -> dict[str, float]:
+        """Validation metrics from those of each image.
 
         The sums are made on the host in float64, so they are the same for any batch size and number of devices.
         """
-        each = self._run("metrics", weights, batches, images)
         read = ~np.isnan(each["accuracy"])  # of an image that was read only the loss can be NaN, and that has to show
-        return {name: float(np.mean(values[read], dtype=np.float64)) for name, values in each.items()}
+        kept = {name: rows[read] for name, rows in each.items()}
+        logits = kept.pop("logits", None)
+        found = {f"val/{name}": float(np.mean(rows, dtype=np.float64)) for name, rows in kept.items()}
+        return found | {name: float(metric(logits, labels[read])) for name, metric in self._technique.metrics.items()}
 
     def batches(self, source: ImageSource) -> Batches:
         """All images in order, placed on the devices."""
@@ -83,7 +89,10 @@ class Inference:
             if output == "embed":
                 return technique.embedding(model, images)
             logits = model(images) if flips == "none" else _over_flips(model, images, flips)
-            return image_metrics(logits, batch.label) if output == "metrics" else logits.astype(jnp.float32)
+            logits = logits.astype(jnp.float32)
+            if output == "logits":
+                return logits
+            return image_metrics(logits, batch.label) | ({"logits": logits} if technique.metrics else {})
 
         return forward
 

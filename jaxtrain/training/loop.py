@@ -292,7 +292,7 @@ def _better(new: dict[str, float], old: dict[str, float], monitor: str) -> bool:
     """
 
     def key(metrics: dict[str, float]) -> tuple[bool, float, float]:
-        sign = -1 if monitor.endswith("loss") else 1
+        sign = -1 if monitor.endswith(("loss", "error")) else 1
         return math.isfinite(metrics["val/loss"]), sign * metrics[monitor], -metrics["val/loss"]
 
     return key(new) > key(old)

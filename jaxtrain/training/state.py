@@ -115,3 +115,11 @@ def stored_keys(tree: Tree) -> Tree:
 def model_keys(tree: Tree) -> Tree:
     """The inverse of `stored_keys`."""
     return {int(k) if k.isdigit() else k: model_keys(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
+
+
+def overlaid(tree: Tree, values: Tree) -> Tree:
+    """A nested dict, each leaf from `values` where that has it."""
+    return {
+        key: overlaid(value, values.get(key, {})) if isinstance(value, Mapping) else values.get(key, value)
+        for key, value in tree.items()
+    }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
+from numpy.typing import NDArray
 
 from jaxtrain.config import Config
 from jaxtrain.training.optimizers import Schedule
@@ -45,6 +48,10 @@ class Technique(Learner, Protocol):
     config: Config
     """Resolved."""
     binding: Binding
+
+    @property
+    def metrics(self) -> Mapping[str, Callable[[NDArray[np.float32], NDArray[np.int32]], float]]:
+        """Validation metrics besides loss and accuracy, by name (`val/...`): functions of logits and labels."""
 
     def bind(self, config: Config, binding: Binding | None = None) -> Self:
         """A copy with another config, and another binding where one is given."""

@@ -15,8 +15,6 @@ from jaxtrain.models.weights.layout import Array
 from jaxtrain.models.weights.pretrained import Pretrained
 from jaxtrain.models.weights.tables import TABLES
 
-_HEAD = "head/"
-
 
 @dataclass(frozen=True)
 class Adapted:
@@ -29,7 +27,7 @@ class Adapted:
 
 
 def adapt(
-    pretrained: Pretrained, shapes: Mapping[str, Any], *, class_names: Sequence[str] | None = None
+    pretrained: Pretrained, shapes: Mapping[str, Any], *, class_names: Sequence[str] | None = None, head: str = "head"
 ) -> tuple[dict[Any, Any], dict[Any, Any], Adapted]:
     """Parameters and batch statistics for a network of these shapes.
 
@@ -41,6 +39,7 @@ def adapt(
         pretrained: the weights.
         shapes: {"params", "model_state"} as pure dicts of anything with a shape (keys strings or integers).
         class_names: the data set's classes; None: those of the weights.
+        head: where the head is in the network.
 
     Returns:
         `float32` arrays with the keys of `shapes`: params (without `head` where it stays behind), model_state, and what
@@ -49,16 +48,16 @@ def adapt(
     Raises:
         UserError: lists what is missing, left over or of the wrong shape.
     """
-    family = TABLES.get(model_spec(pretrained.model.name or "").family)
+    family = None if pretrained.model.network else TABLES.get(model_spec(pretrained.model.name or "").family)
     stem, positions = (family.stem, family.positions) if family else (None, None)
     problems, notes = Problems(), []
     wanted = {part: dict(flatten(shapes[part])) for part in ("params", "model_state")}
     have = {"params": dict(flatten(pretrained.params)), "model_state": dict(flatten(pretrained.model_state))}
-    reason = _why_not_the_head(have["params"], wanted["params"], pretrained, class_names)
+    reason = _why_not_the_head(have["params"], wanted["params"], pretrained, class_names, f"{head}/")
     if reason is not None:
         notes.append(f"the head starts afresh: {reason}")
         for leaves in (have["params"], wanted["params"]):
-            for path in [path for path in leaves if path.startswith(_HEAD)]:
+            for path in [path for path in leaves if path.startswith(f"{head}/")]:
                 del leaves[path]
     elif class_names is not None and pretrained.class_names is None:
         notes.append(f"the head comes along: its {len(class_names)} classes have no names and are taken for the data "
@@ -77,16 +76,20 @@ def adapt(
             if array.shape != shape:
                 problems.misfits.append(f"{path} is {list(array.shape)}, {list(shape)} is needed")
             have[part][path] = array
-    problems.check(f"model.weights: {pretrained.source} does not fit this model {pretrained.model.name}")
+    problems.check(f"model.weights: {pretrained.source} does not fit this model {pretrained.model.label}")
     params, state = (_like(shapes[part], have[part]) for part in ("params", "model_state"))
     return params, state, Adapted(head=reason is None, notes=tuple(notes))
 
 
 def _why_not_the_head(
-    have: Mapping[str, Array], wanted: Mapping[str, Any], pretrained: Pretrained, class_names: Sequence[str] | None
+    have: Mapping[str, Array],
+    wanted: Mapping[str, Any],
+    pretrained: Pretrained,
+    class_names: Sequence[str] | None,
+    head: str,
 ) -> str | None:
     """Why the head of the weights cannot be used; None where it can."""
-    heads = [{path: tuple(leaf.shape) for path, leaf in leaves.items() if path.startswith(_HEAD)}
+    heads = [{path: tuple(leaf.shape) for path, leaf in leaves.items() if path.startswith(head)}
              for leaves in (have, wanted)]  # fmt: skip
     if not heads[0]:
         return "the weights have none"

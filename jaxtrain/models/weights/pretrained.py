@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtrain.config import ModelConfig
+from jaxtrain.config import ModelConfig, chosen
 from jaxtrain.errors import UserError
 from jaxtrain.models.registry import ModelSpec, model_spec
 from jaxtrain.models.weights.convert import Tree, convert, flatten, float32
-from jaxtrain.models.weights.sources import find
+from jaxtrain.models.weights.sources import Found, find
 from jaxtrain.models.weights.tables import TABLES
+from jaxtrain.saved_tree import tree_digest
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ def load_pretrained(weights: str, model: ModelConfig | None = None) -> Pretraine
         UserError: there is nothing there, it cannot be told for which model it is, it is for another one, or arrays
             are missing, left over or of the wrong shape.
     """
-    from jaxtrain.saved_tree import tree_digest
-
     model = model or ModelConfig()
     found = find(weights)
     about = found.about
+    if model.network is not None or "network" in about.options:
+        return _own(found, model, weights)
     name = _model_name(about.model, model.name, weights)
     spec = model_spec(name)
     given = model.model_dump(exclude_unset=True, exclude_none=True)
@@ -95,6 +96,32 @@ def load_pretrained(weights: str, model: ModelConfig | None = None) -> Pretraine
         interpolation=about.interpolation or spec.interpolation,
         class_names=tuple(names) if names is not None and len(names) == classes else None,
         num_classes=classes,
+        digest=tree_digest({"params": params, "model_state": state}),
+    )
+
+
+def _own(found: Found, model: ModelConfig, weights: str) -> Pretrained:
+    """The weights of a network of one's own, which a run of jaxtrain has trained."""
+    about, tree = found.about, found.tree
+    network = model.network or about.options.get("network")
+    if tree is None or None in (about.image_size, about.channels, about.mean, about.std):
+        raise UserError(f"model.weights: {weights} holds no weights of {network}; give the directory of a run")
+    if "network" not in about.options:
+        raise UserError(f"model.network: {weights} holds {about.model}, not {network}")
+    params, state = float32(tree["params"]), float32(tree["model_state"])
+    return Pretrained(
+        source=weights,
+        model=ModelConfig(network=network, weights=weights),
+        params=params,
+        model_state=state,
+        image_size=chosen(about.image_size),
+        channels=chosen(about.channels),
+        mean=chosen(about.mean),
+        std=chosen(about.std),
+        crop_pct=about.crop_pct or 1.0,
+        interpolation=about.interpolation or "bilinear",
+        class_names=about.class_names,
+        num_classes=len(about.class_names or ()),
         digest=tree_digest({"params": params, "model_state": state}),
     )
 
