@@ -82,12 +82,15 @@ class BaseClassifier:
             callbacks: objects with any of the methods of `jaxtrain.Callback`.
             **options: `seed=1`, or sections: `model={"name": "resnet18"}`.
         """
+        given = {"config": config, "network": network, "loss": loss, "optimizer": optimizer, "metrics": metrics}
+        given |= {"callbacks": callbacks or None, **options}
+        self._given = {name: value for name, value in given.items() if value is not None}
         if isinstance(optimizer, Mapping | BaseModel):
             options, optimizer = {**options, "optimizer": optimizer}, None
         self.parts = Parts(network, loss, optimizer, dict(metrics or {}), tuple(callbacks))
         base = config.model_dump(exclude_unset=True) if config is not None else {}
-        given = self.parts.recorded({**base, **_plain(options)}, type(self))
-        self.config = _validated({**given, "technique": self.technique})
+        tree = self.parts.recorded({**base, **_plain(options)}, type(self))
+        self.config = _validated({**tree, "technique": self.technique})
         """As given; `fitted.config` is the resolved one."""
         self.binding = Binding()
         self._fitted: Fitted | None = None
@@ -261,6 +264,7 @@ class BaseClassifier:
         self,
         images: ArrayLike | None = None,
         labels: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
         *,
         validation: tuple[ArrayLike, ArrayLike] | None = None,
         test: tuple[ArrayLike, ArrayLike] | None = None,
@@ -269,7 +273,8 @@ class BaseClassifier:
         """Train on arrays, or on `config.data.name` when none are given; continues where the run directory ends.
 
         Without `validation` a stratified part of the training images is held out (`data.val_fraction`). `test` is
-        opened once, at the end. Raises UserError for wrong input and RunError when the run can't go on.
+        opened once, at the end. `sample_weight` is `float[images]`: how much each image counts in training. Raises
+        UserError for wrong input and RunError when the run can't go on.
         """
         set_cpu_devices(self.config.parallel)
         processes.start(self.config.parallel)
@@ -288,6 +293,7 @@ class BaseClassifier:
                     test=test,
                     class_names=class_names,
                     config=data,
+                    sample_weight=sample_weight,
                 )
             self._fitted = run(technique, dataset)
         return self
@@ -300,9 +306,13 @@ class BaseClassifier:
         """Softmax probabilities: `float32[images, classes]`, columns in the order of `class_names`."""
         return softmax(self.predict_logits(images)).astype(np.float32)
 
-    def predict(self, images: ArrayLike | ImageSource) -> NDArray[np.int32]:
-        """The most probable class of each image: `int32[images]`, an index into `class_names`."""
-        return np.argmax(self.predict_logits(images), axis=-1).astype(np.int32)
+    def predict(self, images: ArrayLike | ImageSource) -> NDArray[Any]:
+        """The most probable class of each image `[images]`: as labels were given to `fit` (strings, integers).
+
+        Of a data set by name: `int32[images]`, an index into `class_names`.
+        """
+        places = np.argmax(self.predict_logits(images), axis=-1).astype(np.int32)
+        return places if self.fitted.classes is None else self.classes_[places]
 
     def embed(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
         """The vector before the head: `float32[images, features]`."""
@@ -311,7 +321,52 @@ class BaseClassifier:
     def evaluate(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         """Accuracy, loss and more (`jaxtrain.evaluation.metrics`) on labelled images."""
         logits = self.predict_logits(images)
-        return classification_metrics(encode_labels(labels, self.class_names, len(logits)), softmax(logits), logits)
+        places = encode_labels(labels, self.class_names, len(logits), self.fitted.classes)
+        return classification_metrics(places, softmax(logits), logits)
+
+    def score(self, images: ArrayLike, labels: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Accuracy on labelled images, each counted by its weight."""
+        logits = self.predict_logits(images)
+        places = encode_labels(labels, self.class_names, len(logits), self.fitted.classes)
+        weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
+        return float(np.average(logits.argmax(1) == places, weights=weights))
+
+    # What scikit-learn's tools ask of an estimator (`clone`, `cross_val_score`, `GridSearchCV`, ...).
+
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """What `predict` gives, in the order of the logits: `[classes]` strings or integers."""
+        classes = self.fitted.classes
+        return np.arange(len(self.class_names)) if classes is None else np.asarray(classes)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """What the classifier was made with; `deep`: and every option, as `train__epochs`."""
+        options = self.config.model_dump() if deep else {}
+        flat = {
+            f"{name}__{key}": v for name, part in options.items() if isinstance(part, dict) for key, v in part.items()
+        }
+        return {**flat, **({"seed": self.config.seed} if deep else {}), **self._given}
+
+    def set_params(self, **params: Any) -> Self:
+        """The same with other parts or options, as `train__epochs=5`; not fitted any more. Raises UserError."""
+        given = dict(self._given)
+        for name, value in params.items():
+            section, _, key = name.partition("__")
+            part = given.get(section, {})
+            tree = part.model_dump(exclude_unset=True) if isinstance(part, BaseModel) else part
+            given[section] = {**tree, key: value} if key else value
+        vars(self).update(vars(type(self)(**given)))
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self._fitted is not None
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        images = InputTags(two_d_array=False, three_d_array=True)
+        target = TargetTags(required=False)
+        return Tags("classifier", target, classifier_tags=ClassifierTags(), input_tags=images)
 
     @property
     def data_config(self) -> DataConfig:

@@ -111,7 +111,9 @@ def _dataset(data: Data, model: Any) -> Dataset:
     images, labels = data
     channels = chosen(model.fitted.config.data.channels)
     source = as_source(images, channels=channels)
-    test = ArraySource(source.images, encode_labels(labels, model.class_names, len(source)), "test")
+    test = ArraySource(
+        source.images, encode_labels(labels, model.class_names, len(source), model.fitted.classes), "test"
+    )
     nothing = ArraySource(source.images[:0], test.labels[:0], "train")
     height, width = source.images.shape[1:3]
     return Dataset("arrays", tuple(model.class_names), nothing, None, lambda: test, channels, (height, width))

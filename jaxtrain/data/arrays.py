@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def from_arrays(
     class_names: Sequence[str] | None = None,
     name: str = "arrays",
     config: DataConfig | None = None,
+    sample_weight: ArrayLike | None = None,
 ) -> Dataset:
     """A data set from arrays; nothing is copied but what a split takes.
 
@@ -44,7 +46,7 @@ def from_arrays(
     memory-mapped one. `labels` is `[images]`: strings or integers. With `class_names`, integers are places in
     it; without, the values that occur, sorted, are the classes (so 0..k-1 stay as they are). `validation` and
     `test` are pairs (images, labels); without `validation`, `config.val_fraction` of the training images is
-    held out.
+    held out. `sample_weight` is `float[images]`: how much each image counts in training.
 
     Raises `UserError` for other dtypes and shapes, labels that are missing, negative, NaN or unknown, and for
     fewer than two classes.
@@ -57,6 +59,7 @@ def from_arrays(
         train=(images, labels),
         val=validation,
         open_test=None if test is None else lambda: test,
+        sample_weight=sample_weight,
     )
 
 
@@ -68,6 +71,7 @@ def arrays_dataset(
     train: Pair,
     val: Pair | None,
     open_test: Callable[[], Pair] | None,
+    sample_weight: ArrayLike | None = None,
 ) -> Dataset:
     """Arrays of any origin, checked; `open_test` is called when the test set is opened."""
     images = _images(train[0], f"{name} train")
@@ -90,17 +94,28 @@ def arrays_dataset(
         indices = _class_indices(_label_values(pair[1], where, len(pixels)), classes, where)
         return ArraySource(pixels, indices, where)
 
-    return assemble(
+    labels, where = _class_indices(values, classes, f"{name} train"), f"{name} train"
+    weights = None if sample_weight is None else _weights(sample_weight, len(images))
+    dataset = assemble(
         config,
         name=name,
         class_names=names,
-        train=ArraySource(images, _class_indices(values, classes, f"{name} train"), f"{name} train"),
+        train=ArraySource(images, labels, where, weights=weights),
         val=None if val is None else source(val, "validation"),
         open_test=lambda: None if open_test is None else source(open_test(), "test"),
         natural_channels=1 if images.shape[-1] == 1 else 3,
         uniform_size=(images.shape[1], images.shape[2]),
         known=known,
     )
+    places = values.dtype.kind != "U" and np.array_equal(classes, np.arange(len(classes)))
+    return dataset if places else replace(dataset, classes=tuple(classes.tolist()))
+
+
+def _weights(given: ArrayLike, count: int) -> NDArray[np.float32]:
+    weights = np.asarray(given, np.float32)
+    if weights.shape != (count,) or not np.isfinite(weights).all() or weights.min() < 0 or not weights.any():
+        raise UserError(f"sample_weight must be {count} numbers of at least 0, not all 0, one for each image")
+    return weights * (count / weights.sum(dtype=np.float64)).astype(np.float32)
 
 
 def digits_dataset(config: DataConfig) -> Dataset:
@@ -289,8 +304,14 @@ def as_source(images: ArrayLike, *, channels: int) -> ArraySource:
     return ArraySource(pixels, np.zeros(len(pixels), np.int32), "given")
 
 
-def encode_labels(labels: ArrayLike, class_names: Sequence[str], count: int) -> Labels:
-    """Labels as places in `class_names`, `int32[images]`: strings are looked up, integers are places already."""
+def encode_labels(
+    labels: ArrayLike, class_names: Sequence[str], count: int, classes: Sequence[int] | Sequence[str] | None = None
+) -> Labels:
+    """Labels as places in `class_names`, `int32[images]`: strings are looked up, integers are places already.
+
+    classes: what integers stand for each class, where they are not places.
+    """
     values = _label_values(labels, "the", count)
-    names = np.array(class_names) if values.dtype.kind == "U" else np.arange(len(class_names))
+    numbers = np.arange(len(class_names)) if classes is None or isinstance(classes[0], str) else np.asarray(classes)
+    names = np.array(class_names) if values.dtype.kind == "U" else numbers
     return _class_indices(values, names, "the")

@@ -48,6 +48,8 @@ class ArraySource:
     origin: str = "array"
     prepared: bool = False
     """Cropped and resized for the model already: nothing of that is done again."""
+    weights: NDArray[np.float32] | None = None
+    """`float32[images]`: how much each image counts in training; None: all the same."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,7 +66,8 @@ class ArraySource:
         """The same images, fewer or in another order: a copy, or a view of a memory-mapped array."""
         if isinstance(self.images, np.memmap):
             return Subset(self, indices)
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        weights = None if self.weights is None else self.weights[indices]
+        return replace(self, images=self.images[indices], labels=self.labels[indices], weights=weights)
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,8 @@ class Dataset:
     std: tuple[float, ...] | None = None
     bad_images: tuple[str, ...] = ()
     """Unreadable images that were skipped, as `describe` names them."""
+    classes: tuple[int, ...] | tuple[str, ...] | None = None
+    """What labels were given as, in the order of `class_names`; None: places in it."""
 
     @property
     def num_classes(self) -> int:

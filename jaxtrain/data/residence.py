@@ -80,5 +80,7 @@ def _decoded(source: ImageSource, config: Config, size: int | None, bad: list[st
                 kept.append(index)
     if not images:
         raise RunError(f"none of the {len(source)} images can be read; the first: {bad[0]}")
-    labels = source.labels[np.array(kept, np.int64)]
-    return ArraySource(np.stack(images), labels, prepared=size is not None)
+    places = np.array(kept, np.int64)
+    given = source.weights if isinstance(source, ArraySource) else None
+    weights = None if given is None else given[places]
+    return ArraySource(np.stack(images), source.labels[places], prepared=size is not None, weights=weights)

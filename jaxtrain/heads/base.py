@@ -52,6 +52,20 @@ class Vectors(NamedTuple):
     """float32[images, features]"""
     y: NDArray[np.int32]
     """int32[images]: 0 .. classes - 1"""
+    w: Floats | None = None
+    """float32[images]: how much each counts in training; None: all the same"""
+
+    def select(self, places: NDArray[np.int64]) -> Vectors:
+        """Those at some places."""
+        return Vectors(self.x[places], self.y[places], None if self.w is None else self.w[places])
+
+    def joined(self, *others: Vectors) -> Vectors:
+        """Followed by others; what has no weights counts 1."""
+        parts = (self, *others)
+        weights = None
+        if any(part.w is not None for part in parts):
+            weights = np.concatenate([np.ones(len(part.y), np.float32) if part.w is None else part.w for part in parts])
+        return Vectors(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]), weights)
 
 
 @dataclass(frozen=True)
@@ -69,8 +83,7 @@ class Task:
     def joined(self) -> Task:
         """The task of a refit: training and validation vectors together, nothing left to choose on."""
         assert self.val is not None, "only a head that chose on validation is refitted"
-        both = Vectors(np.concatenate([self.train.x, self.val.x]), np.concatenate([self.train.y, self.val.y]))
-        return Task(both, None, self.num_classes, self.seed, self.class_weights, self.progress)
+        return Task(self.train.joined(self.val), None, self.num_classes, self.seed, self.class_weights, self.progress)
 
     @functools.cached_property
     def present(self) -> NDArray[np.int32]:
@@ -86,6 +99,8 @@ class Task:
     def sample_weights(self) -> Floats:
         """float32[images]: the class weight of each training vector; they sum to 1."""
         weights = self.class_weights.astype(np.float64)[self.train.y]
+        if self.train.w is not None:
+            weights = weights * self.train.w
         return (weights / weights.sum()).astype(np.float32)
 
 
@@ -310,7 +325,7 @@ def needs_validation(settings: int, task: Task) -> None:
 
 
 def _check_labels(vectors: Vectors, what: str, num_classes: int) -> None:
-    x, y = vectors
+    x, y, _ = vectors
     if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
         raise UserError(f"{what} labels must be int32[{len(x)}], one a vector, not {y.dtype}{list(y.shape)}")
     if len(y) and (y.min() < 0 or y.max() >= num_classes):

@@ -40,7 +40,7 @@ def fits(task: Task) -> bool:
 
 def train(task: Task, decays: Sequence[float], scalings: Sequence[str]) -> Members:
     """All settings; validation figures are of the training vectors where there are no others."""
-    x, y = task.train
+    x, y, _ = task.train
     val = task.val or task.train
     # scikit-learn's problem of two classes penalises one vector of weights, here the difference of two
     l2 = np.asarray(decays, np.float32) * (2 if len(task.present) == 2 else 1)

@@ -152,7 +152,7 @@ def _figures(head: _ScaledHead, task: Task, settings: list[dict[str, Any]]) -> I
 
 
 def _learn(name: str, scaling: str, task: Task) -> Arrays:
-    x, y = task.train
+    x, y, _ = task.train
     scale = fit_scaling(scaling, x)
     kept: Arrays = {"mean": np.asarray(scale.mean), "scale": np.asarray(scale.scale)}
     scaled = np.empty_like(x)

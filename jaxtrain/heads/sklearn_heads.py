@@ -130,12 +130,12 @@ class _Maker:
         return self.type(**{**seed, **self.space.fixed, **options})
 
     def _weights(self) -> dict[str, Any]:
-        if (self.task.class_weights == self.task.class_weights[0]).all():
+        if self.task.train.w is None and (self.task.class_weights == self.task.class_weights[0]).all():
             return {}
         from sklearn.utils.validation import has_fit_parameter
 
         if not has_fit_parameter(self.type, "sample_weight"):
-            raise UserError(f"{self.name} takes no class weights: set train.class_weights=none, or choose another head")
+            raise UserError(f"{self.name} takes no weights: set train.class_weights=none, or choose another head")
         return {"sample_weight": self.task.sample_weights() * len(self.task.train.y)}
 
 

@@ -45,7 +45,7 @@ class FewShot:
         """Fits a head on each draw from `train`; settings are chosen on `val`, no image of which is in a draw."""
         self.shots, draws = chosen(config.data.shots), config.data.draws
         places = [few_shot_indices(config, train.y, dataset.class_names, draw) for draw in range(draws)]
-        self.heads = [fit(Vectors(train.x[p], train.y[p]), config.seed + draw) for draw, p in enumerate(places)]
+        self.heads = [fit(train.select(p), config.seed + draw) for draw, p in enumerate(places)]
         self.val_accuracies: list[float] = []
         if val is not None:
             self.val_accuracies = [float(np.mean(head.logits(val.x).argmax(1) == val.y)) for head in self.heads]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +52,11 @@ class Fitted:
     def config(self) -> Config:
         """Resolved."""
         return self.technique.config
+
+    @property
+    def classes(self) -> Sequence[int] | Sequence[str] | None:
+        """What labels were given as, in the order of `class_names`; None: places in it."""
+        return self.extra.get("classes")
 
     @cached_property
     def predictor(self) -> Predictor:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.config import Config
-from jaxtrain.data.base import Dataset, ImageSource
+from jaxtrain.data.base import ArraySource, Dataset, ImageSource
 from jaxtrain.data.splits import stratified_split
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.heads import FittedHead, Vectors, fit_head
@@ -190,9 +190,10 @@ class HeadLearning:
                 found = self._extractor(source, view, progress)
             x = found.load()
             places = self._readable(x, source)
-            parts.append(Vectors(x[places], source.labels[places]))
+            weights = source.weights if isinstance(source, ArraySource) else None
+            parts.append(Vectors(x, source.labels, weights).select(places))
             computed, seconds = computed + found.computed, seconds + found.seconds
-        joined = Vectors(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
+        joined = parts[0].joined(*parts[1:])
         return Embedded(joined, places, computed, seconds)
 
     def _readable(self, x: NDArray[np.float32], source: ImageSource) -> NDArray[np.int64]:

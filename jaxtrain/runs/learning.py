@@ -155,6 +155,7 @@ def data_digest(source: Any) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(source.labels).tobytes())
     if isinstance(source, ArraySource):
         digest.update(np.ascontiguousarray(source.images).data)
+        digest.update(b"" if source.weights is None else source.weights.tobytes())
     else:
         for index in range(len(source)):
             digest.update(source.describe(index).encode())

@@ -135,7 +135,7 @@ def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _sample(vectors: Vectors, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     if len(vectors.x) <= MAX_POINTS:
-        return vectors
+        return vectors.x, vectors.y
     places = np.random.default_rng(seed).permutation(len(vectors.x))[:MAX_POINTS]
     return vectors.x[places], vectors.y[places]
 

@@ -256,7 +256,8 @@ def _keep(job: Job, learned: Learned, tracker: Tracker) -> Fitted:
     names, model_dir = job.dataset.class_names, job.directory.path / "model"
     binding = Binding(len(names), learned.technique.binding.class_weights)
     bound = learned.technique.bind(_for_disk(job.config), binding)
-    fitted = Fitted(bound, names, bound.merged(learned.weights), learned.extra, job.run_dir)
+    classes = {} if job.dataset.classes is None else {"classes": list(job.dataset.classes)}
+    fitted = Fitted(bound, names, bound.merged(learned.weights), {**learned.extra, **classes}, job.run_dir)
     if processes.primary():
         save_model(fitted, model_dir)
     if job.config.tracking.log_model:

@@ -45,13 +45,13 @@ class ResidentFeed:
         calls = max(_WINDOW_ELEMENTS // (order.batch_size * steps_per_call), 1)
         self._window = calls * steps_per_call
         self._order, self._strategy = order, strategy
-        self.data = strategy.replicate((source.images, source.labels)) if data is None else data
-        """Images and labels on the devices."""
+        self.data = strategy.replicate(arrays_of(source)) if data is None else data
+        """Images, labels and, where the source has them, weights on the devices."""
         self._plan: Any = None
         self._plan_number = -1
 
     def args(self, step: int) -> tuple[Any, ...]:
-        """(images, labels, plan)."""
+        """(images, labels, [weights,] plan)."""
         return (*self.data, self.plan(step))
 
     def plan(self, step: int) -> Any:
@@ -63,13 +63,19 @@ class ResidentFeed:
             self._plan_number = number
         return self._plan
 
-    def batch(self, step: jax.Array, images: jax.Array, labels: jax.Array, plan: jax.Array) -> Batch:
+    def batch(self, step: jax.Array, *args: Any) -> Batch:
         """Gather by index."""
+        *arrays, plan = args
         index = self._strategy.local(plan[step % self._window])
-        return Batch(images[index], labels[index])
+        return Batch(*(array[index] for array in arrays))
 
     def close(self) -> None:
         """Nothing to stop."""
+
+
+def arrays_of(source: ArraySource) -> tuple[Any, ...]:
+    """Images, labels and, where there are any, weights: in the order of `Batch`."""
+    return tuple(array for array in (source.images, source.labels, source.weights) if array is not None)
 
 
 class StreamFeed:

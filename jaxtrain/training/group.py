@@ -211,7 +211,7 @@ def _compile(group: Group, step: Step, feed: ResidentFeed, length: int) -> Calla
     def one(state: TrainState, *args: Any) -> tuple[TrainState, PackedMetrics]:
         return pack(*step(state, feed.batch(state.step, *args)))
 
-    return group.compile(repeated(one, length), (True, False, False, True), donate=True)
+    return group.compile(repeated(one, length), (True, *(False for _ in feed.data), True), donate=True)
 
 
 def _evaluate(

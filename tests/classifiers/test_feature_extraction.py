@@ -60,7 +60,7 @@ def test_a_head_on_a_backbone_that_never_saw_these_classes(run, halves):
     (_, _), (images, labels) = halves
     summary = classifier.summary
     assert summary["test_accuracy"] > 0.75
-    assert summary["test_accuracy"] == pytest.approx(np.mean(classifier.predict(images) + 5 == labels))
+    assert summary["test_accuracy"] == pytest.approx(np.mean(classifier.predict(images) == labels))
     assert summary["embedding_dim"] == 16
     assert summary["cache_hit"] is False
     assert {"embedding_seconds", "head_seconds", "head_settings", "val_accuracy", "params_sha256"} <= set(summary)

@@ -222,7 +222,8 @@ class FakeTracker:
 
 def test_each_model_and_the_report_are_runs_in_benchmark(tmp_path, loaded, monkeypatch):
     FakeTracker.started = []
-    monkeypatch.setattr(jaxtrain.tracking, "Tracker", FakeTracker, raising=False)
+    monkeypatch.setattr(jaxtrain.tracking, "Tracker", FakeTracker)
+    monkeypatch.setattr(runs, "Tracker", FakeTracker)
     gathered = gather([make_run(tmp_path, f"m{i}", seed=i) for i in range(2)], loaded)
     comparison = compare(gathered.candidates, resamples=100)
     ids = track(gathered, comparison, TrackingConfig())

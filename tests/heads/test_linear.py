@@ -45,8 +45,8 @@ def test_optimum_is_that_of_scikit_learn(decay):
         head = fit_head(HeadConfig(weight_decay=(l2,), scaling=("none",)), train, num_classes=5)
         theirs = LogisticRegression(C=1 / (l2 * 600), tol=1e-8, max_iter=20000)
         theirs.fit(train.x.astype(np.float64), train.y)
-        reference = objective(theirs.coef_.T, theirs.intercept_, *train, l2)
-        ours = objective(*raw(head), *train, l2)
+        reference = objective(theirs.coef_.T, theirs.intercept_, train.x, train.y, l2)
+        ours = objective(*raw(head), train.x, train.y, l2)
         assert ours <= reference * (1 + 1e-3)
         assert ours >= reference * (1 - 1e-6)
         assert abs(head.curve[0]["objective"] - ours) < 1e-4 * ours
@@ -102,8 +102,8 @@ def test_class_weights_are_those_of_scikit_learn():
         C=1 / (1e-2 * rows.sum()), tol=1e-8, max_iter=5000, class_weight=dict(enumerate(weights))
     )
     theirs.fit(train.x.astype(np.float64), train.y)
-    reference = objective(theirs.coef_.T, theirs.intercept_, *train, 1e-2, rows)
-    assert objective(*raw(head), *train, 1e-2, rows) == pytest.approx(reference, rel=1e-3)
+    reference = objective(theirs.coef_.T, theirs.intercept_, train.x, train.y, 1e-2, rows)
+    assert objective(*raw(head), train.x, train.y, 1e-2, rows) == pytest.approx(reference, rel=1e-3)
 
 
 def test_more_features_than_images():
@@ -111,8 +111,8 @@ def test_more_features_than_images():
     for l2 in (1e-4, 1e-1):
         head = fit_head(HeadConfig(weight_decay=(l2,), scaling=("none",)), train, num_classes=5)
         theirs = LogisticRegression(C=1 / (l2 * 60), tol=1e-8, max_iter=20000).fit(train.x.astype(np.float64), train.y)
-        reference = objective(theirs.coef_.T, theirs.intercept_, *train, l2)
-        assert objective(*raw(head), *train, l2) == pytest.approx(reference, rel=1e-3)
+        reference = objective(theirs.coef_.T, theirs.intercept_, train.x, train.y, l2)
+        assert objective(*raw(head), train.x, train.y, l2) == pytest.approx(reference, rel=1e-3)
 
 
 def test_a_class_without_vectors_keeps_its_column():
