@@ -48,12 +48,13 @@ def recipe_names() -> list[str]:
 
 def find_config(name: Path | str, folder: Path = Path()) -> Path:
     """The file of this path (relative to `folder`), else the recipe of this name; UserError where there is neither."""
-    file, recipe = folder / name, RECIPES / f"{str(name).removesuffix('.yaml')}.yaml"
-    if file.is_file() or not recipe.is_file():
-        if not file.exists():
-            raise UserError(f"{file}: No such file, and no recipe has this name; {nearest(str(name), recipe_names())}")
-        return file
-    return recipe
+    file, called = folder / name, str(name).removesuffix(".yaml")
+    if called in recipe_names() and not file.is_file():
+        return RECIPES / f"{called}.yaml"
+    if not file.exists():
+        near = nearest(called.removeprefix("configs/"), recipe_names())
+        raise UserError(f"{file}: No such file, and no recipe has this name; {near}")
+    return file
 
 
 def config_from(tree: Mapping[str, Any], source: str) -> Config:

@@ -22,6 +22,6 @@ class Recipes(Command):
             lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
             comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
             text = " ".join(line.lstrip("# ") for line in comment)
-            first = re.split(r"(?<! al)[.?:] ", text)[0].rstrip(".")
+            first = re.split(r"(?<! al)[.?] ", text)[0].rstrip(".")
             room = max(shutil.get_terminal_size().columns - width - 2, 40)
             print(f"{name:{width}}  {textwrap.shorten(first, room, placeholder=' ...')}".rstrip())

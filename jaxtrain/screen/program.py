@@ -13,7 +13,7 @@ _SCRIPT_NAMES = {"sync": "sync_mlflow.py"}
 def command(name: str = "", *arguments: object) -> list[str]:
     """The words of a command line: `jaxtrain NAME ...`, or the script of a clone where one was started."""
     started, python = Path(sys.argv[0]), _on_path("python") or sys.executable
-    script = started.with_name(_SCRIPT_NAMES.get(name, f"{name}.py"))
+    script = started.parent / _SCRIPT_NAMES.get(name, f"{name}.py")
     if started.resolve().parent == _SCRIPTS and script.is_file():
         words = [python, str(script)]
     else:
