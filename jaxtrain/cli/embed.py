@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from jaxtrain.cli.command import Command, Group, Positional
 from jaxtrain.config import NonNegative
@@ -28,15 +28,20 @@ class _OnStore(Command):
     as_json: Annotated[bool, Field(alias="json")] = False
     """Print JSON."""
 
+    def _entries(self, keys: Sequence[str] = ()) -> list[Entry]:
+        """Those of the keys, all where none is given."""
+        from jaxtrain.embeddings.admin import entries, matching
+
+        found = entries(self.store)
+        return matching(found, keys) if keys else found
+
 
 class List(_OnStore):
     """Show what is there, the last used first."""
 
     def run(self) -> None:
         """Print it; as JSON with the whole key of each."""
-        from jaxtrain.embeddings.admin import entries
-
-        found = entries(self.store)
+        found = self._entries()
         if self.as_json:
             _print_json([_described(entry) for entry in found])
         elif found:
@@ -54,10 +59,9 @@ class Verify(_OnStore):
 
     def run(self) -> None:
         """Print what was found; RunError where something is damaged."""
-        from jaxtrain.embeddings.admin import entries, matching, verify
+        from jaxtrain.embeddings.admin import verify
 
-        found = entries(self.store)
-        chosen = matching(found, self.keys) if self.keys else found
+        chosen = self._entries(self.keys)
         problems = {entry.digest: verify(entry) for entry in chosen}
         if self.as_json:
             _print_json({entry.digest: {**_state(entry), "problems": problems[entry.digest]} for entry in chosen})
@@ -86,9 +90,9 @@ class Export(_OnStore):
 
     def run(self) -> None:
         """Write it and say so."""
-        from jaxtrain.embeddings.admin import entries, export, matching
+        from jaxtrain.embeddings.admin import export
 
-        (entry,) = matching(entries(self.store), [self.key])
+        (entry,) = self._entries([self.key])
         export(entry, self.out, None if self.labels is None else _read_labels(self.labels))
         assert entry.meta is not None
         if self.as_json:
@@ -109,24 +113,15 @@ class Prune(_OnStore):
     yes: bool = False
     """Do it."""
 
-    @property
-    def _limited(self) -> bool:
-        return self.unused_days is not None or self.max_gb is not None
-
-    @model_validator(mode="after")
-    def _by_something(self) -> Prune:
-        if not self.keys and not self._limited:
-            raise ValueError("nothing to prune by: give --unused-days, --max-gb or keys")
-        return self
-
     def run(self) -> None:
         """Delete, or show what would go."""
-        from jaxtrain.embeddings.admin import entries, matching, prunable, remove
+        from jaxtrain.embeddings.admin import prunable, remove
 
-        chosen = entries(self.store)
-        if self.keys:
-            chosen = matching(chosen, self.keys)
-        if self._limited:
+        limited = self.unused_days is not None or self.max_gb is not None
+        if not self.keys and not limited:
+            raise UserError("nothing to prune by: give --unused-days, --max-gb or keys")
+        chosen = self._entries(self.keys)
+        if limited:
             max_bytes = None if self.max_gb is None else int(self.max_gb * 1e9)
             chosen = prunable(chosen, unused_days=self.unused_days, max_bytes=max_bytes)
         gone = [entry for entry in chosen if remove(entry)] if self.yes else []

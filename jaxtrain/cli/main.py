@@ -12,10 +12,9 @@ from jaxtrain.cli.benchmark import Benchmark
 from jaxtrain.cli.command import Group, find
 from jaxtrain.cli.embed import EMBED
 from jaxtrain.cli.predict import Predict
-from jaxtrain.cli.recipes import Recipes
 from jaxtrain.cli.sweep import Sweep
 from jaxtrain.cli.sync import Sync
-from jaxtrain.cli.train import Train
+from jaxtrain.cli.train import Recipes, Train
 from jaxtrain.errors import JaxtrainError
 from jaxtrain.training import processes
 

@@ -1,4 +1,4 @@
-"""`jaxtrain train`: from options, in files and on the command line, to one run."""
+"""`jaxtrain train`: from options, in files and on the command line, to one run; `jaxtrain recipes`: the files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import model_validator
 
 from jaxtrain.cli.command import Command, merge
 from jaxtrain.config import Config
-from jaxtrain.config_io import dump_config, find_config, load_config
+from jaxtrain.config_io import RECIPES, dump_config, find_config, load_config, recipe_names
 from jaxtrain.errors import UserError
 
 _ACTIONS = ("print_config", "smoke", "debug")
@@ -75,3 +75,13 @@ class Train(Config, Command):
             sys.stdout.write(dump_config(classifier.resolve(config, load_dataset(classifier.data_config))))
         else:
             classifier.fit()
+
+
+class Recipes(Command):
+    """List the recipes that come with jaxtrain: names that `train --config` and `sweep` take for files."""
+
+    def run(self) -> None:
+        """Print the name of each, and the first line of its file."""
+        for name in recipe_names():
+            first = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+            print(f"{name:25} {first.lstrip('# ')}")
