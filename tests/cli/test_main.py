@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -118,13 +119,13 @@ def test_a_sweep_takes_a_recipe(tmp_path, monkeypatch, capsys):
 def test_the_commands_that_are_printed_work(started, tmp_path):
     """Of a run that is interrupted: to continue; of one that has ended: to label an image and to compare."""
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
-    options = "--technique pt --model.name linear --tracking.enabled False --train.steps 20000 --run-dir 'a run'"
+    options = "--technique pt --model.name linear --tracking.enabled False --train.steps 4000 --run-dir 'a run'"
     command = [sys.executable, *started.split(), *shlex.split(options)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": tmp_path, "env": ENVIRONMENT}
     process = subprocess.Popen(command, **pipes)
     journal = tmp_path / "a run" / "metrics.jsonl"
     while process.poll() is None and not (journal.exists() and journal.stat().st_size):
-        pass
+        time.sleep(0.05)
     process.terminate()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 143, output
