@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from jaxtrain.config import TECHNIQUE_SECTIONS, Config, Section
 from jaxtrain.errors import UserError, nearest
 
+RECIPES = Path(__file__).with_name("recipes")
+"""Folder of the config files that come with the package."""
 _SHOWN_ERRORS = 3
 
 
@@ -37,6 +39,22 @@ def load_config(path: Path) -> Config:
         UserError: the file is missing, is no YAML mapping, names an option twice, or has a wrong one.
     """
     return config_from(read_yaml(path, "'train: {epochs: 3}'"), str(path))
+
+
+def recipe_names() -> list[str]:
+    """The config files that come with the package, by the names under which `find_config` finds them: `pt/digits`."""
+    return sorted(file.relative_to(RECIPES).with_suffix("").as_posix() for file in RECIPES.glob("*/*.yaml"))
+
+
+def find_config(name: Path | str, folder: Path = Path()) -> Path:
+    """The file of this path (relative to `folder`), else the recipe of this name; UserError where there is neither."""
+    file, called = folder / name, str(name).removesuffix(".yaml")
+    if called in recipe_names() and not file.is_file():
+        return RECIPES / f"{called}.yaml"
+    if not file.exists():
+        near = nearest(called.removeprefix("configs/"), recipe_names())
+        raise UserError(f"{file}: No such file, and no recipe has this name; {near}")
+    return file
 
 
 def config_from(tree: Mapping[str, Any], source: str) -> Config:
@@ -76,13 +94,13 @@ def option_paths() -> list[str]:
     return paths + [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
 
 
-def nearest_option(path: str) -> str:
-    """The end of an error message about an option that does not exist: the one probably meant.
+def nearest_option(path: str, valid: Sequence[str] | None = None) -> str:
+    """The end of an error message about an option that does not exist: the one probably meant, of those of a config.
 
     >>> nearest_option("lr"), nearest_option("model.batch_size")
     ("did you mean 'optimizer.learning_rate'?", "did you mean 'train.batch_size'?")
     """
-    valid = option_paths()
+    valid = option_paths() if valid is None else valid
     section, _, name = path.rpartition(".")
     for matches in (lambda key: key == name, lambda key: "".join(word[0] for word in key.split("_")) == name):
         found = [option for option in valid if matches(option.rpartition(".")[2])]

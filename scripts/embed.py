@@ -1,16 +1,6 @@
-"""The embedding store: `python scripts/embed.py {list,verify,export,prune}`; `--help` after each lists its options."""
-
-import sys
+"""The embedding store: the same as `jaxtrain embed`, from a clone."""
 
 from jaxtrain.cli.main import main
 
-
-def body() -> None:
-    """One command on the store."""
-    from jaxtrain.cli.embed import run
-
-    run(sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main(body)
+    main("embed")

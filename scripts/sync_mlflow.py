@@ -1,16 +1,6 @@
-"""Send MLflow what it lacks of runs that have ended: `python scripts/sync_mlflow.py runs/PT/NAME ...`."""
-
-import sys
+"""Send MLflow what it lacks of runs that have ended: the same as `jaxtrain sync`, from a clone."""
 
 from jaxtrain.cli.main import main
 
-
-def body() -> None:
-    """Every run that is named."""
-    from jaxtrain.cli.sync import run
-
-    run(sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main(body)
+    main("sync")

@@ -16,9 +16,11 @@ TEXT = (ROOT / "README.md").read_text()
 
 @pytest.fixture
 def project(tmp_path):
-    """A folder that looks like the project root, so that runs land elsewhere."""
-    for name in ("scripts", "configs"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    """A folder with what the commands name, so that runs land elsewhere; `jaxtrain` there is that of this clone."""
+    program = tmp_path / "bin" / "jaxtrain"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m jaxtrain "$@"\n')
+    program.chmod(0o755)
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "photo.png")
     return tmp_path
 
@@ -39,13 +41,14 @@ def test_commands(project):
     lines = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
     commands = [line for line in lines if not line.startswith(("pip ", "pytest"))]
     assert len(commands) >= 6
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = f"{project / 'bin'}{os.pathsep}{os.environ['PATH']}"
     for command in commands:
         done = subprocess.run(
             command,
             shell=True,
             cwd=project,
-            env={**os.environ, "PATH": path},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=280,

@@ -54,7 +54,7 @@ def benchmark(
         duplicates: Look for test images that stand in the training or validation set, also nearly.
         robustness: Measure accuracy under corruptions too: 50 times the work.
 
-    The look at the test set is counted. Nothing is tracked: `scripts/benchmark.py` does that. Raises UserError for
+    The look at the test set is counted. Nothing is tracked: `jaxtrain benchmark` does that. Raises UserError for
     models without a name of their own, not trained, of other classes, or measured on different test sets.
     """
     named = dict(models) if isinstance(models, Mapping) else _named(models)

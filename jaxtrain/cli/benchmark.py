@@ -1,39 +1,34 @@
-"""The command of scripts/benchmark.py: finished runs compared, reported and tracked."""
+"""`jaxtrain benchmark`: finished runs compared, reported and tracked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, arg
+from pydantic import Field, field_validator
 
-from jaxtrain.cli.main import parse
+from jaxtrain.cli.command import Command, Positional
 from jaxtrain.config import DataConfig, TrackingConfig
-from jaxtrain.errors import UserError
 
-_OWN = "of the runs"
 # As many as fit 80 columns beside the names; the report has them all.
 _SHOWN = ("macro_f1", "ece")
 _COSTS = {"train_seconds": "training", "latency_ms_p50": "latency"}
 
 
-@dataclass(frozen=True)
-class Command:
-    """Compare finished runs on one test set: benchmark.py RUN_DIR... [--data.name NAME] [--out DIR]
+class Benchmark(Command):
+    """Compare finished runs on one test set.
 
     Predictions that are kept in the run directories are not computed again.
     """
 
-    runs: Positional[tuple[Annotated[Path, arg(metavar="RUN_DIR")], ...]] = ()
+    runs: Annotated[tuple[Path, ...], Positional("RUN_DIR")] = ()
     """Directories of finished runs (default: all under runs/)."""
     out: Path | None = None
     """Folder for the report (default: runs/benchmark/DATASET-N)."""
-    margin: float = 1.0
+    margin: Annotated[float, Field(gt=0, lt=100)] = 1.0
     """Accuracies that differ by fewer points than this count as equivalent."""
-    resamples: int = 1000
-    """Bootstrap resamples."""
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    """Bootstrap resamples; fewer than 100 are too few for an interval."""
     seed: int = 0
     """Seed of the resamples."""
     skip_costs: bool = False
@@ -46,9 +41,16 @@ class Command:
     """Measure accuracy under corruptions too: 50 times the work."""
     quiet: bool = False
     """Print nothing but warnings and errors."""
-    data: FlagConversionOff[DataConfig] = field(default_factory=lambda: DataConfig(name=_OWN))
+    data: DataConfig | None = None
     """Another test set than that of the runs."""
-    tracking: FlagConversionOff[TrackingConfig] = field(default_factory=TrackingConfig)
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("data")
+    @classmethod
+    def _named(cls, data: DataConfig | None) -> DataConfig | None:
+        if data is not None and "name" not in data.model_fields_set:
+            raise ValueError("data.name is missing: these options are for another test set than that of the runs")
+        return data
 
     def run(self) -> None:
         """Compare, write the report, track it, and print what matters."""
@@ -57,11 +59,9 @@ class Command:
         from jaxtrain.evaluation.runs import finished_runs, gather, make_report, report_folder, track, track_report
         from jaxtrain.screen.console import print_line
 
-        self._check()
         say = (lambda text: None) if self.quiet else print_line
         paths = list(self.runs) or finished_runs()
-        data = None if self.data.name == _OWN else self.data
-        gathered = gather(paths, load, data=data, costs=not self.skip_costs, costs_again=self.costs_again, say=say)
+        gathered = gather(paths, load, data=self.data, costs=not self.skip_costs, costs_again=self.costs_again, say=say)
         comparison = compare(gathered.candidates, margin=self.margin / 100, resamples=self.resamples, seed=self.seed)
         names = [candidate.name for candidate in gathered.candidates]
         corrupted = dict(zip(names, map(load, paths), strict=True)) if self.robustness else {}
@@ -73,17 +73,6 @@ class Command:
         track_report(report, folder, self.tracking, ids)
         if not self.quiet:
             _show(report, folder, self.tracking)
-
-    def _check(self) -> None:
-        if not 0 < self.margin < 100:
-            raise UserError(f"--margin: {self.margin:g} must be above 0 and below 100 points")
-        if self.resamples < 100:
-            raise UserError(f"--resamples: {self.resamples} are too few for an interval; give 100 or more")
-
-
-def run(arguments: Sequence[str]) -> None:
-    """The comparison that a command line asks for. Raises UserError for a wrong one."""
-    parse(Command, arguments, config=(FlagCreatePairsOff,)).run()
 
 
 def _show(report, folder: Path, tracking: TrackingConfig) -> None:  # type: ignore[no-untyped-def]

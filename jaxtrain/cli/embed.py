@@ -1,40 +1,48 @@
-"""The commands of scripts/embed.py: what the embedding store holds, as tables or as JSON."""
+"""`jaxtrain embed`: what the embedding store holds, as tables or as JSON."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from pydantic import Field
 
-from jaxtrain.cli.main import parse
-from jaxtrain.embeddings.admin import Entry, entries, export, matching, prunable, remove, verify
-from jaxtrain.embeddings.store import DEFAULT_ROOT
+from jaxtrain.cli.command import Command, Group, Positional
+from jaxtrain.config import NonNegative
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.screen.console import print_line, show_table
+from jaxtrain.screen.program import command
 
-_FLAGS = (FlagCreatePairsOff,)
-_Key = Annotated[str, arg(metavar="KEY")]
+if TYPE_CHECKING:
+    from jaxtrain.embeddings.admin import Entry
 
 
-@dataclass(frozen=True)
-class List:
+class _OnStore(Command):
+    store: Path = Path("runs/embeddings")
+    """Folder of the embedding store."""
+    as_json: Annotated[bool, Field(alias="json")] = False
+    """Print JSON."""
+
+    def _entries(self, keys: Sequence[str] = ()) -> list[Entry]:
+        """Those of the keys, all where none is given."""
+        from jaxtrain.embeddings.admin import entries, matching
+
+        found = entries(self.store)
+        return matching(found, keys) if keys else found
+
+
+class List(_OnStore):
     """Show what is there, the last used first."""
 
-    store: Path = DEFAULT_ROOT
-    """Folder of the embedding store."""
-    json: bool = False
-    """Print JSON, with the whole key of each."""
-
     def run(self) -> None:
-        """Print it."""
-        found = entries(self.store)
-        if self.json:
+        """Print it; as JSON with the whole key of each."""
+        found = self._entries()
+        if self.as_json:
             _print_json([_described(entry) for entry in found])
         elif found:
             _show(found)
@@ -43,23 +51,19 @@ class List:
             print_line(f"no embeddings in {self.store}")
 
 
-@dataclass(frozen=True)
-class Verify:
+class Verify(_OnStore):
     """Read every byte and compare it with its digest; exit code 1 where something is damaged."""
 
-    keys: Positional[tuple[_Key, ...]] = ()
+    keys: Annotated[tuple[str, ...], Positional("KEY")] = ()
     """First digits of the keys to look at (default: all)."""
-    store: Path = DEFAULT_ROOT
-    """Folder of the embedding store."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         """Print what was found; RunError where something is damaged."""
-        found = entries(self.store)
-        chosen = matching(found, self.keys) if self.keys else found
+        from jaxtrain.embeddings.admin import verify
+
+        chosen = self._entries(self.keys)
         problems = {entry.digest: verify(entry) for entry in chosen}
-        if self.json:
+        if self.as_json:
             _print_json({entry.digest: {**_state(entry), "problems": problems[entry.digest]} for entry in chosen})
         else:
             for entry in chosen:
@@ -70,69 +74,58 @@ class Verify:
         if damaged:
             raise RunError(
                 f"{len(damaged)} of {len(chosen)} damaged: {', '.join(damaged[:5])}; the next run that needs one "
-                "mends it, and `embed.py prune KEY` deletes it"
+                f"mends it, and {shlex.join(command('embed', 'prune', 'KEY'))} deletes it"
             )
 
 
-@dataclass(frozen=True)
-class Export:
+class Export(_OnStore):
     """Write the embeddings of one split to a file."""
 
-    key: Positional[_Key]
+    key: Annotated[str, Positional("KEY")]
     """First digits of the key, as `list` shows it."""
     out: Path
     """The file: NAME.npz or NAME.parquet."""
     labels: Path | None = None
     """A .npy file with one integer for each image, to be written beside the vectors."""
-    store: Path = DEFAULT_ROOT
-    """Folder of the embedding store."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         """Write it and say so."""
-        (entry,) = matching(entries(self.store), [self.key])
+        from jaxtrain.embeddings.admin import export
+
+        (entry,) = self._entries([self.key])
         export(entry, self.out, None if self.labels is None else _read_labels(self.labels))
         assert entry.meta is not None
-        if self.json:
+        if self.as_json:
             _print_json({"file": str(self.out), "images": entry.meta.images, "dim": entry.meta.dim})
         else:
             print_line(f"{self.out}: {entry.meta.images:,} vectors of {entry.meta.dim} numbers")
 
 
-@dataclass(frozen=True)
-class Prune:
+class Prune(_OnStore):
     """Delete embeddings that are old, too many or named. Without --yes: only show what would go."""
 
-    unused_days: float | None = None
+    unused_days: NonNegative | None = None
     """Those that no run has used for so many days."""
-    max_gb: float | None = None
+    max_gb: NonNegative | None = None
     """The longest unused, until the others take no more than so many GB (10^9 bytes)."""
-    keys: Positional[tuple[_Key, ...]] = ()
+    keys: Annotated[tuple[str, ...], Positional("KEY")] = ()
     """First digits of the keys to delete; with a limit, only these are looked at."""
     yes: bool = False
     """Do it."""
-    store: Path = DEFAULT_ROOT
-    """Folder of the embedding store."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         """Delete, or show what would go."""
-        limits = {"unused_days": self.unused_days, "max_gb": self.max_gb}
-        for name, limit in limits.items():
-            if limit is not None and not limit >= 0:
-                raise UserError(f"--{name.replace('_', '-')}: {limit} is no number of at least 0")
-        if not self.keys and set(limits.values()) == {None}:
+        from jaxtrain.embeddings.admin import prunable, remove
+
+        limited = self.unused_days is not None or self.max_gb is not None
+        if not self.keys and not limited:
             raise UserError("nothing to prune by: give --unused-days, --max-gb or keys")
-        chosen = entries(self.store)
-        if self.keys:
-            chosen = matching(chosen, self.keys)
-        if set(limits.values()) != {None}:
+        chosen = self._entries(self.keys)
+        if limited:
             max_bytes = None if self.max_gb is None else int(self.max_gb * 1e9)
             chosen = prunable(chosen, unused_days=self.unused_days, max_bytes=max_bytes)
         gone = [entry for entry in chosen if remove(entry)] if self.yes else []
-        if self.json:
+        if self.as_json:
             _print_json({"chosen": [entry.digest for entry in chosen], "removed": [entry.digest for entry in gone]})
             return
         _show(chosen)
@@ -144,9 +137,10 @@ class Prune:
         print_line(f"{len(gone)} deleted ({freed})" + (f"; {kept} are in use and stay" if kept else ""))
 
 
-def run(arguments: Sequence[str]) -> None:
-    """The command that a command line asks for. Raises UserError for a wrong one."""
-    parse(List | Verify | Export | Prune, arguments, description="Embeddings that runs share.", config=_FLAGS).run()
+EMBED = Group(
+    "List, verify, export or prune the embeddings that runs share.",
+    {"list": List, "verify": Verify, "export": Export, "prune": Prune},
+)
 
 
 def _read_labels(path: Path) -> Any:

@@ -1,17 +1,16 @@
-"""The command of scripts/sweep.py: the settings of one file, trained, compared, and the best tested."""
+"""`jaxtrain sweep`: the settings of one file, trained, compared, and the best tested."""
 
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
-
-from jaxtrain.cli.main import parse
+from jaxtrain.cli.command import Command, Positional
+from jaxtrain.config_io import find_config
+from jaxtrain.screen.program import command
 
 if TYPE_CHECKING:
     from jaxtrain.sweeps.parent import Parent
@@ -25,16 +24,15 @@ _SHOWN = 30
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Command:
-    """Train every setting of a sweep: sweep.py configs/sweeps/NAME.yaml
+class Sweep(Command):
+    """Train every setting of a sweep.
 
     The same command goes on where it was stopped; started several times at once, also on several machines with a
     folder in common, it shares the work.
     """
 
-    file: Positional[Annotated[Path, arg(metavar="FILE.yaml")]]
-    """The file of the sweep."""
+    file: Annotated[Path, Positional("FILE.yaml")]
+    """The file of the sweep, or the name of a recipe, as `sweeps/pt_digits`."""
     plan: bool = False
     """Print what would be done and exit."""
     quiet: bool = False
@@ -48,10 +46,11 @@ class Command:
         from jaxtrain.sweeps.config import load_sweep
 
         say = (lambda text: None) if self.quiet else print_line
-        sweep = load_sweep(self.file)
+        file = find_config(self.file)
+        sweep = load_sweep(file)
         from jaxtrain.sweeps.plan import describe, make_plan
 
-        plan = make_plan(sweep, self.file)
+        plan = make_plan(sweep, file)
         if self.plan:
             for line in describe(plan, 0):
                 print_line(line)
@@ -86,11 +85,6 @@ class Command:
                 say("another worker writes the results")
         finally:
             parent.close()
-
-
-def run(arguments: Sequence[str]) -> None:
-    """The sweep that a command line asks for. Raises UserError for a wrong one."""
-    parse(Command, arguments, config=(FlagCreatePairsOff,)).run()
 
 
 def _report(plan: Plan, trials: Trials, parent: Parent, say: Say) -> tuple[Results, dict[str, Any] | None]:
@@ -147,13 +141,7 @@ def _show(plan: Plan, found: Results, test: Mapping[str, Any] | None) -> None:
     print_line("")
     print_line(f"report    {folder / 'report.html'}")
     if found.best is not None:
-        technique = found.best.setting.config.technique
-        print_line(f"repeat    python scripts/train.py --technique {technique} --config {folder / 'best.yaml'}")
+        words = command("train", "--config", folder / "best.yaml")
+        print_line(f"repeat    {shlex.join(words)}")
     if plan.sweep.base.tracking.enabled:
         print_line(f"MLflow    {look(tracking_uri(plan.sweep.base.tracking.uri))}")
-
-
-if __name__ == "__main__":
-    from jaxtrain.cli.main import main
-
-    main(lambda: run(sys.argv[1:]))

@@ -19,6 +19,7 @@ from jaxtrain.data.base import Dataset
 from jaxtrain.runs.resolve import total_steps
 from jaxtrain.runs.setup import Setup
 from jaxtrain.screen.console import Part, Plan, Result, log_to_stderr, show_plan, show_result
+from jaxtrain.screen.program import command
 from jaxtrain.screen.progress import Progress
 from jaxtrain.tracking import Tracker, TrackerReport
 from jaxtrain.training.inference import Inference
@@ -85,14 +86,13 @@ class Reporter:
 
     def resume_command(self) -> str:
         """What continues this run."""
-        command = ["python", "scripts/train.py", "--technique", self._config.technique]
-        return shlex.join([*command, "--run-dir", str(self._run_dir)])
+        return shlex.join(command("train", "--technique", self._config.technique, "--run-dir", self._run_dir))
 
     def tracking_ended(self, report: TrackerReport) -> None:
         """Say what MLflow did not get."""
         if report.problem is not None:
             where = self._run_dir / "metrics.jsonl"
-            remedy = shlex.join(["python", "scripts/sync_mlflow.py", str(self._run_dir)])
+            remedy = shlex.join(command("sync", self._run_dir))
             told = "MLflow lacks %d records (%s); all are in %s, and %s sends them"
             _log.warning(told, report.unsent_rows, report.problem, where, remedy)
 
@@ -102,8 +102,8 @@ class Reporter:
             return
         commands = {
             "look": self._look or f"less {shlex.quote(str(self._run_dir / 'metrics.jsonl'))}",
-            "predict": ["python", "scripts/predict.py", str(self._run_dir), "IMAGE"],
-            "compare": ["python", "scripts/benchmark.py", str(self._run_dir), "OTHER_RUN"],
+            "predict": command("predict", self._run_dir, "IMAGE"),
+            "compare": command("benchmark", self._run_dir, "OTHER_RUN"),
         }
         show_result(
             Result(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from jaxtrain.config import Config, Count, Positive, Section
-from jaxtrain.config_io import config_from, explain, load_config, read_yaml
+from jaxtrain.config_io import config_from, explain, find_config, load_config, read_yaml
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.files import folder_name
 
@@ -52,7 +52,8 @@ class SweepConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     """Name of the sweep and of its folder runs/sweeps/NAME (default: that of the file)."""
     base: Config
-    """The config that everything starts from: options, or the path of a YAML file, relative to this one."""
+    """The config that everything starts from: options, the path of a YAML file, relative to this one, or a
+    recipe's name."""
     axes: dict[str, tuple[Any, ...] | Range]
     """What varies: the path of an option with values, or with {low, high, log, steps}. Several paths, joined by
     commas, vary together: each value is then a list of one value for each."""
@@ -127,7 +128,7 @@ def load_sweep(path: Path) -> SweepConfig:
 
 def _base(given: Any, path: Path) -> Config:
     if isinstance(given, str):
-        return load_config(path.parent / given)
+        return load_config(find_config(given, path.parent))
     if not isinstance(given, Mapping):
         raise UserError(f"{path}: base: must be options, or the path of a YAML file, not {given}")
     return config_from(given, f"{path}: base")

@@ -35,7 +35,7 @@ def process_count(plan: Plan) -> int:
 @contextmanager
 def helpers(plan: Plan, *, quiet: bool) -> Iterator[None]:
     """While entered, the other processes are at work; on leaving early they are asked to save and stop."""
-    command = [sys.executable, "-m", "jaxtrain.cli.sweep", str(plan.source.absolute()), "--helper"]
+    command = [sys.executable, "-m", "jaxtrain", "sweep", str(plan.source.absolute()), "--helper"]
     command += ["--quiet"] if quiet else []
     started = [subprocess.Popen(command) for _ in range(process_count(plan) - 1)]
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from jaxtrain.runs.group import run_together
 from jaxtrain.runs.learning import Part, Pruned
 from jaxtrain.runs.program import Programs
 from jaxtrain.runs.run import run as carry_out
+from jaxtrain.screen.program import command
 from jaxtrain.sweeps.parent import Parent
 from jaxtrain.sweeps.plan import Plan, Run, together
 from jaxtrain.sweeps.settings import setting
@@ -104,8 +106,8 @@ class Worker:
         except Interrupted as stopped:
             for slot, _ in claimed:
                 self.trials.release(slot)
-            command = f"python scripts/sweep.py {self.plan.source}"
-            raise Interrupted(stopped.signum, f"the runs so far are saved; continue with: {command}") from None
+            again = shlex.join(command("sweep", self.plan.source))
+            raise Interrupted(stopped.signum, f"the runs so far are saved; continue with: {again}") from None
         for slot, _ in claimed:
             self._end(slot, [outcome for (other, _), outcome in zip(pairs, outcomes, strict=True) if other is slot])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxtrain import PTClassifier
-from jaxtrain.cli.benchmark import run
+from jaxtrain.cli.main import run
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation import costs
 
@@ -40,7 +40,7 @@ def test_runs_are_compared_and_predictions_reused(here, capsys):
     kept = {path: path.stat().st_mtime_ns for path in here.glob("runs/pt/*/benchmark/predictions.npz")}
     assert len(kept) == 2
     capsys.readouterr()
-    run(["runs/pt/linear-0", "runs/pt/linear-1", *OFF])
+    run(["benchmark", "runs/pt/linear-0", "runs/pt/linear-1", *OFF])
     printed = capsys.readouterr().out
     assert "runs/benchmark/digits-1/report.html" in printed
     assert "pt/linear-0" in printed
@@ -52,7 +52,7 @@ def test_runs_are_compared_and_predictions_reused(here, capsys):
     summary = json.loads(Path("runs/pt/linear-0/summary.json").read_text())
     by_name = {model["model"]: model for model in results["models"]}
     assert by_name["pt/linear-0"]["accuracy"] == summary["test_accuracy"]
-    run([*OFF, "--out", "elsewhere", "--skip-costs", "--skip-duplicates", "--quiet"])
+    run(["benchmark", *OFF, "--out", "elsewhere", "--skip-costs", "--skip-duplicates", "--quiet"])
     assert capsys.readouterr().out == ""
     assert len(json.loads(Path("elsewhere/results.json").read_text())["models"]) == 2
 
@@ -62,14 +62,15 @@ def test_runs_are_compared_and_predictions_reused(here, capsys):
     [
         ([], "holds no finished run"),
         (["nowhere"], "nowhere: no run is there"),
-        (["--margin", "0"], "--margin: 0 must be above 0"),
-        (["--resamples", "7"], "--resamples: 7 are too few"),
+        (["--margin", "0"], "margin: must be greater than 0"),
+        (["--resamples", "7"], "resamples: must be greater than or equal to 100"),
+        (["--data.image-size", "32"], "data.name"),
         (["--resample", "7"], "--resamples"),
     ],
 )
 def test_wrong_commands_are_refused_in_one_line(here, arguments, message):
     with pytest.raises(UserError, match=message) as error:
-        run(arguments)
+        run(["benchmark", *arguments])
     assert "\n" not in str(error.value)
 
 
@@ -80,7 +81,7 @@ def test_benchmark_has_one_run_a_model_that_leads_back_to_its_training(here, mon
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for seed in range(2):
         train(f"linear-{seed}", seed, tracked=True)
-    run(["--resamples", "100", "--quiet"])
+    run(["benchmark", "--resamples", "100", "--quiet"])
     mlflow.set_tracking_uri(f"sqlite:///{here / 'mlflow.db'}")
     table = mlflow.search_runs(experiment_names=["Benchmark"])
     models = table[table["tags.kind"] == "evaluation"]

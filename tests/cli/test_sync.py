@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import PTClassifier
-from jaxtrain.cli.sync import run
+from jaxtrain.cli.main import run
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.tracking import Journal
 
@@ -30,14 +30,14 @@ def missed(tmp_path_factory):
 @pytest.mark.slow
 def test_what_is_still_lacking_is_a_failure(missed, capsys):
     with pytest.raises(RunError, match=r"MLflow still lacks part of .*run.*the same command tries again"):
-        run([str(missed), "--timeout", "1"])
+        run(["sync", str(missed), "--timeout", "1"])
     assert "records are not in http://localhost:9 yet (no connection" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_what_a_server_missed_comes_once_with_the_test(missed, tmp_path, capsys):
     for _ in range(2):
-        run([str(missed), "--uri", f"sqlite:///{tmp_path}/mlflow.db"])
+        run(["sync", str(missed), "--uri", f"sqlite:///{tmp_path}/mlflow.db"])
     assert capsys.readouterr().out.count("everything is in sqlite:///") == 4
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         query = "select experiments.name, status from runs join experiments using (experiment_id) order by 1"
@@ -53,9 +53,9 @@ def test_what_a_server_missed_comes_once_with_the_test(missed, tmp_path, capsys)
 
 
 def test_what_is_no_run_is_named(tmp_path):
-    with pytest.raises(UserError, match="no run is named: give directories"):
-        run([])
+    with pytest.raises(UserError, match="RUN_DIR is missing"):
+        run(["sync"])
     with pytest.raises(UserError, match="nowhere is not the directory of a run"):
-        run([str(tmp_path / "nowhere")])
+        run(["sync", str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="--timeout"):
-        run([str(tmp_path), "--timeot", "1"])
+        run(["sync", str(tmp_path), "--timeot", "1"])

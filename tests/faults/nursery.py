@@ -13,12 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 _IMPORTS = (
     "jaxtrain.classifiers.files", "jaxtrain.runs.stepwise", "jaxtrain.runs.run", "jaxtrain.tracking",
     "jaxtrain.evaluation.evaluate", "jaxtrain.data.sources", "jaxtrain.screen.console", "orbax.checkpoint",
-    "sklearn.datasets", "matplotlib.pyplot", "rich.progress", "tyro",
+    "sklearn.datasets", "matplotlib.pyplot", "rich.progress", "jaxtrain.cli.main",
 )  # fmt: skip
 
 
 class Nursery:
-    """Runs `scripts/train.py` with arguments, in a folder."""
+    """Runs `jaxtrain train` with arguments, in a folder."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
@@ -66,13 +66,10 @@ def _child(order: dict[str, Any], out: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(audit)
-    sys.argv = ["scripts/train.py", *arguments]
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import train
-
+    sys.argv = ["jaxtrain", "train", *arguments]
     from jaxtrain.cli.main import main
 
-    main(train.body)
+    main()
 
 
 def _serve() -> None:

@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT in every phase: saved, the right exit code, and the same command goes on."""
 
 import os
+import re
 import signal
 import time
 
@@ -63,7 +64,7 @@ def test_a_signal_in_any_phase(tmp_path, whole, monkeypatch, phase, number):
             again()
     assert time.monotonic() - seen[-1] < 30
     assert caught.value.exit_code == 128 + number
-    assert f"continue with: python scripts/train.py --technique {technique} --run-dir" in str(caught.value)
+    assert re.search(rf"continue with: .*train.* --technique {technique} --run-dir", str(caught.value))
     assert not (tmp_path / "run" / "summary.json").exists()
     if technique == "pt":
         saved = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("0*"))

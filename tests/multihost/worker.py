@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from jaxtrain import FEClassifier, FTClassifier, PTClassifier
-from jaxtrain.cli.main import main
+from jaxtrain.cli.main import guard
 from jaxtrain.config import chosen
 from jaxtrain.training import processes
 
@@ -99,4 +99,4 @@ def small_shards() -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    guard(run)

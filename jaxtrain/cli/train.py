@@ -1,0 +1,87 @@
+"""`jaxtrain train`: from options, in files and on the command line, to one run; `jaxtrain recipes`: the files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+
+from jaxtrain.cli.command import Command, merge
+from jaxtrain.config import Config
+from jaxtrain.config_io import RECIPES, dump_config, find_config, load_config, recipe_names
+from jaxtrain.errors import UserError
+
+_ACTIONS = ("print_config", "smoke", "debug")
+
+
+class Train(Config, Command):
+    """Train an image classifier.
+
+    The same command on the same --run-dir continues a run that was stopped. Options come from, each over the one
+    before: defaults, the run directory (when it is resumed), --config, the command line.
+    """
+
+    config: Path | None = None
+    """YAML file of options, or the name of a recipe, as `pt/digits` (`jaxtrain recipes` lists them); options on the
+    command line win."""
+    print_config: bool = False
+    """Print the options in force as YAML and exit."""
+    smoke: bool = False
+    """Run every stage in a few steps on generated images of the right shape, in a temporary directory, and exit."""
+    debug: bool = False
+    """Train one step on one batch with all shapes and every operation's NaN checked, in a temporary directory, and
+    exit."""
+
+    @model_validator(mode="after")
+    def _one_action(self) -> Train:
+        asked = [f"--{action.replace('_', '-')}" for action in _ACTIONS if getattr(self, action)]
+        if len(asked) > 1:
+            raise ValueError(f"{' and '.join(asked)}: give one of them")
+        return self
+
+    @classmethod
+    def below(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of the run directory and of the config file."""
+        tree: dict[str, Any] = {}
+        if given.get("run_dir") and (stored := Path(given["run_dir"]).expanduser() / "config.yaml").is_file():
+            tree = load_config(stored).model_dump(exclude_unset=True)
+        if given.get("config"):
+            tree = merge(tree, load_config(find_config(given["config"])).model_dump(exclude_unset=True))
+        if "technique" not in given and "technique" not in tree:
+            raise UserError("--technique is missing; valid: fe, ft, pt")
+        return tree
+
+    @property
+    def options(self) -> Config:
+        """The config of the run."""
+        return Config.model_validate(self.model_dump(include=set(Config.model_fields), exclude_unset=True))
+
+    def run(self) -> None:
+        """Train, or do what is asked for in place of it."""
+        from jaxtrain.classifiers.files import TECHNIQUES
+
+        config = self.options
+        classifier = TECHNIQUES[config.technique](config)
+        if self.smoke or self.debug:
+            from jaxtrain.classifiers.rehearsal import REHEARSALS
+
+            REHEARSALS["smoke" if self.smoke else "debug"](classifier)
+        elif self.print_config:
+            from jaxtrain.data.sources import load_dataset
+
+            sys.stdout.write(dump_config(classifier.resolve(config, load_dataset(classifier.data_config))))
+        else:
+            classifier.fit()
+
+
+class Recipes(Command):
+    """List the recipes that come with jaxtrain: names that `train --config` and `sweep` take for files."""
+
+    def run(self) -> None:
+        """Print the name of each, and the first line of its file."""
+        for name in recipe_names():
+            first = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+            print(f"{name:25} {first.lstrip('# ')}")
