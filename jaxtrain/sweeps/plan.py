@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,6 +72,13 @@ class Plan:
         for run in self.runs:
             found.setdefault(run.program, []).append(run)
         return list(found.values())
+
+    def summary(self, run: Run) -> dict[str, Any] | None:
+        """What a run came to, None where it is not done: its run directory alone decides that."""
+        try:
+            return dict(json.loads((self.sweep.folder / run.name / "summary.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None  # who opens the directory says what is wrong with it
 
 
 @dataclass

@@ -19,7 +19,7 @@ from jaxtrain.runs.run import run as carry_out
 from jaxtrain.sweeps.parent import Parent
 from jaxtrain.sweeps.plan import Plan, Run, together
 from jaxtrain.sweeps.settings import setting
-from jaxtrain.sweeps.study import BASELINE, Claimed, Slot, Trials
+from jaxtrain.sweeps.study import BASELINE, Claimed, Trials
 from jaxtrain.training.nonfinite import Diverged
 from jaxtrain.training.signals import Interrupted
 
@@ -39,86 +39,95 @@ class Worker:
     wanted: Callable[[], bool] | None = None
     """Of a helper: whether to go on, asked before each run; others take the lead where it is free."""
     programs: Programs = field(default_factory=Programs)
+    _kept_back: tuple[Claimed, list[Run]] | None = field(default=None, init=False)
+    """Claimed, but of another program than those before it."""
 
-    def work(self, slots: Sequence[Slot]) -> bool:
+    def work(self) -> bool:
         """Train until every slot has ended, here or elsewhere (True), or the budget of time is spent (False)."""
+        try:
+            return self._work()
+        finally:
+            self.trials.close()
+
+    def _work(self) -> bool:
         started = time.monotonic()
         seconds = self.plan.sweep.budget.seconds
         while True:
-            if self.trials.take_over():
-                self.trials.fill(slots)
             if self.wanted is None:
                 self.parent.lead()
             elif not self.wanted():
                 return False
             if seconds is not None and time.monotonic() - started >= seconds:
                 return self.trials.unfinished() == 0
-            claimed = self._claim()
-            if claimed:
-                with self.trials.beating([one for one, _ in claimed]):
-                    self._train(claimed)
-            elif self.trials.unfinished() == 0:
+            if claimed := self._claim():
+                self._train(claimed)
+            elif self.trials.fill() == 0:
                 return True
             else:
                 time.sleep(_POLL_SECONDS)  # others are at work: one of them may die
 
     def _claim(self) -> list[tuple[Claimed, list[Run]]]:
-        """The next slot with its runs, and as many more as can train beside it; empty where none waits."""
-        found: list[tuple[Claimed, list[Run]]] = []
-        while not found:
-            first = self.trials.claim()
-            if first is None:
-                return []
-            try:
-                found = [(first, self._runs(first))]
-            except UserError as error:  # a proposal that its config refuses
-                self.trials.failed(first, str(error))
-                _log.warning("%s", error)
-        plan, run = self.plan, found[0][1][0]
-        if plan.sweep.combine == "tpe" or not self._side_by_side(run):
+        """The next slot with its runs, and the following ones that can train beside it; empty where none waits."""
+        found = [one for one in (self._kept_back or self._next(),) if one is not None]
+        self._kept_back = None
+        if not found or self.plan.sweep.combine == "tpe" or not self._side_by_side(found[0][1][0]):
             return found
-        alike = {other.digest: other for other in plan.runs if other.program == run.program}
-        while len(found) < plan.sweep.group and (more := self.trials.claim(list(alike))) is not None:
-            found.append((more, [alike[more.slot]]))
+        program = found[0][1][0].program
+        while len(found) < self.plan.sweep.group and (more := self._next()) is not None:
+            if more[1][0].program != program:
+                self._kept_back = more
+                break
+            found.append(more)
         return found
+
+    def _next(self) -> tuple[Claimed, list[Run]] | None:
+        while (slot := self.trials.claim()) is not None:
+            try:
+                return slot, self._runs(slot)
+            except UserError as error:  # a proposal that its config refuses
+                slot.failed(str(error))
+                _log.warning("%s", error)
+        return None
 
     def _runs(self, claimed: Claimed) -> list[Run]:
         plan = self.plan
-        if plan.sweep.combine != "tpe":
-            return [run for run in plan.runs if run.digest == claimed.slot]
-        if claimed.slot == BASELINE:
-            return list(plan.runs)
-        one = setting(plan.sweep, claimed.propose(plan.axes))
-        self.trials.note(claimed, one.options)
-        return [plan.workshop.run(one, seed) for seed in plan.sweep.seeds]
+        if claimed.options is not None:
+            one = setting(plan.sweep, claimed.options)
+            return [plan.workshop.run(one, seed) for seed in plan.sweep.seeds]
+        return [run for run in plan.runs if claimed.slot in (BASELINE, run.digest)]
 
     def _train(self, claimed: Sequence[tuple[Claimed, list[Run]]]) -> None:
-        """Train what the slots stand for, and note how each ended."""
-        pairs = [(slot, run) for slot, runs in claimed for run in runs]
-        try:
-            if len(pairs) > 1 and self._side_by_side(pairs[0][1]):
-                outcomes = self._together(pairs)
+        """Train what the slots stand for and is not done yet, and note how each ended."""
+        started, outcomes = time.monotonic(), dict[str, float | Exception]()
+        left = []
+        for slot, run in ((slot, run) for slot, runs in claimed for run in runs):
+            if (summary := self.plan.summary(run)) is not None:
+                outcomes[run.digest] = self._told(run, self._value(run, summary), started)
             else:
-                outcomes = [self._alone(slot, run) for slot, run in pairs]
+                left.append((slot, run))
+        try:
+            if len(left) > 1 and self._side_by_side(left[0][1]):
+                trained = self._together(left)
+            else:
+                trained = [self._alone(slot, run) for slot, run in left]
         except Interrupted as stopped:
-            for slot, _ in claimed:
-                self.trials.release(slot)
             command = f"python scripts/sweep.py {self.plan.source}"
             raise Interrupted(stopped.signum, f"the runs so far are saved; continue with: {command}") from None
-        for slot, _ in claimed:
-            self._end(slot, [outcome for (other, _), outcome in zip(pairs, outcomes, strict=True) if other is slot])
+        outcomes |= {run.digest: outcome for (_, run), outcome in zip(left, trained, strict=True)}
+        for slot, runs in claimed:
+            self._end(slot, [outcomes[run.digest] for run in runs])
 
     def _end(self, slot: Claimed, outcomes: Sequence[float | Exception]) -> None:
         wrong = next((one for one in outcomes if isinstance(one, Exception)), None)
         match wrong:
             case None:
-                self.trials.done(slot, sum(map(float, outcomes)) / len(outcomes))  # type: ignore[arg-type]
+                slot.done(sum(map(float, outcomes)) / len(outcomes))  # type: ignore[arg-type]
             case Pruned():
-                self.trials.pruned(slot, str(wrong))
+                slot.pruned(str(wrong))
             case Diverged():
-                self.trials.pruned(slot, f"diverged: {wrong}")
+                slot.pruned(f"diverged: {wrong}")
             case _:
-                self.trials.failed(slot, str(wrong))
+                slot.failed(str(wrong))
                 _log.warning("%s", wrong)
 
     def _alone(self, slot: Claimed, one: Run) -> float | Exception:
