@@ -19,7 +19,7 @@ from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import UserError
 from jaxtrain.runs.program import program_key
 from jaxtrain.sweeps.config import SweepConfig
-from jaxtrain.sweeps.settings import Axis, Setting, axes_of, setting, settings_of, shown
+from jaxtrain.sweeps.settings import Axis, Setting, axes_of, setting, settings_of, shown, value_of
 from jaxtrain.training.parallel import set_cpu_devices
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def make_plan(sweep: SweepConfig, source: Path) -> Plan:
     found: dict[Config, tuple[Setting, str]] = {}
     for one in settings:
         config = workshop.resolved(one)
-        options = {path: _value(config, path) for path in one.options}
+        options = {path: value_of(config, path) for path in one.options}
         key = program_key(workshop.classifier(config), config)
         found.setdefault(_comparable(config), (replace(one, options=options), key))
     base = _comparable(_resolved_base(sweep, axes, workshop))
@@ -212,8 +212,3 @@ def _resolved_base(sweep: SweepConfig, axes: Sequence[Axis], workshop: Workshop)
 
 def _comparable(config: Config) -> Config:
     return config.model_copy(update={"seed": 0, "name": None, "run_dir": None})
-
-
-def _value(config: Config, path: str) -> Any:
-    section, _, key = path.rpartition(".")
-    return getattr(getattr(config, section) if section else config, key)

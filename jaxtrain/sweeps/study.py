@@ -20,13 +20,15 @@ import optuna
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
-from jaxtrain.errors import JaxtrainError, RunError, UserError
+from jaxtrain.errors import JaxtrainError, UserError
 from jaxtrain.files import reason
 from jaxtrain.redact import redact
+from jaxtrain.runs.learning import Pruned
 from jaxtrain.sweeps.config import SweepConfig
 from jaxtrain.sweeps.plan import Plan, Run
 from jaxtrain.sweeps.settings import Axis, setting
 from jaxtrain.tracking.store import file_lock
+from jaxtrain.training.nonfinite import Diverged
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60
 _STARTUP_TRIALS = 4
@@ -37,12 +39,12 @@ _log = logging.getLogger(__name__)
 
 
 class Claimed:
-    """A slot that this worker has: a thread holds its trial inside `study.optimize` until it is said how it ended."""
+    """A slot that this worker has: a thread holds its trial inside `study.optimize` until `end`."""
 
     def __init__(self, study: optuna.Study, propose: Callable[[optuna.Trial], Mapping[str, Any] | None]) -> None:
         self._study, self._propose = study, propose
         self._begun: Future[tuple[optuna.Trial, Mapping[str, Any] | None]] = Future()
-        self._end: Future[float | Exception] = Future()
+        self._end: Future[float | Exception | None] = Future()
         self._thread = threading.Thread(target=self._hold, daemon=True)
         self._thread.start()
 
@@ -62,48 +64,46 @@ class Claimed:
         trial.report(value, step)
         return bool(trial.should_prune())
 
-    def done(self, value: float) -> None:
-        """The slot has its value."""
-        self._finish(value)
+    def end(self, outcome: float | Exception | None = None, *, wait: bool = True) -> None:
+        """Say, once, how the slot ended: with its value, or with what went wrong.
 
-    def pruned(self, why: str) -> None:
-        """The slot ended early and is not to be tried again."""
-        self._finish(optuna.TrialPruned(why))
-
-    def failed(self, why: str) -> None:
-        """The slot cannot be run as it is; the next start of the command tries again."""
-        self._finish(RunError(why))
-
-    def release(self) -> None:
-        """Unless the slot has ended, it is interrupted: whoever comes next goes on with it."""
-        self._finish(RunError(""))
-
-    def _finish(self, end: float | Exception) -> None:
+        After Pruned and Diverged it is not tried again, after other errors at the next start of the command. None:
+        it was interrupted, and whoever comes next goes on with it.
+        """
         if not self._end.done():
-            self._end.set_result(end)
+            self._end.set_result(outcome)
+        if wait:
             self._thread.join()
 
     def _hold(self) -> None:
         try:
             self._study.optimize(self._objective, n_trials=1)
+        except _GivenUp:
+            pass
         except Exception as error:
             if not self._begun.done():
                 self._begun.set_exception(error)
-            elif error is not self._end.result():  # the next to claim the slot finds what is in the run directory
+            else:  # whoever gets the slot next finds what the run directory has
                 _log.warning("how a run ended is not noted in the study: %s", reason(error))
 
     def _objective(self, trial: optuna.Trial) -> float:
         self._begun.set_result((trial, self._propose(trial)))
-        end = self._end.result()
-        if not isinstance(end, Exception):
-            return end
-        if str(end):
-            trial.set_user_attr(_ENDED, str(end))
-        raise end
+        match end := self._end.result():
+            case None:
+                raise _GivenUp
+            case Exception():
+                lost = isinstance(end, Diverged)
+                trial.set_user_attr(_ENDED, f"diverged: {end}" if lost else str(end))
+                raise optuna.TrialPruned if lost or isinstance(end, Pruned) else _GivenUp
+        return end
+
+
+class _GivenUp(Exception):  # noqa: N818  (it tells Optuna that a trial failed)
+    """A trial that ends without a value."""
 
 
 class Trials:
-    """The study of a sweep, and the slots of it that its file asks for; `close` gives up what is still claimed."""
+    """The study of a sweep, and the slots of it that its file asks for."""
 
     def __init__(self, plan: Plan) -> None:
         """Makes or opens the study. Raises UserError for a storage that cannot be used, or another kind of sweep."""
@@ -149,12 +149,14 @@ class Trials:
                 self._claimed.append(one)
                 if one.slot in self._slots:
                     return one
-            one.release()  # the file does not have it any more
+            one.end()  # the file does not have it any more
 
     def close(self) -> None:
-        """Release what this worker has claimed and not ended."""
+        """Give back what this worker claimed and did not end."""
         for one in self._claimed:
-            one.release()
+            one.end(wait=False)  # all of them, before waiting can be interrupted
+        for one in self._claimed:
+            one.end()
         self._claimed.clear()
 
     def ended(self) -> dict[str, str]:

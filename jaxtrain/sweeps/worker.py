@@ -23,7 +23,7 @@ from jaxtrain.sweeps.study import BASELINE, Claimed, Trials
 from jaxtrain.training.nonfinite import Diverged
 from jaxtrain.training.signals import Interrupted
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 1.0
 _PARENT_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Worker:
             try:
                 return slot, self._runs(slot)
             except UserError as error:  # a proposal that its config refuses
-                slot.failed(str(error))
+                slot.end(error)
                 _log.warning("%s", error)
         return None
 
@@ -98,11 +98,11 @@ class Worker:
 
     def _train(self, claimed: Sequence[tuple[Claimed, list[Run]]]) -> None:
         """Train what the slots stand for and is not done yet, and note how each ended."""
-        started, outcomes = time.monotonic(), dict[str, float | Exception]()
+        outcomes: dict[str, float | Exception] = {}
         left = []
         for slot, run in ((slot, run) for slot, runs in claimed for run in runs):
             if (summary := self.plan.summary(run)) is not None:
-                outcomes[run.digest] = self._told(run, self._value(run, summary), started)
+                outcomes[run.digest] = self._told(run, self._value(run, summary), time.monotonic())
             else:
                 left.append((slot, run))
         try:
@@ -115,19 +115,10 @@ class Worker:
             raise Interrupted(stopped.signum, f"the runs so far are saved; continue with: {command}") from None
         outcomes |= {run.digest: outcome for (_, run), outcome in zip(left, trained, strict=True)}
         for slot, runs in claimed:
-            self._end(slot, [outcomes[run.digest] for run in runs])
-
-    def _end(self, slot: Claimed, outcomes: Sequence[float | Exception]) -> None:
-        wrong = next((one for one in outcomes if isinstance(one, Exception)), None)
-        match wrong:
-            case None:
-                slot.done(sum(map(float, outcomes)) / len(outcomes))  # type: ignore[arg-type]
-            case Pruned():
-                slot.pruned(str(wrong))
-            case Diverged():
-                slot.pruned(f"diverged: {wrong}")
-            case _:
-                slot.failed(str(wrong))
+            values = [outcomes[run.digest] for run in runs]
+            wrong = next((one for one in values if isinstance(one, Exception)), None)
+            slot.end(sum(map(float, values)) / len(values) if wrong is None else wrong)  # type: ignore[arg-type]
+            if not isinstance(wrong, Pruned | Diverged | None):
                 _log.warning("%s", wrong)
 
     def _alone(self, slot: Claimed, one: Run) -> float | Exception:

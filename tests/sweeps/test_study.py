@@ -12,7 +12,8 @@ import pytest
 
 import jaxtrain.sweeps
 from jaxtrain.config import Config
-from jaxtrain.errors import UserError
+from jaxtrain.errors import RunError, UserError
+from jaxtrain.runs.learning import Pruned
 from jaxtrain.sweeps import study
 from jaxtrain.sweeps.config import SweepConfig
 from jaxtrain.sweeps.plan import Plan, Run, Workshop
@@ -80,9 +81,9 @@ def test_slots_are_put_in_once_and_claimed_by_one_worker_each(opened):
     claimed = [first.claim(), second.claim(), first.claim(), second.claim()]
     assert [one.slot if one else None for one in claimed] == [*slots, None]
     assert first.unfinished() == 3
-    claimed[0].done(0.9)
-    claimed[1].pruned("pruned at step 3")
-    claimed[2].failed("no memory")
+    claimed[0].end(0.9)
+    claimed[1].end(Pruned("pruned at step 3"))
+    claimed[2].end(RunError("no memory"))
     assert first.unfinished() == 0
     assert second.ended() == dict(zip(slots, ["done", "pruned at step 3", "no memory"], strict=True))
 
@@ -91,9 +92,9 @@ def test_what_ended_stays_ended_and_what_failed_is_tried_at_the_next_start(opene
     trials = opened()
     trials.fill()
     pruned, failed, released = claim(trials, 3)
-    pruned.pruned("pruned at step 3")
-    failed.failed("no memory")
-    released.release()
+    pruned.end(Pruned("pruned at step 3"))
+    failed.end(RunError("no memory"))
+    released.end()
     assert trials.fill() == 1
     assert trials.claim().slot == released.slot
     assert trials.claim() is None
@@ -105,7 +106,7 @@ def test_a_trial_follows_the_run_directory(opened):
     runs, trials = plan().runs, opened()
     trials.fill()
     for one, run in zip(claim(trials, 2), runs, strict=False):
-        one.done(0.5)
+        one.end(0.5)
         finish_run(run)
     Path("runs/sweeps/s", runs[0].name, "summary.json").unlink()
     assert trials.fill() == 1  # looked at when a command starts
@@ -160,7 +161,7 @@ def test_proposals_are_inside_their_axes_and_come_back_to_who_goes_on(opened):
     options = dict(claimed.options)
     assert 1e-4 <= options[RATE] <= 1e-2
     assert options["train.batch_size"] in (16, 32)
-    claimed.release()
+    claimed.end()
     trials.fill()
     assert trials.claim().options == options
     assert {run.setting.options[RATE] for _, run in trials.runs()} == {1e-3, options[RATE]}
@@ -185,7 +186,7 @@ def test_proposals_follow_from_the_seed(opened):
         for number in range(4):
             claimed = trials.claim()
             found.append(claimed.options and claimed.options[RATE])
-            claimed.done(number / 3)
+            claimed.end(number / 3)
         return found[1:]
 
     assert proposals("u", 0) == proposals("v", 0) != proposals("w", 1)
