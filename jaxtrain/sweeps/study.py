@@ -112,8 +112,9 @@ class Trials:
         sweep = plan.sweep
         self._plan, self._slots = plan, _slots(plan)
         self._claimed: list[Claimed] = []
+        self._lock = sweep.folder / "study.lock"
         sweep.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock():
+        with file_lock(self._lock):
             self.study = optuna.create_study(
                 storage=_storage(sweep.storage or f"sqlite:///{sweep.folder / 'study.db'}"),
                 study_name=sweep.name,
@@ -130,19 +131,23 @@ class Trials:
         """
         optuna.storages.fail_stale_trials(self.study)
         lost = {slot for slot, run in self.runs() if self._plan.summary(run) is None} if again else set()
-        with self._lock():
+        with file_lock(self._lock):
             latest = self._latest()
             for slot, options in self._slots.items():
                 last = latest.get(slot)
-                if last is None or _missing(last, again, slot in lost):
-                    params = last.params if last is not None and last.params else _plain(options)
-                    self.study.enqueue_trial(params, user_attrs={_SLOT: slot})
+                if last is None:
+                    self.study.enqueue_trial(_plain(options), user_attrs={_SLOT: slot})
+                elif (last.state == TrialState.FAIL and (again or _ENDED not in last.user_attrs)) or (
+                    last.state == TrialState.COMPLETE and slot in lost
+                ):
+                    kept = {key: value for key, value in last.user_attrs.items() if key != _ENDED}
+                    self.study.enqueue_trial(last.params or _plain(options), user_attrs=kept)
         return self.unfinished()
 
     def claim(self) -> Claimed | None:
         """The first slot that waits, from now on this worker's alone; None where none does."""
         while True:
-            with self._lock():  # where nothing waits, Optuna would make up a trial
+            with file_lock(self._lock):  # where nothing waits, Optuna would make up a trial
                 if not any(trial.state == TrialState.WAITING for trial in self._latest().values()):
                     return None
                 one = Claimed(self.study, self._propose)
@@ -161,8 +166,9 @@ class Trials:
 
     def ended(self) -> dict[str, str]:
         """How each slot that is over ended."""
-        found = {slot: _how(trial) for slot, trial in self._latest().items()}
-        return {slot: how for slot, how in found.items() if how is not None}
+        over = {slot: trial for slot, trial in self._latest().items() if trial.state.is_finished()}
+        done = dict.fromkeys((slot for slot, trial in over.items() if trial.state == TrialState.COMPLETE), "done")
+        return {slot: trial.user_attrs[_ENDED] for slot, trial in over.items() if _ENDED in trial.user_attrs} | done
 
     def unfinished(self) -> int:
         """Slots that wait, or that workers have now."""
@@ -174,22 +180,17 @@ class Trials:
         if plan.sweep.combine != "tpe":
             return [(run.digest, run) for run in plan.runs]
         found = [(BASELINE, run) for run in plan.runs]
-        for slot, options in self._proposals().items():
-            with contextlib.suppress(JaxtrainError):  # refused when it was proposed
-                one = setting(plan.sweep, options)
-                found += [(slot, Run(one, seed, "")) for seed in plan.sweep.seeds]
+        for slot, trial in self._latest().items():
+            if _OPTIONS in trial.user_attrs:
+                with contextlib.suppress(JaxtrainError):  # refused when it was proposed
+                    one = setting(plan.sweep, trial.user_attrs[_OPTIONS])
+                    found += [(slot, Run(one, seed, "")) for seed in plan.sweep.seeds]
         return list({run.digest: (slot, run) for slot, run in reversed(found)}.values())[::-1]
 
     def _latest(self) -> dict[str, Any]:
         """The trial that stands for each slot: the latest."""
-        return {trial.user_attrs[_SLOT]: trial for trial in self._all()}
-
-    def _proposals(self) -> dict[str, Mapping[str, Any]]:
-        found = ((trial.user_attrs[_SLOT], trial.user_attrs.get(_OPTIONS)) for trial in self._all())
-        return {slot: options for slot, options in found if options is not None}
-
-    def _all(self) -> list[Any]:
-        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.user_attrs.get(_SLOT) in self._slots]
+        found = {trial.user_attrs.get(_SLOT): trial for trial in self.study.get_trials(deepcopy=False)}
+        return {slot: trial for slot, trial in found.items() if slot in self._slots}
 
     def _propose(self, trial: optuna.Trial) -> dict[str, Any] | None:
         """The values of the study's sampler where a slot asks for them: the same again for who goes on with it."""
@@ -207,7 +208,7 @@ class Trials:
         sweep = self._plan.sweep
         kind: dict[str, Any] = {"combine": sweep.combine, "objective": sweep.objective}
         if sweep.combine == "tpe":
-            kind["axes"] = [[axis.name, str(axis.range or _categories(axis))] for axis in self._plan.axes]
+            kind["axes"] = [[axis.name, str(axis.range or [*map(_text, axis.values)])] for axis in self._plan.axes]
         before = self.study.user_attrs.get("kind")
         if before is None:
             self.study.set_user_attr("kind", kind)
@@ -217,9 +218,6 @@ class Trials:
                 f"sweep {sweep.name} in {sweep.folder} was begun with {differs} {before.get(differs)}, "
                 f"not {kind.get(differs)}; give the sweep another name"
             )
-
-    def _lock(self) -> contextlib.AbstractContextManager[None]:
-        return file_lock(self._plan.sweep.folder / "study.lock")
 
 
 class _Storage(RDBStorage):  # type: ignore[misc]  # Optuna's types are not followed
@@ -265,37 +263,15 @@ def _slots(plan: Plan) -> dict[str, Mapping[str, Any]]:
     return {slot: {} for slot in [BASELINE, *proposals]}
 
 
-def _missing(last: Any, again: bool, lost: bool) -> bool:
-    """Whether a slot is to be enqueued once more after the last trial that stood for it."""
-    match last.state:
-        case TrialState.FAIL:
-            return again or _ENDED not in last.user_attrs
-        case TrialState.COMPLETE:
-            return lost
-    return False
-
-
-def _how(trial: Any) -> str | None:
-    """How a trial ended; None where it goes on, or was given up."""
-    if trial.state == TrialState.COMPLETE:
-        return "done"
-    return trial.user_attrs.get(_ENDED) if trial.state.is_finished() else None
-
-
 def _suggested(trial: optuna.Trial, axis: Axis) -> tuple[Any, ...]:
     """One value for each path of an axis."""
     if axis.range is None or axis.values:
-        texts = _categories(axis)
+        texts = [*map(_text, axis.values)]
         return axis.values[texts.index(trial.suggest_categorical(axis.name, texts))]
     low, high, log = axis.range.low, axis.range.high, axis.range.log
     if axis.whole:
         return (trial.suggest_int(axis.name, int(low), int(high), log=log),)
     return (trial.suggest_float(axis.name, low, high, log=log),)
-
-
-def _categories(axis: Axis) -> list[Any]:
-    """The values of an axis as Optuna takes them."""
-    return [_text(row) for row in axis.values]
 
 
 def _plain(options: Mapping[str, Any]) -> Any:

@@ -39,8 +39,8 @@ class Worker:
     wanted: Callable[[], bool] | None = None
     """Of a helper: whether to go on, asked before each run; others take the lead where it is free."""
     programs: Programs = field(default_factory=Programs)
-    _kept_back: tuple[Claimed, list[Run]] | None = field(default=None, init=False)
-    """Claimed, but of another program than those before it."""
+    _held: list[tuple[Claimed, list[Run]]] = field(default_factory=list, init=False)
+    """Claimed, but of another program than those that train now."""
 
     def work(self) -> bool:
         """Train until every slot has ended, here or elsewhere (True), or the budget of time is spent (False)."""
@@ -67,18 +67,18 @@ class Worker:
                 time.sleep(_POLL_SECONDS)  # others are at work: one of them may die
 
     def _claim(self) -> list[tuple[Claimed, list[Run]]]:
-        """The next slot with its runs, and the following ones that can train beside it; empty where none waits."""
-        found = [one for one in (self._kept_back or self._next(),) if one is not None]
-        self._kept_back = None
-        if not found or self.plan.sweep.combine == "tpe" or not self._side_by_side(found[0][1][0]):
-            return found
-        program = found[0][1][0].program
-        while len(found) < self.plan.sweep.group and (more := self._next()) is not None:
-            if more[1][0].program != program:
-                self._kept_back = more
+        """The next slot with its runs, and those after it that can train beside it; empty where none waits."""
+        found, self._held = self._held, []
+        while len(found) < self._most(found) and (more := self._next()) is not None:
+            if found and more[1][0].program != found[0][1][0].program:
+                self._held = [more]
                 break
             found.append(more)
         return found
+
+    def _most(self, found: Sequence[tuple[Claimed, list[Run]]]) -> int:
+        alone = not found or self.plan.sweep.combine == "tpe" or not self._side_by_side(found[0][1][0])
+        return 1 if alone else self.plan.sweep.group
 
     def _next(self) -> tuple[Claimed, list[Run]] | None:
         while (slot := self.trials.claim()) is not None:

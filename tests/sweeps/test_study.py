@@ -153,6 +153,17 @@ def test_postgresql_without_its_driver_names_the_extra(opened, monkeypatch):
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.skipif("JAXTRAIN_TEST_POSTGRES" not in os.environ, reason="needs the URL of an empty PostgreSQL database")
+def test_a_study_in_postgresql(opened):
+    where = {"storage": os.environ["JAXTRAIN_TEST_POSTGRES"], "name": f"s{time.time_ns()}"}
+    first, second = opened(**where), opened(**where)
+    assert first.fill() == second.fill() == 3
+    for trials in (first, second, first):
+        trials.claim().end(0.5)
+    assert second.claim() is None
+    assert list(second.ended().values()) == ["done"] * 3
+
+
 def test_proposals_are_inside_their_axes_and_come_back_to_who_goes_on(opened):
     trials = opened(**searched(axes={RATE: RANGE, "train.batch_size": (16, 32)}, budget={"trials": 1}))
     trials.fill()
