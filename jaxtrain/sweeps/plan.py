@@ -61,11 +61,6 @@ class Plan:
     """The file of the sweep."""
 
     @property
-    def settings(self) -> list[Setting]:
-        """Each once, in order."""
-        return list({run.setting.digest: run.setting for run in self.runs}.values())
-
-    @property
     def programs(self) -> list[list[Run]]:
         """Runs by program."""
         found: dict[str, list[Run]] = {}
@@ -161,9 +156,8 @@ def together(sweep: SweepConfig, technique: str) -> bool:
 
 def describe(plan: Plan, done: int) -> list[str]:
     """The plan in lines."""
-    sweep, settings = plan.sweep, plan.settings
-    drawn = sweep.combine == "tpe"
-    number = (sweep.budget.trials or 0) + 1 if drawn else len(settings)
+    sweep, drawn = plan.sweep, plan.sweep.combine == "tpe"
+    number = (sweep.budget.trials or 0) + 1 if drawn else len({run.setting.digest for run in plan.runs})
     total, seeds = number * len(sweep.seeds), len(sweep.seeds)
     lines = [
         f"Sweep {sweep.name}: {_many(number, 'setting')} x {_many(seeds, 'seed')} = {_many(total, 'run')}"

@@ -171,8 +171,8 @@ class Trials:
         return {slot: trial.user_attrs[_ENDED] for slot, trial in over.items() if _ENDED in trial.user_attrs} | done
 
     def unfinished(self) -> int:
-        """Slots that wait, or that workers have now."""
-        return sum(not trial.state.is_finished() for trial in self._latest().values())
+        """Slots that wait, that workers have now, or that were given back."""
+        return len(self._slots) - len(self.ended())
 
     def runs(self) -> list[tuple[str, Run]]:
         """Every run that is known with its slot; a run that several slots came to, with the first."""

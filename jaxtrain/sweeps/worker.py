@@ -19,7 +19,7 @@ from jaxtrain.runs.run import run as carry_out
 from jaxtrain.sweeps.parent import Parent
 from jaxtrain.sweeps.plan import Plan, Run, together
 from jaxtrain.sweeps.settings import setting
-from jaxtrain.sweeps.study import BASELINE, Claimed, Trials
+from jaxtrain.sweeps.study import BASELINE, GRACE_SECONDS, Claimed, Trials
 from jaxtrain.training.nonfinite import Diverged
 from jaxtrain.training.signals import Interrupted
 
@@ -50,7 +50,7 @@ class Worker:
             self.trials.close()
 
     def _work(self) -> bool:
-        started = time.monotonic()
+        started, waiting = time.monotonic(), False
         seconds = self.plan.sweep.budget.seconds
         while True:
             if self.wanted is None:
@@ -61,10 +61,13 @@ class Worker:
                 return self.trials.unfinished() == 0
             if claimed := self._claim():
                 self._train(claimed)
-            elif self.trials.fill() == 0:
+            elif (others := self.trials.fill()) == 0:
                 return True
             else:
-                time.sleep(_POLL_SECONDS)  # others are at work: one of them may die
+                if not waiting:
+                    self.say(f"other workers have {others} left; one that died is replaced after {GRACE_SECONDS} s")
+                waiting = True
+                time.sleep(_POLL_SECONDS)
 
     def _claim(self) -> list[tuple[Claimed, list[Run]]]:
         """The next slot with its runs, and those after it that can train beside it; empty where none waits."""

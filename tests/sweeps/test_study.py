@@ -95,7 +95,7 @@ def test_what_ended_stays_ended_and_what_failed_is_tried_at_the_next_start(opene
     pruned.end(Pruned("pruned at step 3"))
     failed.end(RunError("no memory"))
     released.end()
-    assert trials.fill() == 1
+    assert trials.unfinished() == trials.fill() == 1
     assert trials.claim().slot == released.slot
     assert trials.claim() is None
     assert trials.fill(again=True) == 2
