@@ -61,22 +61,23 @@ class Sweep(Command):
         from jaxtrain.sweeps.parent import Parent
         from jaxtrain.sweeps.plan import describe
         from jaxtrain.sweeps.processes import helpers, parent_lives, process_count
-        from jaxtrain.sweeps.study import Trials, slots_of
+        from jaxtrain.sweeps.report import read_outcomes
+        from jaxtrain.sweeps.study import Trials
         from jaxtrain.sweeps.worker import Worker
 
-        sweep, parent = plan.sweep, Parent(plan)
-        trials, slots = Trials(sweep, plan.axes), slots_of(plan)
-        trials.fill(slots, again=not self.helper)
+        parent = Parent(plan)
+        trials = Trials(plan)
+        trials.fill(again=not self.helper)
         try:
             if self.helper:
-                Worker(plan, trials, parent, say, parent_lives()).work(slots)
+                Worker(plan, trials, parent, say, parent_lives()).work()
                 return
-            done = len(trials.ended()) * (len(sweep.seeds) if sweep.combine == "tpe" else 1)
+            done = sum(one.how == "done" for one in read_outcomes(plan, trials))
             for line in (*describe(plan, done), f"  processes: {process_count(plan)}"):
                 say(line)
             parent.lead()
             with helpers(plan, quiet=self.quiet):
-                Worker(plan, trials, parent, say).work(slots)
+                Worker(plan, trials, parent, say).work()
             if parent.lead():
                 found, test = _report(plan, trials, parent, say)
                 if not self.quiet:

@@ -75,7 +75,8 @@ class SweepConfig(Section):
     workers: Count | None = None
     """Processes of this command on this machine (default: on CPU one a core for technique pt, else 1)."""
     storage: str | None = None
-    """Where Optuna keeps the trials, as postgresql://... (default: SQLite in the folder of the sweep)."""
+    """Where Optuna keeps the trials (default: SQLite in the folder of the sweep); for many machines
+    postgresql://USER@HOST/DATABASE, which needs the extra jaxtrain[postgres]."""
     seed: Seed = 0
     """Seed of what random and tpe draw."""
     test: bool = True

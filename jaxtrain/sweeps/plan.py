@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import UserError
 from jaxtrain.runs.program import program_key
 from jaxtrain.sweeps.config import SweepConfig
-from jaxtrain.sweeps.settings import Axis, Setting, axes_of, setting, settings_of, shown
+from jaxtrain.sweeps.settings import Axis, Setting, axes_of, setting, settings_of, shown, value_of
 from jaxtrain.training.parallel import set_cpu_devices
 
 if TYPE_CHECKING:
@@ -60,17 +61,19 @@ class Plan:
     """The file of the sweep."""
 
     @property
-    def settings(self) -> list[Setting]:
-        """Each once, in order."""
-        return list({run.setting.digest: run.setting for run in self.runs}.values())
-
-    @property
     def programs(self) -> list[list[Run]]:
         """Runs by program."""
         found: dict[str, list[Run]] = {}
         for run in self.runs:
             found.setdefault(run.program, []).append(run)
         return list(found.values())
+
+    def summary(self, run: Run) -> dict[str, Any] | None:
+        """What a run came to, None where it is not done: its run directory alone decides that."""
+        try:
+            return dict(json.loads((self.sweep.folder / run.name / "summary.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None  # who opens the directory says what is wrong with it
 
 
 @dataclass
@@ -131,7 +134,7 @@ def make_plan(sweep: SweepConfig, source: Path) -> Plan:
     found: dict[Config, tuple[Setting, str]] = {}
     for one in settings:
         config = workshop.resolved(one)
-        options = {path: _value(config, path) for path in one.options}
+        options = {path: value_of(config, path) for path in one.options}
         key = program_key(workshop.classifier(config), config)
         found.setdefault(_comparable(config), (replace(one, options=options), key))
     base = _comparable(_resolved_base(sweep, axes, workshop))
@@ -152,9 +155,8 @@ def together(sweep: SweepConfig, technique: str) -> bool:
 
 def describe(plan: Plan, done: int) -> list[str]:
     """The plan in lines."""
-    sweep, settings = plan.sweep, plan.settings
-    drawn = sweep.combine == "tpe"
-    number = (sweep.budget.trials or 0) + 1 if drawn else len(settings)
+    sweep, drawn = plan.sweep, plan.sweep.combine == "tpe"
+    number = (sweep.budget.trials or 0) + 1 if drawn else len({run.setting.digest for run in plan.runs})
     total, seeds = number * len(sweep.seeds), len(sweep.seeds)
     lines = [
         f"Sweep {sweep.name}: {_many(number, 'setting')} x {_many(seeds, 'seed')} = {_many(total, 'run')}"
@@ -203,8 +205,3 @@ def _resolved_base(sweep: SweepConfig, axes: Sequence[Axis], workshop: Workshop)
 
 def _comparable(config: Config) -> Config:
     return config.model_copy(update={"seed": 0, "name": None, "run_dir": None})
-
-
-def _value(config: Config, path: str) -> Any:
-    section, _, key = path.rpartition(".")
-    return getattr(getattr(config, section) if section else config, key)

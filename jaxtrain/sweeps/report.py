@@ -12,12 +12,10 @@ from typing import Any
 
 from jaxtrain.config import Config
 from jaxtrain.config_io import dump_config, load_config
-from jaxtrain.errors import JaxtrainError
 from jaxtrain.runs.directory import write_text
-from jaxtrain.sweeps.plan import Plan, Run
+from jaxtrain.sweeps.plan import Plan
 from jaxtrain.sweeps.results import Estimate, Outcome, Ranked, Results, category, results_of
-from jaxtrain.sweeps.settings import setting
-from jaxtrain.sweeps.study import BASELINE, Trials
+from jaxtrain.sweeps.study import Trials
 from jaxtrain.sweeps.worker import objective
 
 BEST = "best.yaml"
@@ -26,14 +24,12 @@ BEST = "best.yaml"
 def read_outcomes(plan: Plan, trials: Trials) -> list[Outcome]:
     """How every run of the sweep ended, from the study and the run directories."""
     ended, found = trials.ended(), []
-    for slot, run in _runs(plan, trials):
-        folder = plan.sweep.folder / run.name
-        value, summary, how = None, {}, ended.get(slot, "not run")
-        if (folder / "summary.json").is_file():
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            number = objective(plan.sweep.objective, summary, folder)
+    for slot, run in trials.runs():
+        value, summary, how = None, plan.summary(run), ended.get(slot, "not run")
+        if summary is not None:
+            number = objective(plan.sweep.objective, summary, plan.sweep.folder / run.name)
             value, how = (number, "done") if math.isfinite(number) else (None, how)
-        found.append(Outcome(run.setting, run.seed, run.name, value, how, summary))
+        found.append(Outcome(run.setting, run.seed, run.name, value, how, summary or {}))
     return found
 
 
@@ -102,20 +98,6 @@ def _best_yaml(found: Results, best: Ranked) -> str:
         f"# The best setting of sweep {found.sweep.name}: {best.setting.label}\n"
         f"# {found.sweep.objective} {words} over {len(best.values)} seeds\n{dump_config(config)}"
     )
-
-
-def _runs(plan: Plan, trials: Trials) -> list[tuple[str, Run]]:
-    """Every run with its slot."""
-    if plan.sweep.combine != "tpe":
-        return [(run.digest, run) for run in plan.runs]
-    found = [(BASELINE, run) for run in plan.runs]
-    for slot, options in trials.proposals().items():
-        try:
-            one = setting(plan.sweep, options)
-        except JaxtrainError:
-            continue  # refused when it was proposed
-        found += [(slot, Run(one, seed, "")) for seed in plan.sweep.seeds]
-    return list({run.digest: (slot, run) for slot, run in reversed(found)}.values())[::-1]
 
 
 def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -97,7 +97,7 @@ def settings_of(sweep: SweepConfig, axes: Sequence[Axis]) -> list[Setting]:
 
     Raises UserError for a combination that the config refuses, or that makes no sense.
     """
-    baseline = setting(sweep, {path: _of(sweep.base, path) for axis in axes for path in axis.paths}, checked=False)
+    baseline = setting(sweep, {path: value_of(sweep.base, path) for axis in axes for path in axis.paths}, checked=False)
     if sweep.combine == "tpe":
         _needs_trials(sweep)
         return [baseline]
@@ -115,7 +115,7 @@ def setting(sweep: SweepConfig, options: Mapping[str, Any], *, checked: bool = T
     except ValidationError as error:
         words = ", ".join(f"{path} {shown(value)}" for path, value in options.items())
         raise UserError(explain(error, f"setting {words}")) from None
-    return Setting({path: _of(config, path) for path in options}, config)
+    return Setting({path: value_of(config, path) for path in options}, config)
 
 
 def _combined(sweep: SweepConfig, axes: Sequence[Axis], baseline: Setting) -> list[dict[str, Any]]:
@@ -192,11 +192,12 @@ def _takes_integers(sweep: SweepConfig, path: str, given: Range) -> bool:
     """Whether the option is one of integers, which its value in a config shows."""
     whole = given.low == int(given.low) and given.high == int(given.high)
     try:
-        return whole and isinstance(_of(sweep.base.replace(**{path: int(given.low)}), path), int)
+        return whole and isinstance(value_of(sweep.base.replace(**{path: int(given.low)}), path), int)
     except ValidationError:
         return False  # what is wrong is said of the setting
 
 
-def _of(config: Config, path: str) -> Any:
+def value_of(config: Config, path: str) -> Any:
+    """The value of an option by its path."""
     section, _, key = path.rpartition(".")
     return getattr(getattr(config, section) if section else config, key)

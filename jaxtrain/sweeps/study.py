@@ -1,261 +1,277 @@
 """The trials of a sweep in an Optuna study, which any number of workers share.
 
-A trial is one slot of the sweep: a run, or for tpe a proposed setting with all its seeds. Slots are put into the study
-once, waiting; a worker claims one (the database lets only one of them), keeps its heartbeat, and says how it ended. The
-slot of a worker that died is put back and its run directory resumed.
+A trial is one slot of the sweep: a run, or for tpe a proposed setting with all its seeds. Slots are enqueued once; a
+worker holds those that it claims inside `study.optimize`, Optuna's own loop, which keeps their heartbeats and enqueues
+the trials of workers that died again. What became of a run is decided by its run directory, and the trial follows it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import logging
-import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
-from jaxtrain.errors import UserError
+import optuna
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
+
+from jaxtrain.errors import JaxtrainError, UserError
 from jaxtrain.files import reason
 from jaxtrain.redact import redact
+from jaxtrain.runs.learning import Pruned
 from jaxtrain.sweeps.config import SweepConfig
-from jaxtrain.sweeps.plan import Plan
-from jaxtrain.sweeps.settings import Axis
-from jaxtrain.tracking.provenance import process_identity, process_is_gone
+from jaxtrain.sweeps.plan import Plan, Run
+from jaxtrain.sweeps.settings import Axis, setting
 from jaxtrain.tracking.store import file_lock
+from jaxtrain.training.nonfinite import Diverged
 
-HEARTBEAT_SECONDS, GRACE_SECONDS = 20, 120
+HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60
 _STARTUP_TRIALS = 4
-_SLOT, _ENDED, _PROCESS, _OPTIONS = "slot", "ended", "process", "options"
+_SLOT, _ENDED, _OPTIONS = "slot", "ended", "options"
 BASELINE = "baseline"
 """The slot of a tpe sweep that proposes nothing."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """What is put into the study: its name, and the values of a setting that is known."""
-
-    name: str
-    options: Mapping[str, Any] | None
-
-
-def slots_of(plan: Plan) -> list[Slot]:
-    """The slots of a sweep, in the order of its runs."""
-    if plan.sweep.combine == "tpe":
-        proposed = [Slot(f"proposal-{number:04d}", None) for number in range(plan.sweep.budget.trials or 0)]
-        return [Slot(BASELINE, None), *proposed]
-    return [Slot(run.digest, run.setting.options) for run in plan.runs]
+_log = logging.getLogger(__name__)
 
 
 class Claimed:
-    """A slot that this worker has."""
+    """A slot that this worker has: a thread holds its trial inside `study.optimize` until `end`."""
 
-    def __init__(self, trial: Any, slot: str, number: int) -> None:
-        self.trial, self.slot, self.number = trial, slot, number
+    def __init__(self, study: optuna.Study, propose: Callable[[optuna.Trial], Mapping[str, Any] | None]) -> None:
+        self._study, self._propose = study, propose
+        self._begun: Future[tuple[optuna.Trial, Mapping[str, Any] | None]] = Future()
+        self._end: Future[float | Exception | None] = Future()
+        self._thread = threading.Thread(target=self._hold, daemon=True)
+        self._thread.start()
 
-    def propose(self, axes: Sequence[Axis]) -> dict[str, Any]:
-        """The values of the study's sampler, by option path."""
-        found: dict[str, Any] = {}
-        for axis in axes:
-            if axis.range is None or axis.values:
-                texts = _categories(axis)
-                row = axis.values[texts.index(self.trial.suggest_categorical(axis.name, texts))]
-            elif axis.whole:
-                row = (
-                    self.trial.suggest_int(axis.name, int(axis.range.low), int(axis.range.high), log=axis.range.log),
-                )
-            else:
-                row = (self.trial.suggest_float(axis.name, axis.range.low, axis.range.high, log=axis.range.log),)
-            found |= dict(zip(axis.paths, row, strict=True))
-        return found
+    @property
+    def slot(self) -> str | None:
+        """Its name; None for a trial that is no slot."""
+        return self._begun.result()[0].user_attrs.get(_SLOT)
+
+    @property
+    def options(self) -> Mapping[str, Any] | None:
+        """The values that were proposed for it, by option path."""
+        return self._begun.result()[1]
 
     def report(self, value: float, step: int) -> bool:
         """Note an intermediate value; whether the run is to be stopped."""
-        self.trial.report(value, step)
-        return bool(self.trial.should_prune())
+        trial = self._begun.result()[0]
+        trial.report(value, step)
+        return bool(trial.should_prune())
+
+    def end(self, outcome: float | Exception | None = None, *, wait: bool = True) -> None:
+        """Say, once, how the slot ended: with its value, or with what went wrong.
+
+        After Pruned and Diverged it is not tried again, after other errors at the next start of the command. None:
+        it was interrupted, and whoever comes next goes on with it.
+        """
+        if not self._end.done():
+            self._end.set_result(outcome)
+        if wait:
+            self._thread.join()
+
+    def _hold(self) -> None:
+        try:
+            self._study.optimize(self._objective, n_trials=1)
+        except _GivenUp:
+            pass
+        except Exception as error:
+            if not self._begun.done():
+                self._begun.set_exception(error)
+            else:  # whoever gets the slot next finds what the run directory has
+                _log.warning("how a run ended is not noted in the study: %s", reason(error))
+
+    def _objective(self, trial: optuna.Trial) -> float:
+        self._begun.set_result((trial, self._propose(trial)))
+        match end := self._end.result():
+            case None:
+                raise _GivenUp
+            case Exception():
+                lost = isinstance(end, Diverged)
+                trial.set_user_attr(_ENDED, f"diverged: {end}" if lost else str(end))
+                raise optuna.TrialPruned if lost or isinstance(end, Pruned) else _GivenUp
+        return end
+
+
+class _GivenUp(Exception):  # noqa: N818  (it tells Optuna that a trial failed)
+    """A trial that ends without a value."""
 
 
 class Trials:
-    """The study of a sweep; `fill` comes first, and says which slots are looked at."""
+    """The study of a sweep, and the slots of it that its file asks for."""
 
-    def __init__(self, sweep: SweepConfig, axes: Sequence[Axis]) -> None:
+    def __init__(self, plan: Plan) -> None:
         """Makes or opens the study. Raises UserError for a storage that cannot be used, or another kind of sweep."""
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        self._sweep, self._axes = sweep, axes
-        self._states = optuna.trial.TrialState
+        sweep = plan.sweep
+        self._plan, self._slots = plan, _slots(plan)
+        self._claimed: list[Claimed] = []
+        self._lock = sweep.folder / "study.lock"
         sweep.folder.mkdir(parents=True, exist_ok=True)
-        url = sweep.storage or f"sqlite:///{sweep.folder / 'study.db'}"
-        arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-        with self._lock():
-            try:
-                self._storage = optuna.storages.RDBStorage(
-                    url,
-                    engine_kwargs=arguments,
-                    heartbeat_interval=HEARTBEAT_SECONDS,
-                    grace_period=GRACE_SECONDS,
-                )
-                self.study = optuna.create_study(
-                    storage=self._storage,
-                    study_name=sweep.name,
-                    direction="maximize" if sweep.higher_is_better else "minimize",
-                    pruner=_pruner(sweep),
-                    load_if_exists=True,
-                )
-            except Exception as error:  # whatever the database's driver raises
-                causes = [str(each) for each in (error, error.__cause__) if isinstance(each, ImportError)]
-                raise UserError(f"storage {redact(url)}: {' '.join(causes) or reason(error)}") from error
+        with file_lock(self._lock):
+            self.study = optuna.create_study(
+                storage=_storage(sweep.storage or f"sqlite:///{sweep.folder / 'study.db'}"),
+                study_name=sweep.name,
+                direction="maximize" if sweep.higher_is_better else "minimize",
+                pruner=_pruner(sweep),
+                load_if_exists=True,
+            )
             self._check_kind()
-        self._slots: set[str] = set()
-        self._id = self._storage.get_study_id_from_name(sweep.name)
-        self._process = process_identity(os.getpid())
 
-    def fill(self, slots: Sequence[Slot], *, again: bool = False) -> None:
-        """Put in what is missing: slots that were never in, and those whose worker died; `again`: also failed ones."""
-        wanted = {slot.name: slot for slot in slots}
-        self._slots = set(wanted)
-        with self._lock():
-            there = {trial.user_attrs[_SLOT]: trial for trial in self._all()}  # the latest of a slot stands
-            for slot in wanted.values():
-                last = there.get(slot.name)
-                if last is not None and not (
-                    last.state == self._states.FAIL and (again or _ENDED not in last.user_attrs)
-                ):
-                    continue
-                proposed = last.params if last is not None else {}
-                attributes = {_SLOT: slot.name} | ({_OPTIONS: _plain(slot.options)} if slot.options else {})
-                self.study.enqueue_trial(proposed, user_attrs=attributes)
+    def fill(self, *, again: bool = False) -> int:
+        """Enqueue slots that were never in, and those that a worker gave up; returns how many have not ended.
 
-    def claim(self, wanted: Sequence[str] | None = None) -> Claimed | None:
-        """The first waiting slot (of those `wanted`) that no other worker takes at this moment."""
-        from optuna.trial import Trial
-
-        for frozen in self._all(self._states.WAITING):
-            slot = frozen.user_attrs[_SLOT]
-            if wanted is not None and slot not in wanted:
-                continue
-            if self._moved(frozen._trial_id, self._states.RUNNING):
-                self._storage.set_trial_user_attr(frozen._trial_id, _PROCESS, self._process)
-                self._storage.record_heartbeat(frozen._trial_id)
-                self.study.sampler = _sampler(self._sweep, frozen.number)
-                return Claimed(Trial(self.study, frozen._trial_id), slot, frozen.number)
-        return None
-
-    @contextlib.contextmanager
-    def beating(self, claimed: Sequence[Claimed]) -> Iterator[None]:
-        """While entered, the trials' heartbeats are kept by a thread."""
-        stop = threading.Event()
-
-        def beat() -> None:
-            while not stop.wait(HEARTBEAT_SECONDS):
-                for one in claimed:
-                    with contextlib.suppress(Exception):  # a database that is away for a while
-                        self._storage.record_heartbeat(one.trial._trial_id)
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-
-    def take_over(self) -> int:
-        """Give up the trials of workers that died; `fill` puts their slots back. Returns how many there were."""
-        import optuna
-
-        running = self._all(self._states.RUNNING)
-        if not running:
-            return 0
-        now = datetime.datetime.now()
-        given_up = 0
-        for frozen in running:
-            process = frozen.user_attrs.get(_PROCESS)
-            started = frozen.datetime_start or now
-            never_began = process is None and (now - started).total_seconds() > GRACE_SECONDS
-            if never_began or (process is not None and process_is_gone(process)):
-                given_up += self._moved(frozen._trial_id, self._states.FAIL)
-        before = len(self._all(self._states.RUNNING))
+        `again`: also those that failed, and those that are done but lost their run directories.
+        """
         optuna.storages.fail_stale_trials(self.study)
-        return given_up + before - len(self._all(self._states.RUNNING))
+        lost = {slot for slot, run in self.runs() if self._plan.summary(run) is None} if again else set()
+        with file_lock(self._lock):
+            latest = self._latest()
+            for slot, options in self._slots.items():
+                last = latest.get(slot)
+                if last is None:
+                    self.study.enqueue_trial(_plain(options), user_attrs={_SLOT: slot})
+                elif (last.state == TrialState.FAIL and (again or _ENDED not in last.user_attrs)) or (
+                    last.state == TrialState.COMPLETE and slot in lost
+                ):
+                    kept = {key: value for key, value in last.user_attrs.items() if key != _ENDED}
+                    self.study.enqueue_trial(last.params or _plain(options), user_attrs=kept)
+        return self.unfinished()
 
-    def note(self, one: Claimed, options: Mapping[str, Any]) -> None:
-        """Which setting a proposed slot became."""
-        one.trial.set_user_attr(_OPTIONS, _plain(options))
+    def claim(self) -> Claimed | None:
+        """The first slot that waits, from now on this worker's alone; None where none does."""
+        while True:
+            with file_lock(self._lock):  # where nothing waits, Optuna would make up a trial
+                if not any(trial.state == TrialState.WAITING for trial in self._latest().values()):
+                    return None
+                one = Claimed(self.study, self._propose)
+                self._claimed.append(one)
+                if one.slot in self._slots:
+                    return one
+            one.end()  # the file does not have it any more
 
-    def done(self, one: Claimed, value: float) -> None:
-        """The slot has its value."""
-        self._end(one, "done", self._states.COMPLETE, [value])
-
-    def pruned(self, one: Claimed, why: str) -> None:
-        """The slot ended early and is not to be tried again."""
-        self._end(one, why, self._states.PRUNED, None)
-
-    def failed(self, one: Claimed, why: str) -> None:
-        """The slot cannot be run as it is; the next start of the command tries again."""
-        self._end(one, why, self._states.FAIL, None)
-
-    def release(self, one: Claimed) -> None:
-        """The slot is interrupted: whoever comes next goes on with it."""
-        self._moved(one.trial._trial_id, self._states.FAIL)
+    def close(self) -> None:
+        """Give back what this worker claimed and did not end."""
+        for one in self._claimed:
+            one.end(wait=False)  # all of them, before waiting can be interrupted
+        for one in self._claimed:
+            one.end()
+        self._claimed.clear()
 
     def ended(self) -> dict[str, str]:
         """How each slot that is over ended."""
-        latest = {trial.user_attrs[_SLOT]: trial.user_attrs.get(_ENDED) for trial in self._all()}
-        return {slot: how for slot, how in latest.items() if how is not None}
-
-    def proposals(self) -> dict[str, Mapping[str, Any]]:
-        """The settings that slots of a tpe sweep became, by slot."""
-        found = ((trial.user_attrs[_SLOT], trial.user_attrs.get(_OPTIONS)) for trial in self._all())
-        return {slot: options for slot, options in found if options is not None}
+        over = {slot: trial for slot, trial in self._latest().items() if trial.state.is_finished()}
+        done = dict.fromkeys((slot for slot, trial in over.items() if trial.state == TrialState.COMPLETE), "done")
+        return {slot: trial.user_attrs[_ENDED] for slot, trial in over.items() if _ENDED in trial.user_attrs} | done
 
     def unfinished(self) -> int:
-        """Slots that wait, or that workers have now."""
-        return len(self._all(self._states.RUNNING, self._states.WAITING))
+        """Slots that wait, that workers have now, or that were given back."""
+        return len(self._slots) - len(self.ended())
 
-    def _end(self, one: Claimed, how: str, state: Any, values: list[float] | None) -> None:
-        one.trial.set_user_attr(_ENDED, how)
-        self._storage.set_trial_state_values(one.trial._trial_id, state=state, values=values)
+    def runs(self) -> list[tuple[str, Run]]:
+        """Every run that is known with its slot; a run that several slots came to, with the first."""
+        plan = self._plan
+        if plan.sweep.combine != "tpe":
+            return [(run.digest, run) for run in plan.runs]
+        found = [(BASELINE, run) for run in plan.runs]
+        for slot, trial in self._latest().items():
+            if _OPTIONS in trial.user_attrs:
+                with contextlib.suppress(JaxtrainError):  # refused when it was proposed
+                    one = setting(plan.sweep, trial.user_attrs[_OPTIONS])
+                    found += [(slot, Run(one, seed, "")) for seed in plan.sweep.seeds]
+        return list({run.digest: (slot, run) for slot, run in reversed(found)}.values())[::-1]
 
-    def _moved(self, trial_id: int, state: Any) -> bool:
-        """Whether this worker, and no other, brought a trial into a state."""
-        from optuna.exceptions import UpdateFinishedTrialError
+    def _latest(self) -> dict[str, Any]:
+        """The trial that stands for each slot: the latest."""
+        found = {trial.user_attrs.get(_SLOT): trial for trial in self.study.get_trials(deepcopy=False)}
+        return {slot: trial for slot, trial in found.items() if slot in self._slots}
 
-        try:
-            return bool(self._storage.set_trial_state_values(trial_id, state=state))
-        except UpdateFinishedTrialError:
-            return False
-
-    def _all(self, *states: Any) -> list[Any]:
-        found = self._storage.get_all_trials(self._id, deepcopy=False, states=states or None)
-        return [trial for trial in found if trial.user_attrs.get(_SLOT) in self._slots]
+    def _propose(self, trial: optuna.Trial) -> dict[str, Any] | None:
+        """The values of the study's sampler where a slot asks for them: the same again for who goes on with it."""
+        sweep = self._plan.sweep
+        if sweep.combine != "tpe" or trial.user_attrs.get(_SLOT) in (None, BASELINE):
+            return None
+        self.study.sampler = _sampler(sweep, trial.number)
+        found: dict[str, Any] = {}
+        for axis in self._plan.axes:
+            found |= dict(zip(axis.paths, _suggested(trial, axis), strict=True))
+        trial.set_user_attr(_OPTIONS, _plain(found))
+        return found
 
     def _check_kind(self) -> None:
-        kind: dict[str, Any] = {"combine": self._sweep.combine, "objective": self._sweep.objective}
-        if self._sweep.combine == "tpe":
-            kind["axes"] = [[axis.name, str(axis.range or _categories(axis))] for axis in self._axes]
+        sweep = self._plan.sweep
+        kind: dict[str, Any] = {"combine": sweep.combine, "objective": sweep.objective}
+        if sweep.combine == "tpe":
+            kind["axes"] = [[axis.name, str(axis.range or [*map(_text, axis.values)])] for axis in self._plan.axes]
         before = self.study.user_attrs.get("kind")
         if before is None:
             self.study.set_user_attr("kind", kind)
-        elif before != json.loads(json.dumps(kind)):
+        elif before != _plain(kind):
             differs = next(key for key in {*kind, *before} if kind.get(key) != before.get(key))
             raise UserError(
-                f"sweep {self._sweep.name} in {self._sweep.folder} was begun with {differs} {before.get(differs)}, "
+                f"sweep {sweep.name} in {sweep.folder} was begun with {differs} {before.get(differs)}, "
                 f"not {kind.get(differs)}; give the sweep another name"
             )
 
-    def _lock(self) -> contextlib.AbstractContextManager[None]:
-        return file_lock(self._sweep.folder / "study.lock")
+
+class _Storage(RDBStorage):  # type: ignore[misc]  # Optuna's types are not followed
+    """Optuna's, with a heartbeat that has no gaps."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Goes on where the database is away for a while."""
+        with contextlib.suppress(Exception):
+            super().record_heartbeat(trial_id)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """The first beat comes before a trial runs, so that a worker killed right after it claimed one is missed."""
+        if state == TrialState.RUNNING:
+            self.record_heartbeat(trial_id)
+        return bool(super().set_trial_state_values(trial_id, state, values))
 
 
-def _categories(axis: Axis) -> list[Any]:
-    """The values of an axis as Optuna takes them."""
-    return [_text(row) for row in axis.values]
+def _storage(url: str) -> RDBStorage:
+    postgres = url.startswith(("postgres://", "postgresql://"))
+    if postgres:  # with the driver of the extra
+        url = f"postgresql+psycopg://{url.partition('://')[2]}"
+    arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    try:
+        return _Storage(
+            url,
+            engine_kwargs=arguments,
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        )
+    except Exception as error:  # whatever the database's driver raises
+        why = reason(error)
+        if isinstance(error, ImportError):
+            why = "psycopg is missing: pip install 'jaxtrain[postgres]'" if postgres else f"{why} {error.__cause__}"
+        raise UserError(f"storage {redact(url)}: {why}") from error
+
+
+def _slots(plan: Plan) -> dict[str, Mapping[str, Any]]:
+    """The slots of a sweep with the values that are known of each, in the order of its runs."""
+    if plan.sweep.combine != "tpe":
+        return {run.digest: run.setting.options for run in plan.runs}
+    proposals = [f"proposal-{number:04d}" for number in range(plan.sweep.budget.trials or 0)]
+    return {slot: {} for slot in [BASELINE, *proposals]}
+
+
+def _suggested(trial: optuna.Trial, axis: Axis) -> tuple[Any, ...]:
+    """One value for each path of an axis."""
+    if axis.range is None or axis.values:
+        texts = [*map(_text, axis.values)]
+        return axis.values[texts.index(trial.suggest_categorical(axis.name, texts))]
+    low, high, log = axis.range.low, axis.range.high, axis.range.log
+    if axis.whole:
+        return (trial.suggest_int(axis.name, int(low), int(high), log=log),)
+    return (trial.suggest_float(axis.name, low, high, log=log),)
 
 
 def _plain(options: Mapping[str, Any]) -> Any:
@@ -269,19 +285,13 @@ def _text(row: Sequence[Any]) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
 
 
-def _sampler(sweep: SweepConfig, number: int) -> Any:
+def _sampler(sweep: SweepConfig, number: int) -> optuna.samplers.BaseSampler:
     """What proposes the trial of that number: the same again after the same trials, another in each worker."""
-    import optuna
-
-    seed = sweep.seed * 1_000_003 + number
-    return optuna.samplers.TPESampler(
-        seed=seed % 2**32, n_startup_trials=_STARTUP_TRIALS, constant_liar=sweep.combine == "tpe"
-    )
+    seed = (sweep.seed * 1_000_003 + number) % 2**32
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP_TRIALS, constant_liar=True)
 
 
-def _pruner(sweep: SweepConfig) -> Any:
-    import optuna
-
+def _pruner(sweep: SweepConfig) -> optuna.pruners.BasePruner:
     match sweep.pruning:
         case "median":
             return optuna.pruners.MedianPruner(n_startup_trials=_STARTUP_TRIALS)

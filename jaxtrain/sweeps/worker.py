@@ -22,11 +22,11 @@ from jaxtrain.screen.program import command
 from jaxtrain.sweeps.parent import Parent
 from jaxtrain.sweeps.plan import Plan, Run, together
 from jaxtrain.sweeps.settings import setting
-from jaxtrain.sweeps.study import BASELINE, Claimed, Slot, Trials
+from jaxtrain.sweeps.study import BASELINE, GRACE_SECONDS, Claimed, Trials
 from jaxtrain.training.nonfinite import Diverged
 from jaxtrain.training.signals import Interrupted
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 1.0
 _PARENT_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 
@@ -42,86 +42,89 @@ class Worker:
     wanted: Callable[[], bool] | None = None
     """Of a helper: whether to go on, asked before each run; others take the lead where it is free."""
     programs: Programs = field(default_factory=Programs)
+    _held: list[tuple[Claimed, list[Run]]] = field(default_factory=list, init=False)
+    """Claimed, but of another program than those that train now."""
 
-    def work(self, slots: Sequence[Slot]) -> bool:
+    def work(self) -> bool:
         """Train until every slot has ended, here or elsewhere (True), or the budget of time is spent (False)."""
-        started = time.monotonic()
+        try:
+            return self._work()
+        finally:
+            self.trials.close()
+
+    def _work(self) -> bool:
+        started, waiting = time.monotonic(), False
         seconds = self.plan.sweep.budget.seconds
         while True:
-            if self.trials.take_over():
-                self.trials.fill(slots)
             if self.wanted is None:
                 self.parent.lead()
             elif not self.wanted():
                 return False
             if seconds is not None and time.monotonic() - started >= seconds:
                 return self.trials.unfinished() == 0
-            claimed = self._claim()
-            if claimed:
-                with self.trials.beating([one for one, _ in claimed]):
-                    self._train(claimed)
-            elif self.trials.unfinished() == 0:
+            if claimed := self._claim():
+                self._train(claimed)
+            elif (others := self.trials.fill()) == 0:
                 return True
             else:
-                time.sleep(_POLL_SECONDS)  # others are at work: one of them may die
+                if not waiting:
+                    self.say(f"other workers have {others} left; one that died is replaced after {GRACE_SECONDS} s")
+                waiting = True
+                time.sleep(_POLL_SECONDS)
 
     def _claim(self) -> list[tuple[Claimed, list[Run]]]:
-        """The next slot with its runs, and as many more as can train beside it; empty where none waits."""
-        found: list[tuple[Claimed, list[Run]]] = []
-        while not found:
-            first = self.trials.claim()
-            if first is None:
-                return []
-            try:
-                found = [(first, self._runs(first))]
-            except UserError as error:  # a proposal that its config refuses
-                self.trials.failed(first, str(error))
-                _log.warning("%s", error)
-        plan, run = self.plan, found[0][1][0]
-        if plan.sweep.combine == "tpe" or not self._side_by_side(run):
-            return found
-        alike = {other.digest: other for other in plan.runs if other.program == run.program}
-        while len(found) < plan.sweep.group and (more := self.trials.claim(list(alike))) is not None:
-            found.append((more, [alike[more.slot]]))
+        """The next slot with its runs, and those after it that can train beside it; empty where none waits."""
+        found, self._held = self._held, []
+        while len(found) < self._most(found) and (more := self._next()) is not None:
+            if found and more[1][0].program != found[0][1][0].program:
+                self._held = [more]
+                break
+            found.append(more)
         return found
+
+    def _most(self, found: Sequence[tuple[Claimed, list[Run]]]) -> int:
+        alone = not found or self.plan.sweep.combine == "tpe" or not self._side_by_side(found[0][1][0])
+        return 1 if alone else self.plan.sweep.group
+
+    def _next(self) -> tuple[Claimed, list[Run]] | None:
+        while (slot := self.trials.claim()) is not None:
+            try:
+                return slot, self._runs(slot)
+            except UserError as error:  # a proposal that its config refuses
+                slot.end(error)
+                _log.warning("%s", error)
+        return None
 
     def _runs(self, claimed: Claimed) -> list[Run]:
         plan = self.plan
-        if plan.sweep.combine != "tpe":
-            return [run for run in plan.runs if run.digest == claimed.slot]
-        if claimed.slot == BASELINE:
-            return list(plan.runs)
-        one = setting(plan.sweep, claimed.propose(plan.axes))
-        self.trials.note(claimed, one.options)
-        return [plan.workshop.run(one, seed) for seed in plan.sweep.seeds]
+        if claimed.options is not None:
+            one = setting(plan.sweep, claimed.options)
+            return [plan.workshop.run(one, seed) for seed in plan.sweep.seeds]
+        return [run for run in plan.runs if claimed.slot in (BASELINE, run.digest)]
 
     def _train(self, claimed: Sequence[tuple[Claimed, list[Run]]]) -> None:
-        """Train what the slots stand for, and note how each ended."""
-        pairs = [(slot, run) for slot, runs in claimed for run in runs]
-        try:
-            if len(pairs) > 1 and self._side_by_side(pairs[0][1]):
-                outcomes = self._together(pairs)
+        """Train what the slots stand for and is not done yet, and note how each ended."""
+        outcomes: dict[str, float | Exception] = {}
+        left = []
+        for slot, run in ((slot, run) for slot, runs in claimed for run in runs):
+            if (summary := self.plan.summary(run)) is not None:
+                outcomes[run.digest] = self._told(run, self._value(run, summary), time.monotonic())
             else:
-                outcomes = [self._alone(slot, run) for slot, run in pairs]
+                left.append((slot, run))
+        try:
+            if len(left) > 1 and self._side_by_side(left[0][1]):
+                trained = self._together(left)
+            else:
+                trained = [self._alone(slot, run) for slot, run in left]
         except Interrupted as stopped:
-            for slot, _ in claimed:
-                self.trials.release(slot)
             again = shlex.join(command("sweep", self.plan.source))
             raise Interrupted(stopped.signum, f"the runs so far are saved; continue with: {again}") from None
-        for slot, _ in claimed:
-            self._end(slot, [outcome for (other, _), outcome in zip(pairs, outcomes, strict=True) if other is slot])
-
-    def _end(self, slot: Claimed, outcomes: Sequence[float | Exception]) -> None:
-        wrong = next((one for one in outcomes if isinstance(one, Exception)), None)
-        match wrong:
-            case None:
-                self.trials.done(slot, sum(map(float, outcomes)) / len(outcomes))  # type: ignore[arg-type]
-            case Pruned():
-                self.trials.pruned(slot, str(wrong))
-            case Diverged():
-                self.trials.pruned(slot, f"diverged: {wrong}")
-            case _:
-                self.trials.failed(slot, str(wrong))
+        outcomes |= {run.digest: outcome for (_, run), outcome in zip(left, trained, strict=True)}
+        for slot, runs in claimed:
+            values = [outcomes[run.digest] for run in runs]
+            wrong = next((one for one in values if isinstance(one, Exception)), None)
+            slot.end(sum(map(float, values)) / len(values) if wrong is None else wrong)  # type: ignore[arg-type]
+            if not isinstance(wrong, Pruned | Diverged | None):
                 _log.warning("%s", wrong)
 
     def _alone(self, slot: Claimed, one: Run) -> float | Exception:

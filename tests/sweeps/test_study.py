@@ -1,19 +1,36 @@
-"""The trials of a sweep: put in once, claimed by one, taken over from the dead."""
+"""The trials of a sweep: put in once, claimed by one, put in again when their worker died."""
 
+import ast
+import json
+import os
 import subprocess
 import sys
-import textwrap
+import time
+from pathlib import Path
 
 import pytest
 
+import jaxtrain.sweeps
 from jaxtrain.config import Config
-from jaxtrain.errors import UserError
+from jaxtrain.errors import RunError, UserError
+from jaxtrain.runs.learning import Pruned
+from jaxtrain.sweeps import study
 from jaxtrain.sweeps.config import SweepConfig
-from jaxtrain.sweeps.settings import axes_of
-from jaxtrain.sweeps.study import Slot, Trials
+from jaxtrain.sweeps.plan import Plan, Run, Workshop
+from jaxtrain.sweeps.settings import axes_of, settings_of
+from jaxtrain.sweeps.study import BASELINE, Trials
 
-SLOTS = [Slot(name, {"optimizer.learning_rate": 0.1}) for name in ("a", "b", "c")]
-AXES = {"optimizer.learning_rate": (1e-3, 3e-3)}
+RATE, RANGE = "optimizer.learning_rate", {"low": 1e-4, "high": 1e-2, "log": True}
+DIES = """
+import os, sys
+from tests.sweeps.test_study import plan
+from jaxtrain.sweeps import study
+study.HEARTBEAT_SECONDS, study.GRACE_SECONDS = 1, 2
+trials = study.Trials(plan())
+trials.fill()
+print(trials.claim().slot, flush=True)
+os._exit(9)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -21,109 +38,178 @@ def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def opened(**options):
-    sweep = SweepConfig(name="s", base=Config(), axes=AXES, **options)
-    return Trials(sweep, axes_of(sweep))
+@pytest.fixture
+def opened():
+    """Opens studies, and leaves nothing claimed behind."""
+    every = []
+
+    def new(*arguments, **options):
+        every.append(Trials(plan(*arguments, **options)))
+        return every[-1]
+
+    yield new
+    for one in every:
+        one.close()
 
 
-def test_slots_are_put_in_once_and_claimed_by_one_worker_each():
+def plan(axes=None, **options):
+    axes = axes or {RATE: (1e-3, 3e-3, 1e-2)}
+    sweep = SweepConfig(**{"name": "s", "base": Config(optimizer={"learning_rate": 1e-3}), "axes": axes, **options})
+    found = axes_of(sweep)
+    runs = [Run(one, seed, "") for one in settings_of(sweep, found) for seed in sweep.seeds]
+    return Plan(sweep, found, runs, runs[0].setting.digest, Workshop(), Path("s.yaml"))
+
+
+def searched(**options):
+    return {"combine": "tpe", "axes": {RATE: RANGE}, "budget": {"trials": 3}, **options}
+
+
+def claim(trials, number):
+    return [trials.claim() for _ in range(number)]
+
+
+def finish_run(run, **summary):
+    folder = Path("runs/sweeps/s", run.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def test_slots_are_put_in_once_and_claimed_by_one_worker_each(opened):
+    slots = [run.digest for run in plan().runs]
     first, second = opened(), opened()
-    first.fill(SLOTS)
-    second.fill(SLOTS)
+    assert first.fill() == second.fill() == 3
     claimed = [first.claim(), second.claim(), first.claim(), second.claim()]
-    assert [one.slot if one else None for one in claimed] == ["a", "b", "c", None]
+    assert [one.slot if one else None for one in claimed] == [*slots, None]
     assert first.unfinished() == 3
-    first.done(claimed[0], 0.9)
-    second.pruned(claimed[1], "pruned at step 3")
-    first.failed(claimed[2], "no memory")
+    claimed[0].end(0.9)
+    claimed[1].end(Pruned("pruned at step 3"))
+    claimed[2].end(RunError("no memory"))
     assert first.unfinished() == 0
-    assert second.ended() == {"a": "done", "b": "pruned at step 3", "c": "no memory"}
+    assert second.ended() == dict(zip(slots, ["done", "pruned at step 3", "no memory"], strict=True))
 
 
-def test_what_ended_stays_ended_and_what_failed_is_tried_at_the_next_start():
+def test_what_ended_stays_ended_and_what_failed_is_tried_at_the_next_start(opened):
     trials = opened()
-    trials.fill(SLOTS)
-    trials.done(trials.claim(), 0.5)
-    trials.failed(trials.claim(), "no memory")
-    trials.release(trials.claim())
-    trials.fill(SLOTS)
-    assert [trials.claim().slot] == ["c"]
+    trials.fill()
+    pruned, failed, released = claim(trials, 3)
+    pruned.end(Pruned("pruned at step 3"))
+    failed.end(RunError("no memory"))
+    released.end()
+    assert trials.unfinished() == trials.fill() == 1
+    assert trials.claim().slot == released.slot
     assert trials.claim() is None
-    trials.fill(SLOTS, again=True)
-    assert trials.claim().slot == "b"
+    assert trials.fill(again=True) == 2
+    assert trials.claim().slot == failed.slot
 
 
-def test_a_slot_of_a_dead_worker_is_taken_over_and_one_of_a_living_is_not():
-    trials = opened()
-    trials.fill(SLOTS)
-    script = """
-        import os
-        from jaxtrain.config import Config
-        from jaxtrain.sweeps.config import SweepConfig
-        from jaxtrain.sweeps.settings import axes_of
-        from jaxtrain.sweeps.study import Slot, Trials
-        sweep = SweepConfig(name="s", base=Config(), axes={"optimizer.learning_rate": (1e-3, 3e-3)})
-        trials = Trials(sweep, axes_of(sweep))
-        trials.fill([Slot("a", {"optimizer.learning_rate": 0.1})])
-        print(trials.claim().slot, flush=True)
-        os._exit(9)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["a"], done.stderr
-    mine = trials.claim()
-    assert mine.slot == "b"
-    assert trials.take_over() == 1
-    trials.fill(SLOTS)
-    assert trials.take_over() == 0
-    assert sorted([trials.claim().slot, trials.claim().slot]) == ["a", "c"]
+def test_a_trial_follows_the_run_directory(opened):
+    runs, trials = plan().runs, opened()
+    trials.fill()
+    for one, run in zip(claim(trials, 2), runs, strict=False):
+        one.end(0.5)
+        finish_run(run)
+    Path("runs/sweeps/s", runs[0].name, "summary.json").unlink()
+    assert trials.fill() == 1  # looked at when a command starts
+    assert trials.fill(again=True) == 2
+    assert {one.slot for one in claim(trials, 2)} == {runs[0].digest, runs[2].digest}
 
 
-def test_a_sweep_of_another_kind_is_refused():
+def test_a_slot_of_a_dead_worker_is_claimed_again_and_one_of_a_living_is_not(opened, monkeypatch):
+    monkeypatch.setattr(study, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(study, "GRACE_SECONDS", 2)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, "-c", DIES], capture_output=True, text=True, check=False, env=environment)
+    trials, slots = opened(), [run.digest for run in plan().runs]
+    assert done.stdout.split() == slots[:1], done.stderr
+    claimed = claim(trials, 2)
+    assert [one.slot for one in claimed] == slots[1:]
+    deadline = time.monotonic() + 60
+    while (one := trials.claim()) is None and time.monotonic() < deadline:
+        assert trials.fill() == 3
+        time.sleep(0.2)
+    assert one.slot == slots[0]
+    time.sleep(4)  # the others live on
+    trials.fill()
+    assert trials.claim() is None
+
+
+def test_a_sweep_of_another_kind_is_refused(opened):
     opened()
-    with pytest.raises(UserError, match="was begun with combine grid, not zip; give the sweep another name"):
+    with pytest.raises(UserError, match="combine grid, not zip"):
         opened(combine="zip")
 
 
-def test_a_storage_that_cannot_be_is_one_line():
+def test_a_storage_that_cannot_be_is_one_line(opened):
     with pytest.raises(UserError, match="storage nonsense") as raised:
         opened(storage="nonsense")
     assert "\n" not in str(raised.value)
 
 
-def test_proposals_are_inside_their_axes_and_come_back_to_who_takes_over():
-    axes = {"optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "train.batch_size": (16, 32)}
-    sweep = SweepConfig(name="t", base=Config(), axes=axes, combine="tpe", budget={"trials": 2})
-    trials = Trials(sweep, axes_of(sweep))
-    trials.fill([Slot("p", None)])
-    claimed = trials.claim()
-    options = claimed.propose(axes_of(sweep))
-    assert 1e-4 <= options["optimizer.learning_rate"] <= 1e-2
+def test_postgresql_without_its_driver_names_the_extra(opened, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UserError, match=r"jaxtrain\[postgres\]") as raised:
+        opened(storage="postgresql://me:secret@host/sweeps")
+    assert "\n" not in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.skipif("JAXTRAIN_TEST_POSTGRES" not in os.environ, reason="needs the URL of an empty PostgreSQL database")
+def test_a_study_in_postgresql(opened):
+    where = {"storage": os.environ["JAXTRAIN_TEST_POSTGRES"], "name": f"s{time.time_ns()}"}
+    first, second = opened(**where), opened(**where)
+    assert first.fill() == second.fill() == 3
+    for trials in (first, second, first):
+        trials.claim().end(0.5)
+    assert second.claim() is None
+    assert list(second.ended().values()) == ["done"] * 3
+
+
+def test_proposals_are_inside_their_axes_and_come_back_to_who_goes_on(opened):
+    trials = opened(**searched(axes={RATE: RANGE, "train.batch_size": (16, 32)}, budget={"trials": 1}))
+    trials.fill()
+    baseline, claimed = claim(trials, 2)
+    assert (baseline.slot, baseline.options) == (BASELINE, None)
+    options = dict(claimed.options)
+    assert 1e-4 <= options[RATE] <= 1e-2
     assert options["train.batch_size"] in (16, 32)
-    trials.release(claimed)
-    trials.fill([Slot("p", None)])
-    assert trials.claim().propose(axes_of(sweep)) == options
+    claimed.end()
+    trials.fill()
+    assert trials.claim().options == options
+    assert {run.setting.options[RATE] for _, run in trials.runs()} == {1e-3, options[RATE]}
 
 
-def test_slots_that_the_file_no_longer_has_are_left_alone():
+def test_slots_that_the_file_no_longer_has_are_left_alone(opened):
     trials = opened()
-    trials.fill(SLOTS)
-    trials.fill(SLOTS[1:])
-    assert [trials.claim().slot, trials.claim().slot, trials.claim()] == ["b", "c", None]
-    assert trials.unfinished() == 2
+    trials.fill()
+    fewer = opened({RATE: (3e-3, 1e-2)})
+    assert fewer.fill() == 2
+    slots = [run.digest for run in plan().runs]
+    assert [one.slot if one else None for one in claim(fewer, 3)] == [*slots[1:], None]
+    assert trials.fill() == 3
+    assert trials.claim().slot == slots[0]
 
 
-def test_proposals_follow_from_the_seed():
+def test_proposals_follow_from_the_seed(opened):
     def proposals(name, seed):
-        axes = {"optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
-        sweep = SweepConfig(name=name, base=Config(), axes=axes, combine="tpe", budget={"trials": 3}, seed=seed)
-        trials = Trials(sweep, axes_of(sweep))
-        trials.fill([Slot(str(number), None) for number in range(3)])
+        trials = opened(**searched(name=name, seed=seed))
+        trials.fill()
         found = []
-        for number in range(3):
+        for number in range(4):
             claimed = trials.claim()
-            found.append(claimed.propose(axes_of(sweep))["optimizer.learning_rate"])
-            trials.done(claimed, number / 3)
-        return found
+            found.append(claimed.options and claimed.options[RATE])
+            claimed.end(number / 3)
+        return found[1:]
 
     assert proposals("u", 0) == proposals("v", 0) != proposals("w", 1)
     assert len(set(proposals("x", 0))) == 3
+
+
+def test_nothing_private_of_optuna_is_used():
+    """Private names are asked of this package's own objects alone: `self`, or the parent of a class."""
+    for path in Path(jaxtrain.sweeps.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                assert ast.unparse(node.value) == "self", f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optuna"):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                assert not any(name.startswith("_") for name in names), f"{path.name}:{node.lineno}"

@@ -8,7 +8,7 @@ from jaxtrain.sweeps.config import SweepConfig, load_sweep
 from jaxtrain.sweeps.parent import Parent
 from jaxtrain.sweeps.plan import describe, make_plan
 from jaxtrain.sweeps.report import results
-from jaxtrain.sweeps.study import Trials, slots_of
+from jaxtrain.sweeps.study import Trials
 from jaxtrain.sweeps.worker import Worker
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "configs" / "sweeps").glob("*.yaml"))
@@ -31,11 +31,11 @@ def test_sweep(path, tmp_path, monkeypatch):
     whole = load_sweep(path)
     plan = make_plan(small(whole), path)
     assert describe(make_plan(whole, path), 0)[0].startswith(f"Sweep {path.stem}: ")
-    trials, slots = Trials(plan.sweep, plan.axes), slots_of(plan)
-    trials.fill(slots)
+    trials = Trials(plan)
+    slots = trials.fill()
     said = []
-    assert Worker(plan, trials, Parent(plan), said.append).work(slots)
+    assert Worker(plan, trials, Parent(plan), said.append).work()
     found = results(plan, trials)
-    assert len(said) == len(slots)
+    assert len(said) == slots
     assert found.best is not None
     assert {one.how for one in found.outcomes} <= {"done", "pruned"}

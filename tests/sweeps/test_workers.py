@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 import signal
 import time
 
@@ -60,6 +61,20 @@ def test_again_it_repeats_nothing_and_a_wider_file_adds_to_it(swept):
     after = {name: summary["wall_seconds"] for name, summary in summaries(path.parent).items()}
     assert len(after) == 9
     assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.slow
+def test_run_directories_decide_what_is_done(tmp_path):
+    path, folder = write(tmp_path), tmp_path / "runs/sweeps/tiny"
+    finish(start(path))
+    before = {name: summary["wall_seconds"] for name, summary in summaries(tmp_path).items()}
+    lost = min(before)
+    shutil.rmtree(folder / lost)
+    assert finish(start(path)).count("val/accuracy 0.") == 1
+    (folder / "study.db").unlink()
+    finish(start(path))
+    after = {name: summary["wall_seconds"] for name, summary in summaries(tmp_path).items()}
+    assert {name for name in before if before[name] != after[name]} == {lost}
 
 
 @pytest.mark.slow
