@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from jaxtrain.config import Config
     from jaxtrain.errors import JaxtrainError, RunError, UserError
     from jaxtrain.models import create_model, list_models
+    from jaxtrain.training.callbacks import Callback
 
 # Imported on first use, so that `import jaxtrain` costs nothing.
 _HOMES = {
     "BaseClassifier": "jaxtrain.classifiers.base",
+    "Callback": "jaxtrain.training.callbacks",
     "Config": "jaxtrain.config",
     "FEClassifier": "jaxtrain.classifiers.feature_extraction",
     "FTClassifier": "jaxtrain.classifiers.fine_tuning",
@@ -33,6 +35,7 @@ _HOMES = {
 __version__ = "0.1.0"
 __all__ = [
     "BaseClassifier",
+    "Callback",
     "Config",
     "FEClassifier",
     "FTClassifier",

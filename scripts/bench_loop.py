@@ -16,15 +16,20 @@ import numpy as np
 from jaxtrain import Config, PTClassifier
 from jaxtrain.data.arrays import from_arrays
 from jaxtrain.data.base import ArraySource
+from jaxtrain.runs.callbacks import Recording, Saving
 from jaxtrain.runs.report import Reporter
 from jaxtrain.runs.resolve import resolve, timetable
 from jaxtrain.runs.setup import prepare
-from jaxtrain.runs.stepwise import Watcher, evaluator
+from jaxtrain.runs.stepwise import evaluator
 from jaxtrain.tracking import Tracker
+from jaxtrain.training.agreement import Agreement
 from jaxtrain.training.checkpoints import Checkpoints
 from jaxtrain.training.hang import HangWatch
-from jaxtrain.training.loop import Progress, compile_step, train
+from jaxtrain.training.lanes import Alone
+from jaxtrain.training.loop import Loop, Member
+from jaxtrain.training.meter import compile_step
 from jaxtrain.training.parallel import Strategy, must_block
+from jaxtrain.training.progress import Progress
 from jaxtrain.training.signals import StopRequest
 from jaxtrain.training.state import Batch
 from jaxtrain.training.step import make_step
@@ -52,17 +57,14 @@ class Bench:
         self._tracker = Tracker.start(tracking, run_dir=folder, experiment="PT", run_name="bench", params={}, tags={})
         self._tracker.wait_run_id(60.0)
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=2)
-        reporter = Reporter(self._config, folder)
-        hang, job = (
-            HangWatch(10.0, folder / "stacks.txt"),
-            SimpleNamespace(reporter=reporter, stop=StopRequest(), part=None),
-        )
-        self._watcher = Watcher(self._tracker, job, self._checkpoints, "", hang)
+        self._stop = StopRequest()
+        job: Any = SimpleNamespace(reporter=Reporter(self._config, folder))
+        saving = Saving(self._tracker, self._checkpoints, setup.dataset.train)
+        self._callbacks = (HangWatch(10.0, folder / "stacks.txt"), Recording(self._tracker, job), saving)
         self._progress = Progress()
-        self._state = setup.strategy.place(setup.state)
+        self._state, self._compiled = setup.strategy.place(setup.state), dict[int, Any]()
         self._table = timetable(self._config, len(dataset.train), streamed=False)
         self._evaluate = evaluator(setup, lambda: False)
-        self._programs = Programs(setup.strategy)
         self._validation_seconds = 0.0
         self._bare_state: Any = setup.strategy.place(jax.tree.map(jnp.copy, setup.state))
         self._bare = compile_step(self._step, setup.feed, setup.strategy, 1)
@@ -102,40 +104,25 @@ class Bench:
 
     def _run_ours(self) -> None:
         table = replace(self._table, total_steps=self._progress.step + self._steps)
-        result = train(
-            self._state, self._step, self._setup.feed, self._programs, table, self._watcher, self._timed_evaluate,
-            progress=self._progress,
-        )  # fmt: skip
-        self._state = result.state
+        setup = self._setup
+        lane = Alone(self._step, setup.feed, setup.strategy, self._timed_evaluate, self._compiled)
+        member = Member(self._config, Path(self._folder.name), (), self._callbacks, self._progress)
+        Loop(lane, [self._state], [member], table, Agreement(self._stop)).run()
+        if member.ended is not None:
+            raise member.ended
+        self._state = member.state
 
-    def _timed_evaluate(self, state: Any) -> dict[str, float]:
+    def _timed_evaluate(self, state: Any) -> list[dict[str, float]]:
         jax.block_until_ready(state)  # what is still to be done of the steps is not validation
         start = time.perf_counter()
         metrics = self._evaluate(state)
         self._validation_seconds += time.perf_counter() - start
-        return metrics
+        return [metrics]
 
     def _run_host_fed(self) -> None:
         for step in range(self._steps):
             self._bare_state, metrics = self._host_step(self._bare_state, *self._host_feed.args(step))
         jax.block_until_ready((self._bare_state, metrics))
-
-
-class Programs:
-    """A strategy that compiles the steps in the first round only: compilation stays out of the times."""
-
-    def __init__(self, strategy: Strategy) -> None:
-        self._strategy = strategy
-        self._compiled: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._strategy, name)
-
-    def compile_steps(self, function: Any) -> Any:
-        """One step a call and several have functions of different names."""
-        if function.__name__ not in self._compiled:
-            self._compiled[function.__name__] = self._strategy.compile_steps(function)
-        return self._compiled[function.__name__]
 
 
 class HostFeed:

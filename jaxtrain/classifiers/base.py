@@ -169,6 +169,11 @@ class BaseClassifier:
         return transform
 
     @property
+    def callbacks(self) -> Sequence[Any]:
+        """Of one's own."""
+        return self.parts.callbacks
+
+    @property
     def metrics(self) -> Mapping[str, Metric]:
         """Validation metrics of one's own."""
         return self.parts.metrics

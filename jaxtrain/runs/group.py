@@ -5,22 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
-
-import jax
-import numpy as np
 
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import RunError
 from jaxtrain.runs.fitted import Fitted
 from jaxtrain.runs.learning import Learns, Part
 from jaxtrain.runs.run import Course, begin, under_way
-from jaxtrain.runs.stepwise import Stepwise
-from jaxtrain.training.group import Evaluate, Group, train_group
-from jaxtrain.training.inference import resident_batches
-from jaxtrain.training.loop import LoopResult
+from jaxtrain.runs.stepwise import Stepwise, train_together
 from jaxtrain.training.signals import Interrupted, StopRequest
-from jaxtrain.training.state import TrainState
 
 
 @dataclass
@@ -67,8 +59,10 @@ def run_together(runs: Sequence[tuple[Learns, Part]], dataset: Dataset) -> list[
 def _run_together(entered: Sequence[_Entered]) -> list[Fitted | Exception]:
     try:
         open_runs = [one for one in entered if one.course is not None and one.error is None]
-        for step in sorted({one.learning.step for one in open_runs}):
-            _train([one for one in open_runs if one.learning.step == step])
+        trackers = [one.course.tracker for one in open_runs if one.course is not None]
+        errors = train_together([one.learning for one in open_runs], trackers) if open_runs else []
+        for one, error in zip(open_runs, errors, strict=True):
+            one.error = _concluded(one, error)
     except BaseException as error:
         for one in entered:
             one.error = one.error or _left(one, error)
@@ -100,50 +94,11 @@ def _left(one: _Entered, error: BaseException | None) -> Exception | None:
     return None
 
 
-def _train(runs: Sequence[_Entered]) -> None:
-    """Train runs that stand at the same step, and conclude each."""
-    group, setups = Group(len(runs)), [one.learning.setup for one in runs]
-    first = runs[0].learning
-    members = [one.learning.member(one.course.tracker) for one in runs if one.course is not None]
-    results = train_group(
-        group,
-        group.stack([setup.state for setup in setups]),
-        first.setup.program.step,
-        members,
-        first.timetable,
-        _evaluator(group, first, len(runs)),
-        monitor=first.setup.config.train.monitor,
-    )
-    for one, member, result in zip(runs, members, results, strict=True):
-        one.error = member.ended or _concluded(one, result)
-
-
-def _concluded(one: _Entered, result: LoopResult) -> Exception | None:
+def _concluded(one: _Entered, error: Exception | None) -> Exception | None:
     assert one.course is not None
     try:
-        one.course.conclude(one.learning.conclude(result, one.course.tracker))
-    except Exception as error:
-        return error
-    return None
-
-
-def _evaluator(group: Group, learning: Stepwise, members: int) -> Evaluate | None:
-    """Validation metrics of all members at once; None where there is no validation set."""
-    setup = learning.setup
-    val, inference = setup.dataset.val, setup.inference
-    if val is None:
-        return None
-    function = group.compile(inference.function("metrics"), (True, False))
-    batches = [(group.share(batch), valid) for batch, valid in resident_batches(inference, val)]
-
-    def evaluate(state: TrainState) -> dict[str, Any]:
-        weights = {"params": state.eval_params, "frozen": state.frozen, "model_state": state.eval_model_state}
-        parts = [(function(weights, batch), valid) for batch, valid in batches]
-        host = [jax.tree.map(lambda rows, keep=valid: np.asarray(rows)[:, keep], part) for part, valid in parts]
-        each = jax.tree.map(lambda *rows: np.concatenate(rows, axis=1), *host)
-        metrics = [
-            inference.validation({name: rows[i] for name, rows in each.items()}, val.labels) for i in range(members)
-        ]
-        return {name: np.array([one[name] for one in metrics]) for name in metrics[0]}
-
-    return evaluate
+        if error is None:
+            one.course.conclude(one.learning.learned(one.course.tracker))
+    except Exception as raised:
+        return raised
+    return error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,6 +51,10 @@ class Learns(Predicts, Protocol):
     @property
     def head_path(self) -> tuple[str, ...]:
         """Where the linear layer is that gives the logits. Raises UserError where there is none."""
+
+    @property
+    def callbacks(self) -> Sequence[Any]:
+        """One's own (`jaxtrain.training.callbacks`)."""
 
     @property
     def model_name(self) -> str:

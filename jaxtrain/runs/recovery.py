@@ -12,8 +12,8 @@ from jaxtrain.files import reason
 from jaxtrain.runs.directory import RunDirectory
 from jaxtrain.runs.resolve import mixes_images
 from jaxtrain.runs.setup import Setup
-from jaxtrain.training.loop import compile_step
 from jaxtrain.training.memory import accumulations, estimate, fitting
+from jaxtrain.training.meter import compile_step
 from jaxtrain.training.nonfinite import Diverged, find_origin
 from jaxtrain.training.state import TrainState, from_arrays, to_arrays
 

@@ -23,7 +23,7 @@ from jaxtrain.screen.program import command
 from jaxtrain.screen.progress import Progress
 from jaxtrain.tracking import Tracker, TrackerReport
 from jaxtrain.training.inference import Inference
-from jaxtrain.training.loop import Timetable
+from jaxtrain.training.progress import Timetable
 from jaxtrain.training.state import Tree
 
 _log = logging.getLogger(__name__)

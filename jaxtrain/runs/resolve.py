@@ -13,8 +13,8 @@ from jaxtrain.data.base import Dataset
 from jaxtrain.errors import UserError
 from jaxtrain.models import model_spec
 from jaxtrain.models.weights import Pretrained
-from jaxtrain.training.loop import Timetable
 from jaxtrain.training.optimizers import resolve_optimizer
+from jaxtrain.training.progress import Timetable
 
 DEFAULT_MODEL = "cnn_small"
 DEFAULT_WEIGHTS = "package:efficientnet_lite0"

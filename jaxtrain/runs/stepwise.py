@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.errors import RunError, UserError
+from jaxtrain.runs.callbacks import Recording, Saving, Telling
 from jaxtrain.runs.fitted import Fitted, Predictor
 from jaxtrain.runs.learning import Job, Learned, data_digest
 from jaxtrain.runs.recovery import diagnosis, fit_memory, too_large
@@ -27,13 +28,14 @@ from jaxtrain.training import processes
 from jaxtrain.training.agreement import Agreement
 from jaxtrain.training.checkpoints import Checkpoints, Restored
 from jaxtrain.training.feed import ResidentFeed
-from jaxtrain.training.group import Member
 from jaxtrain.training.hang import HangWatch
 from jaxtrain.training.inference import Batches, host_batches, resident_batches
-from jaxtrain.training.loop import EvaluationStoppedError, LoopResult, Progress, Timetable, snapshot, train
+from jaxtrain.training.lanes import Alone, EvaluationStoppedError, Lane, SideBySide, Validate
+from jaxtrain.training.loop import Loop, Member, Wishes
 from jaxtrain.training.memory import out_of_memory
 from jaxtrain.training.nonfinite import Diverged
-from jaxtrain.training.state import TrainState, Tree, from_arrays, moved_to
+from jaxtrain.training.progress import Progress, Timetable
+from jaxtrain.training.state import TrainState, Tree, from_arrays, moved_to, stored_keys
 
 _log = logging.getLogger(__name__)
 Evaluate = Callable[[TrainState], dict[str, float]]
@@ -52,6 +54,8 @@ class Stepwise:
         self._restored = restored = restore_everywhere(self._checkpoints)
         self.history = restored.meta["history"] if restored else []
         self._progress = Progress(**restored.meta["progress"]) if restored else Progress()
+        self.member: Member | None = None
+        """The run in the loop, once it trains."""
         if restored:
             _check_same_data(restored, setup.dataset)
             setup.state = from_arrays(restored.state, like=setup.state)
@@ -79,31 +83,53 @@ class Stepwise:
 
     def learn(self, tracker: Tracker) -> Learned:
         """Train to the end; raises Interrupted, with a checkpoint saved, after a signal."""
-        return self.conclude(self._train(tracker), tracker)
+        (error,) = train_together([self], [tracker])
+        if error is not None:
+            raise error
+        return self.learned(tracker)
 
-    def conclude(self, result: LoopResult, tracker: Tracker) -> Learned:
-        """What was learned when training has ended; raises Interrupted after a signal."""
+    def learned(self, tracker: Tracker) -> Learned:
+        """What was learned, when training has ended; raises Interrupted after a signal."""
+        assert self.member is not None
         self._checkpoints.wait()
-        if result.interrupted:
-            raise self._job.interrupted(f"stopped at step {result.progress.step}, which is saved", agreed=True)
+        if self.member.interrupted:
+            raise self._job.interrupted(f"stopped at step {self.step}, which is saved", agreed=True)
         if self._job.part is None:
             write_curves(self._job.directory.path, tracker)
-        return self._learned(result)
+        return self._learned(self.member)
 
     @property
     def timetable(self) -> Timetable:
         """When what happens."""
         return timetable(self.setup.config, len(self.setup.dataset.train), streamed=self.setup.streamed)
 
-    def member(self, tracker: Tracker) -> Member:
-        """The run as one of a group; UserError where its images are streamed."""
-        feed, best = self.setup.feed, self._restored.best if self._restored else None
-        if not isinstance(feed, ResidentFeed):
-            raise UserError("data.loader: images that are streamed cannot train runs side by side; set together: never")
-        return Member(feed, self._watcher(tracker), self._progress, best)
+    @property
+    def stands_at(self) -> tuple[int, bool]:
+        """Its step, and whether the evaluation of that is still to come: runs side by side have the same."""
+        return self.step, self._progress.evaluation_due
 
-    def _watcher(self, tracker: Tracker, hang: HangWatch | None = None) -> Watcher:
-        return Watcher(tracker, self._job, self._checkpoints, data_digest(self.setup.dataset.train), hang)
+    def begin(self, tracker: Tracker, hang: HangWatch) -> Member:
+        """The run as it goes into the loop."""
+        job = self._job
+        telling = () if job.part is None else (Telling(job.part),)
+        saving = Saving(tracker, self._checkpoints, self.setup.dataset.train)
+        callbacks = (hang, Recording(tracker, job), *telling, saving, *job.technique.callbacks)
+        best = self._restored.best if self._restored else None
+        names = job.dataset.class_names
+        self.member = Member(self.setup.config, job.run_dir, names, callbacks, self._progress, best)
+        return self.member
+
+    def around(self) -> ExitStack:
+        """What is open while the run trains, apart from the loop."""
+        stack = ExitStack()
+        stack.callback(self.setup.feed.close)
+        stack.enter_context(self._job.reporter.progress(self.timetable, self.step, self.history))
+        return stack
+
+    def hang_watch(self) -> HangWatch:
+        """Watches this run."""
+        minutes, job, alone = self.setup.config.train.hang_minutes, self._job, processes.count() == 1
+        return HangWatch(minutes, job.directory.stacks, job.stop, saves=alone, saved=self._checkpoints.wait)
 
     def predictor(self, fitted: Fitted) -> Predictor:
         """Each process computes its share of every batch."""
@@ -117,51 +143,34 @@ class Stepwise:
         """Waits for the last save."""
         self._checkpoints.close()
 
-    def _train(self, tracker: Tracker) -> LoopResult:
-        job, setup = self._job, self.setup
-        with (
-            HangWatch(setup.config.train.hang_minutes, job.directory.stacks, job.stop) as hang,
-            job.reporter.progress(self.timetable, self._progress.step, self.history),
-        ):
-            watcher = self._watcher(tracker, hang)
-            try:
-                while True:
-                    try:
-                        return train(
-                            setup.strategy.place(setup.state),
-                            setup.program.step,
-                            setup.feed,
-                            setup.strategy,
-                            self.timetable,
-                            watcher,
-                            watcher.patient(evaluator(setup, self._cut_off)),
-                            monitor=setup.config.train.monitor,
-                            progress=self._progress,
-                            best=self._restored.best if self._restored else None,
-                            compiled=setup.program.compiled,
-                        )
-                    except Diverged as error:
-                        self._recover(error)
-            except jax.errors.JaxRuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                raise too_large(setup, self._like, self._progress.step) from error
-            finally:
-                setup.feed.close()
+    def lane(self) -> Lane:
+        """Where the run lies when it trains alone."""
+        setup, evaluate = self.setup, evaluator(self.setup, self.cut_off)
+        validate: Validate | None = None if evaluate is None else lambda state: [evaluate(state)]
+        return Alone(setup.program.step, setup.feed, setup.strategy, validate, setup.program.compiled)
 
-    def _cut_off(self) -> bool:
+    def cut_off(self) -> bool:
         """Whether a signal cuts an evaluation off: it may take longer than who sent it waits.
 
-        Several processes stop together, between steps; and the runs of a sweep are validated side by side.
+        Several processes stop together, between steps.
         """
-        return self._job.part is None and processes.count() == 1 and self._job.stop.requested is not None
+        return processes.count() == 1 and self._job.stop.requested is not None
 
-    def _recover(self, error: Diverged) -> None:
+    def wishes(self) -> Wishes:
+        """When a signal, or time, has the run stop or save."""
+        return Agreement(self._job.stop)
+
+    def too_large(self) -> RunError:
+        """What is said when memory ran out."""
+        return too_large(self.setup, self._like, self.step)
+
+    def recover(self, error: Diverged) -> None:
         """Goes back to the last good state and past the batches since, where that is asked for; else ends the run."""
         setup, options, rollbacks = self.setup, self.setup.config.train, self._progress.rollbacks + 1
         goes_on = options.on_nonfinite == "rollback" and rollbacks <= options.nonfinite_limit
         if self._job.part is not None and not goes_on:
             raise error  # a sweep has better things to do than to look for the layer
+        self.member = None
         traceback.clear_frames(error.__traceback__)  # the failed state takes as much memory as the one to come
         restored = restore_everywhere(self._checkpoints)
         if restored:
@@ -179,11 +188,14 @@ class Stepwise:
         setup.state = moved_to(state, error.step)
         self._restored, self._progress = restored, progress
 
-    def _learned(self, result: LoopResult) -> Learned:
+    def _learned(self, member: Member) -> Learned:
         """The selected weights, and what the summary says of the way to them."""
-        setup, progress = self.setup, result.progress
-        last = setup.config.train.select == "last" or result.best is None
-        weights: Tree = snapshot(result.state, setup.strategy) if last else result.best
+        setup, progress = self.setup, member.progress
+        last = setup.config.train.select == "last" or member.best is None
+        assert member.state is not None
+        weights: Tree = member.best
+        if last:
+            weights = stored_keys(jax.tree.map(np.array, jax.device_get(member.state.eval_weights)))
         return Learned(
             weights=weights,
             technique=self._technique,
@@ -219,66 +231,62 @@ def evaluator(setup: Setup, cut_off: Callable[[], bool]) -> Evaluate | None:
             yield batch
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        weights = {"params": state.eval_params, "frozen": state.frozen, "model_state": state.eval_model_state}
-        return inference.metrics(weights, batches(), val.labels)
+        return inference.metrics(state.eval_weights, batches(), val.labels)
 
     return evaluate
 
 
-class Watcher:
-    """Passes what the loop says to the journal, the screen and the disk."""
+def train_together(runs: Sequence[Stepwise], trackers: Sequence[Tracker]) -> list[Exception | None]:
+    """Train runs to their end, those that stand at the same step side by side; what ended each before, None for none.
 
-    def __init__(
-        self, tracker: Tracker, job: Job, checkpoints: Checkpoints, data: str, hang: HangWatch | None = None
-    ) -> None:
-        self._tracker, self._job, self._checkpoints, self._data, self._hang = tracker, job, checkpoints, data, hang
-        self._agreement = Agreement(job.stop)
+    A run that goes back after it has diverged leaves the others, and goes on from where it is.
+    """
+    ended: list[Exception | None] = [None] * len(runs)
+    waiting = list(range(len(runs)))
+    with ExitStack() as stack:
+        hangs = [stack.enter_context(run.hang_watch()) for run in runs]
+        for run in runs:
+            stack.enter_context(run.around())
+        while waiting:
+            first = min(runs[number].stands_at for number in waiting)
+            now = [number for number in waiting if runs[number].stands_at == first]
+            members = _train([runs[number] for number in now], [(trackers[n], hangs[n]) for n in now])
+            for number, member in zip(now, members, strict=True):
+                try:
+                    if member.ended is not None:
+                        raise member.ended
+                except Diverged as error:
+                    member.ended = None  # its traceback holds the state
+                    try:
+                        runs[number].recover(error)
+                        continue
+                    except Exception as final:
+                        ended[number] = final
+                except Exception as error:
+                    ended[number] = error
+                waiting.remove(number)
+    return ended
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A record for the journal, the screen and the sweep."""
-        self._tracker.log(step, metrics)
-        self._job.reporter.metrics(step, metrics)
-        if self._job.part is not None and "val/loss" in metrics:
-            self._job.part.evaluated(step, metrics)
 
-    def save(self, progress: Progress, state: dict[str, Any], best: Any | None) -> None:
-        """A checkpoint with the metric history and what identifies the data."""
-        if not processes.primary():
-            return
-        meta = {
-            "progress": progress.to_meta(),
-            "history": self._tracker.journal.records(),
-            "data": self._data,
-        }
-        pair = None if best is None else (progress.best_step, best)
-        self._checkpoints.save(progress.step, state, meta, best=pair)
+def _train(runs: Sequence[Stepwise], about: Sequence[tuple[Tracker, HangWatch]]) -> list[Member]:
+    """Train runs that stand at the same step until each is through, or out."""
+    first, members = runs[0], [run.begin(*one) for run, one in zip(runs, about, strict=True)]
+    lane = first.lane() if len(runs) == 1 else _side_by_side(runs)
+    try:
+        Loop(lane, [run.setup.state for run in runs], members, first.timetable, first.wishes()).run()
+    except jax.errors.JaxRuntimeError as error:
+        if not out_of_memory(error) or len(runs) > 1:
+            raise
+        raise first.too_large() from error
+    return members
 
-    def wishes(self, step: int, overdue: bool) -> tuple[bool, bool]:
-        """Whether a signal came, and whether to save; the same in all processes."""
-        if self._hang is not None:
-            self._hang.beat()
-        return self._agreement(step, overdue)
 
-    def awaiting_data(self, save: Callable[[], None]) -> AbstractContextManager[None]:
-        """The hang watch may save meanwhile, where no other process has to take part in that."""
-
-        def whole() -> None:
-            save()
-            self._checkpoints.wait()
-
-        return nullcontext() if self._hang is None or processes.count() > 1 else self._hang.awaiting_data(whole)
-
-    def patient(self, evaluate: Evaluate | None) -> Evaluate | None:
-        """The same evaluation, for which the hang watch waits longer."""
-        hang = self._hang
-        if evaluate is None or hang is None:
-            return evaluate
-
-        def watched(state: TrainState) -> dict[str, float]:
-            with hang.generous():
-                return evaluate(state)
-
-        return watched
+def _side_by_side(runs: Sequence[Stepwise]) -> Lane:
+    feeds = [run.setup.feed for run in runs if isinstance(run.setup.feed, ResidentFeed)]
+    if len(feeds) < len(runs):
+        raise UserError("data.loader: images that are streamed cannot train runs side by side; set together: never")
+    setup = runs[0].setup
+    return SideBySide(setup.program.step, feeds, setup.inference, setup.dataset.val, runs[0].cut_off)
 
 
 def restore_everywhere(checkpoints: Checkpoints) -> Restored | None:

@@ -6,14 +6,14 @@ import faulthandler
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from jaxtrain.errors import JaxtrainError
+from jaxtrain.training.callbacks import Callback, RunView
 from jaxtrain.training.signals import StopRequest
 
 GENEROUS = 6.0
@@ -23,16 +23,27 @@ STOP_SECONDS = 15.0
 _log = logging.getLogger(__name__)
 
 
-class HangWatch:
-    """A thread that waits for `beat`; use it in `with`, around training.
+class HangWatch(Callback):
+    """A thread that waits for the moments of the loop; use it in `with`, around training.
 
     It never ends the run, unless a signal asks for that: what looks like a hang may be a slow disk. It counts its own
     seconds rather than the clock's, so that a process that was stopped and continued is not taken for one that hangs.
     """
 
-    def __init__(self, minutes: float, file: Path, stop: StopRequest | None = None) -> None:
-        """After so many minutes without a beat stacks are appended to `file`; `stop` hears of signals."""
-        self._stop = stop
+    def __init__(
+        self,
+        minutes: float,
+        file: Path,
+        stop: StopRequest | None = None,
+        *,
+        saves: bool = True,
+        saved: Callable[[], None] = lambda: None,
+    ) -> None:
+        """After so many minutes without a step stacks are appended to `file`; `stop` hears of signals.
+
+        `saves`: whether the state may be saved from its thread; `saved` then waits until it is on the disk.
+        """
+        self._stop, self._saves, self._saved = stop, saves, saved
         self._limit = 60.0 * minutes
         self._file = file
         self._beats = 0
@@ -40,7 +51,6 @@ class HangWatch:
         self._over = threading.Event()
         self._saving = threading.Lock()
         self._save: Callable[[], None] | None = None
-        self._wait = _Wait(self._done_waiting)
         self._thread = threading.Thread(target=self._watch, name="hang-watch", daemon=True)
 
     def __enter__(self) -> Self:
@@ -55,21 +65,26 @@ class HangWatch:
         self._beats += 1
         self._slow = False
 
-    @contextmanager
-    def generous(self) -> Iterator[None]:
-        """Around what takes longer than a step."""
-        self._beats += 1
-        self._slow = True
-        yield
+    def step(self, step: int, metrics: Mapping[str, float], run: RunView) -> None:
+        """A step was made."""
         self.beat()
 
-    def awaiting_data(self, save: Callable[[], None]) -> AbstractContextManager[None]:
-        """Around the wait for a batch: meanwhile the state is whole, and `save` may be called by the watch."""
-        self._save = save
-        return self._wait
+    def evaluating(self) -> None:
+        """What follows takes longer than a step."""
+        self._beats += 1
+        self._slow = True
 
-    def _done_waiting(self) -> None:
-        with self._saving:  # a save that has begun ends before the next step takes the state
+    def evaluation(self, step: int, metrics: Mapping[str, float], run: RunView) -> None:
+        """Steps again."""
+        self.beat()
+
+    def waiting(self, save: Callable[[], None]) -> None:
+        """For a batch: meanwhile the state is whole, and `save` may be called by the watch."""
+        self._save = save if self._saves else None
+
+    def arrived(self) -> None:
+        """A save that has begun ends before the next step takes the state."""
+        with self._saving:
             self._save = None
 
     def _watch(self) -> None:
@@ -91,7 +106,7 @@ class HangWatch:
         with self._saving:
             if self._save is None:
                 return
-            _try(self._save, f"no batch came for {STOP_SECONDS:.0f} s; the state is saved: the same command continues")
+            self._try(f"no batch came for {STOP_SECONDS:.0f} s; the state is saved: the same command continues")
             os._exit(128 + signum)
 
     def _tell(self, minutes: float) -> None:
@@ -108,23 +123,14 @@ class HangWatch:
             if self._save is None:
                 _log.error("the state cannot be saved now; the last checkpoint is kept")
                 return
-            _try(self._save, "waiting for data; the state is saved: stop the run, and the same command continues")
+            self._try("waiting for data; the state is saved: stop the run, and the same command continues")
 
-
-def _try(save: Callable[[], None], told: str) -> None:
-    try:
-        save()
-    except (JaxtrainError, OSError, RuntimeError) as error:
-        _log.error("the state could not be saved: %s", error)
-    else:
-        _log.error("%s", told)
-
-
-class _Wait(AbstractContextManager[None]):
-    """Made once, because it is entered in every step."""
-
-    def __init__(self, done: Callable[[], None]) -> None:
-        self._done = done
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._done()
+    def _try(self, told: str) -> None:
+        assert self._save is not None
+        try:
+            self._save()
+            self._saved()
+        except (JaxtrainError, OSError, RuntimeError) as error:
+            _log.error("the state could not be saved: %s", error)
+        else:
+            _log.error("%s", told)

@@ -44,6 +44,11 @@ class TrainState:
         return self.ema.get("params", self.params)
 
     @property
+    def eval_weights(self) -> Tree:
+        """{"params", "frozen", "model_state"} for evaluation and the exported model."""
+        return {"params": self.eval_params, "frozen": self.frozen, "model_state": self.eval_model_state}
+
+    @property
     def eval_model_state(self) -> Tree:
         """Batch statistics that belong to `eval_params`."""
         return self.ema.get("model_state", self.model_state)

@@ -148,7 +148,7 @@ def test_the_head_alone_has_optimizer_state_and_the_frozen_rest_is_never_copied(
     counters = sum(leaf.ndim == 0 for leaf in jax.tree.leaves(setup.state.opt_state))
     assert size(setup.state.opt_state) == 2 * head + counters  # AdamW's two moments
 
-    from jaxtrain.training.loop import compile_step
+    from jaxtrain.training.meter import compile_step
     from jaxtrain.training.step import make_step
 
     step = compile_step(make_step(setup.spec), setup.feed, setup.strategy, 1)

@@ -17,16 +17,16 @@ def begun(tmp_path_factory):
     """A run that was stopped at step 28, with checkpoints of steps 25 and 28; and what it would have become."""
     folder = tmp_path_factory.mktemp("begun")
     with pytest.MonkeyPatch.context() as patch:
-        from jaxtrain.runs.stepwise import Watcher
+        from jaxtrain.runs.callbacks import Recording
 
-        log = Watcher.log
+        log = Recording.log
 
         def stop_at_28(self, step, metrics):
             log(self, step, metrics)
-            if step >= 24 and self._job.stop.requested is None:
-                self._job.stop.requested = 15
+            if step >= 24 and self.job.stop.requested is None:
+                self.job.stop.requested = 15
 
-        patch.setattr(Watcher, "log", stop_at_28)
+        patch.setattr(Recording, "log", stop_at_28)
         with pytest.raises(Interrupted):
             fit(folder / "run")
     assert StopRequest.requested is None

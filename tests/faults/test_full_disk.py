@@ -30,16 +30,16 @@ WIDE = {"model": {"name": "mlp_tiny"}}
 
 def full_after(monkeypatch, room, step, size):
     """From the first record after `step` on."""
-    from jaxtrain.runs.stepwise import Watcher
+    from jaxtrain.runs.callbacks import Recording
 
-    log = Watcher.log
+    log = Recording.log
 
     def logged(self, at, metrics):
         log(self, at, metrics)
         if at > step:
             room(size)
 
-    monkeypatch.setattr(Watcher, "log", logged)
+    monkeypatch.setattr(Recording, "log", logged)
 
 
 def test_in_a_checkpoint(tmp_path, monkeypatch, room):

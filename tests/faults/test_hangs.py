@@ -137,10 +137,10 @@ def test_compiling_and_evaluating_may_take_longer(tmp_path, caplog):
         time.sleep(2 * seconds)
         assert "no step" not in caplog.text
         watch.beat()
-        with watch.generous():
-            time.sleep(2 * seconds)
-            assert "no step" not in caplog.text
-            wait_until(lambda: "no step" in caplog.text, seconds * GENEROUS * 20)
+        watch.evaluating()
+        time.sleep(2 * seconds)
+        assert "no step" not in caplog.text
+        wait_until(lambda: "no step" in caplog.text, seconds * GENEROUS * 20)
 
 
 def test_a_save_has_ended_before_the_state_moves_on(tmp_path):
@@ -154,8 +154,9 @@ def test_a_save_has_ended_before_the_state_moves_on(tmp_path):
     started = threading.Event()
     with HangWatch(0.2 / 60, tmp_path / "stacks.txt") as watch:
         watch.beat()
-        with watch.awaiting_data(slow_save):
-            assert started.wait(120)
+        watch.waiting(slow_save)
+        assert started.wait(120)
+        watch.arrived()
         order.append("went on")
     assert order == ["saved", "went on"]
 

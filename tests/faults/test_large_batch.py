@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtrain import PTClassifier
 from jaxtrain.config_io import load_config
 from jaxtrain.errors import RunError
-from jaxtrain.training import loop
+from jaxtrain.training import lanes
 from jaxtrain.training.memory import accumulations
 from tests.faults.poison import RUN, data
 
@@ -46,7 +46,7 @@ class SmallDevice:
     def __init__(self, monkeypatch, limit=None):
         self.limit = limit
         self.needs = []
-        real = loop.compile_step
+        real = lanes.compile_step
 
         def compile_step(*args):
             compiled = real(*args)
@@ -62,7 +62,7 @@ class SmallDevice:
 
         scan = jax.lax.scan
         monkeypatch.setattr(jax.lax, "scan", lambda *args, unroll=1, **kwargs: scan(*args, **kwargs))
-        for module in ("jaxtrain.training.loop", "jaxtrain.runs.recovery"):
+        for module in ("jaxtrain.training.lanes", "jaxtrain.runs.recovery"):
             monkeypatch.setattr(f"{module}.compile_step", compile_step)
 
 

@@ -49,9 +49,9 @@ def test_a_server_at_fault_changes_nothing_and_gets_everything_later(
     tmp_path, whole, server, monkeypatch, caplog, fault
 ):
     """`dies`: after the first rows have come; `dead`: from start to end; `tardy`: 10 s an answer."""
-    from jaxtrain.runs.stepwise import Watcher
+    from jaxtrain.runs.callbacks import Recording
 
-    log = Watcher.log
+    log = Recording.log
 
     def logged(self, step, metrics):
         log(self, step, metrics)
@@ -59,7 +59,7 @@ def test_a_server_at_fault_changes_nothing_and_gets_everything_later(
             assert self._tracker.wait_run_id(300)
             server.stop()
 
-    monkeypatch.setattr(Watcher, "log", logged)
+    monkeypatch.setattr(Recording, "log", logged)
     if fault == "dead":
         server.stop()
     server.fault = None if fault in ("dies", "dead") else fault

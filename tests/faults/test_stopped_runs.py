@@ -11,8 +11,8 @@ from jaxtrain.training.signals import Interrupted
 from tests.faults.small_run import embed, fit, history, result
 
 PHASES = {
-    "compiling": "jaxtrain.training.loop.compile_step",
-    "training": "jaxtrain.runs.stepwise.Watcher.log",
+    "compiling": "jaxtrain.training.lanes.compile_step",
+    "training": "jaxtrain.runs.callbacks.Recording.log",
     "validating": "jaxtrain.training.inference.Inference.metrics",
     "saving": "jaxtrain.training.checkpoints.save_tree",
     "testing": "jaxtrain.evaluation.evaluate.evaluate_on_test",

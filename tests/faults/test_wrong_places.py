@@ -70,9 +70,9 @@ def test_a_missing_directory_is_made(tmp_path):
 @pytest.mark.slow
 def test_two_runs_on_one_directory(tmp_path, monkeypatch):
     """The second is refused at once and does the first no harm."""
-    from jaxtrain.runs.stepwise import Watcher
+    from jaxtrain.runs.callbacks import Recording
 
-    expected, others, refused, log = result(fit(tmp_path / "whole")), [], [], Watcher.log
+    expected, others, refused, log = result(fit(tmp_path / "whole")), [], [], Recording.log
 
     def second():
         try:
@@ -87,7 +87,7 @@ def test_two_runs_on_one_directory(tmp_path, monkeypatch):
             others[0].join()
         log(self, step, metrics)
 
-    monkeypatch.setattr(Watcher, "log", meanwhile)
+    monkeypatch.setattr(Recording, "log", meanwhile)
     model = fit(tmp_path / "run")
     assert len(refused) == 1
     assert f"run is in use by process {os.getpid()} on" in refused[0]

@@ -79,16 +79,16 @@ def stop_at(last: int) -> None:
 
 def fail_in(process: int, step: int) -> None:
     """As if the disk of one process were full."""
-    from jaxtrain.runs.stepwise import Watcher
+    from jaxtrain.runs.callbacks import Recording
 
-    log = Watcher.log
+    log = Recording.log
 
     def failing(self, at, metrics):
         if (processes.index(), at) == (process, step):
             raise OSError(f"no space left in step {step}")
         log(self, at, metrics)
 
-    Watcher.log = failing
+    Recording.log = failing
 
 
 def small_shards() -> None:

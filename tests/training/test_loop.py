@@ -1,7 +1,7 @@
 import itertools
 import math
 
-from jaxtrain.training.loop import Progress, Timetable, note_evaluation
+from jaxtrain.training.progress import Progress, Timetable, note_evaluation
 
 
 def evaluations(table):
@@ -42,14 +42,10 @@ def test_an_epoch_shorter_than_a_step_is_evaluated_once_a_step():
 
 
 def test_an_evaluation_that_is_not_finite_is_never_the_best():
-    class Silent:
-        def log(self, step, metrics):
-            pass
-
     for monitor in ("val/accuracy", "val/loss"):
         progress = Progress()
         found = [
-            note_evaluation({"val/accuracy": accuracy, "val/loss": loss}, progress, Silent(), monitor)
+            note_evaluation({"val/accuracy": accuracy, "val/loss": loss}, progress, monitor)
             for accuracy, loss in ((1.0, math.nan), (0.2, 2.0), (1.0, math.inf), (0.9, math.nan), (0.3, 1.9))
         ]
         assert found == [True, True, False, False, True]

@@ -38,7 +38,7 @@ def test_a_run_directory(run):
         assert dict(flatten(tree)).keys() == expected.keys()
         for path, leaf in flatten(tree):
             np.testing.assert_array_equal(leaf, expected[path])
-    data = run.config.data
+    data = run.fitted.config.data
     assert (found.image_size, found.channels, found.mean, found.std) == (16, 1, data.mean, data.std)
     assert (found.crop_pct, found.interpolation) == (1.0, "bilinear")
     assert (found.class_names, found.num_classes) == (("cat", "dog"), 2)

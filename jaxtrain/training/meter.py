@@ -1,0 +1,149 @@
+"""Metrics of steps on their way from the device: packed, fetched late, averaged over logging intervals."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtrain.training.feed import Feed
+from jaxtrain.training.nonfinite import Diverged
+from jaxtrain.training.parallel import Strategy
+from jaxtrain.training.progress import Progress, Timetable
+from jaxtrain.training.state import TrainState
+from jaxtrain.training.step import Step
+from jaxtrain.training.technique import Metrics
+
+_log = logging.getLogger(__name__)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PackedMetrics:
+    """Scalars of one or more steps in one array, because fetching many small ones is slow."""
+
+    names: tuple[str, ...] = field(metadata={"static": True})
+    values: jax.Array
+    """`float32[steps, names]`"""
+
+
+class StepMetrics(Protocol):
+    """What a call gave: `PackedMetrics`, or a group member's part of them."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the columns."""
+
+    @property
+    def values(self) -> Any:
+        """`float32[steps, names]`"""
+
+
+def compile_step(step: Step, feed: Feed, strategy: Strategy, length: int) -> Callable[..., Any]:
+    """`(state, *feed.args(step)) -> (state, PackedMetrics)`, doing `length` steps in one call."""
+
+    def one(state: TrainState, *args: Any) -> tuple[TrainState, PackedMetrics]:
+        return pack(*step(state, feed.batch(state.step, *args)))
+
+    return strategy.compile_steps(repeated(one, length))
+
+
+def pack(state: TrainState, metrics: Metrics) -> tuple[TrainState, PackedMetrics]:
+    """What a step gives, its metrics in one array."""
+    names = tuple(sorted(metrics))
+    return state, PackedMetrics(names, jnp.stack([metrics[name] for name in names])[None])
+
+
+def repeated(one: Callable[..., Any], length: int) -> Callable[..., Any]:
+    """`one` so many times in a row, its metrics joined."""
+
+    def many(state: TrainState, *args: Any) -> tuple[TrainState, PackedMetrics]:
+        state, packed = jax.lax.scan(lambda carry, _: one(carry, *args), state, None, length=length)
+        return state, PackedMetrics(packed.names, packed.values[:, 0])
+
+    return one if length == 1 else many
+
+
+class Meter:
+    """Averages metrics over logging intervals, fetching them from the device half an interval late."""
+
+    def __init__(
+        self, timetable: Timetable, progress: Progress, log: Callable[[int, Mapping[str, float]], None]
+    ) -> None:
+        self._timetable, self._progress, self._log = timetable, progress, log
+        self._waiting: list[tuple[int, StepMetrics]] = []
+        self._fetched = progress.step
+        self._speed = 0.0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave what happened since out of images_per_second."""
+        self._clock, self._clock_step = time.monotonic(), self._progress.step
+
+    def add(self, step: int, packed: StepMetrics) -> None:
+        """Metrics of the call that ended at `step`; those of half an interval before are fetched."""
+        self._waiting.append((step, packed))
+        late = max(self._timetable.log_every // 2, 1)
+        if step - self._fetched >= 2 * late:
+            self._fetch_until(step - late)
+
+    def flush(self) -> None:
+        """Fetch everything."""
+        self._fetch_until(self._progress.step)
+
+    def _fetch_until(self, step: int) -> None:
+        ready: list[tuple[int, dict[str, float]]] = []
+        while self._waiting and self._waiting[0][0] <= step:
+            last, packed = self._waiting.pop(0)
+            rows = np.asarray(packed.values, np.float64)
+            for number, row in enumerate(rows, start=last - len(rows) + 1):
+                ready.append((number, dict(zip(packed.names, row.tolist(), strict=True))))
+            self._fetched = last
+        # Several intervals may be fetched at once; they share one speed.
+        now, steps = time.monotonic(), self._fetched - self._clock_step
+        if steps >= self._timetable.log_every or (steps > 0 and not self._waiting):
+            self._speed = steps * self._timetable.batch_size / max(now - self._clock, 1e-9)
+            self._clock, self._clock_step = now, self._fetched
+        for number, metrics in ready:
+            self._add_row(number, metrics)
+
+    def _add_row(self, step: int, metrics: dict[str, float]) -> None:
+        progress, timetable = self._progress, self._timetable
+        rate = metrics.pop("learning_rate")
+        if metrics.pop("skipped", 0.0):
+            self._skip(step, metrics["loss"])
+        elif not math.isfinite(metrics["loss"]):
+            raise Diverged(f"the loss became {metrics['loss']} at step {step}", step)
+        else:
+            progress.skipped_in_row = 0
+            progress.pending_steps += 1
+            for name, value in metrics.items():
+                progress.pending[name] = progress.pending.get(name, 0.0) + value
+        if step % timetable.log_every and step != timetable.total_steps:
+            return
+        record = {f"train/{name}": total / progress.pending_steps for name, total in progress.pending.items()}
+        if progress.skipped:
+            record["train/skipped_steps"] = float(progress.skipped)
+        progress.pending_steps, progress.pending = 0, {}
+        record["learning_rate"] = rate
+        record["epoch"] = step / timetable.steps_per_epoch
+        if self._speed:
+            record["images_per_second"] = self._speed
+        self._log(step, record)
+
+    def _skip(self, step: int, loss: float) -> None:
+        """A step that changed nothing: its metrics stand in no average."""
+        self._progress.skipped += 1
+        self._progress.skipped_in_row += 1
+        what = "the gradient" if math.isfinite(loss) else f"the loss {loss},"
+        _log.warning("step %d changes nothing: %s is not finite", step, what)
+        if self._progress.skipped_in_row >= self._timetable.skip_limit:
+            count = self._progress.skipped_in_row
+            raise Diverged(f"{count} steps in a row were not finite, the last at step {step}", step)
