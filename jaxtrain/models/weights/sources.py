@@ -19,6 +19,7 @@ from jaxtrain.models.weights.convert import flatten
 from jaxtrain.models.weights.descriptions import Description, describe, describe_name
 from jaxtrain.models.weights.hub import WEIGHTS, Get, folder_files, hub_files, read_json, weight_files
 from jaxtrain.models.weights.layout import Arrays
+from jaxtrain.models.weights.torch_file import read_torch_file
 
 OURS = "jaxtrain"
 """Key of the metadata that `export_timm` leaves in a file."""
@@ -128,8 +129,6 @@ def _file(path: Path) -> Found:
 
 
 def _torch_arrays(path: Path) -> tuple[Arrays, Description]:
-    from jaxtrain.models.weights.torch_file import read_torch_file
-
     tree = read_torch_file(path)
     for key in ("model_ema", "state_dict_ema", "state_dict", "model"):  # of training scripts; the average is better
         if isinstance(tree.get(key), dict):
