@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,18 +84,14 @@ def matching(found: Sequence[Entry], prefixes: Sequence[str]) -> list[Entry]:
     return chosen
 
 
-def verify(entry: Entry, progress: Callable[[int, int], None] | None = None) -> list[str]:
+def verify(entry: Entry) -> list[str]:
     """What is damaged, one line each; every byte is read. Shards that are not there yet are no damage."""
     if entry.meta is None:
         return [entry.problem or f"{META} is missing"]
-    files, done = ShardFiles(entry.folder, entry.meta), 0
+    files = ShardFiles(entry.folder, entry.meta)
 
     def problem(shard: int) -> str | None:
-        nonlocal done
         found = files.problem(shard) if files.path(shard).exists() else None
-        done += 1
-        if progress:
-            progress(done, files.meta.shards)
         return found and f"{files.path(shard).name} {found}"
 
     try:

@@ -212,7 +212,6 @@ def track_evaluation(
     folder: Path,
     run_name: str,
     source_run_id: str | None,
-    tags: Mapping[str, str] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> TrackerReport:
     """Store an evaluation as one run of the MLflow experiment `Benchmark`; say how that went.
@@ -235,7 +234,7 @@ def track_evaluation(
         experiment="Benchmark",
         run_name=run_name,
         params={key: about[key] for key in ("technique", "model", "dataset", "images", "classes")},
-        tags={**own, **(tags or {})},
+        tags=own,
     )
     tracker.log_input(
         own["dataset"],

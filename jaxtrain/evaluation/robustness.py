@@ -61,11 +61,6 @@ def corruption_accuracy(
     return found
 
 
-def mean_corruption_accuracy(curves: Mapping[str, list[float]]) -> float:
-    """Mean over corruptions and severities 1 to 5."""
-    return float(np.mean([curve[1:] for curve in curves.values()]))
-
-
 def corrupt(images: Images, kind: str, severity: int, *, seed: int = 0) -> Images:
     """Corrupted `uint8[images, height, width, channels]`; the same for the same seed, whatever the batch size."""
     import jax

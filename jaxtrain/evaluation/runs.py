@@ -72,11 +72,13 @@ class Run:
         return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
 
-def finished_runs(root: Path = Path("runs")) -> list[Path]:
-    """Directories of finished runs, `ROOT/TECHNIQUE/NAME`; UserError where there is none."""
-    found = sorted(path.parent for path in root.glob("*/*/summary.json") if (path.parent / "config.yaml").is_file())
+def finished_runs() -> list[Path]:
+    """Directories of finished runs, `runs/TECHNIQUE/NAME`; UserError where there is none."""
+    found = sorted(
+        path.parent for path in Path("runs").glob("*/*/summary.json") if (path.parent / "config.yaml").is_file()
+    )
     if not found:
-        raise UserError(f"{root} holds no finished run: train one, or give run directories")
+        raise UserError("runs holds no finished run: train one, or give run directories")
     return found
 
 
@@ -213,10 +215,10 @@ def track_report(report: Report, folder: Path, config: TrackingConfig, ids: Sequ
     return told.run_id
 
 
-def report_folder(dataset: str, root: Path = Path("runs/benchmark")) -> Path:
-    """`ROOT/DATASET-N` with the first free N, made."""
+def report_folder(dataset: str) -> Path:
+    """`runs/benchmark/DATASET-N` with the first free N, made."""
     for number in itertools.count(1):
-        folder = root / f"{run_name(dataset)}-{number}"
+        folder = Path("runs/benchmark") / f"{run_name(dataset)}-{number}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:

@@ -125,11 +125,6 @@ class RunDirectory:
         """What every thread did when the run stood still."""
         return self.path / "stacks.txt"
 
-    @property
-    def error_log(self) -> Path:
-        """The traceback of a run that failed."""
-        return self.path / "error.log"
-
     def continued(self, given: Config) -> Config:
         """`given`, with what it leaves open (not set, None or "auto") as in the config of the run so far.
 

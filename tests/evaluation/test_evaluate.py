@@ -220,9 +220,7 @@ def test_the_run_in_benchmark_leads_back_to_its_training_run(tmp_path, monkeypat
     monkeypatch.setattr(jaxtrain.tracking, "Tracker", FakeTracker, raising=False)
     evaluation = evaluate(dataset(source(2, 12, "test"))[0], tmp_path)
     folder = tmp_path / "run" / "benchmark"
-    report = track_evaluation(
-        evaluation, TrackingConfig(), folder=folder, run_name="night", source_run_id="1f", tags={"seed": "3"}
-    )
+    report = track_evaluation(evaluation, TrackingConfig(), folder=folder, run_name="night", source_run_id="1f")
     told = FakeTracker.started
     assert report == "FINISHED"
     assert (told.arguments["experiment"], told.arguments["run_name"]) == ("Benchmark", "night")
@@ -234,7 +232,6 @@ def test_the_run_in_benchmark_leads_back_to_its_training_run(tmp_path, monkeypat
         "model": "linear",
         "dataset": "shapes",
         "kind": "evaluation",
-        "seed": "3",
     }
     assert told.arguments["run_dir"].is_relative_to(folder)
     assert told.metrics[0]["test/accuracy"] == evaluation.metrics["test/accuracy"]

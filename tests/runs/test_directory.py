@@ -47,7 +47,6 @@ def test_run_dir_is_used_and_made_with_its_parents(tmp_path: Path) -> None:
         assert directory.checkpoints == directory.path / "checkpoints"
         assert directory.metrics == directory.path / "metrics.jsonl"
         assert directory.summary == directory.path / "summary.json"
-        assert directory.error_log == directory.path / "error.log"
 
 
 def test_named_runs_lie_under_their_technique(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -300,8 +301,8 @@ def plan(classes=3, **changes):
 
 
 def shown(function, *arguments):
-    out = io.StringIO()
-    function(*arguments, file=out)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        function(*arguments)
     assert all(char.isprintable() or char == "\n" for char in out.getvalue())
     return out.getvalue()
 
@@ -396,7 +397,8 @@ def test_an_error_is_one_line_and_a_hint_another(capsys):
 def test_a_terminal_without_unicode_gets_question_marks():
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, encoding="ascii")
-    show_plan(plan(class_names=["猫", "b", "c"]), file=out)
+    with contextlib.redirect_stdout(out):
+        show_plan(plan(class_names=["猫", "b", "c"]))
     with Progress(10, 5, file=out) as bar:
         bar.message("猫")
     out.flush()
