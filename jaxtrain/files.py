@@ -1,15 +1,57 @@
-"""Files that survive a kill and a power cut, and errors of the disk in one line."""
+"""Files that survive a kill and a power cut, locks between processes, and errors of the disk in one line."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import shutil
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from jaxtrain.errors import RunError
+
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What `flock` fails with on a file system that has no locks."""
+
+# --- whole or not at all
+
+
+def temporary_name(path: Path) -> Path:
+    """Where a file lies until it is complete. What a kill leaves there is overwritten by the next write."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
+    """The name to write a file under; it becomes `path` when the block ends without an error.
+
+    After a kill at any moment there is the old file or the new one; with `flush` after a power cut too. One process
+    at a time may write to a path.
+    """
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        if flush:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if flush:
+            flush_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole, or as it was before. Raises RunError where it cannot be written."""
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def flush_folder(folder: Path) -> None:
@@ -19,6 +61,71 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# --- locks
+
+
+def open_lock(path: Path) -> int:
+    """The descriptor of a file that is locked or claimed, made where it is missing; a link is not followed."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def take_lock(descriptor: int) -> bool | None:
+    """Whether the lock on an open file is ours now; None where the file system has no locks.
+
+    It ends when the descriptor is closed, or with the process. Raises OSError.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+    return True
+
+
+def share_lock(descriptor: int) -> None:
+    """Holds off `take_lock` of others until the descriptor is closed, after waiting for one that has it."""
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
+def try_lock(path: Path, unlocked: Callable[[], None] = lambda: None) -> int | None:
+    """A descriptor that holds the lock until it is closed, or None where another process holds it.
+
+    Where the file system has no locks it holds none, and `unlocked` is called.
+    """
+    descriptor = open_lock(path)
+    try:
+        held = take_lock(descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
+    if held is False:
+        os.close(descriptor)
+        return None
+    if held is None:
+        unlocked()
+    return descriptor
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, timeout: float = 120.0) -> Iterator[None]:
+    """Holds a lock between processes; the system releases it when its holder dies. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout
+    while (held := try_lock(path)) is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path} is locked by another process")
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+# --- errors
 
 
 def reason(error: BaseException, folder: Path | None = None, need: int = 0) -> str:

@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from jaxtrain.evaluation.looks import count_look
 from jaxtrain.evaluation.metrics import classification_metrics, confusion_matrix, outcomes, per_class_table, softmax
 from jaxtrain.evaluation.predictions import Predictions, digest_of_test_set, image_ids
 from jaxtrain.evaluation.statistics import RESAMPLES, Interval, Resampled, intervals, resample
+from jaxtrain.files import write_text
 
 if TYPE_CHECKING:
     from jaxtrain.tracking import TrackerReport
@@ -318,17 +318,11 @@ def write_evaluation(
     files = [folder / name for name in ("predictions.npz", "metrics.json", "per_class.csv", "confusion_matrix.png")]
     predictions.save(files[0])
     summary = {**_about(predictions), **measured.flat(), **_counts(duplicates, looks)}
-    _replace(files[1], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_text(files[1], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     rows = io.StringIO(newline="")
     table = csv.DictWriter(rows, fieldnames=list(measured.per_class[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(measured.per_class)
-    _replace(files[2], rows.getvalue())
+    write_text(files[2], rows.getvalue())
     plots.save(plots.confusion_matrix(measured.confusion, predictions.class_names), files[3])
     return tuple(files)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.data.base import Images, ImageSource, Labels
 from jaxtrain.errors import UserError
+from jaxtrain.files import replacing
 
 FORMAT = "jaxtrain predictions 1"
 
@@ -102,10 +102,8 @@ class Predictions:
         arrays: dict[str, Any] = {"ids": np.array(self.ids, dtype="S64"), "labels": self.labels, "logits": self.logits}
         if self.val_labels is not None and self.val_logits is not None:
             arrays |= {"val_labels": self.val_labels, "val_logits": self.val_logits}
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             np.savez(file, about=np.array(json.dumps(about)), **arrays)
-        os.replace(part, path)
 
     @classmethod
     def load(cls, path: Path) -> Predictions:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -19,6 +18,7 @@ from jaxtrain.evaluation.findings import Shown, Slice
 from jaxtrain.evaluation.near_duplicates import NearDuplicate
 from jaxtrain.evaluation.statistics import Interval
 from jaxtrain.evaluation.wording import METRICS, advice, cost, value, verdict
+from jaxtrain.files import replacing, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,9 +175,7 @@ class Report:
             "report.html": self.to_html(),
         }
         for name, text in texts.items():
-            part = folder / f"{name}.part"
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, folder / name)
+            write_text(folder / name, text)
         _write_table(folder / "leaderboard.csv", self.rows())
         _write_table(folder / "pairs.csv", [_pair_row(pair) for pair in self.comparison.pairs])
         classes = [{"model": e.name, **row} for e in self.comparison.entries for row in e.measured.per_class]
@@ -253,9 +251,7 @@ def _with_interval(name: str, number: float | None, interval: Interval | None) -
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-    os.replace(part, path)

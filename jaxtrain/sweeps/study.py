@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxtrain.errors import UserError
-from jaxtrain.files import reason
+from jaxtrain.files import file_lock, reason
 from jaxtrain.redact import redact
 from jaxtrain.sweeps.config import SweepConfig
 from jaxtrain.sweeps.plan import Plan
 from jaxtrain.sweeps.settings import Axis
 from jaxtrain.tracking.provenance import process_identity, process_is_gone
-from jaxtrain.tracking.store import file_lock
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 20, 120
 _STARTUP_TRIALS = 4
