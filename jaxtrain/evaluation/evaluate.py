@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import TrackingConfig
 from jaxtrain.data.base import Dataset, ImageSource
+from jaxtrain.data.digest import digest_of_test_set, image_ids
 from jaxtrain.errors import RunError, UserError, nearest
 from jaxtrain.evaluation.calibration import fit_temperature
 from jaxtrain.evaluation.looks import count_look
 from jaxtrain.evaluation.metrics import classification_metrics, confusion_matrix, outcomes, per_class_table, softmax
-from jaxtrain.evaluation.predictions import Predictions, digest_of_test_set, image_ids
+from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.statistics import RESAMPLES, Interval, Resampled, intervals, resample
 from jaxtrain.files import write_text
 

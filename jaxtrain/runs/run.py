@@ -18,9 +18,10 @@ import numpy as np
 from jaxtrain.config import Config, chosen
 from jaxtrain.config_io import without_passwords
 from jaxtrain.data.base import Dataset
+from jaxtrain.data.digest import data_digest
 from jaxtrain.errors import JaxtrainError, RunError
 from jaxtrain.runs.directory import RunDirectory
-from jaxtrain.runs.learning import Job, Learned, Learning, Part, Pruned, data_digest
+from jaxtrain.runs.learning import Job, Learned, Learning, Part, Pruned
 from jaxtrain.runs.report import Reporter, flat_config, versions
 from jaxtrain.training import processes
 from jaxtrain.training.checkpoints import tree_digest

@@ -15,11 +15,12 @@ import numpy as np
 
 from jaxtrain.config import Config
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource
+from jaxtrain.data.digest import data_digest
 from jaxtrain.data.order import Order
 from jaxtrain.data.residence import make_resident
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.runs.few_shot import few_shot_indices
-from jaxtrain.runs.learning import Job, Learned, data_digest
+from jaxtrain.runs.learning import Job, Learned
 from jaxtrain.runs.program import Program, Programs, program_key, values_of
 from jaxtrain.runs.recovery import diagnosis, fit_memory, too_large
 from jaxtrain.runs.report import stepwise_plan, write_curves

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxtrain.data.base import ArraySource, Dataset
+from jaxtrain.data.digest import digest_of_test_set
 from jaxtrain.evaluation.comparison import Candidate, compare
 from jaxtrain.evaluation.near_duplicates import NearDuplicate
-from jaxtrain.evaluation.predictions import digest_of_test_set
 from jaxtrain.evaluation.report import FILES, Report, rival_of
 from tests.evaluation.made_up import NAMES, candidate, ids_of, predictions
 
