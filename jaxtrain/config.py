@@ -6,6 +6,8 @@ directory's `config.yaml`, which is enough to repeat the run.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -490,13 +492,27 @@ class Config(Section):
             raise ValueError("model.weights is an option of techniques fe and ft: pt starts from a seed")
         return self
 
+    def get(self, path: str) -> Any:
+        """The value of an option, or a section, named as on the command line: `config.get("train.epochs")`."""
+        return functools.reduce(getattr, path.split("."), self)
+
     def replace(self, **changes: Any) -> Config:
         """A copy with changed options, named as on the command line: `config.replace(**{"train.epochs": 3})`."""
         tree = self.model_dump()
         for path, value in changes.items():
-            *sections, key = path.split(".")
-            node = tree
-            for section in sections:
-                node = node[section]
-            node[key] = value
+            put(tree, path, value)
         return Config.model_validate(tree)
+
+    def without(self, paths: Iterable[str]) -> dict[str, Any]:
+        """The options as JSON has them, except for these options and sections."""
+        tree = self.model_dump(mode="json")
+        for path in paths:
+            section, _, key = path.rpartition(".")
+            (tree[section] if section else tree).pop(key)
+        return tree
+
+
+def put(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Sets an option, named as on the command line, in a dumped config."""
+    section, _, key = path.rpartition(".")
+    (tree[section] if section else tree)[key] = value

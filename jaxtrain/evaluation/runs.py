@@ -65,10 +65,7 @@ class Run:
     @property
     def recipe(self) -> str:
         """What runs share that differ in nothing but their seed."""
-        options = self.config.model_dump(mode="json")
-        for path in (*FREE_ON_RESUME, "seed"):
-            section, _, key = path.rpartition(".")
-            (options[section] if section else options).pop(key)
+        options = self.config.without((*FREE_ON_RESUME, "seed"))
         return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from jaxtrain.config import Config
+from jaxtrain.config import Config, put
 from jaxtrain.config_io import dump_config, explain, load_config
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import open_lock, take_lock, temporary_name, write_text
@@ -142,8 +142,7 @@ class RunDirectory:
             if value is not None and (value != "auto" or path == "train.microbatch")
         }
         for path, value in new.items():
-            section, _, key = path.rpartition(".")
-            (tree[section] if section else tree)[key] = value
+            put(tree, path, value)
             if path == "train.steps":
                 tree["train"]["epochs"] = None
             elif path == "train.epochs":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 
@@ -132,7 +132,7 @@ def make_plan(sweep: SweepConfig, source: Path) -> Plan:
     found: dict[Config, tuple[Setting, str]] = {}
     for one in settings:
         config = workshop.resolved(one)
-        options = {path: _value(config, path) for path in one.options}
+        options = {path: config.get(path) for path in one.options}
         key = program_key(workshop.classifier(config), config)
         found.setdefault(_comparable(config), (replace(one, options=options), key))
     base = _comparable(_resolved_base(sweep, axes, workshop))
@@ -204,8 +204,3 @@ def _resolved_base(sweep: SweepConfig, axes: Sequence[Axis], workshop: Workshop)
 
 def _comparable(config: Config) -> Config:
     return config.model_copy(update={"seed": 0, "name": None, "run_dir": None})
-
-
-def _value(config: Config, path: str) -> Any:
-    section, _, key = path.rpartition(".")
-    return getattr(getattr(config, section) if section else config, key)

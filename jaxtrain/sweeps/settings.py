@@ -51,10 +51,7 @@ class Setting:
     @property
     def digest(self) -> str:
         """Of every option that decides what is learned, but for the seed."""
-        tree = self.config.model_dump(mode="json")
-        for path in (*_NEVER, "seed"):
-            section, _, key = path.rpartition(".")
-            (tree[section] if section else tree).pop(key)
+        tree = self.config.without((*_NEVER, "seed"))
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -97,7 +94,7 @@ def settings_of(sweep: SweepConfig, axes: Sequence[Axis]) -> list[Setting]:
 
     Raises UserError for a combination that the config refuses, or that makes no sense.
     """
-    baseline = setting(sweep, {path: _of(sweep.base, path) for axis in axes for path in axis.paths}, checked=False)
+    baseline = setting(sweep, {path: sweep.base.get(path) for axis in axes for path in axis.paths}, checked=False)
     if sweep.combine == "tpe":
         _needs_trials(sweep)
         return [baseline]
@@ -115,7 +112,7 @@ def setting(sweep: SweepConfig, options: Mapping[str, Any], *, checked: bool = T
     except ValidationError as error:
         words = ", ".join(f"{path} {shown(value)}" for path, value in options.items())
         raise UserError(explain(error, f"setting {words}")) from None
-    return Setting({path: _of(config, path) for path in options}, config)
+    return Setting({path: config.get(path) for path in options}, config)
 
 
 def _combined(sweep: SweepConfig, axes: Sequence[Axis], baseline: Setting) -> list[dict[str, Any]]:
@@ -192,11 +189,6 @@ def _takes_integers(sweep: SweepConfig, path: str, given: Range) -> bool:
     """Whether the option is one of integers, which its value in a config shows."""
     whole = given.low == int(given.low) and given.high == int(given.high)
     try:
-        return whole and isinstance(_of(sweep.base.replace(**{path: int(given.low)}), path), int)
+        return whole and isinstance(sweep.base.replace(**{path: int(given.low)}).get(path), int)
     except ValidationError:
         return False  # what is wrong is said of the setting
-
-
-def _of(config: Config, path: str) -> Any:
-    section, _, key = path.rpartition(".")
-    return getattr(getattr(config, section) if section else config, key)
