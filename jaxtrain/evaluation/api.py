@@ -136,7 +136,7 @@ def _gather_classifiers(models: Mapping[str, Any], data: Data, costs: bool) -> G
 
 
 def _predictions(model: Any, test: OpenTestSet) -> Predictions:
-    from jaxtrain.saved_tree import tree_digest
+    from jaxtrain.trees import tree_digest
 
     digest = model.summary.get("params_sha256") or tree_digest(model.fitted.weights["params"])
     return predict(

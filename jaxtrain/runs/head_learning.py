@@ -24,13 +24,13 @@ from jaxtrain.runs.extraction import Extractor
 from jaxtrain.runs.few_shot import FewShot, summarize
 from jaxtrain.runs.learning import Job, Learned
 from jaxtrain.runs.report import head_plan
-from jaxtrain.saved_tree import tree_digest
 from jaxtrain.screen.console import Plan
 from jaxtrain.screen.progress import Counting
 from jaxtrain.training import processes
 from jaxtrain.training.inference import Inference, host_batches
 from jaxtrain.training.parallel import make_strategy
 from jaxtrain.training.state import model_keys, stored_keys
+from jaxtrain.trees import tree_digest
 
 if TYPE_CHECKING:
     from jaxtrain.classifiers.feature_extraction import FEClassifier

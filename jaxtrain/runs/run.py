@@ -24,9 +24,9 @@ from jaxtrain.runs.directory import RunDirectory
 from jaxtrain.runs.learning import Job, Learned, Learning, Part, Pruned
 from jaxtrain.runs.report import Reporter, flat_config, versions
 from jaxtrain.training import processes
-from jaxtrain.training.checkpoints import tree_digest
 from jaxtrain.training.parallel import set_cpu_devices
 from jaxtrain.training.signals import Interrupted, StopRequest
+from jaxtrain.trees import tree_digest
 
 if TYPE_CHECKING:
     from jaxtrain.classifiers.base import BaseClassifier

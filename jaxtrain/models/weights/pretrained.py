@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from jaxtrain.config import ModelConfig
 from jaxtrain.errors import UserError
 from jaxtrain.models.registry import ModelSpec, model_spec
-from jaxtrain.models.weights.convert import Tree, convert, flatten, float32
+from jaxtrain.models.weights.convert import convert, float32
 from jaxtrain.models.weights.sources import find
 from jaxtrain.models.weights.tables import TABLES
+from jaxtrain.trees import Tree, flat, tree_digest
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,6 @@ def load_pretrained(weights: str, model: ModelConfig | None = None) -> Pretraine
         UserError: there is nothing there, it cannot be told for which model it is, it is for another one, or arrays
             are missing, left over or of the wrong shape.
     """
-    from jaxtrain.saved_tree import tree_digest
-
     model = model or ModelConfig()
     found = find(weights)
     about = found.about
@@ -72,7 +71,7 @@ def load_pretrained(weights: str, model: ModelConfig | None = None) -> Pretraine
     size, channels = about.image_size, about.channels
     if found.tree is not None:
         params, state = float32(found.tree["params"]), float32(found.tree["model_state"])
-        leaves = {path: leaf.shape for path, leaf in flatten(params)}
+        leaves = {path: leaf.shape for path, leaf in flat(params).items()}
         classes = leaves.get("head/kernel", (0,))[-1]
         family = TABLES.get(spec.family)
         if family is not None and family.stem in leaves:

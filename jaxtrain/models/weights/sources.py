@@ -15,11 +15,11 @@ import numpy as np
 
 from jaxtrain.errors import RunError, UserError, nearest
 from jaxtrain.files import reason
-from jaxtrain.models.weights.convert import flatten
 from jaxtrain.models.weights.descriptions import Description, describe, describe_name
 from jaxtrain.models.weights.hub import WEIGHTS, Get, folder_files, hub_files, read_json, weight_files
 from jaxtrain.models.weights.layout import Arrays
 from jaxtrain.models.weights.torch_file import read_torch_file
+from jaxtrain.trees import flat
 
 OURS = "jaxtrain"
 """Key of the metadata that `export_timm` leaves in a file."""
@@ -39,7 +39,7 @@ class Found:
 def find(weights: str) -> Found:
     """Reads the source that a string names; UserError where there is none or it holds anything but numbers."""
     found = _read(weights)
-    for name, leaf in flatten(found.arrays if found.tree is None else found.tree):
+    for name, leaf in flat(found.arrays if found.tree is None else found.tree).items():
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not _is_numeric(np.dtype(dtype)):
             what = f"a {type(leaf).__name__}" if dtype is None else f"one of {dtype}"
