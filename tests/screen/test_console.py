@@ -106,6 +106,23 @@ def test_plain_lines_come_with_evaluations_and_else_every_ten_seconds(fake_clock
     assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/10", "10/10"]
 
 
+def test_images_are_counted_under_a_title(fake_clock):
+    out = io.StringIO()
+    with Progress(title="embedding train", file=out) as bar:
+        for done in range(200, 1001, 100):  # 200 were there before; 5 s for 100
+            bar.count(done, 1000)
+            fake_clock.now += 5.0
+    first, *_, last = out.getvalue().splitlines()
+    assert first.startswith("embedding train  200/1,000")
+    assert last == "embedding train  1,000/1,000  20 img/s  0:00:40 in all"
+    out = io.StringIO()
+    with Progress(title="embedding train", quiet=True, file=out) as bar:
+        bar.count(1, 1)
+    with Progress(title="never begun", file=out):
+        pass
+    assert out.getvalue() == ""
+
+
 def test_time_left_follows_the_pace(fake_clock):
     out = io.StringIO()
     train(out, fake_clock, until=400)
