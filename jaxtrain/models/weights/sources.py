@@ -137,7 +137,6 @@ def _torch_arrays(path: Path) -> tuple[Arrays, Description]:
 
 
 def _safetensors(path: Path) -> tuple[Arrays, Description]:
-    import ml_dtypes  # noqa: F401 (makes NumPy know bfloat16)
     from safetensors import SafetensorError, safe_open
 
     try:
