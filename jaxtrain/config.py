@@ -449,6 +449,13 @@ class TrackingConfig(Section):
 
 TECHNIQUE_SECTIONS = {"features": "fe", "head": "fe", "finetune": "ft"}
 """Sections that one technique alone has."""
+FREE_ON_RESUME = (
+    *("name", "run_dir", "tracking", "checkpoint", "parallel"),
+    *("train.log_every", "train.steps_per_call", "train.microbatch", "train.hang_minutes"),
+    *("train.on_nonfinite", "train.nonfinite_limit", "data.dir", "data.workers", "data.prefetch"),
+    *("features.store", "features.batch_size"),
+)
+"""Options and sections that may differ when a run is continued: they do not decide what is learned."""
 
 
 class Config(Section):

@@ -6,10 +6,11 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from jaxtrain.errors import RunError
 
@@ -61,6 +62,21 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# --- names
+
+
+def run_name(text: str) -> str:
+    """A name for a folder: of a path its last part, and only letters, digits, `.`, `_` and `-`.
+
+    >>> run_name("folder:/data/my cats-resnet18"), run_name("tfds:mnist/x:3.0.1"), run_name("../..")
+    ('my-cats-resnet18', 'mnist-x-3.0.1', 'run')
+    """
+    kind, colon, rest = text.partition(":")
+    if colon:
+        text = PurePosixPath(rest).name if kind in ("folder", "idx", "npz") else rest
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._")[:80] or "run"
 
 
 # --- locks

@@ -9,6 +9,7 @@ from typing import Any, cast
 from numpy.typing import ArrayLike
 
 from jaxtrain.config import DataConfig, chosen
+from jaxtrain.data.arrays import as_source, encode_labels
 from jaxtrain.data.base import ArraySource, Dataset
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import UserError
@@ -23,6 +24,7 @@ from jaxtrain.evaluation.robustness import corruption_accuracy
 from jaxtrain.evaluation.runs import Gathered, gather
 from jaxtrain.evaluation.significance import MARGIN
 from jaxtrain.evaluation.statistics import RESAMPLES
+from jaxtrain.trees import tree_digest
 
 Data = str | DataConfig | Dataset | tuple[ArrayLike, ArrayLike]
 
@@ -136,8 +138,6 @@ def _gather_classifiers(models: Mapping[str, Any], data: Data, costs: bool) -> G
 
 
 def _predictions(model: Any, test: OpenTestSet) -> Predictions:
-    from jaxtrain.trees import tree_digest
-
     digest = model.summary.get("params_sha256") or tree_digest(model.fitted.weights["params"])
     return predict(
         cast(Predictor, model), test, technique=model.technique, model=model.model_name, params_sha256=digest
@@ -152,8 +152,6 @@ def _dataset(data: Data, model: Any) -> Dataset:
         data = DataConfig(name=data)
     if isinstance(data, DataConfig):
         return load_dataset(data)
-    from jaxtrain.data.arrays import as_source, encode_labels
-
     images, labels = data
     channels = chosen(model.config.data.channels)
     source = as_source(images, channels=channels)

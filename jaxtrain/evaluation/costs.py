@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import ImageSource
+from jaxtrain.data.decode import read_image
+from jaxtrain.data.transforms import center_crop_resize
 from jaxtrain.files import write_text
 
 BATCHES = (1, 8, 32, 128, 512)
@@ -169,9 +171,6 @@ def _memory(compiled: Any) -> float:
 
 def _decoding(config: Config, source: ImageSource) -> float:
     """Images a second, in one thread."""
-    from jaxtrain.data.decode import read_image
-    from jaxtrain.data.transforms import center_crop_resize
-
     data = config.data
 
     def decode(place: int) -> None:

@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import TrackingConfig
 from jaxtrain.data.base import Dataset, ImageSource
-from jaxtrain.data.digest import digest_of_test_set, image_ids
+from jaxtrain.data.digest import digest_of_test_set, duplicates, image_ids
 from jaxtrain.errors import RunError, UserError, nearest
+from jaxtrain.evaluation import plots
 from jaxtrain.evaluation.calibration import fit_temperature
 from jaxtrain.evaluation.looks import count_look
 from jaxtrain.evaluation.metrics import classification_metrics, confusion_matrix, outcomes, per_class_table, softmax
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.statistics import RESAMPLES, Interval, Resampled, intervals, resample
 from jaxtrain.files import write_text
+from jaxtrain.tracking import Tracker
 
 if TYPE_CHECKING:
     from jaxtrain.tracking import TrackerReport
@@ -221,8 +223,6 @@ def track_evaluation(
     keeps lies under `folder`, apart for each model and test set, so the same evaluation, tracked again,
     continues its run. `metrics` are stored besides the evaluation's own, such as costs.
     """
-    from jaxtrain.tracking import Tracker
-
     about = _about(evaluation.predictions)
     own = {key: str(about[key]) for key in ("technique", "model", "dataset", "params_sha256", "test_digest")}
     own["kind"] = "evaluation"
@@ -267,8 +267,6 @@ def _order_of_classes(known: tuple[str, ...], dataset: Dataset) -> list[int]:
 
 def find_duplicates(test_set: OpenTestSet) -> dict[str, list[tuple[int, int]]]:
     """Exact duplicates between test and other images, warned about."""
-    from jaxtrain.data.digest import duplicates
-
     dataset, test = test_set.dataset, test_set.images
     found = {}
     for name, source in (("training", dataset.train), ("validation", dataset.val)):
@@ -313,8 +311,6 @@ def write_evaluation(
     folder: Path,
 ) -> tuple[Path, ...]:
     """Write `predictions.npz`, `metrics.json`, `per_class.csv` and `confusion_matrix.png`; returns their paths."""
-    from jaxtrain.evaluation import plots
-
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / name for name in ("predictions.npz", "metrics.json", "per_class.csv", "confusion_matrix.png")]
     predictions.save(files[0])

@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.base import ArraySource, Images, ImageSource
+from jaxtrain.data.decode import read_image
 from jaxtrain.data.splits import stratified_subset
+from jaxtrain.data.transforms import center_crop_resize
 from jaxtrain.evaluation.evaluate import Predictor
 
 if TYPE_CHECKING:
@@ -243,9 +245,6 @@ CORRUPTIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
 
 
 def _as_array(images: ImageSource, side: int) -> ArraySource:
-    from jaxtrain.data.decode import read_image
-    from jaxtrain.data.transforms import center_crop_resize
-
     if len(images) > MAX_IMAGES:
         images = images.select(stratified_subset(images.labels, MAX_IMAGES, 0))
     if isinstance(images, ArraySource):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxtrain.config import Config, DataConfig, TrackingConfig
+from jaxtrain.config import FREE_ON_RESUME, Config, DataConfig, TrackingConfig
 from jaxtrain.config_io import load_config
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import JaxtrainError, UserError
@@ -31,7 +31,8 @@ from jaxtrain.evaluation.evaluate import (
 from jaxtrain.evaluation.looks import count_look
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.report import FILES, Report
-from jaxtrain.runs.directory import FREE_ON_RESUME, run_name
+from jaxtrain.files import run_name
+from jaxtrain.tracking import Journal, Tracker
 
 _log = logging.getLogger(__name__)
 
@@ -186,8 +187,6 @@ def track_report(report: Report, folder: Path, config: TrackingConfig, ids: Sequ
 
     `ids` are those of the evaluations that it compares. Returns the id of the MLflow run.
     """
-    from jaxtrain.tracking import Tracker
-
     comparison = report.comparison
     predictions = comparison.predictions
     tracker = Tracker.start(
@@ -293,8 +292,6 @@ def _unique_names(runs: Sequence[Run]) -> list[str]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    from jaxtrain.tracking import Journal
-
     try:
         return Journal(path).records()
     except JaxtrainError as error:

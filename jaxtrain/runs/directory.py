@@ -7,32 +7,22 @@ import itertools
 import json
 import logging
 import os
-import re
 import socket
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from jaxtrain.config import Config, put
+from jaxtrain.config import FREE_ON_RESUME, Config, put
 from jaxtrain.config_io import dump_config, explain, load_config
 from jaxtrain.errors import RunError, UserError
-from jaxtrain.files import open_lock, take_lock, temporary_name, write_text
+from jaxtrain.files import open_lock, run_name, take_lock, temporary_name, write_text
 
 _LOCK, _CONFIG = "run.lock", "config.yaml"
-_PATH_SOURCES = ("folder", "idx", "npz")
 _log = logging.getLogger(__name__)
-
-FREE_ON_RESUME = (
-    *("name", "run_dir", "tracking", "checkpoint", "parallel"),
-    *("train.log_every", "train.steps_per_call", "train.microbatch", "train.hang_minutes"),
-    *("train.on_nonfinite", "train.nonfinite_limit", "data.dir", "data.workers", "data.prefetch"),
-    *("features.store", "features.batch_size"),
-)
-"""Options and sections that may differ when a run is continued: they do not decide what is learned."""
 
 
 class Summary(BaseModel):
@@ -216,18 +206,6 @@ class RunDirectory:
                 (self.path / _LOCK).unlink()
                 self.path.rmdir()
         self._lock.release()
-
-
-def run_name(text: str) -> str:
-    """A name for a folder: of a path its last part, and only letters, digits, `.`, `_` and `-`.
-
-    >>> run_name("folder:/data/my cats-resnet18"), run_name("tfds:mnist/x:3.0.1"), run_name("../..")
-    ('my-cats-resnet18', 'mnist-x-3.0.1', 'run')
-    """
-    kind, colon, rest = text.partition(":")
-    if colon:
-        text = PurePosixPath(rest).name if kind in _PATH_SOURCES else rest
-    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._")[:80] or "run"
 
 
 class _Lock:

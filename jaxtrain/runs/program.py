@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxtrain.config import Config, put
-from jaxtrain.runs.directory import FREE_ON_RESUME
+from jaxtrain.config import FREE_ON_RESUME, Config, put
 from jaxtrain.runs.resolve import total_steps
 from jaxtrain.training.drop_rates import RATES, WithDropRates
 from jaxtrain.training.inference import Inference

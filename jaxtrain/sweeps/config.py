@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from jaxtrain.config import Config, Count, Positive, Section
 from jaxtrain.config_io import config_from, explain, load_config, read_yaml
 from jaxtrain.errors import UserError, nearest
-from jaxtrain.runs.directory import run_name
+from jaxtrain.files import run_name
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 

@@ -11,6 +11,7 @@ from jaxtrain.evaluation.page import MAX_ROWS, Cell, picture, render_template
 from jaxtrain.sweeps import plots
 from jaxtrain.sweeps.report import in_words
 from jaxtrain.sweeps.results import Estimate, Ranked, Results, category
+from jaxtrain.version import __version__
 
 Table = tuple[list[str], list[list[Cell]]]
 
@@ -76,8 +77,6 @@ def warnings(found: Results) -> list[str]:
 
 
 def _facts(found: Results) -> list[tuple[str, str]]:
-    from jaxtrain import __version__
-
     sweep = found.sweep
     done = sum(one.value is not None for one in found.outcomes)
     seconds = sum(float(one.summary.get("wall_seconds") or 0.0) for one in found.outcomes)

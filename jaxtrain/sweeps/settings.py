@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from jaxtrain.config import Config
+from jaxtrain.config import FREE_ON_RESUME, Config
 from jaxtrain.config_io import explain, nearest_option, option_paths
 from jaxtrain.errors import UserError
-from jaxtrain.runs.directory import FREE_ON_RESUME, run_name
+from jaxtrain.files import run_name
 from jaxtrain.sweeps.config import Range, SweepConfig
 
 _NEVER = ("quiet", *FREE_ON_RESUME)

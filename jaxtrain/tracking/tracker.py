@@ -29,6 +29,7 @@ from jaxtrain.config import TrackingConfig
 from jaxtrain.errors import UserError
 from jaxtrain.redact import redact, redact_command, redact_option
 from jaxtrain.tracking.journal import Journal
+from jaxtrain.tracking.model import default_requirements
 from jaxtrain.tracking.outbox import JOURNAL, OUTBOX, State, append_request, first_start
 from jaxtrain.tracking.process import Sidecar, sidecar
 from jaxtrain.tracking.provenance import process_identity
@@ -163,8 +164,6 @@ class Tracker:
         `label`, `probability` and `probabilities`. `model_dir` is a folder that `jaxtrain.load` reads, left
         in place until it was sent; `example` is one or a few images.
         """
-        from jaxtrain.tracking.model import default_requirements
-
         if example.dtype != np.uint8 or example.ndim != 4:
             raise ValueError(f"example: uint8[n, height, width, channels] expected, got {example.dtype}{example.shape}")
         if self.uri is None:

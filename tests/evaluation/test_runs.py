@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-import jaxtrain.tracking
 from jaxtrain.config import Config, DataConfig, TrackingConfig
 from jaxtrain.config_io import dump_config
 from jaxtrain.data.digest import digest_of_test_set
@@ -223,7 +222,8 @@ class FakeTracker:
 
 def test_each_model_and_the_report_are_runs_in_benchmark(tmp_path, loaded, monkeypatch):
     FakeTracker.started = []
-    monkeypatch.setattr(jaxtrain.tracking, "Tracker", FakeTracker, raising=False)
+    for user in ("evaluate", "runs"):
+        monkeypatch.setattr(f"jaxtrain.evaluation.{user}.Tracker", FakeTracker)
     gathered = gather([make_run(tmp_path, f"m{i}", seed=i) for i in range(2)], loaded)
     comparison = compare(gathered.candidates, resamples=100)
     ids = track(gathered, comparison, TrackingConfig())

@@ -14,8 +14,9 @@ import pytest
 from jaxtrain.config import CheckpointConfig, Config, FinetuneConfig, OptimizerConfig, TrainConfig
 from jaxtrain.config_io import load_config
 from jaxtrain.errors import RunError, UserError
+from jaxtrain.files import run_name
 from jaxtrain.runs import directory as run_directory
-from jaxtrain.runs.directory import RunDirectory, run_name
+from jaxtrain.runs.directory import RunDirectory
 
 SUMMARY: dict[str, Any] = {
     **{"technique": "pt", "model": "cnn_small", "dataset": "digits", "classes": 10, "steps": 100},

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxtrain.config import Config
 from jaxtrain.errors import RunError, UserError, nearest
 from jaxtrain.files import reason
 from jaxtrain.models.weights.descriptions import Description, describe, describe_name
 from jaxtrain.models.weights.hub import WEIGHTS, Get, folder_files, hub_files, read_json, weight_files
 from jaxtrain.models.weights.layout import Arrays
 from jaxtrain.models.weights.torch_file import read_torch_file
+from jaxtrain.saved_tree import load_tree
 from jaxtrain.trees import flat
 
 OURS = "jaxtrain"
@@ -201,9 +203,6 @@ def _folder(path: Path) -> Found:
 
 def _saved_model(folder: Path) -> Found:
     """The model of a finished run: its best parameters, averaged ones where the run had them."""
-    from jaxtrain.config import Config
-    from jaxtrain.saved_tree import load_tree
-
     weights, meta = load_tree(folder)
     try:
         config = Config.model_validate(meta["config"])
