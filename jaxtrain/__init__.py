@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from jaxtrain.version import __version__
+
 if TYPE_CHECKING:
     from jaxtrain.classifiers.base import BaseClassifier
     from jaxtrain.classifiers.benchmark import benchmark
@@ -32,7 +34,6 @@ _HOMES = {
     "load": "jaxtrain.classifiers.files",
 }
 
-__version__ = "0.1.0"
 __all__ = [
     "BaseClassifier",
     "Callback",
@@ -43,6 +44,7 @@ __all__ = [
     "PTClassifier",
     "RunError",
     "UserError",
+    "__version__",
     "benchmark",
     "create_model",
     "list_models",
@@ -57,4 +59,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return __all__

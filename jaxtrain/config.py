@@ -6,6 +6,8 @@ directory's `config.yaml`, which is enough to repeat the run.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -475,6 +477,13 @@ class OwnConfig(Section):
 
 TECHNIQUE_SECTIONS = {"features": "fe", "head": "fe", "finetune": "ft"}
 """Sections that one technique alone has."""
+FREE_ON_RESUME = (
+    *("name", "run_dir", "tracking", "checkpoint", "parallel"),
+    *("train.log_every", "train.steps_per_call", "train.microbatch", "train.hang_minutes"),
+    *("train.on_nonfinite", "train.nonfinite_limit", "data.dir", "data.workers", "data.prefetch"),
+    *("features.store", "features.batch_size"),
+)
+"""Options and sections that may differ when a run is continued: they do not decide what is learned."""
 
 
 class Config(Section):
@@ -522,22 +531,27 @@ class Config(Section):
             raise ValueError("model.weights is an option of techniques fe and ft: pt starts from a seed")
         return self
 
+    def get(self, path: str) -> Any:
+        """The value of an option, or a section, named as on the command line: `config.get("train.epochs")`."""
+        return functools.reduce(getattr, path.split("."), self)
+
     def replace(self, **changes: Any) -> Config:
         """A copy with changed options, named as on the command line: `config.replace(**{"train.epochs": 3})`."""
         tree = self.model_dump()
         for path, value in changes.items():
-            *sections, key = path.split(".")
-            node = tree
-            for section in sections:
-                node = node[section]
-            node[key] = value
+            put(tree, path, value)
         return Config.model_validate(tree)
 
+    def without(self, paths: Iterable[str]) -> dict[str, Any]:
+        """The options as JSON has them, except for these options and sections."""
+        tree = self.model_dump(mode="json")
+        for path in paths:
+            section, _, key = path.rpartition(".")
+            (tree[section] if section else tree).pop(key)
+        return tree
 
-FREE_ON_RESUME = (
-    *("name", "run_dir", "tracking", "checkpoint", "parallel"),
-    *("train.log_every", "train.steps_per_call", "train.microbatch", "train.hang_minutes"),
-    *("train.on_nonfinite", "train.nonfinite_limit", "data.dir", "data.workers", "data.prefetch"),
-    *("features.store", "features.batch_size"),
-)
-"""Options and sections that may differ when a run is continued: they do not decide what is learned."""
+
+def put(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Sets an option, named as on the command line, in a dumped config."""
+    section, _, key = path.rpartition(".")
+    (tree[section] if section else tree)[key] = value

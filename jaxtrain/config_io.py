@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from jaxtrain.config import TECHNIQUE_SECTIONS, Config, Section
 from jaxtrain.errors import UserError, nearest
+from jaxtrain.redact import redact
 
 RECIPES = Path(__file__).with_name("recipes")
 """Folder of the config files that come with the package."""
@@ -26,8 +27,6 @@ def dump_config(config: Config) -> str:
 
 def without_passwords(config: Config) -> Config:
     """The same, with what is secret in the tracking URI replaced by `***`."""
-    from jaxtrain.redact import redact
-
     uri = config.tracking.uri
     return config if uri is None or redact(uri) == uri else config.replace(**{"tracking.uri": redact(uri)})
 

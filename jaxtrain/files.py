@@ -1,17 +1,59 @@
-"""Files that survive a kill and a power cut, and errors of the disk in one line."""
+"""Files that survive a kill and a power cut, locks between processes, and errors of the disk in one line."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import re
 import shutil
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+
+from jaxtrain.errors import RunError
 
 _PATH_SOURCES = ("folder", "idx", "npz")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What `flock` fails with on a file system that has no locks."""
+
+# --- whole or not at all
+
+
+def temporary_name(path: Path) -> Path:
+    """Where a file lies until it is complete. What a kill leaves there is overwritten by the next write."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
+    """The name to write a file under; it becomes `path` when the block ends without an error.
+
+    After a kill at any moment there is the old file or the new one; with `flush` after a power cut too. One process
+    at a time may write to a path.
+    """
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        if flush:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if flush:
+            flush_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole, or as it was before. Raises RunError where it cannot be written."""
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def flush_folder(folder: Path) -> None:
@@ -21,6 +63,86 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# --- names
+
+
+def run_name(text: str) -> str:
+    """A name for a folder: of a path its last part, and only letters, digits, `.`, `_` and `-`.
+
+    >>> run_name("folder:/data/my cats-resnet18"), run_name("tfds:mnist/x:3.0.1"), run_name("../..")
+    ('my-cats-resnet18', 'mnist-x-3.0.1', 'run')
+    """
+    kind, colon, rest = text.partition(":")
+    if colon:
+        text = PurePosixPath(rest).name if kind in ("folder", "idx", "npz") else rest
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._")[:80] or "run"
+
+
+# --- locks
+
+
+def open_lock(path: Path) -> int:
+    """The descriptor of a file that is locked or claimed, made where it is missing; a link is not followed."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def take_lock(descriptor: int) -> bool | None:
+    """Whether the lock on an open file is ours now; None where the file system has no locks.
+
+    It ends when the descriptor is closed, or with the process. Raises OSError.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+    return True
+
+
+def share_lock(descriptor: int) -> None:
+    """Holds off `take_lock` of others until the descriptor is closed, after waiting for one that has it."""
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
+def try_lock(path: Path, unlocked: Callable[[], None] = lambda: None) -> int | None:
+    """A descriptor that holds the lock until it is closed, or None where another process holds it.
+
+    Where the file system has no locks it holds none, and `unlocked` is called.
+    """
+    descriptor = open_lock(path)
+    try:
+        held = take_lock(descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
+    if held is False:
+        os.close(descriptor)
+        return None
+    if held is None:
+        unlocked()
+    return descriptor
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, timeout: float = 120.0) -> Iterator[None]:
+    """Holds a lock between processes; the system releases it when its holder dies. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout
+    while (held := try_lock(path)) is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path} is locked by another process")
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+# --- errors
 
 
 def reason(error: BaseException, folder: Path | None = None, need: int = 0) -> str:
@@ -33,15 +155,3 @@ def reason(error: BaseException, folder: Path | None = None, need: int = 0) -> s
         free = shutil.disk_usage(folder).free
         return f"no space on the disk: {need:,} bytes needed, {free:,} free; free some, then run the same again"
     return text or type(error).__name__
-
-
-def folder_name(text: str) -> str:
-    """A name for a folder: of a path its last part, and only letters, digits, `.`, `_` and `-`.
-
-    >>> folder_name("folder:/data/my cats-resnet18"), folder_name("tfds:mnist/x:3.0.1"), folder_name("../..")
-    ('my-cats-resnet18', 'mnist-x-3.0.1', 'run')
-    """
-    kind, colon, rest = text.partition(":")
-    if colon:
-        text = PurePosixPath(rest).name if kind in _PATH_SOURCES else rest
-    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._")[:80] or "run"

@@ -25,13 +25,9 @@ from numpy.typing import NDArray
 
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import flush_folder, reason
+from jaxtrain.trees import Keys, Tree, array_digest, arrays, leaf_name, leaves, nest
 
-Tree = dict[Any, Any]
-"""Nested dicts with string or integer keys, as `nnx.to_pure_dict` makes them; the leaves are NumPy arrays
-(also 0-d, empty, bfloat16)."""
-Keys = tuple[str | int, ...]
 Leaves = dict[Keys, NDArray[Any]]
-_Shapes = dict[Keys, tuple[str, tuple[int, ...]]]
 
 _FORMAT = 1
 _STATE, _META = "state", "meta.json"
@@ -52,7 +48,7 @@ def save_tree(path: Path, tree: Tree, meta: Mapping[str, Any]) -> None:
         UserError: `path` is something else.
     """
     path = Path(path).absolute()
-    leaves = _flatten(tree)
+    leaves = arrays(tree)
     temporary, replaced = _temporary(path), _replaced(path)
     if os.path.lexists(path) and not (path / _META).is_file():
         raise UserError(f"{path} exists and is no saved model or checkpoint; choose another path")
@@ -73,17 +69,13 @@ def save_tree(path: Path, tree: Tree, meta: Mapping[str, Any]) -> None:
         raise RunError(f"{path} could not be saved: {reason(error, path.parent, need)}") from error
 
 
-def load_tree(path: Path, template: Tree | None = None) -> tuple[Tree, dict[str, Any]]:
+def load_tree(path: Path) -> tuple[Tree, dict[str, Any]]:
     """The arrays and JSON values of a folder that `save_tree` wrote.
-
-    Args:
-        path: the folder.
-        template: a tree of arrays (or of anything with shape and dtype) that the arrays have to look like.
 
     Raises:
         UserError: there is no such folder.
         DamagedError: it is not what was written.
-        RunError: it does not look like `template`, may not be read, or is of another version.
+        RunError: it may not be read, or is of another version.
     """
     path = Path(path).absolute()
     if not path.exists() and _replaced(path).exists():  # killed while it was replaced
@@ -91,21 +83,19 @@ def load_tree(path: Path, template: Tree | None = None) -> tuple[Tree, dict[str,
     if not path.exists():
         raise UserError(f"{path} does not exist")
     body = _verified(path)
-    known = {tuple(leaf): (dtype, tuple(shape)) for leaf, dtype, shape, _ in body["arrays"]}
-    if template is not None:
-        _compare(template, known, path)
-    stored = {leaf for leaf, (_, shape) in known.items() if 0 not in shape}
+    described = {tuple(map(str, keys)): about for keys, *about in body["arrays"]}  # older ones have numbers among them
+    stored = {keys for keys, (_, shape, _) in described.items() if 0 not in shape}
     try:
-        leaves = _orbax_restore(path / _STATE, stored) if stored else {}
+        found = _orbax_restore(path / _STATE, stored) if stored else {}
     except Exception as error:  # the files are as they were written: an older checkpoint would fare no better
         raise RunError(f"{path} could not be read by this version of Orbax: {reason(error)}") from error
-    tree: dict[Keys, Any] = {tuple(empty): {} for empty in body["empty_dicts"]}
-    for leaf, dtype, shape, digest in body["arrays"]:
-        array = leaves[tuple(leaf)] if tuple(leaf) in stored else np.empty(shape, np.dtype(dtype))
-        if (array.dtype.name, list(array.shape), _array_digest(array)) != (dtype, shape, digest):
-            raise DamagedError(f"{path} is damaged: array {_name(leaf)} is not the one that was saved")
-        tree[tuple(leaf)] = array
-    return _nest(tree), body["meta"]
+    tree: dict[Keys, Any] = {tuple(map(str, keys)): {} for keys in body["empty_dicts"]}
+    for keys, (dtype, shape, digest) in described.items():
+        array = found[keys] if keys in stored else np.empty(shape, np.dtype(dtype))
+        if (array.dtype.name, list(array.shape), array_digest(array)) != (dtype, shape, digest):
+            raise DamagedError(f"{path} is damaged: array {leaf_name(keys)} is not the one that was saved")
+        tree[keys] = array
+    return nest(tree), body["meta"]
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -139,90 +129,13 @@ def _recover(path: Path) -> None:
             os.rename(_replaced(path), path)
 
 
-def tree_digest(tree: Tree) -> str:
-    """SHA-256 over name, dtype, shape and bytes of all leaves, in the order of their names."""
-    digest = hashlib.sha256()
-    for path, leaf in _flatten(tree).items():
-        digest.update(json.dumps([path, leaf.dtype.name, leaf.shape]).encode())
-        digest.update(_array_digest(leaf).encode())
-    return digest.hexdigest()
-
-
-# --- trees ----------------------------------------------------------------------------------------
-
-
-def _flatten(tree: Tree, prefix: Keys = ()) -> Leaves:
-    """Leaves by path, sorted; little-endian and contiguous."""
-    leaves: Leaves = {}
-    if len({str(key) for key in tree}) < len(tree):
-        raise TypeError(f"{_name(prefix)}: two keys of a saved tree read the same")
-    for key in tree:
-        if type(key) not in (str, int):
-            raise TypeError(f"{_name(prefix)}: the keys of a saved tree are strings or integers, not {key!r}")
-        path, value = (*prefix, key), tree[key]
-        if isinstance(value, Mapping):
-            leaves |= _flatten(dict(value), path)
-            continue
-        if not isinstance(value, (np.ndarray, np.generic)):
-            raise TypeError(f"{_name(path)}: a saved tree holds NumPy arrays, not {type(value).__name__}")
-        leaf = np.asarray(value, order="C")
-        if leaf.dtype.hasobject or leaf.dtype.kind in "USmM":
-            raise TypeError(f"{_name(path)}: a saved tree holds numbers, not {leaf.dtype}")
-        leaves[path] = leaf.astype(leaf.dtype.newbyteorder("<"), copy=False)
-    return dict(sorted(leaves.items(), key=lambda item: [str(key) for key in item[0]]))
-
-
-def _empty_dicts(tree: Mapping[Any, Any], prefix: Keys = ()) -> list[list[str | int]]:
+def _empty_dicts(tree: Mapping[str, Any], prefix: Keys = ()) -> list[Keys]:
     """Paths of the dicts that hold nothing: part of the structure, but without a leaf."""
-    found = [list(prefix)] if prefix and not tree else []
-    for key in sorted(tree, key=str):
+    found = [prefix] if prefix and not tree else []
+    for key in sorted(tree):
         if isinstance(tree[key], Mapping):
             found += _empty_dicts(tree[key], (*prefix, key))
     return found
-
-
-def _nest(leaves: Mapping[Keys, Any]) -> Tree:
-    tree: Tree = {}
-    for path, leaf in leaves.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = leaf
-    return tree
-
-
-def _name(path: Keys) -> str:
-    return "/".join(str(key) for key in path)
-
-
-def _array_digest(array: NDArray[Any]) -> str:
-    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
-
-
-def _compare(template: Tree, arrays: _Shapes, path: Path) -> None:
-    """Raises RunError naming the first few leaves in which a checkpoint differs from what the run expects."""
-    expected: _Shapes = {}
-
-    def visit(node: Mapping[str, Any], prefix: Keys) -> None:
-        for key, value in node.items():
-            if isinstance(value, Mapping):
-                visit(value, (*prefix, key))
-            else:
-                expected[(*prefix, key)] = (np.dtype(value.dtype).name, tuple(value.shape))
-
-    visit(template, ())
-    differences = [f"missing {_name(leaf)}" for leaf in expected.keys() - arrays.keys()]
-    differences += [f"unexpected {_name(leaf)}" for leaf in arrays.keys() - expected.keys()]
-    for leaf in expected.keys() & arrays.keys():
-        if expected[leaf] != arrays[leaf]:
-            (want_dtype, want_shape), (dtype, shape) = expected[leaf], arrays[leaf]
-            differences.append(
-                f"{_name(leaf)} is {dtype}{list(shape)} where the run has {want_dtype}{list(want_shape)}"
-            )
-    if differences:
-        shown = "; ".join(sorted(differences)[:4])
-        more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
-        raise RunError(f"{path} does not fit this model and optimizer: {shown}{more}")
 
 
 # --- one folder -----------------------------------------------------------------------------------
@@ -230,14 +143,14 @@ def _compare(template: Tree, arrays: _Shapes, path: Path) -> None:
 
 def _write_folder(path: Path, tree: Tree, leaves: Leaves, meta: Mapping[str, Any]) -> None:
     path.mkdir()
-    stored = {leaf: array for leaf, array in leaves.items() if array.size}  # Orbax refuses empty arrays
-    arrays = [[leaf, array.dtype.name, array.shape, _array_digest(array)] for leaf, array in leaves.items()]
+    stored = {keys: leaf for keys, leaf in leaves.items() if leaf.size}  # Orbax refuses empty arrays
+    described = [[keys, leaf.dtype.name, leaf.shape, array_digest(leaf)] for keys, leaf in leaves.items()]
     if stored:
         _orbax_save(path / _STATE, stored)
     body = {
         "format": _FORMAT,
         "meta": dict(meta),
-        "arrays": arrays,
+        "arrays": described,
         "empty_dicts": _empty_dicts(tree),
         "files": {name: _file_digest(path / name, flush=True) for name in _files(path)},
     }
@@ -320,7 +233,7 @@ def _file_digest(path: Path, flush: bool = False) -> str:
 
 def _orbax_key(path: Keys) -> Keys:
     """Orbax joins keys with dots: {"a.b": x} and {"a": {"b": x}} would be one file."""
-    return tuple(quote(str(key), safe=" ").replace(".", "%2E") for key in path)
+    return tuple(quote(key, safe=" ").replace(".", "%2E") for key in path)
 
 
 def _handler() -> Any:
@@ -341,27 +254,22 @@ def _orbax_save(path: Path, leaves: Leaves) -> None:
     with _quiet():
         handler = _handler()
         path.mkdir()
-        tree = _nest({_orbax_key(name): leaf for name, leaf in leaves.items()})
+        tree = nest({_orbax_key(keys): leaf for keys, leaf in leaves.items()})
         handler.save(path, args=ocp.args.PyTreeSave(tree))
         handler.finalize(path)
         handler.close()
 
 
-def _orbax_restore(path: Path, names: set[Keys]) -> Leaves:
+def _orbax_restore(path: Path, stored: set[Keys]) -> Leaves:
     import orbax.checkpoint as ocp
 
     with _quiet():
         handler = _handler()
-        as_numpy = _nest({_orbax_key(name): ocp.RestoreArgs(restore_type=np.ndarray) for name in names})
+        as_numpy = nest({_orbax_key(keys): ocp.RestoreArgs(restore_type=np.ndarray) for keys in stored})
         tree = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
         handler.close()
-    leaves: Leaves = {}
-    for name in names:
-        node = tree
-        for key in _orbax_key(name):
-            node = node[key]
-        leaves[name] = np.asarray(node)
-    return leaves
+    found = leaves(tree)
+    return {keys: np.asarray(found[_orbax_key(keys)]) for keys in stored}
 
 
 @contextlib.contextmanager

@@ -103,3 +103,11 @@ def test_nonsense_is_refused(wrong: dict) -> None:
 def test_truth_values_are_for_switches() -> None:
     assert Config.model_validate({"model": {"remat": True}}).model.remat is True
     assert TrainConfig(steps=None).steps is None
+
+
+def test_options_by_path() -> None:
+    config = Config(seed=3)
+    assert (config.get("seed"), config.get("train.label_smoothing")) == (3, config.train.label_smoothing)
+    rest = config.without(("seed", "train.label_smoothing", "tracking"))
+    assert "label_smoothing" not in rest["train"]
+    assert config.model_dump(mode="json").keys() - rest.keys() == {"seed", "tracking"}

@@ -23,7 +23,7 @@ from jaxtrain.evaluation.report import Report
 from jaxtrain.evaluation.runs import Gathered, gather, make_report
 from jaxtrain.evaluation.significance import MARGIN
 from jaxtrain.evaluation.statistics import RESAMPLES
-from jaxtrain.saved_tree import tree_digest
+from jaxtrain.trees import tree_digest
 
 Data = str | DataConfig | Dataset | tuple[ArrayLike, ArrayLike]
 

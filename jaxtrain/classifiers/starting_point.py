@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.errors import UserError
+from jaxtrain.files import write_text
 from jaxtrain.models.weights import Adapted, Pretrained
-from jaxtrain.runs.directory import write_text
 from jaxtrain.training.state import Tree
 
 _RECORD = "weights.json"

@@ -1,36 +1,68 @@
-"""Digests of splits: what exactly was trained on, and which test images also stand in the training set."""
+"""Digests of images and splits: what exactly was trained or tested on, and which test images are in the training set.
+
+Each is kept in files (keys of embeddings, predictions, checkpoints), so none of them may change.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxtrain.data.base import FileSource, Images, ImageSource
+from jaxtrain.data.base import ArraySource, FileSource, Images, ImageSource, Labels
 from jaxtrain.data.scan import parallel
 from jaxtrain.data.splits import Indices
 
 
-def fingerprint(split: ImageSource, *, workers: int = 8) -> str:
-    """SHA-256 of a split's labels and images in their order, as hexadecimal.
+def images_fingerprint(split: ImageSource, *, workers: int = 8) -> str:
+    """SHA-256 (hex) of a split's images in their order; the same for images that were labelled anew.
 
     Images count as their source holds them: the bytes of an encoded file, or shape and pixels of an array.
     """
-    return _fingerprint(split, np.asarray(split.labels, "<i4").tobytes(), workers)
-
-
-def images_fingerprint(split: ImageSource, *, workers: int = 8) -> str:
-    """As `fingerprint`, without the labels: the same for images that were labelled anew."""
-    return _fingerprint(split, b"", workers)
-
-
-def _fingerprint(split: ImageSource, before: bytes, workers: int) -> str:
-    total = hashlib.sha256(before)
+    total = hashlib.sha256()
     for digest in parallel(lambda i: _digest(split.read(i)), len(split), workers):
         total.update(digest)
     return total.hexdigest()
+
+
+def image_id(image: bytes | Images) -> str:
+    """SHA-256 (hex) of an image: of the encoded file, or of the shape and pixels of an array.
+
+    A grey array is the same image with one channel or with three, as models want it.
+    """
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()
+    if image.shape[-1] == 3 and (image == image[..., :1]).all():
+        image = image[..., :1]
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def image_ids(source: ImageSource) -> tuple[str, ...]:
+    """`image_id` of every image, in order; equal images have equal ids."""
+    return tuple(image_id(source.read(index)) for index in range(len(source)))
+
+
+def digest_of_test_set(ids: Iterable[str], labels: Labels, class_names: Sequence[str]) -> str:
+    """SHA-256 (hex) of a test set: which images, each with the name of its class, in whatever order."""
+    lines = sorted(f"{name} {class_names[label]}" for name, label in zip(ids, labels, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def data_digest(source: ImageSource) -> str:
+    """What identifies a split cheaply: the pixels of arrays, the names of files; and the labels."""
+    digest = hashlib.sha256(np.ascontiguousarray(source.labels).tobytes())
+    if isinstance(source, ArraySource):
+        digest.update(np.ascontiguousarray(source.images).data)
+        digest.update(b"" if source.weights is None else source.weights.tobytes())
+    else:
+        for index in range(len(source)):
+            digest.update(source.describe(index).encode())
+    return digest.hexdigest()
 
 
 def duplicates(train: ImageSource, test: ImageSource, *, workers: int = 8) -> list[tuple[int, int]]:

@@ -10,6 +10,8 @@ import numpy as np
 
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource
+from jaxtrain.data.decode import BadImageError, read_image
+from jaxtrain.data.transforms import Interpolation, center_crop_resize, keeps_as_it_is
 from jaxtrain.errors import RunError, UserError
 
 
@@ -49,9 +51,6 @@ def make_resident(dataset: Dataset, config: Config) -> Dataset | None:
 
 def _decoded(source: ImageSource, config: Config, size: int | None, bad: list[str]) -> ArraySource:
     """All images as one array `uint8[images, height, width, channels]`, in threads; `bad` gets what was dropped."""
-    from jaxtrain.data.decode import BadImageError, read_image
-    from jaxtrain.data.transforms import Interpolation, center_crop_resize, keeps_as_it_is
-
     data = config.data
     channels, crop_pct = chosen(data.channels), chosen(data.crop_pct)
     interpolation: Interpolation = chosen(data.interpolation)

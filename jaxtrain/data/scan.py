@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.base import ImageSource
+from jaxtrain.data.decode import BadImageError, image_size_of, read_image
 from jaxtrain.errors import RunError
 
 # Enough for the header of nearly every file, a JPEG's EXIF with a thumbnail included.
@@ -51,8 +52,6 @@ Header = tuple[int, int, bool] | str
 
 def header_of(data: bytes) -> Header:
     """The header of an encoded image, of which only the first part need be given."""
-    from jaxtrain.data.decode import BadImageError, image_size_of
-
     try:
         height, width, mode = image_size_of(data)
     except BadImageError as error:
@@ -103,7 +102,6 @@ def scan_files(paths: Sequence[str], max_pixels: int, workers: int = 16) -> Head
 
 def find_bad_images(source: ImageSource, *, channels: int, max_pixels: int, workers: int = 4) -> dict[int, str]:
     """Decode every image in full: the index and the reason of each that cannot be."""
-    from jaxtrain.data.decode import BadImageError, read_image
 
     def reason(index: int) -> str | None:
         try:

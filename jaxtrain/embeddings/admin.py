@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from jaxtrain.data.scan import parallel
 from jaxtrain.embeddings.files import META, USED, Meta, ShardFiles, is_at, read_meta, refuse_links
 from jaxtrain.errors import RunError, UserError, nearest
-from jaxtrain.files import NO_LOCKS, flush_folder, reason
+from jaxtrain.files import open_lock, reason, replacing, take_lock
 
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
 _PRUNED = ".pruned-"
@@ -84,18 +83,14 @@ def matching(found: Sequence[Entry], prefixes: Sequence[str]) -> list[Entry]:
     return chosen
 
 
-def verify(entry: Entry, progress: Callable[[int, int], None] | None = None) -> list[str]:
+def verify(entry: Entry) -> list[str]:
     """What is damaged, one line each; every byte is read. Shards that are not there yet are no damage."""
     if entry.meta is None:
         return [entry.problem or f"{META} is missing"]
-    files, done = ShardFiles(entry.folder, entry.meta), 0
+    files = ShardFiles(entry.folder, entry.meta)
 
     def problem(shard: int) -> str | None:
-        nonlocal done
         found = files.problem(shard) if files.path(shard).exists() else None
-        done += 1
-        if progress:
-            progress(done, files.meta.shards)
         return found and f"{files.path(shard).name} {found}"
 
     try:
@@ -128,18 +123,12 @@ def export(entry: Entry, path: Path, labels: NDArray[np.integer[Any]] | None = N
         raise UserError(
             f"labels are {labels.dtype}{list(labels.shape)}; integers, one for each of {entry.meta.images} images, fit"
         )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writers[path.suffix](temporary, ShardFiles(entry.folder, entry.meta), labels)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        flush_folder(path.parent)
+        with replacing(path) as temporary:
+            writers[path.suffix](temporary, ShardFiles(entry.folder, entry.meta), labels)
     except OSError as error:
         raise RunError(f"{path} could not be written: {reason(error, path.parent, entry.bytes)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def prunable(
@@ -177,16 +166,10 @@ def remove(entry: Entry) -> bool:
 @contextlib.contextmanager
 def _exclusively(folder: Path) -> Iterator[bool]:
     """Whether nobody uses a folder, for as long as this lasts."""
-    descriptor = os.open(folder / USED, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    descriptor = open_lock(folder / USED)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = is_at(descriptor, folder / USED)
-        except OSError as error:
-            free = error.errno in NO_LOCKS
-            if not free and not isinstance(error, BlockingIOError):
-                raise
-        yield free
+        held = take_lock(descriptor)
+        yield held is None or (held and is_at(descriptor, folder / USED))
     finally:
         os.close(descriptor)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -31,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from jaxtrain.embeddings.key import EXTRACTION_VERSION, EmbeddingKey
 from jaxtrain.errors import RunError
-from jaxtrain.files import NO_LOCKS, flush_folder
+from jaxtrain.files import flush_folder, open_lock, share_lock, take_lock, temporary_name
 
 META, USED = "meta.json", "used"
 _META_BYTES = 1 << 20
@@ -211,30 +210,25 @@ class Claim:
     @staticmethod
     def temporary(path: Path) -> Path:
         """What a claim on a file is known by; one whose process died is there still, and free."""
-        return path.with_name(f".{path.name}.tmp")
+        return temporary_name(path)
 
     @classmethod
     def take(cls, path: Path) -> Claim | None:
         """The claim, or None while another one has it. Raises OSError where nothing can be written."""
         temporary = Claim.temporary(path)
         while True:
-            descriptor = _open_for_writing(temporary)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                return None
-            except OSError as error:
-                os.close(descriptor)
-                if error.errno not in NO_LOCKS:
-                    raise
-                temporary.unlink(missing_ok=True)
-                temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-                return cls(path, temporary, _open_for_writing(temporary))
+            descriptor = open_lock(temporary)
+            held = take_lock(descriptor)
             # Between opening and locking, the one who had the lock may have renamed the file or removed it.
-            if is_at(descriptor, temporary):
+            if held and is_at(descriptor, temporary):
                 return cls(path, temporary, descriptor)
             os.close(descriptor)
+            if held is False:
+                return None
+            if held is None:
+                temporary.unlink(missing_ok=True)
+                temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+                return cls(path, temporary, open_lock(temporary))
 
     def write(self, *parts: bytes | memoryview) -> None:
         """Everything that the file will hold, flushed to the disk."""
@@ -283,14 +277,14 @@ class Use:
         while self._descriptor < 0:
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                self._descriptor = _open_for_writing(folder / USED)
+                self._descriptor = open_lock(folder / USED)
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                     raise
                 return
             with contextlib.suppress(OSError):
                 os.utime(self._descriptor)
-                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+                share_lock(self._descriptor)
             if not is_at(self._descriptor, folder / USED):  # pruned between opening and locking
                 self.close()
 
@@ -321,10 +315,6 @@ def is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False
-
-
-def _open_for_writing(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def _header(shape: tuple[int, int]) -> bytes:

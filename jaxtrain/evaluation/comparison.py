@@ -27,7 +27,6 @@ from jaxtrain.evaluation.significance import (
 from jaxtrain.evaluation.statistics import RESAMPLES, Interval, Resampled, mean_of_seeds, percentile, seed_replicates
 
 LEVEL = 0.05
-LOWER_IS_BETTER = ("loss", "brier", "ece", "adaptive_ece", "aurc")
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
 

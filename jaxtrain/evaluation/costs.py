@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import ImageSource
+from jaxtrain.data.decode import read_image
+from jaxtrain.data.transforms import center_crop_resize
+from jaxtrain.files import write_text
 
 BATCHES = (1, 8, 32, 128, 512)
 CALLS = (20, 500)
@@ -125,7 +128,7 @@ def kept_costs(path: Path, key: str, measure: Callable[[], Costs]) -> Costs:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # there are none, or not ours
     costs = measure()
-    path.write_text(json.dumps({**about, "costs": costs}, indent=2) + "\n")
+    write_text(path, json.dumps({**about, "costs": costs}, indent=2) + "\n")
     return costs
 
 
@@ -166,9 +169,6 @@ def _memory(compiled: Any) -> float:
 
 def _decoding(config: Config, source: ImageSource) -> float:
     """Images a second, in one thread."""
-    from jaxtrain.data.decode import read_image
-    from jaxtrain.data.transforms import center_crop_resize
-
     data = config.data
 
     def decode(place: int) -> None:

@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,16 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import TrackingConfig
 from jaxtrain.data.base import Dataset, ImageSource
+from jaxtrain.data.digest import digest_of_test_set, duplicates, image_ids
 from jaxtrain.errors import RunError, UserError, nearest
+from jaxtrain.evaluation import plots
 from jaxtrain.evaluation.calibration import fit_temperature
 from jaxtrain.evaluation.looks import count_look
 from jaxtrain.evaluation.metrics import classification_metrics, confusion_matrix, outcomes, per_class_table, softmax
-from jaxtrain.evaluation.predictions import Predictions, digest_of_test_set, image_ids
+from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.statistics import RESAMPLES, Interval, Resampled, intervals, resample
+from jaxtrain.files import write_text
+from jaxtrain.tracking import Tracker
 
 if TYPE_CHECKING:
     from jaxtrain.tracking import TrackerReport
@@ -212,7 +215,6 @@ def track_evaluation(
     folder: Path,
     run_name: str,
     source_run_id: str | None,
-    tags: Mapping[str, str] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> TrackerReport:
     """Store an evaluation as one run of the MLflow experiment `Benchmark`; say how that went.
@@ -221,8 +223,6 @@ def track_evaluation(
     keeps lies under `folder`, apart for each model and test set, so the same evaluation, tracked again,
     continues its run. `metrics` are stored besides the evaluation's own, such as costs.
     """
-    from jaxtrain.tracking import Tracker
-
     about = _about(evaluation.predictions)
     own = {key: str(about[key]) for key in ("technique", "model", "dataset", "params_sha256", "test_digest")}
     own["kind"] = "evaluation"
@@ -235,7 +235,7 @@ def track_evaluation(
         experiment="Benchmark",
         run_name=run_name,
         params={key: about[key] for key in ("technique", "model", "dataset", "images", "classes")},
-        tags={**own, **(tags or {})},
+        tags=own,
     )
     tracker.log_input(
         own["dataset"],
@@ -267,8 +267,6 @@ def _order_of_classes(known: tuple[str, ...], dataset: Dataset) -> list[int]:
 
 def find_duplicates(test_set: OpenTestSet) -> dict[str, list[tuple[int, int]]]:
     """Exact duplicates between test and other images, warned about."""
-    from jaxtrain.data.digest import duplicates
-
     dataset, test = test_set.dataset, test_set.images
     found = {}
     for name, source in (("training", dataset.train), ("validation", dataset.val)):
@@ -313,23 +311,15 @@ def write_evaluation(
     folder: Path,
 ) -> tuple[Path, ...]:
     """Write `predictions.npz`, `metrics.json`, `per_class.csv` and `confusion_matrix.png`; returns their paths."""
-    from jaxtrain.evaluation import plots
-
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / name for name in ("predictions.npz", "metrics.json", "per_class.csv", "confusion_matrix.png")]
     predictions.save(files[0])
     summary = {**_about(predictions), **measured.flat(), **_counts(duplicates, looks)}
-    _replace(files[1], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_text(files[1], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     rows = io.StringIO(newline="")
     table = csv.DictWriter(rows, fieldnames=list(measured.per_class[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(measured.per_class)
-    _replace(files[2], rows.getvalue())
+    write_text(files[2], rows.getvalue())
     plots.save(plots.confusion_matrix(measured.confusion, predictions.class_names), files[3])
     return tuple(files)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

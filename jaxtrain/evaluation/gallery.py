@@ -8,6 +8,7 @@ import io
 import numpy as np
 
 from jaxtrain.data.base import ImageSource
+from jaxtrain.data.decode import BadImageError, read_image
 
 SIDE = 112
 """Longest side of a thumbnail in pixels; smaller images stay as they are."""
@@ -25,8 +26,6 @@ def thumbnail(source: ImageSource, index: int, max_pixels: int = 50_000_000) -> 
     Small images are PNG, to the bit; large ones are shrunk and JPEG.
     """
     from PIL import Image
-
-    from jaxtrain.data.decode import BadImageError, read_image
 
     try:
         pixels = read_image(source, index, channels=3, max_pixels=max_pixels)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from jaxtrain.files import file_lock, replacing
 
 _log = logging.getLogger(__name__)
 
@@ -23,14 +23,13 @@ def count_look(path: Path, test_digest: str, params_sha256: str, dataset: str) -
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(path.name + ".lock")):
+        with file_lock(path.with_name(path.name + ".lock")):
             table = _read(path)
             entry = table.setdefault(test_digest, {"dataset": dataset, "params_sha256": []})
             if params_sha256 not in entry["params_sha256"]:
                 entry["params_sha256"].append(params_sha256)
-                part = path.with_name(path.name + ".part")
-                part.write_text(json.dumps(table, indent=1) + "\n")
-                os.replace(part, path)
+                with replacing(path) as part:
+                    part.write_text(json.dumps(table, indent=1) + "\n")
             return len(entry["params_sha256"])
     except OSError as error:
         _log.warning("looks at the test set are not counted: %s", error)
@@ -51,13 +50,3 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         os.replace(path, aside)
         _log.warning("%s was damaged; it is now %s, and counting starts again", path, aside.name)
         return {}
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes respect, and that dies with this one."""
-    import fcntl
-
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

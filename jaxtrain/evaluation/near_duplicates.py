@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.base import Images, ImageSource
+from jaxtrain.data.decode import BadImageError, read_image
+from jaxtrain.data.scan import parallel
+from jaxtrain.data.transforms import resize
 
 SIDE = 32
 """Side of the thumbnails that are compared."""
@@ -76,9 +79,6 @@ def perceptual_hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 def _thumbnails(source: ImageSource, max_pixels: int, workers: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Grey, `uint8[readable images, 32, 32]`, and where each stands in the source."""
-    from jaxtrain.data.decode import BadImageError, read_image
-    from jaxtrain.data.scan import parallel
-    from jaxtrain.data.transforms import resize
 
     def one(index: int) -> Images | None:
         try:

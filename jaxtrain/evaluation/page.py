@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxtrain.evaluation import comparison_plots as pictures
 from jaxtrain.evaluation import plots
 from jaxtrain.evaluation.comparison import Comparison, Entry, Pair
+from jaxtrain.evaluation.content import Content
 from jaxtrain.evaluation.findings import Shown, Slice
 from jaxtrain.evaluation.gallery import data_uri, thumbnail
 from jaxtrain.evaluation.statistics import Interval
@@ -20,7 +21,6 @@ from jaxtrain.evaluation.wording import METRICS, cost, in_points, value
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from jaxtrain.evaluation.report import Report
 
 _FOLDER = Path(__file__).parent
 _METRICS = ("accuracy", "top5_accuracy", "balanced_accuracy", "macro_f1", "mcc", "auroc_ovr", "loss", "brier", "ece")
@@ -69,7 +69,7 @@ class Tile(NamedTuple):
     """An answer, who gave it, and whether it is right."""
 
 
-def render(report: Report) -> str:
+def render(report: Content) -> str:
     """The page."""
     return render_template("report.html.j2", _context(report))
 
@@ -90,7 +90,7 @@ def render_template(name: str, context: Mapping[str, Any], folder: Path = _FOLDE
     return environment.get_template(name).render(style=style, style_digest=digest, **context)
 
 
-def _context(report: Report) -> dict[str, Any]:
+def _context(report: Content) -> dict[str, Any]:
     comparison = report.comparison
     predictions = comparison.predictions
     with pictures.inked():
@@ -137,7 +137,7 @@ def picture(figure: Figure | None, text: str) -> Picture | None:
     return None if figure is None else Picture(data_uri(pictures.to_svg(figure), "image/svg+xml"), text)
 
 
-def _facts(report: Report) -> list[tuple[str, str]]:
+def _facts(report: Content) -> list[tuple[str, str]]:
     predictions = report.comparison.predictions
     looks = "not counted" if report.looks is None else f"{report.looks:,} models were measured on it so far"
     return [
@@ -276,7 +276,7 @@ def _robustness(found: Mapping[str, Mapping[str, Sequence[float]]]) -> tuple[lis
     return ["model", "clean", "all corruptions", *(kind.replace("_", " ") for kind in kinds)], rows
 
 
-def _galleries(report: Report) -> list[tuple[str, str, list[Tile]]]:
+def _galleries(report: Content) -> list[tuple[str, str, list[Tile]]]:
     """Heading, explanation and images."""
     best = report.comparison.entries[0].name
     found = [
@@ -299,7 +299,7 @@ def _galleries(report: Report) -> list[tuple[str, str, list[Tile]]]:
     return [gallery for gallery in found if gallery[2]]
 
 
-def _tiles(report: Report, shown: Iterable[Shown]) -> list[Tile]:
+def _tiles(report: Content, shown: Iterable[Shown]) -> list[Tile]:
     tiles = []
     for one in shown:
         source = None if report.images is None else thumbnail(report.images, one.index)
@@ -308,7 +308,7 @@ def _tiles(report: Report, shown: Iterable[Shown]) -> list[Tile]:
     return tiles
 
 
-def _near(report: Report) -> list[tuple[str, list[tuple[Tile, Tile]]]]:
+def _near(report: Content) -> list[tuple[str, list[tuple[Tile, Tile]]]]:
     """Of each other set: how many test images look like one of it, and the first of them beside it."""
     found: list[tuple[str, list[tuple[Tile, Tile]]]] = []
     names = report.comparison.predictions.class_names

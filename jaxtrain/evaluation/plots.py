@@ -35,18 +35,16 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=150, format="png")
 
 
-def learning_curves(records: Sequence[Mapping[str, Any]], best_step: int | None = None) -> Figure:
+def learning_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss, accuracy and learning rate over steps, from the records of `metrics.jsonl`.
 
     A record is `{"step": int, "train/loss": float, ...}` with whatever metrics were logged at that step.
-    `best_step` is marked; by default it is the first step of the highest `val/accuracy`. Panels without a
-    value are left out.
+    The first step of the highest `val/accuracy` is marked. Panels without a value are left out.
     """
     from matplotlib.figure import Figure
 
-    if best_step is None:
-        steps, values = _series(records, "val/accuracy")
-        best_step = int(steps[np.nanargmax(values)]) if np.isfinite(values).any() else None
+    steps, values = _series(records, "val/accuracy")
+    best_step = int(steps[np.nanargmax(values)]) if np.isfinite(values).any() else None
     panels = [
         ("loss", [("train/loss", "training", BLUE), ("val/loss", "validation", ORANGE)]),
         ("accuracy", [("train/accuracy", "training", BLUE), ("val/accuracy", "validation", ORANGE)]),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,35 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxtrain.data.base import Images, ImageSource, Labels
+from jaxtrain.data.base import Labels
+from jaxtrain.data.digest import digest_of_test_set
 from jaxtrain.errors import UserError
+from jaxtrain.files import replacing
 
 FORMAT = "jaxtrain predictions 1"
-
-
-def image_id(image: bytes | Images) -> str:
-    """SHA-256 (hex) of an image: of the encoded file, or of the shape and pixels of an array.
-
-    A grey array is the same image with one channel or with three, as models want it.
-    """
-    if isinstance(image, bytes):
-        return hashlib.sha256(image).hexdigest()
-    if image.shape[-1] == 3 and (image == image[..., :1]).all():
-        image = image[..., :1]
-    digest = hashlib.sha256(repr(image.shape).encode())
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest()
-
-
-def image_ids(source: ImageSource) -> tuple[str, ...]:
-    """`image_id` of every image, in order; equal images have equal ids."""
-    return tuple(image_id(source.read(index)) for index in range(len(source)))
-
-
-def digest_of_test_set(ids: Iterable[str], labels: Labels, class_names: Sequence[str]) -> str:
-    """SHA-256 (hex) of a test set: which images, each with the name of its class, in whatever order."""
-    lines = sorted(f"{name} {class_names[label]}" for name, label in zip(ids, labels, strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -102,10 +76,8 @@ class Predictions:
         arrays: dict[str, Any] = {"ids": np.array(self.ids, dtype="S64"), "labels": self.labels, "logits": self.logits}
         if self.val_labels is not None and self.val_logits is not None:
             arrays |= {"val_labels": self.val_labels, "val_logits": self.val_logits}
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             np.savez(file, about=np.array(json.dumps(about)), **arrays)
-        os.replace(part, path)
 
     @classmethod
     def load(cls, path: Path) -> Predictions:

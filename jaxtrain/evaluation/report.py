@@ -5,20 +5,18 @@ from __future__ import annotations
 import csv
 import html
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtrain.data.base import Dataset, ImageSource
-from jaxtrain.evaluation import findings
-from jaxtrain.evaluation.comparison import Comparison, Entry, Pair
-from jaxtrain.evaluation.findings import Shown, Slice
-from jaxtrain.evaluation.near_duplicates import NearDuplicate
+from jaxtrain.evaluation.comparison import Entry, Pair
+from jaxtrain.evaluation.content import Content
+from jaxtrain.evaluation.findings import Shown
+from jaxtrain.evaluation.page import render
 from jaxtrain.evaluation.statistics import Interval
-from jaxtrain.evaluation.wording import METRICS, advice, cost, value, verdict
+from jaxtrain.evaluation.wording import METRICS, cost, value
+from jaxtrain.files import replacing, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,78 +27,8 @@ _COSTS = ("params", "train_seconds", "flops_per_image", "latency_ms_p50")
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Content):
     """What `benchmark` returns."""
-
-    comparison: Comparison
-    images: ImageSource | None = None
-    """The test images; None where they are gone: then no image is shown."""
-    dataset: Dataset | None = None
-    duplicates: Mapping[str, list[tuple[int, int]]] = field(default_factory=dict)
-    """Test images that stand in the training or validation set, see `find_duplicates`."""
-    near: Mapping[str, list[NearDuplicate] | None] = field(default_factory=dict)
-    """Those that nearly do; None where there were too many images to look."""
-    looks: int | None = None
-    """How many models were measured on this test set so far."""
-    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    """Values by which the test set is sliced, one an image."""
-    robustness: Mapping[str, Any] = field(default_factory=dict)
-    """Accuracy under corruptions by model, see `jaxtrain.evaluation.robustness`."""
-
-    @cached_property
-    def worst(self) -> list[Shown]:
-        """The worst mistakes of the most accurate model."""
-        return findings.worst_mistakes(self.comparison, self.comparison.entries[0])
-
-    @cached_property
-    def label_errors(self) -> list[Shown]:
-        """Images whose label may be wrong."""
-        return findings.likely_label_errors(self.comparison)
-
-    @cached_property
-    def disagreements(self) -> list[tuple[Entry, Entry, list[Shown]]]:
-        """Of the most accurate model and its best rival, each: images that it alone has right."""
-        best, rival = self.comparison.entries[0], rival_of(self.comparison)
-        if rival is None:
-            return []
-        pairs = [(best, rival), (rival, best)]
-        return [(one, other, findings.disagreements(self.comparison, one, other)) for one, other in pairs]
-
-    @cached_property
-    def slices(self) -> list[Slice]:
-        """Accuracy by class and by column."""
-        return findings.slices(self.comparison, self.columns)
-
-    @property
-    def advice(self) -> list[str]:
-        """What each choice costs against the most accurate one."""
-        return advice(self.comparison)
-
-    @property
-    def verdicts(self) -> list[str]:
-        """Every pair in one sentence."""
-        return [verdict(pair, self.comparison.margin) for pair in self.comparison.pairs]
-
-    @cached_property
-    def warnings(self) -> list[str]:
-        """What speaks against trusting the figures."""
-        comparison, found = self.comparison, []
-        images = len(comparison.predictions.labels)
-        for name, pairs in self.duplicates.items():
-            if pairs:
-                found.append(f"{len(pairs)} of {images:,} test images are also in the {name} set: figures are too good")
-        if self.looks is not None and self.looks > 20:
-            found.append(
-                f"{self.looks} models were measured on this test set: the best of so many looks better than it is"
-            )
-        few = [entry.name for entry in comparison.entries if (1 - entry.accuracy) * images < 10]
-        if few:
-            found.append(
-                f"fewer than ten mistakes of {', '.join(few)}: intervals other than that of accuracy may be too narrow"
-            )
-        if images < 100:
-            found.append(f"{images} test images can hardly tell models apart")
-        return found
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a model, best first: metrics with the ends of their intervals, then costs."""
@@ -161,8 +89,6 @@ class Report:
 
     def to_html(self) -> str:
         """One page that needs nothing else."""
-        from jaxtrain.evaluation.page import render
-
         return render(self)
 
     def save(self, folder: str | Path) -> Path:
@@ -175,9 +101,7 @@ class Report:
             "report.html": self.to_html(),
         }
         for name, text in texts.items():
-            part = folder / f"{name}.part"
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, folder / name)
+            write_text(folder / name, text)
         _write_table(folder / "leaderboard.csv", self.rows())
         _write_table(folder / "pairs.csv", [_pair_row(pair) for pair in self.comparison.pairs])
         classes = [{"model": e.name, **row} for e in self.comparison.entries for row in e.measured.per_class]
@@ -203,14 +127,6 @@ _COST_NAMES = {
     "flops_per_image": "operations",
     "latency_ms_p50": "latency",
 }
-
-
-def rival_of(comparison: Comparison) -> Entry | None:
-    """Whom the most accurate model is best compared with: the next of another recipe, else simply the next."""
-    first, *rest = comparison.entries
-    recipe = first.candidate.recipe
-    others = [entry for entry in rest if recipe is None or entry.candidate.recipe != recipe]
-    return next(iter(others or rest), None)
 
 
 def _row(entry: Entry) -> dict[str, Any]:
@@ -253,9 +169,7 @@ def _with_interval(name: str, number: float | None, interval: Interval | None) -
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-    os.replace(part, path)

@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.base import ArraySource, Images, ImageSource
+from jaxtrain.data.decode import read_image
 from jaxtrain.data.splits import stratified_subset
+from jaxtrain.data.transforms import center_crop_resize
 from jaxtrain.evaluation.evaluate import Predictor
 
 if TYPE_CHECKING:
@@ -59,11 +61,6 @@ def corruption_accuracy(
         for name in models:
             found[name][kind] = curves[name]
     return found
-
-
-def mean_corruption_accuracy(curves: Mapping[str, list[float]]) -> float:
-    """Mean over corruptions and severities 1 to 5."""
-    return float(np.mean([curve[1:] for curve in curves.values()]))
 
 
 def corrupt(images: Images, kind: str, severity: int, *, seed: int = 0) -> Images:
@@ -248,9 +245,6 @@ CORRUPTIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
 
 
 def _as_array(images: ImageSource, side: int) -> ArraySource:
-    from jaxtrain.data.decode import read_image
-    from jaxtrain.data.transforms import center_crop_resize
-
     if len(images) > MAX_IMAGES:
         images = images.select(stratified_subset(images.labels, MAX_IMAGES, 0))
     if isinstance(images, ArraySource):

@@ -33,7 +33,7 @@ from jaxtrain.evaluation.near_duplicates import NearDuplicate, near_duplicates
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.report import FILES, Report
 from jaxtrain.evaluation.robustness import corruption_accuracy
-from jaxtrain.files import folder_name
+from jaxtrain.files import run_name
 from jaxtrain.tracking import Journal, Tracker
 
 _log = logging.getLogger(__name__)
@@ -68,18 +68,17 @@ class Run:
     @property
     def recipe(self) -> str:
         """What runs share that differ in nothing but their seed."""
-        options = self.config.model_dump(mode="json")
-        for path in (*FREE_ON_RESUME, "seed"):
-            section, _, key = path.rpartition(".")
-            (options[section] if section else options).pop(key)
+        options = self.config.without((*FREE_ON_RESUME, "seed"))
         return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
 
-def finished_runs(root: Path = Path("runs")) -> list[Path]:
-    """Directories of finished runs, `ROOT/TECHNIQUE/NAME`; UserError where there is none."""
-    found = sorted(path.parent for path in root.glob("*/*/summary.json") if (path.parent / "config.yaml").is_file())
+def finished_runs() -> list[Path]:
+    """Directories of finished runs, `runs/TECHNIQUE/NAME`; UserError where there is none."""
+    found = sorted(
+        path.parent for path in Path("runs").glob("*/*/summary.json") if (path.parent / "config.yaml").is_file()
+    )
     if not found:
-        raise UserError(f"{root} holds no finished run: train one, or give run directories")
+        raise UserError("runs holds no finished run: train one, or give run directories")
     return found
 
 
@@ -255,10 +254,10 @@ def track_report(report: Report, folder: Path, config: TrackingConfig, ids: Sequ
     return told.run_id
 
 
-def report_folder(dataset: str, root: Path = Path("runs/benchmark")) -> Path:
-    """`ROOT/DATASET-N` with the first free N, made."""
+def report_folder(dataset: str) -> Path:
+    """`runs/benchmark/DATASET-N` with the first free N, made."""
     for number in itertools.count(1):
-        folder = root / f"{folder_name(dataset)}-{number}"
+        folder = Path("runs/benchmark") / f"{run_name(dataset)}-{number}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:

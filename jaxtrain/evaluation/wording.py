@@ -6,6 +6,7 @@ import math
 
 from jaxtrain.evaluation.comparison import Comparison, Pair
 from jaxtrain.evaluation.costs import Costs
+from jaxtrain.screen.terminal import clock
 
 COSTS = {"train_seconds": "training time", "flops_per_image": "operations an image", "latency_ms_p50": "latency"}
 """Costs that advice is given about, in words."""
@@ -130,8 +131,6 @@ def _listed(parts: list[str]) -> str:
 
 
 def _clock(seconds: float) -> str:
-    from jaxtrain.screen.terminal import clock
-
     return clock(seconds)
 
 

@@ -1,16 +1,13 @@
-"""The protocol of all heads: `fit_head` trains one on vectors, a `FittedHead` gives logits, is saved and loaded."""
+"""The protocol of all heads: `fit_head` trains one on vectors, a `FittedHead` gives logits and goes into files."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import importlib
-import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -24,14 +21,11 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]
-Progress = Callable[[int, int], None]
-"""Called with (settings done, settings in all)."""
 
 UNSEEN = -30.0
 """Logit of a class that the training vectors do not have, and the least log-probability: e^-30 is about 1e-13."""
 
 _FORMAT = 1
-_META, _ARRAYS = "head.json", "head.npz"
 _BLOCK = 4096  # vectors a call of `apply`
 _MODULES = {
     "linear": "linear",
@@ -78,12 +72,11 @@ class Task:
     seed: int
     class_weights: Floats
     """float32[classes]"""
-    progress: Progress
 
     def joined(self) -> Task:
         """The task of a refit: training and validation vectors together, nothing left to choose on."""
         assert self.val is not None, "only a head that chose on validation is refitted"
-        return Task(self.train.joined(self.val), None, self.num_classes, self.seed, self.class_weights, self.progress)
+        return Task(self.train.joined(self.val), None, self.num_classes, self.seed, self.class_weights)
 
     @functools.cached_property
     def present(self) -> NDArray[np.int32]:
@@ -131,11 +124,6 @@ class FittedHead(ABC):
         return self.kind
 
     @property
-    def num_params(self) -> int:
-        """Numbers learned (or kept: neighbours)."""
-        return sum(array.size for array in self.arrays.values())
-
-    @property
     def digest(self) -> str:
         """SHA-256 of names, types, shapes and bytes of the arrays in the order of their names, as hexadecimal."""
         total = hashlib.sha256()
@@ -149,22 +137,6 @@ class FittedHead(ABC):
         """All but the arrays, as JSON; `restore_head` puts both together again."""
         about = {"format": _FORMAT, "name": self.name, "classes": self.num_classes, "features": self.num_features}
         return {**about, "settings": self.settings, "curve": self.curve, "sha256": self.digest}
-
-    def save(self, folder: Path) -> None:
-        """Writes `head.npz` and, last, `head.json`; replaces a head that stands there.
-
-        Raises:
-            RunError: it could not be written.
-        """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with _replaced(folder / _ARRAYS) as file:
-                np.savez(file, allow_pickle=False, **self.arrays)  # type: ignore[arg-type]
-            with _replaced(folder / _META) as file:
-                file.write(json.dumps(self.meta(), indent=1, allow_nan=False).encode())
-        except OSError as error:
-            raise RunError(f"{folder}: the head could not be saved: {error.strerror or error}") from error
 
 
 class JaxHead(FittedHead):
@@ -210,7 +182,6 @@ def fit_head(
     num_classes: int,
     seed: int = 0,
     class_weights: Floats | None = None,
-    progress: Progress | None = None,
 ) -> FittedHead:
     """Trains the head that the config names; the same seed gives the same bits on the same machine.
 
@@ -221,7 +192,6 @@ def fit_head(
         num_classes: logits a vector; classes without training vectors keep their column.
         seed: of initialisation, order and search.
         class_weights: float32[classes], how much a vector of each class counts (default: all the same).
-        progress: called with (settings done, settings in all).
 
     Raises:
         UserError: vectors or labels are no such thing, or the options need what is not there.
@@ -241,7 +211,7 @@ def fit_head(
     weights = np.ones(num_classes, np.float32) if class_weights is None else np.asarray(class_weights, np.float32)
     if weights.shape != (num_classes,) or not (np.isfinite(weights).all() and (weights > 0).all()):
         raise UserError(f"class_weights must be {num_classes} positive numbers, one a class")
-    task = Task(train, val, num_classes, seed, weights, progress or (lambda done, total: None))
+    task = Task(train, val, num_classes, seed, weights)
     return _module(config.name).fit(config.resolved(), task)
 
 
@@ -249,25 +219,6 @@ def check_head(config: HeadConfig) -> None:
     """UserError where the head's classifier does not exist or its package is not installed; trains nothing."""
     if config.kind in ("sklearn", "xgboost"):
         _module(config.kind).check(config)
-
-
-def load_head(folder: Path) -> FittedHead:
-    """The head that `save` wrote.
-
-    Raises:
-        UserError: there is none.
-        RunError: it is damaged, or of another version.
-    """
-    folder = Path(folder)
-    try:
-        meta = json.loads((folder / _META).read_bytes())
-        with np.load(folder / _ARRAYS, allow_pickle=False) as file:
-            arrays = dict(file)
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no head (no {_META} with {_ARRAYS})") from None
-    except Exception as error:  # zipfile, zlib, json and numpy have an error each
-        raise RunError(f"{folder} is damaged: {error}") from error
-    return restore_head(meta, arrays, str(folder))
 
 
 def restore_head(meta: Mapping[str, Any], arrays: Arrays, where: str = "the head") -> FittedHead:
@@ -337,23 +288,3 @@ def _check_labels(vectors: Vectors, what: str, num_classes: int) -> None:
 
 def _module(name: str) -> Any:
     return importlib.import_module(f"jaxtrain.heads.{_MODULES[name.partition(':')[0]]}")
-
-
-class _replaced:  # noqa: N801 - used like a function
-    """A binary file that takes its name only when it is complete."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.temporary = path, path.with_name(f".tmp-{path.name}")
-
-    def __enter__(self) -> Any:
-        self.file = open(self.temporary, "wb")
-        return self.file
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink()

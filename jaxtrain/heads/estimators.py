@@ -91,18 +91,6 @@ def load(name: str, data: NDArray[np.uint8]) -> Any:
         raise RunError(f"the head's {name} classifier could not be read: {error}") from error
 
 
-def count(estimator: Any) -> int:
-    """Numbers in the arrays that a fitted classifier keeps; of XGBoost the nodes of its trees."""
-    if type(estimator).__name__ == "XGBClassifier":
-        return sum(tree.count("\n") for tree in estimator.get_booster().get_dump())
-    total = 0
-    with zipfile.ZipFile(io.BytesIO(dump(estimator).tobytes())) as archive:
-        for name in archive.namelist():
-            if name.endswith(".npy"):
-                total += np.load(io.BytesIO(archive.read(name)), allow_pickle=False).size
-    return total
-
-
 @functools.cache
 def _classifiers() -> dict[str, type[Any]]:
     from sklearn.utils import all_estimators

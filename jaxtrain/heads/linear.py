@@ -61,11 +61,9 @@ def fit(config: HeadConfig, task: Task) -> LinearHead:
     """Trains every setting of the grid in one program and keeps the one that is best on validation."""
     grid = _grid(config, task)
     needs_validation(grid.size, task)
-    task.progress(0, grid.size)
     curve, members = _train(grid, config, task)
     # Of equals the one with the larger penalty.
     best = len(curve) - 1 - (choose(curve[::-1], config.choose_by) if task.val is not None else 0)
-    task.progress(grid.size, grid.size)
     settings: dict[str, Any] = {
         name: curve[best][name] for name in ("scaling", "weight_decay", "learning_rate") if name in curve[best]
     }

@@ -94,10 +94,8 @@ class _Trainer:
                 watch.see(epoch + 1, state[0], *measure_in_blocks(now, self.task, self.task.val, even(self.task.val)))
             else:
                 watch.take_all(epoch + 1, state[0])
-            self.task.progress(epoch + 1, epochs)
             if watch.over:
                 break
-        self.task.progress(epochs, epochs)
         best = functools.partial(logits, watch.best)
         train_loss, _ = measure_in_blocks(best, self.task, self.task.train, self.task.sample_weights())
         if not (train_loss < DIVERGED).any():

@@ -123,7 +123,6 @@ def fit(config: HeadConfig, task: Task) -> JaxHead:
         head = kind(*size, widest, [], _learn(config.name, scaling, task))
         settings = [dict(zip(axes, values, strict=True)) for values in grid]
         curve += [{"scaling": scaling, **setting} | entry for setting, entry in _figures(head, task, settings)]
-        task.progress(len(curve), len(grid) * len(scalings))
     best = curve[choose(curve, config.choose_by) if task.val is not None else 0]
     setting = {name: best[name] for name in ("scaling", *axes)}
     arrays = _learn(config.name, setting["scaling"], task.joined() if config.refit else task)

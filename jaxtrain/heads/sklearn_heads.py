@@ -32,11 +32,6 @@ class EstimatorHead(FittedHead):
         """The name under which this head is asked for in the config."""
         return self.settings["name"]
 
-    @property
-    def num_params(self) -> int:
-        """Numbers that the classifier keeps in arrays."""
-        return estimators.count(self.estimator)
-
     def logits(self, x: Floats) -> Floats:
         """float32[images, features] to float32[images, classes].
 
@@ -148,7 +143,6 @@ def _search(maker: _Maker, config: HeadConfig, trials: int) -> tuple[_Tried, lis
     started = time.monotonic()
     best = maker({})  # the defaults, of which Optuna need not know
     curve = [best.entry]
-    maker.task.progress(1, trials)
     while len(curve) < trials and (config.seconds is None or time.monotonic() - started < config.seconds):
         trial = study.ask()
         options = {name: one.suggest(trial, name) for name, one in maker.space.tuned.items()}
@@ -159,7 +153,6 @@ def _search(maker: _Maker, config: HeadConfig, trials: int) -> tuple[_Tried, lis
         if choose(curve, config.choose_by) == len(curve) - 1:
             best = tried
         study.tell(trial, tried.entry["val_loss"] if config.choose_by == "loss" else -tried.entry["val_accuracy"])
-        maker.task.progress(len(curve), trials)
     return best, curve
 
 

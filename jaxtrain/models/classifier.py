@@ -9,7 +9,8 @@ from flax import nnx
 from jax import Array
 
 from jaxtrain.errors import UserError
-from jaxtrain.models.layers import Build, Key, Module, Taps, dropout, fold
+from jaxtrain.models.build import Build
+from jaxtrain.models.layers import Key, Module, Taps, dropout, fold
 
 Pool = Literal["auto", "cls", "avg", "cls+avg"]
 

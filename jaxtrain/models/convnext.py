@@ -14,9 +14,9 @@ from flax import nnx
 from jax import Array
 
 from jaxtrain.errors import UserError
+from jaxtrain.models.build import Build
 from jaxtrain.models.classifier import Classifier
 from jaxtrain.models.layers import (
-    Build,
     Conv,
     Key,
     LayerScale,

@@ -15,10 +15,10 @@ import jax
 from flax import nnx
 from jax import Array
 
+from jaxtrain.models.build import Build
 from jaxtrain.models.classifier import Classifier
 from jaxtrain.models.layers import (
     BatchNorm,
-    Build,
     Conv,
     Key,
     Module,

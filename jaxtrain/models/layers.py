@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -18,6 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 from jax.typing import DTypeLike
+
+from jaxtrain.models.build import Build
 
 Padding = Literal["torch", "same"]
 Key = Array | None
@@ -27,23 +28,6 @@ Taps = list[Array] | None
 
 class Module(nnx.Module):  # type: ignore[misc]
     """`nnx.Module`, in one place for the type checker (flax exports no types)."""
-
-
-@dataclass(frozen=True)
-class Build:
-    """What the parts of one network share while it is built."""
-
-    num_classes: int
-    channels: int
-    image_size: int
-    dtype: DTypeLike
-    """Of the computation; parameters and statistics are float32."""
-    axis_name: str | None
-    """The axis of `jax.pmap` that the batch is spread over, else None."""
-    rngs: nnx.Rngs
-    drop_rate: float = 0.0
-    """Dropout before the head."""
-    remat: bool = False
 
 
 # --- Convolution

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxtrain.config import ModelConfig, chosen
 from jaxtrain.errors import UserError, nearest
+from jaxtrain.models.build import Build
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike, DTypeLike
@@ -239,8 +240,6 @@ def create_model(
 
     import jax
     from flax import nnx
-
-    from jaxtrain.models.layers import Build
 
     family = FAMILIES[spec.family]
     build = Build(

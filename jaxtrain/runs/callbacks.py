@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jaxtrain.data.base import ImageSource
-from jaxtrain.runs.learning import Job, Part, data_digest
+from jaxtrain.data.digest import data_digest
+from jaxtrain.runs.learning import Job, Part
 from jaxtrain.tracking import Tracker
 from jaxtrain.training import processes
 from jaxtrain.training.callbacks import Callback, RunView

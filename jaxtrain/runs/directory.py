@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import logging
@@ -17,10 +16,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from jaxtrain.config import FREE_ON_RESUME, Config
+from jaxtrain.config import FREE_ON_RESUME, Config, put
 from jaxtrain.config_io import dump_config, explain, load_config
 from jaxtrain.errors import RunError, UserError
-from jaxtrain.files import NO_LOCKS, flush_folder, folder_name
+from jaxtrain.files import open_lock, run_name, take_lock, temporary_name, write_text
 
 _LOCK, _CONFIG = "run.lock", "config.yaml"
 _log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ class RunDirectory:
         parent = Path("runs", config.technique).absolute()
         _make(parent)
         for number in itertools.count(1):
-            path = parent / f"{folder_name(default_name)}-{number}"
+            path = parent / f"{run_name(default_name)}-{number}"
             with contextlib.suppress(FileExistsError):
                 _make(path, new=True)
                 return cls(path, named_here=True)
@@ -115,11 +114,6 @@ class RunDirectory:
         """What every thread did when the run stood still."""
         return self.path / "stacks.txt"
 
-    @property
-    def error_log(self) -> Path:
-        """The traceback of a run that failed."""
-        return self.path / "error.log"
-
     def continued(self, given: Config) -> Config:
         """`given`, with what it leaves open (not set, None or "auto") as in the config of the run so far.
 
@@ -138,8 +132,7 @@ class RunDirectory:
             if value is not None and (value != "auto" or path == "train.microbatch")
         }
         for path, value in new.items():
-            section, _, key = path.rpartition(".")
-            (tree[section] if section else tree)[key] = value
+            put(tree, path, value)
             if path == "train.steps":
                 tree["train"]["epochs"] = None
             elif path == "train.epochs":
@@ -221,20 +214,16 @@ class _Lock:
     def __init__(self, folder: Path) -> None:
         self._descriptor: int | None = None
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(folder / _LOCK, flags, 0o644)
+            self._descriptor = open_lock(folder / _LOCK)
         except OSError as error:
             raise UserError(_unusable(folder, error)) from error
         os.register_at_fork(after_in_child=self.release)  # a forked worker that outlives us must not hold it
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        held = take_lock(self._descriptor)
+        if held is False:
             owner = self._owner()
             self.release()
-            raise UserError(f"run directory {folder} is in use by {owner}; wait for it, or stop it") from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
+            raise UserError(f"run directory {folder} is in use by {owner}; wait for it, or stop it")
+        if held is None:
             _log.warning("%s: this file system has no locks; start no second run in it", folder)
         me = {
             "pid": os.getpid(),
@@ -285,7 +274,7 @@ def _refuse_foreign(path: Path) -> None:
     for entry in entries:
         if entry.is_symlink():
             raise UserError(f"{entry} is a symbolic link, which a run does not follow; put the file itself there")
-    others = {entry.name for entry in entries} - {_LOCK, _temporary(path / _CONFIG).name}
+    others = {entry.name for entry in entries} - {_LOCK, temporary_name(path / _CONFIG).name}
     if others and _CONFIG not in others:
         raise UserError(
             f"run directory {path} holds other things ({', '.join(sorted(others)[:3])}) and no {_CONFIG}; "
@@ -307,22 +296,3 @@ def _is_free(path: str) -> bool:
 
 def _shown(value: Any) -> str:
     return "(default)" if value is None else str(value)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
-def write_text(path: Path, text: str) -> None:
-    """The whole file or, after a kill, the one before."""
-    temporary = _temporary(path)
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        flush_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"{path} could not be written: {error.strerror or error}") from error

@@ -25,15 +25,15 @@ from jaxtrain.runs.few_shot import FewShot, summarize
 from jaxtrain.runs.fitted import Fitted, HeadPredictor, Predictor
 from jaxtrain.runs.learning import Job, Learned, Learns
 from jaxtrain.runs.report import head_plan
-from jaxtrain.saved_tree import tree_digest
 from jaxtrain.screen.console import Plan
-from jaxtrain.screen.progress import Counting
+from jaxtrain.screen.progress import Progress
 from jaxtrain.tracking import Tracker
 from jaxtrain.training import processes
 from jaxtrain.training.inference import Inference, host_batches
 from jaxtrain.training.parallel import make_strategy
 from jaxtrain.training.state import model_keys, overlaid, stored_keys
 from jaxtrain.training.technique import Binding
+from jaxtrain.trees import tree_digest
 
 _OF_TRAINING = ("loss", "accuracy")
 _log = logging.getLogger(__name__)
@@ -179,10 +179,10 @@ class HeadLearning:
         computed, seconds = 0, 0.0
         for view in range(views):
             title = f"embedding {name}" + (f", view {view + 1}/{views}" if views > 1 else "")
-            with Counting(title, quiet=self._job.config.quiet) as counting:
+            with Progress(title=title, quiet=self._job.config.quiet) as bar:
 
-                def progress(done: int, total: int, show: Counting = counting) -> None:
-                    show(done, total)
+                def progress(done: int, total: int, bar: Progress = bar) -> None:
+                    bar.count(done, total)
                     processes.check()
                     if self._job.stop.requested is not None:
                         raise self._job.interrupted("stopped while embedding; finished shards are kept")

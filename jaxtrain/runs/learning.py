@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ import optax
 from numpy.typing import NDArray
 
 from jaxtrain.config import Config
-from jaxtrain.data.base import ArraySource, Dataset, ImageSource
+from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.models.weights import Pretrained
 from jaxtrain.runs.directory import RunDirectory
 from jaxtrain.runs.fitted import Fitted, Predictor, Predicts
@@ -152,15 +151,3 @@ class Learning(Protocol):
 
     def close(self) -> None:
         """Give back threads and files."""
-
-
-def data_digest(source: Any) -> str:
-    """What identifies a split cheaply: the pixels of arrays, the names of files; and the labels."""
-    digest = hashlib.sha256(np.ascontiguousarray(source.labels).tobytes())
-    if isinstance(source, ArraySource):
-        digest.update(np.ascontiguousarray(source.images).data)
-        digest.update(b"" if source.weights is None else source.weights.tobytes())
-    else:
-        for index in range(len(source)):
-            digest.update(source.describe(index).encode())
-    return digest.hexdigest()

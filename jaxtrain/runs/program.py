@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.config import FREE_ON_RESUME, Config
+from jaxtrain.config import FREE_ON_RESUME, Config, put
 from jaxtrain.runs.resolve import total_steps
 from jaxtrain.training.drop_rates import RATES, WithDropRates
 from jaxtrain.training.inference import Inference
@@ -50,7 +50,7 @@ def values_of(config: Config) -> dict[str, Any]:
     """The scalars of a resolved config that its program can take as arguments; what is off is not among them."""
     found: dict[str, Any] = {}
     for path in VALUES:
-        value = _get(config, path)
+        value = config.get(path)
         constant = path in RATES and config.model.remat  # a block that is computed again has its rates fixed
         if value is not None and not constant and not (path in _OFF_AT_ZERO and value == 0):
             found[path] = np.uint32(value) if path == "seed" else np.float32(value)
@@ -75,10 +75,10 @@ def program_key(technique: Technique, config: Config) -> str:
     """What resolved configs share whose runs can share a program."""
     tree = config.model_dump(mode="json")
     for path in values_of(config):
-        _put(tree, path, "given")
+        put(tree, path, "given")
     for path in FREE_ON_RESUME:
         if path not in ("parallel", "train.steps_per_call", "train.on_nonfinite"):
-            _put(tree, path, None)
+            put(tree, path, None)
     return json.dumps([type(technique).__module__, type(technique).__qualname__, tree], sort_keys=True)
 
 
@@ -107,11 +107,8 @@ class Program:
             steps=total_steps(config, images),
             warmup_steps=math.floor((config.schedule.warmup_epochs or 0.0) * images / config.train.batch_size),
         )
-        factors = {
-            path.rpartition(".")[2]: values[path] / _get(self._technique.config, path)
-            for path in RATES
-            if path in values
-        }
+        built = self._technique.config
+        factors = {path.rpartition(".")[2]: values[path] / built.get(path) for path in RATES if path in values}
         return StepSpec(
             learner=WithDropRates(learner, factors) if factors else learner,
             network=self.inference.network,
@@ -157,13 +154,3 @@ class Programs:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
-
-
-def _get(config: Config, path: str) -> Any:
-    section, _, key = path.rpartition(".")
-    return getattr(getattr(config, section) if section else config, key)
-
-
-def _put(tree: dict[str, Any], path: str, value: Any) -> None:
-    section, _, key = path.rpartition(".")
-    (tree[section] if section else tree)[key] = value

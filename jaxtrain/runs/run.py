@@ -19,21 +19,22 @@ import numpy as np
 from jaxtrain.config import Config
 from jaxtrain.config_io import without_passwords
 from jaxtrain.data.base import Dataset
+from jaxtrain.data.digest import data_digest
 from jaxtrain.errors import JaxtrainError, RunError
 from jaxtrain.evaluation.evaluate import evaluate_on_test, track_evaluation
 from jaxtrain.redact import redact
 from jaxtrain.runs.directory import RunDirectory
 from jaxtrain.runs.fitted import Fitted, read_model, save_model
-from jaxtrain.runs.learning import Job, Learned, Learning, Learns, Part, Pruned, data_digest
+from jaxtrain.runs.learning import Job, Learned, Learning, Learns, Part, Pruned
 from jaxtrain.runs.report import Reporter, flat_config, versions
 from jaxtrain.tracking import Tracker
 from jaxtrain.tracking.store import tracking_uri
 from jaxtrain.tracking.tracker import look
 from jaxtrain.training import processes
-from jaxtrain.training.checkpoints import tree_digest
 from jaxtrain.training.parallel import set_cpu_devices
 from jaxtrain.training.signals import Interrupted, StopRequest
 from jaxtrain.training.technique import Binding
+from jaxtrain.trees import tree_digest
 
 _log = logging.getLogger(__name__)
 

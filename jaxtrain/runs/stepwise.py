@@ -14,10 +14,11 @@ import jax
 import numpy as np
 
 from jaxtrain.data.base import Dataset, ImageSource
+from jaxtrain.data.digest import data_digest
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.runs.callbacks import Recording, Saving, Telling
 from jaxtrain.runs.fitted import Fitted, Predictor
-from jaxtrain.runs.learning import Job, Learned, data_digest
+from jaxtrain.runs.learning import Job, Learned
 from jaxtrain.runs.recovery import diagnosis, fit_memory, too_large
 from jaxtrain.runs.report import stepwise_plan, write_curves
 from jaxtrain.runs.resolve import timetable

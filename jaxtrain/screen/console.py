@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Literal
 
 from jaxtrain.screen.terminal import clock, open_console, plain
 
@@ -70,9 +70,9 @@ class Result:
     """What to do next, and how: a command line, or its words, which are then quoted."""
 
 
-def show_plan(plan: Plan, file: TextIO | None = None) -> None:
-    """Print the plan to `file` (standard output)."""
-    console = open_console(file)
+def show_plan(plan: Plan) -> None:
+    """Print the plan."""
+    console = open_console()
     console.print()
     console.print(plain(plan.title), style="bold")
     console.print()
@@ -99,9 +99,9 @@ def show_plan(plan: Plan, file: TextIO | None = None) -> None:
     console.print()
 
 
-def show_result(result: Result, file: TextIO | None = None) -> None:
-    """Print the result, and the commands that make sense next, to `file` (standard output)."""
-    console = open_console(file)
+def show_result(result: Result) -> None:
+    """Print the result, and the commands that make sense next."""
+    console = open_console()
     facts = {}
     if result.test_accuracy is not None:
         facts["test accuracy"] = f"{result.test_accuracy:.2%}"
@@ -129,21 +129,21 @@ def show_result(result: Result, file: TextIO | None = None) -> None:
     console.print()
 
 
-def print_error(message: str, hint: str | None = None, file: TextIO | None = None, label: str = "error") -> None:
-    """Print one line to `file` (standard error), and the hint, if any, in a second one."""
-    console = open_console(file or sys.stderr)
+def print_error(message: str, hint: str | None = None, label: str = "error") -> None:
+    """Print one line to standard error, and the hint, if any, in a second one."""
+    console = open_console(sys.stderr)
     console.print(f"{label}: ", style="bold red", end="")
     console.print(plain(message), soft_wrap=True)
     if hint is not None:
         console.print(plain(hint), soft_wrap=True)
 
 
-def print_line(text: str, file: TextIO | None = None) -> None:
+def print_line(text: str) -> None:
     """One line, however long."""
-    open_console(file).print(plain(text), soft_wrap=True)
+    open_console().print(plain(text), soft_wrap=True)
 
 
-def show_table(rows: Sequence[Mapping[str, str]], right: Collection[str] = (), file: TextIO | None = None) -> None:
+def show_table(rows: Sequence[Mapping[str, str]], right: Collection[str] = ()) -> None:
     """Rows with the same columns; where they are too wide, those wrap that are not in `right`, the first one last."""
     if not rows:
         return
@@ -156,10 +156,10 @@ def show_table(rows: Sequence[Mapping[str, str]], right: Collection[str] = (), f
         table.add_column(column, justify=side, no_wrap=whole, overflow="fold", min_width=least)
     for row in rows:
         table.add_row(*map(plain, row.values()))
-    open_console(file).print(table)
+    open_console().print(table)
 
 
-def log_to_stderr(level: int = logging.WARNING) -> None:
+def log_to_stderr() -> None:
     """Have jaxtrain's log records printed as `warning: ...`, above a progress bar where there is one."""
 
     class Handler(logging.Handler):
@@ -170,7 +170,7 @@ def log_to_stderr(level: int = logging.WARNING) -> None:
     logger = logging.getLogger("jaxtrain")
     logger.handlers = [Handler()]
     logger.propagate = False
-    logger.setLevel(level)
+    logger.setLevel(logging.WARNING)
 
 
 def _table() -> Table:

@@ -18,7 +18,6 @@ from jaxtrain.screen.terminal import clock, open_console, plain
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
-    from rich.progress import Progress as Bar
 
 REDRAW_SECONDS = 0.2
 PLAIN_SECONDS = 10.0
@@ -27,30 +26,34 @@ PLAIN_EVALUATION_SECONDS = 1.0
 
 
 class Progress:
-    """One line that says how training goes; plain lines now and then where the output is not a terminal.
+    """One line that says how training goes, or under a `title` how many images are done.
 
+    Where the output is not a terminal there are plain lines now and then; where `quiet`, nothing.
     `update` costs about a microsecond when nothing is due to be drawn, so it may be called at every step.
     Output that fails (a closed window) is given up silently: it never costs a run.
     """
 
     def __init__(
         self,
-        total_steps: int,
-        steps_per_epoch: float,
+        total_steps: int = 0,
+        steps_per_epoch: float = 1.0,
         start_step: int = 0,
         best: float | None = None,
+        *,
+        title: str | None = None,
+        quiet: bool = False,
         file: TextIO | None = None,
     ) -> None:
         """`best`: the highest validation accuracy before `start_step`."""
         self._total, self._per_epoch, self._step = total_steps, steps_per_epoch, start_step
-        self._epochs = self._epoch(total_steps)
-        self._file = file
+        self._title, self._quiet, self._file = title, quiet, file
         self._train: Mapping[str, float] = {}
         self._val: Mapping[str, float] = {}
         self._best = best
         self._started = time.monotonic()
         self._due = 0.0
-        self._drawn: tuple[int, int] | None = None
+        self._start = start_step
+        self._drawn = (start_step, 0)
         self._evaluations = 0
         self._pace: deque[tuple[float, int]] = deque(maxlen=150)
         self._live: Live | None = None
@@ -58,7 +61,8 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._console = open_console(self._file)
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
+        self._console.quiet = self._quiet
+        if not self._quiet and self._console.is_terminal and not self._console.is_dumb_terminal:
             from rich.live import Live
 
             live = Live(
@@ -77,7 +81,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is None:
-            if self._drawn != (self._step, self._evaluations) and (self._train or self._val):
+            if self._drawn != (self._step, self._evaluations):
                 self._draw()
             return
         self._draw()
@@ -102,6 +106,13 @@ class Progress:
             self._due = min(self._due, self._last_drawn + PLAIN_EVALUATION_SECONDS)
         if time.monotonic() >= self._due:
             self._draw()
+
+    def count(self, done: int, total: int) -> None:
+        """So many of `total` images are done; those of the first call were there before."""
+        if not self._total:
+            self._total, self._start, self._started = total, done, time.monotonic()
+        seconds, fresh = time.monotonic() - self._started, done - self._start
+        self.update(done, {"images_per_second": fresh / seconds} if fresh and seconds > 0.1 else {})
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""
@@ -140,11 +151,10 @@ class Progress:
     def _fields(self) -> list[tuple[int, str]]:
         """What is to be said, in order; where space is short, the highest numbers go first."""
         train, val = self._train, self._val
-        fields = [
-            (0, f"epoch {self._epoch(self._step)}/{self._epochs}"),
-            (5, f"{self._step:,}/{self._total:,}"),
-        ]
-        if not train and not val:
+        fields = [(0, plain(self._title or f"epoch {self._epoch(self._step)}/{self._epoch(self._total)}"))]
+        if self._total:
+            fields.append((5, f"{self._step:,}/{self._total:,}"))
+        if self._title is None and not train and not val:
             fields.append((1, "compiling"))
         if "train/loss" in train:
             fields.append((1, f"loss {train['train/loss']:.4f}"))
@@ -160,7 +170,8 @@ class Progress:
             fields.append((3, f"val loss {val['val/loss']:.4f}"))
         if self._best is not None:
             fields.append((8, f"best {self._best:.2%}"))
-        fields.append((2, self._time()))
+        if self._total:
+            fields.append((2, self._time()))
         return fields
 
     def _epoch(self, step: int) -> int:
@@ -190,60 +201,6 @@ class Progress:
         line = Table.grid(padding=(0, 2, 0, 0))
         for _ in range(len(texts) + 1):
             line.add_column(no_wrap=True, overflow="crop")
-        bar = ProgressBar(total=self._total, completed=self._step, width=max(min(room, 40), 1))
+        bar = ProgressBar(total=self._total or None, completed=self._step, width=max(min(room, 40), 1))
         line.add_row(texts[0], bar, *texts[1:])
         return line
-
-
-class Counting:
-    """Shows how many of how many are done, how fast, and the time left; nothing where `quiet`."""
-
-    def __init__(self, title: str, *, quiet: bool = False, file: TextIO | None = None) -> None:
-        self._title, self._quiet = title, quiet
-        self._console = open_console(file)
-        self._bar: Bar | None = None
-        self._started = self._due = time.monotonic()
-        self._first: int | None = None
-        self._seen = (0, 0)
-
-    def __enter__(self) -> Counting:
-        if not self._quiet and self._console.is_terminal and not self._console.is_dumb_terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
-                TimeRemainingColumn(),
-            )  # fmt: skip
-            self._bar = Bar(*columns, console=self._console)
-            self._bar.add_task(self._title, total=None, speed="")
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        elif not self._quiet and kind is None and self._seen[1]:
-            self._line(*self._seen)
-
-    def __call__(self, done: int, total: int) -> None:
-        """So many of `total` are done."""
-        if self._first is None:  # what was there before counts neither as work nor as speed
-            self._first, self._started = done, time.monotonic()
-        self._seen = done, total
-        now = time.monotonic()
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total, speed=self._speed(done))
-        elif not self._quiet and now >= self._due and done < total:
-            self._due = now + PLAIN_SECONDS
-            self._line(done, total)
-
-    def _speed(self, done: int) -> str:
-        seconds = time.monotonic() - self._started
-        fresh = done - (self._first or 0)
-        return f"{fresh / seconds:,.0f} img/s" if fresh and seconds > 0.1 else ""
-
-    def _line(self, done: int, total: int) -> None:
-        self._console.print(f"{plain(self._title)}  {done:,}/{total:,}  {self._speed(done)}".rstrip())

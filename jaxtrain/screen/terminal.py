@@ -23,7 +23,7 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def open_console(file: TextIO | None) -> Console:
+def open_console(file: TextIO | None = None) -> Console:
     """Takes text as it is, and writes control characters to terminals only, whatever FORCE_COLOR says."""
     from rich.console import Console
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from jaxtrain.config import Config, Count, Positive, Section
 from jaxtrain.config_io import config_from, explain, find_config, load_config, read_yaml
 from jaxtrain.errors import UserError, nearest
-from jaxtrain.files import folder_name
+from jaxtrain.files import run_name
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -120,7 +120,7 @@ def load_sweep(path: Path) -> SweepConfig:
             raise UserError(f"{path}: {key} is missing: {_about(SweepConfig, key)}")
     tree["base"] = _base(tree["base"], path)
     tree["axes"] = _axes(tree["axes"], path)
-    tree.setdefault("name", folder_name(path.stem))
+    tree.setdefault("name", run_name(path.stem))
     try:
         return SweepConfig.model_validate(tree)
     except ValidationError as error:

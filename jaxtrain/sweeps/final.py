@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.errors import JaxtrainError
-from jaxtrain.runs.directory import write_text
+from jaxtrain.files import write_text
 from jaxtrain.sweeps.results import Ranked, Results
 
 _log = logging.getLogger(__name__)

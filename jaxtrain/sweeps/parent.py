@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxtrain.files import try_lock
 from jaxtrain.sweeps.settings import shown
-from jaxtrain.tracking.store import try_lock
 
 if TYPE_CHECKING:
     from jaxtrain.sweeps.plan import Plan

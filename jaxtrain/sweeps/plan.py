@@ -19,7 +19,7 @@ from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import UserError
 from jaxtrain.runs.program import program_key
 from jaxtrain.sweeps.config import SweepConfig
-from jaxtrain.sweeps.settings import Axis, Setting, axes_of, setting, settings_of, shown, value_of
+from jaxtrain.sweeps.settings import Axis, Setting, axes_of, setting, settings_of, shown
 from jaxtrain.training.parallel import set_cpu_devices
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def make_plan(sweep: SweepConfig, source: Path) -> Plan:
     found: dict[Config, tuple[Setting, str]] = {}
     for one in settings:
         config = workshop.resolved(one)
-        options = {path: value_of(config, path) for path in one.options}
+        options = {path: config.get(path) for path in one.options}
         key = program_key(workshop.classifier(config), config)
         found.setdefault(_comparable(config), (replace(one, options=options), key))
     base = _comparable(_resolved_base(sweep, axes, workshop))

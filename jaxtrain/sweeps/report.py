@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxtrain.config import Config
 from jaxtrain.config_io import dump_config, load_config
-from jaxtrain.runs.directory import write_text
+from jaxtrain.files import write_text
 from jaxtrain.sweeps.plan import Plan
 from jaxtrain.sweeps.results import Estimate, Outcome, Ranked, Results, category, results_of
 from jaxtrain.sweeps.study import Trials

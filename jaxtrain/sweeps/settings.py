@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from jaxtrain.config import FREE_ON_RESUME, Config
 from jaxtrain.config_io import explain, nearest_option, option_paths
 from jaxtrain.errors import UserError
-from jaxtrain.files import folder_name
+from jaxtrain.files import run_name
 from jaxtrain.sweeps.config import Range, SweepConfig
 
 _NEVER = ("quiet", *FREE_ON_RESUME)
@@ -51,10 +51,7 @@ class Setting:
     @property
     def digest(self) -> str:
         """Of every option that decides what is learned, but for the seed."""
-        tree = self.config.model_dump(mode="json")
-        for path in (*_NEVER, "seed"):
-            section, _, key = path.rpartition(".")
-            (tree[section] if section else tree).pop(key)
+        tree = self.config.without((*_NEVER, "seed"))
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -64,7 +61,7 @@ class Setting:
 
     def run_name(self, seed: int) -> str:
         """Name of the folder and the MLflow run of one seed."""
-        words = folder_name("-".join(f"{short(path)}-{shown(value)}" for path, value in self.options.items()))
+        words = run_name("-".join(f"{short(path)}-{shown(value)}" for path, value in self.options.items()))
         return f"{words[:_NAME_LENGTH].rstrip('-._')}-{self.digest[:6]}-s{seed}"
 
 
@@ -97,7 +94,7 @@ def settings_of(sweep: SweepConfig, axes: Sequence[Axis]) -> list[Setting]:
 
     Raises UserError for a combination that the config refuses, or that makes no sense.
     """
-    baseline = setting(sweep, {path: value_of(sweep.base, path) for axis in axes for path in axis.paths}, checked=False)
+    baseline = setting(sweep, {path: sweep.base.get(path) for axis in axes for path in axis.paths}, checked=False)
     if sweep.combine == "tpe":
         _needs_trials(sweep)
         return [baseline]
@@ -115,7 +112,7 @@ def setting(sweep: SweepConfig, options: Mapping[str, Any], *, checked: bool = T
     except ValidationError as error:
         words = ", ".join(f"{path} {shown(value)}" for path, value in options.items())
         raise UserError(explain(error, f"setting {words}")) from None
-    return Setting({path: value_of(config, path) for path in options}, config)
+    return Setting({path: config.get(path) for path in options}, config)
 
 
 def _combined(sweep: SweepConfig, axes: Sequence[Axis], baseline: Setting) -> list[dict[str, Any]]:
@@ -192,12 +189,6 @@ def _takes_integers(sweep: SweepConfig, path: str, given: Range) -> bool:
     """Whether the option is one of integers, which its value in a config shows."""
     whole = given.low == int(given.low) and given.high == int(given.high)
     try:
-        return whole and isinstance(value_of(sweep.base.replace(**{path: int(given.low)}), path), int)
+        return whole and isinstance(sweep.base.replace(**{path: int(given.low)}).get(path), int)
     except ValidationError:
         return False  # what is wrong is said of the setting
-
-
-def value_of(config: Config, path: str) -> Any:
-    """The value of an option by its path."""
-    section, _, key = path.rpartition(".")
-    return getattr(getattr(config, section) if section else config, key)

@@ -21,13 +21,12 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from jaxtrain.errors import JaxtrainError, UserError
-from jaxtrain.files import reason
+from jaxtrain.files import file_lock, reason
 from jaxtrain.redact import redact
 from jaxtrain.runs.learning import Pruned
 from jaxtrain.sweeps.config import SweepConfig
 from jaxtrain.sweeps.plan import Plan, Run
 from jaxtrain.sweeps.settings import Axis, setting
-from jaxtrain.tracking.store import file_lock
 from jaxtrain.training.nonfinite import Diverged
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60

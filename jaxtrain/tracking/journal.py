@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxtrain.errors import RunError
+from jaxtrain.files import replacing
 
 _RESERVED = ("step", "time")
 
@@ -70,10 +71,8 @@ class Journal:
         Not forced to disk: after a loss of power the records come from the checkpoint again.
         """
         self.close()
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with replacing(self.path, flush=False) as temporary, open(temporary, "wb") as file:
             file.writelines(encode_record(record) for record in records)
-        os.replace(temporary, self.path)
 
     def close(self) -> None:
         """Release the file; the next append opens it again."""

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.files import replacing
 from jaxtrain.tracking.journal import complete_lines, open_at_line
 
 JOURNAL = "metrics.jsonl"
@@ -55,10 +56,8 @@ class State:
 
     def save(self, run_dir: Path) -> None:
         """Replace the file atomically."""
-        path = run_dir / STATE
-        temporary = path.with_name(f"{STATE}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1))
-        os.replace(temporary, path)
+        with replacing(run_dir / STATE, flush=False) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1))
 
 
 def append_request(run_dir: Path, request: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.files import try_lock
 from jaxtrain.redact import redact
 from jaxtrain.tracking import store
 from jaxtrain.tracking.outbox import LOCK
@@ -85,7 +86,7 @@ class Run:
     def _locked(self) -> bool:
         """Whether the directory is ours; the sidecar of a killed process may still be at work in it."""
         if self.lock is None:
-            self.lock = store.try_lock(Path(self.run_dir) / LOCK, self.warn)
+            self.lock = try_lock(Path(self.run_dir) / LOCK, self._no_locks)
             if self.lock is None:
                 if self.parent is None:
                     raise store.StoreError(f"{self.run_dir} is being sent by another process")
@@ -95,6 +96,10 @@ class Run:
             if self.system_metrics and self.parent is not None:
                 self.monitor = SystemMonitor(self.parent)
         return True
+
+    def _no_locks(self) -> None:
+        """Metrics that MLflow never gets would be worse than two processes that send them."""
+        self.warn(f"{self.run_dir}: this file system has no locks; let no other process send it to MLflow meanwhile")
 
     def _succeeded(self) -> None:
         if self.problem is not None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import importlib.metadata
 import os
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxtrain.errors import UserError, nearest
-from jaxtrain.files import NO_LOCKS
+from jaxtrain.files import file_lock
 from jaxtrain.redact import HIDDEN, redact
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_is_gone
 
@@ -137,38 +133,3 @@ def close_stale_runs(client: Any, experiment: str, keep: str | None = None) -> l
             client.set_terminated(run.info.run_id, "KILLED")
             closed.append(str(run.info.run_id))
     return closed
-
-
-@contextlib.contextmanager
-def file_lock(path: Path, timeout: float = 120.0) -> Iterator[None]:
-    """Hold a lock between processes; the system releases it when its holder dies. Raises TimeoutError."""
-    deadline = time.monotonic() + timeout
-    while (held := try_lock(path)) is None:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{path} is locked by another process")
-        time.sleep(0.05)
-    try:
-        yield
-    finally:
-        os.close(held)
-
-
-def try_lock(path: Path, warn: Callable[[str], None] | None = None) -> int | None:
-    """A file descriptor that holds the lock until it is closed, or None where another process holds it.
-
-    Where the file system has no locks it holds none, and `warn` is told: metrics that MLflow never gets are worse
-    than two processes that send them.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            os.close(descriptor)
-            raise
-        if warn is not None:
-            warn(f"{path.parent}: this file system has no locks; let no other process send it to MLflow meanwhile")
-    return descriptor

@@ -29,6 +29,7 @@ from jaxtrain.config import TrackingConfig
 from jaxtrain.errors import UserError
 from jaxtrain.redact import redact, redact_command, redact_option
 from jaxtrain.tracking.journal import Journal
+from jaxtrain.tracking.model import default_requirements
 from jaxtrain.tracking.outbox import JOURNAL, OUTBOX, State, append_request, first_start
 from jaxtrain.tracking.process import Sidecar, sidecar
 from jaxtrain.tracking.provenance import process_identity
@@ -155,29 +156,19 @@ class Tracker:
         self._request("input", name=name, source=source, digest=digest, context=context, profile=profile)
 
     def log_model(
-        self,
-        model_dir: Path,
-        example: NDArray[np.uint8],
-        class_names: Sequence[str],
-        *,
-        step: int = 0,
-        name: str = "model",
-        pip_requirements: Sequence[str] | None = None,
+        self, model_dir: Path, example: NDArray[np.uint8], class_names: Sequence[str], *, step: int = 0
     ) -> None:
         """Store an exported model with the run; `mlflow.pyfunc.load_model` loads it, without pickle.
 
         Loaded, it takes images `uint8[n, height, width, channels]` and gives a table with the columns
         `label`, `probability` and `probabilities`. `model_dir` is a folder that `jaxtrain.load` reads, left
-        in place until it was sent; `example` is one or a few images; `pip_requirements` default to the
-        versions installed here.
+        in place until it was sent; `example` is one or a few images.
         """
-        from jaxtrain.tracking.model import default_requirements
-
         if example.dtype != np.uint8 or example.ndim != 4:
             raise ValueError(f"example: uint8[n, height, width, channels] expected, got {example.dtype}{example.shape}")
         if self.uri is None:
             return
-        example_path = self.run_dir.absolute() / f"{name}_example.npy"
+        example_path = self.run_dir.absolute() / "model_example.npy"
         np.save(example_path, example, allow_pickle=False)
         self._request(
             "model",
@@ -185,8 +176,8 @@ class Tracker:
             example=str(example_path),
             class_names=list(class_names),
             step=step,
-            name=name,
-            pip_requirements=list(pip_requirements or default_requirements()),
+            name="model",
+            pip_requirements=default_requirements(),
         )
 
     # -- the run in MLflow -----------------------------------------------------

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from jaxtrain.redact import redact
 from jaxtrain.tracking import store
 from jaxtrain.tracking.journal import complete_lines, decode_record
+from jaxtrain.tracking.model import store_model
 from jaxtrain.tracking.outbox import JOURNAL, State, read_requests
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_is_gone
 
@@ -355,8 +356,6 @@ class Upload:
         self._client.log_inputs(self.state.run_id, [DatasetInput(dataset, [context])])
 
     def _model(self, request: Mapping[str, Any]) -> None:
-        from jaxtrain.tracking.model import store_model
-
         def created(model_id: str) -> None:
             self.state.model_id = model_id
             self._save()

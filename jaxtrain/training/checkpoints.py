@@ -15,17 +15,10 @@ from typing import Any
 
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import reason
-from jaxtrain.saved_tree import (
-    DamagedError,
-    Tree,
-    load_tree,
-    read_meta,
-    recover,
-    save_tree,
-    tree_digest,
-)
+from jaxtrain.saved_tree import DamagedError, load_tree, read_meta, recover, save_tree
+from jaxtrain.trees import Tree
 
-__all__ = ["Checkpoints", "Restored", "Tree", "load_tree", "save_tree", "tree_digest"]
+__all__ = ["Checkpoints", "Restored", "load_tree", "save_tree"]
 
 _STEP_NAME = re.compile(r"^[0-9]{8,}$")
 _BEST_NAME = re.compile(r"^best-[0-9]{8,}$")
@@ -110,22 +103,19 @@ class Checkpoints:
         self._thread.shutdown(wait=True)
         self.wait()
 
-    def restore(self, template: Tree | None = None) -> Restored | None:
+    def restore(self) -> Restored | None:
         """The newest sound checkpoint, or None where there never was one.
 
         Damaged ones that are newer are named in a warning and in `damaged`, and renamed to `<name>.damaged`.
 
-        Args:
-            template: a tree of arrays (or of anything with shape and dtype) that the state has to look like.
-
         Raises:
-            RunError: all checkpoints are damaged, or the newest sound one does not look like `template`.
+            RunError: all checkpoints are damaged.
         """
         self.wait()
         damaged: dict[Path, str] = {}
         for step in reversed(self.steps()):
             try:
-                restored = self._load(step, template)
+                restored = self._load(step)
             except DamagedError as error:
                 damaged[self._path(step)] = str(error)
                 continue
@@ -157,9 +147,9 @@ class Checkpoints:
     def _best_path(self, step: int) -> Path:
         return self._directory / f"best-{step:08d}"
 
-    def _load(self, step: int, template: Tree | None) -> Restored:
+    def _load(self, step: int) -> Restored:
         path = self._path(step)
-        state, meta = load_tree(path, template)
+        state, meta = load_tree(path)
         if meta["step"] != step:
             raise DamagedError(f"{path} is damaged: it holds step {meta['step']}")
         best, best_step = None, meta["best"]

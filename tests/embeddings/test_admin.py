@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -229,9 +230,7 @@ def test_what_is_computed_or_read_is_not_removed(store):
 
 def test_what_is_removed_just_before_it_is_asked_for_is_made_again(tmp_path, monkeypatch):
     folder = fill(tmp_path)
-    from jaxtrain.embeddings import files as embedding_files
-
-    flock, times = embedding_files.fcntl.flock, []
+    flock, times = fcntl.flock, []
 
     def prune_first(descriptor, operation):
         if not times:

@@ -3,7 +3,7 @@ import pytest
 from pydantic import ValidationError
 
 from jaxtrain.data.base import ArraySource
-from jaxtrain.data.digest import fingerprint, images_fingerprint
+from jaxtrain.data.digest import images_fingerprint
 from jaxtrain.embeddings import key as embedding_key
 from jaxtrain.embeddings.key import EmbeddingKey
 from tests.embeddings.made import images, key_of
@@ -89,7 +89,6 @@ def test_images_count_and_labels_do_not():
     base = images_fingerprint(source)
     relabelled = ArraySource(source.images, (source.labels + 1) % 3)
     assert images_fingerprint(relabelled) == base == images_fingerprint(source.select(np.arange(50)))
-    assert fingerprint(relabelled) != fingerprint(source) != base
     pixel = source.images.copy()
     pixel[49, 2, 2, 2] ^= 1
     order = np.arange(50)

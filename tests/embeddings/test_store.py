@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -258,7 +259,7 @@ def test_a_forked_child_does_not_hold_its_parents_claims(tmp_path):
 @pytest.mark.parametrize("event", ["published", "given back"])
 def test_a_claim_is_on_the_file_that_is_there_now(tmp_path, monkeypatch, event):
     """The one before ends between the opening and the locking of its temporary file."""
-    first, flock = embedding_files.Claim.take(tmp_path / "a"), embedding_files.fcntl.flock
+    first, flock = embedding_files.Claim.take(tmp_path / "a"), fcntl.flock
 
     def end_first(descriptor, operation):
         monkeypatch.undo()

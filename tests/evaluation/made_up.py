@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from jaxtrain.data.digest import digest_of_test_set
 from jaxtrain.evaluation.comparison import Candidate
-from jaxtrain.evaluation.predictions import Predictions, digest_of_test_set
+from jaxtrain.evaluation.predictions import Predictions
 
 NAMES = ("cat", "dog", "fox", "owl")
 

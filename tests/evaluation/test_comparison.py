@@ -7,9 +7,9 @@ import pytest
 from sklearn.metrics import accuracy_score
 from statsmodels.stats.contingency_tables import mcnemar
 
+from jaxtrain.data.digest import digest_of_test_set
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.comparison import Candidate, aligned, compare
-from jaxtrain.evaluation.predictions import digest_of_test_set
 from tests.evaluation.made_up import NAMES, candidate, predictions
 
 

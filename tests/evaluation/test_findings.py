@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
+from jaxtrain.data.digest import digest_of_test_set
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.comparison import compare
 from jaxtrain.evaluation.findings import disagreements, likely_label_errors, slices, worst_mistakes
 from jaxtrain.evaluation.metrics import softmax
-from jaxtrain.evaluation.predictions import digest_of_test_set
 from tests.evaluation.made_up import NAMES, candidate
 
 

@@ -30,10 +30,9 @@ def test_curves_show_the_logged_values_and_mark_the_first_best_step():
     assert [line.get_label() for line in drawn["accuracy"].lines] == ["validation", "best step (40)"]
 
 
-def test_a_given_best_step_and_a_repeated_step_count():
+def test_the_last_value_of_a_repeated_step_counts():
     twice = [*records(), {"step": 100, "train/loss": 0.25}]
-    drawn = panels(plots.learning_curves(twice, best_step=60))["loss"]
-    assert "best step (60)" in [line.get_label() for line in drawn.lines]
+    drawn = panels(plots.learning_curves(twice))["loss"]
     assert drawn.lines[0].get_ydata()[-1] == 0.25
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxtrain.data.base import ArraySource
+from jaxtrain.data.digest import digest_of_test_set, image_id, image_ids
 from jaxtrain.errors import UserError
-from jaxtrain.evaluation.predictions import Predictions, digest_of_test_set, image_id, image_ids
+from jaxtrain.evaluation.predictions import Predictions
 
 
 def make(images=6, classes=3):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from jaxtrain.data.base import ArraySource, Dataset
+from jaxtrain.data.digest import digest_of_test_set
 from jaxtrain.evaluation.comparison import Candidate, compare
+from jaxtrain.evaluation.content import rival_of
 from jaxtrain.evaluation.near_duplicates import NearDuplicate
-from jaxtrain.evaluation.predictions import digest_of_test_set
-from jaxtrain.evaluation.report import FILES, Report, rival_of
+from jaxtrain.evaluation.report import FILES, Report
 from tests.evaluation.made_up import NAMES, candidate, ids_of, predictions
 
 COSTS = {"params": 1000.0, "train_seconds": 37.0, "flops_per_image": 2e6, "latency_ms_p50": 0.5, "latency_ms_p95": 0.6}

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-import jaxtrain.tracking
 from jaxtrain.config import Config, DataConfig, TrackingConfig
 from jaxtrain.config_io import dump_config
+from jaxtrain.data.digest import digest_of_test_set
 from jaxtrain.errors import UserError
-from jaxtrain.evaluation import costs, runs
+from jaxtrain.evaluation import costs
 from jaxtrain.evaluation.comparison import compare
 from jaxtrain.evaluation.costs import ForwardPass
 from jaxtrain.evaluation.predictions import Predictions
@@ -148,7 +148,7 @@ def test_test_images_that_have_changed_are_not_shown(tmp_path, loaded, caplog):
     file = path / "benchmark" / "predictions.npz"
     kept = Predictions.load(file)
     labels = (kept.labels + 1) % 10
-    digest = runs.predict.__globals__["digest_of_test_set"](kept.ids, labels, kept.class_names)
+    digest = digest_of_test_set(kept.ids, labels, kept.class_names)
     dataclasses.replace(kept, labels=labels.astype(np.int32), test_digest=digest).save(file)
     assert gather([path], loaded, costs=False).test is None
     assert "has changed since" in caplog.text
@@ -222,8 +222,8 @@ class FakeTracker:
 
 def test_each_model_and_the_report_are_runs_in_benchmark(tmp_path, loaded, monkeypatch):
     FakeTracker.started = []
-    monkeypatch.setattr(jaxtrain.tracking, "Tracker", FakeTracker)
-    monkeypatch.setattr(runs, "Tracker", FakeTracker)
+    for user in ("evaluate", "runs"):
+        monkeypatch.setattr(f"jaxtrain.evaluation.{user}.Tracker", FakeTracker)
     gathered = gather([make_run(tmp_path, f"m{i}", seed=i) for i in range(2)], loaded)
     comparison = compare(gathered.candidates, resamples=100)
     ids = track(gathered, comparison, TrackingConfig())

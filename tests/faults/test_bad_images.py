@@ -12,9 +12,10 @@ from PIL import Image
 import jaxtrain
 from jaxtrain import PTClassifier
 from jaxtrain.config import DataConfig
+from jaxtrain.data.digest import image_ids
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import RunError, UserError
-from jaxtrain.evaluation.predictions import Predictions, image_ids
+from jaxtrain.evaluation.predictions import Predictions
 from tests.faults.small_run import merged
 
 COUNT = 12

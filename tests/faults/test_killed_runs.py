@@ -10,9 +10,10 @@ import time
 
 import pytest
 
-from jaxtrain.runs.directory import write_text
+from jaxtrain.files import write_text
 from jaxtrain.tracking import sync_run
-from jaxtrain.training.checkpoints import Checkpoints, tree_digest
+from jaxtrain.training.checkpoints import Checkpoints
+from jaxtrain.trees import tree_digest
 from tests.classifiers.resume import finish, history, start, stop, wait_for_step
 from tests.faults.nursery import Nursery
 

@@ -111,7 +111,6 @@ def test_absent_class_refit_and_class_weights(name):
 def test_same_bits_of_a_forest():
     one, two = (fit_head(config("random_forest", trials=1), TRAIN, VAL, num_classes=3) for _ in range(2))
     assert one.digest == two.digest
-    assert one.num_params > 300
 
 
 def test_names():
@@ -156,7 +155,6 @@ def test_xgboost_round_trip():
     head = fit_head(config("xgboost", trials=3), TRAIN, VAL, num_classes=3)
     assert (head.logits(TEST.x).argmax(1) == TEST.y).mean() > 0.7
     np.testing.assert_array_equal(restored(head).logits(TEST.x), head.logits(TEST.x))
-    assert head.num_params == restored(head).num_params > 100
 
 
 def test_a_classifier_that_fails_names_the_cause():

@@ -8,7 +8,8 @@ from flax import nnx
 from jax import lax
 
 from jaxtrain.models import layers
-from jaxtrain.models.layers import BatchNorm, Build, Conv, fan_out_normal, max_pool, uniform
+from jaxtrain.models.build import Build
+from jaxtrain.models.layers import BatchNorm, Conv, fan_out_normal, max_pool, uniform
 
 
 def build(dtype=jnp.float32, axis_name=None):

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtrain.config import ModelConfig
 from jaxtrain.errors import UserError
 from jaxtrain.models import create_model
-from jaxtrain.models.layers import Build
+from jaxtrain.models.build import Build
 from jaxtrain.models.vit import Attention, Mlp
 
 

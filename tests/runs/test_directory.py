@@ -14,7 +14,7 @@ import pytest
 from jaxtrain.config import CheckpointConfig, Config, FinetuneConfig, OptimizerConfig, TrainConfig
 from jaxtrain.config_io import load_config
 from jaxtrain.errors import RunError, UserError
-from jaxtrain.files import folder_name
+from jaxtrain.files import run_name
 from jaxtrain.runs import directory as run_directory
 from jaxtrain.runs.directory import RunDirectory
 
@@ -48,7 +48,6 @@ def test_run_dir_is_used_and_made_with_its_parents(tmp_path: Path) -> None:
         assert directory.checkpoints == directory.path / "checkpoints"
         assert directory.metrics == directory.path / "metrics.jsonl"
         assert directory.summary == directory.path / "summary.json"
-        assert directory.error_log == directory.path / "error.log"
 
 
 def test_named_runs_lie_under_their_technique(tmp_path: Path) -> None:
@@ -105,7 +104,7 @@ def test_runs_that_start_at_once_get_different_numbers() -> None:
     ],
 )
 def test_names_are_safe(text: str, name: str) -> None:
-    assert folder_name(text) == name
+    assert run_name(text) == name
     with RunDirectory.open(Config(), text) as directory:
         assert directory.path == Path("runs/pt").absolute() / f"{name}-1"
 

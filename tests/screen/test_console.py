@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -103,6 +104,23 @@ def test_plain_lines_come_with_evaluations_and_else_every_ten_seconds(fake_clock
     out = io.StringIO()
     train(out, fake_clock, seconds_a_step=0.001)  # 1 s, an evaluation every 0.1 s
     assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/10", "10/10"]
+
+
+def test_images_are_counted_under_a_title(fake_clock):
+    out = io.StringIO()
+    with Progress(title="embedding train", file=out) as bar:
+        for done in range(200, 1001, 100):  # 200 were there before; 5 s for 100
+            bar.count(done, 1000)
+            fake_clock.now += 5.0
+    first, *_, last = out.getvalue().splitlines()
+    assert first.startswith("embedding train  200/1,000")
+    assert last == "embedding train  1,000/1,000  20 img/s  0:00:40 in all"
+    out = io.StringIO()
+    with Progress(title="embedding train", quiet=True, file=out) as bar:
+        bar.count(1, 1)
+    with Progress(title="never begun", file=out):
+        pass
+    assert out.getvalue() == ""
 
 
 def test_time_left_follows_the_pace(fake_clock):
@@ -300,8 +318,8 @@ def plan(classes=3, **changes):
 
 
 def shown(function, *arguments):
-    out = io.StringIO()
-    function(*arguments, file=out)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        function(*arguments)
     assert all(char.isprintable() or char == "\n" for char in out.getvalue())
     return out.getvalue()
 
@@ -396,7 +414,8 @@ def test_an_error_is_one_line_and_a_hint_another(capsys):
 def test_a_terminal_without_unicode_gets_question_marks():
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, encoding="ascii")
-    show_plan(plan(class_names=["猫", "b", "c"]), file=out)
+    with contextlib.redirect_stdout(out):
+        show_plan(plan(class_names=["猫", "b", "c"]))
     with Progress(10, 5, file=out) as bar:
         bar.message("猫")
     out.flush()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -98,46 +97,6 @@ def test_only_dead_runs_of_this_machine_are_closed(sqlite_uri: str) -> None:
         "foreign": "RUNNING",
     }
     assert client.get_run(ended).info.status == "FINISHED"
-
-
-def test_the_lock_is_for_one_process_and_ends_with_it(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom jaxtrain.tracking import store\n"
-        "held = store.try_lock(Path(sys.argv[1]))\nprint(held is not None, flush=True)\ninput()"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdout is not None
-    assert other.stdout.readline() == "True\n"
-    assert store.try_lock(path) is None
-    with pytest.raises(TimeoutError), store.file_lock(path, timeout=0.1):
-        pass
-    other.kill()
-    other.wait()
-    with store.file_lock(path, timeout=5.0):
-        assert store.try_lock(path) is None
-
-
-def test_a_file_system_without_locks_is_warned_about_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(code: int) -> None:
-        def flock(*_: object) -> None:
-            raise OSError(code, os.strerror(code))
-
-        monkeypatch.setattr("fcntl.flock", flock)
-
-    said: list[str] = []
-    refuse(errno.ENOSYS)
-    held = store.try_lock(tmp_path / "lock", said.append)
-    assert held is not None
-    os.close(held)
-    assert said == [f"{tmp_path}: this file system has no locks; let no other process send it to MLflow meanwhile"]
-    with store.file_lock(tmp_path / "lock", timeout=0.1):
-        pass
-    refuse(errno.EIO)
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        store.try_lock(tmp_path / "lock", said.append)
 
 
 KILLED_IN_A_MIGRATION = """

@@ -17,11 +17,11 @@ import pytest
 
 from jaxtrain.config import TrackingConfig
 from jaxtrain.errors import UserError
+from jaxtrain.files import try_lock
 from jaxtrain.tracking import Journal, Tracker, sync_run
 from jaxtrain.tracking.outbox import first_start
 from jaxtrain.tracking.process import sidecar
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_identity
-from jaxtrain.tracking.store import try_lock
 
 
 def _start(run_dir: Path, uri: str | None, **options: Any) -> Tracker:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxtrain.training.checkpoints import Checkpoints, Restored, tree_digest
+from jaxtrain.training.checkpoints import Checkpoints, Restored
+from jaxtrain.trees import tree_digest
 
 
 def state(step: int) -> dict:

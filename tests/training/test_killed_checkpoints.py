@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jaxtrain.training.checkpoints import Checkpoints
-from tests.training.made_checkpoints import assert_is_step, names, save, state
+from tests.training.made_checkpoints import assert_is_step, names, save
 
 _audited: list[Callable[[], None]] = []
 
@@ -66,7 +66,7 @@ def test_killed_before_any_operation_on_files(tmp_path: Path) -> None:
     for number, (path, at) in enumerate(found.values()):
         with Checkpoints(path, keep=1) as kept:
             assert not [name for name in names(path) if name.startswith(".")]
-            restored = kept.restore(state(0))
+            restored = kept.restore()
             assert kept.damaged == []
             allowed = [*history[max(at - 1, 0) : at + 1], *([(0, None)] if at == 0 else [])]
             step, best = (0, None) if restored is None else (restored.step, dict(history)[restored.step])
@@ -111,7 +111,7 @@ def kill_at_random(directory: Path, seed: int) -> None:
     child.wait()
     last = max(int(line) for line in ["0", *child.stdout.read().split()])
     with Checkpoints(directory, keep=2) as kept:
-        restored = kept.restore(state(0))
+        restored = kept.restore()
         assert restored is not None
         assert restored.step >= last
         assert kept.damaged == []

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.models.registry import model_spec
-from jaxtrain.models.weights.convert import Problems, flatten
+from jaxtrain.models.weights.convert import Problems
 from jaxtrain.models.weights.layout import Array
 from jaxtrain.models.weights.pretrained import Pretrained
 from jaxtrain.models.weights.tables import TABLES
+from jaxtrain.trees import flat
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def adapt(
     family = None if pretrained.model.network else TABLES.get(model_spec(pretrained.model.name or "").family)
     stem, positions = (family.stem, family.positions) if family else (None, None)
     problems, notes = Problems(), []
-    wanted = {part: dict(flatten(shapes[part])) for part in ("params", "model_state")}
-    have = {"params": dict(flatten(pretrained.params)), "model_state": dict(flatten(pretrained.model_state))}
+    wanted = {part: flat(shapes[part]) for part in ("params", "model_state")}
+    have = {"params": flat(pretrained.params), "model_state": flat(pretrained.model_state)}
     reason = _why_not_the_head(have["params"], wanted["params"], pretrained, class_names, f"{head}/")
     if reason is not None:
         notes.append(f"the head starts afresh: {reason}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,9 +15,8 @@ from jaxtrain.errors import UserError
 from jaxtrain.models.registry import ModelSpec, create_model, model_spec
 from jaxtrain.models.weights.layout import Array, Arrays, Family, Layout, Names, their_names, to_ours
 from jaxtrain.models.weights.tables import TABLES
+from jaxtrain.trees import Tree, flat, nested
 
-Tree = dict[str, Any]
-"""Nested dicts with strings as keys; the leaves are arrays."""
 Shape = tuple[int, ...]
 
 _WRAPPERS = ("_orig_mod.", "module.", "timm_model.", "model.", "backbone.")
@@ -77,7 +76,7 @@ def convert(arrays: Arrays, model: ModelConfig, source: str) -> Converted:
     spare = arrays.keys() - used
     problems.left_over += [name for name in spare if not any(fnmatchcase(name, p) for p in layout.ignored)]
     problems.check(f"model.weights: {source} ({layout.name} layout) does not fit model {spec.name}")
-    return Converted(model, nest(params), nest(state), image_size, channels, classes)
+    return Converted(model, nested(params), nested(state), image_size, channels, classes)
 
 
 class Problems:
@@ -166,30 +165,9 @@ def shapes_of(model: ModelConfig, image_size: int, channels: int, num_classes: i
     )
     _, params, state = nnx.split(network, nnx.Param, ...)
     trees = {"params": nnx.to_pure_dict(params), "model_state": nnx.to_pure_dict(state)}
-    return {part: {path: tuple(leaf.shape) for path, leaf in flatten(tree)} for part, tree in trees.items()}
-
-
-def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Path, joined by "/", and leaf of everything in nested dicts."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def nest(leaves: Mapping[str, Any]) -> Tree:
-    """The inverse of `flatten`, with strings as keys."""
-    tree: Tree = {}
-    for path in sorted(leaves):
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaves[path]
-    return tree
+    return {part: {path: tuple(leaf.shape) for path, leaf in flat(tree).items()} for part, tree in trees.items()}
 
 
 def float32(tree: Mapping[Any, Any]) -> Tree:
     """A copy as float32, with strings as keys."""
-    return nest({path: np.asarray(leaf, np.float32) for path, leaf in flatten(tree)})
+    return nested({path: np.asarray(leaf, np.float32) for path, leaf in flat(tree).items()})

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from jaxtrain.config import ModelConfig, chosen
 from jaxtrain.errors import UserError
 from jaxtrain.models.registry import ModelSpec, model_spec
-from jaxtrain.models.weights.convert import Tree, convert, flatten, float32
+from jaxtrain.models.weights.convert import convert, float32
 from jaxtrain.models.weights.sources import Found, find
 from jaxtrain.models.weights.tables import TABLES
-from jaxtrain.saved_tree import tree_digest
+from jaxtrain.trees import Tree, flat, tree_digest
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def load_pretrained(weights: str, model: ModelConfig | None = None) -> Pretraine
     size, channels = about.image_size, about.channels
     if found.tree is not None:
         params, state = float32(found.tree["params"]), float32(found.tree["model_state"])
-        leaves = {path: leaf.shape for path, leaf in flatten(params)}
+        leaves = {path: leaf.shape for path, leaf in flat(params).items()}
         classes = leaves.get("head/kernel", (0,))[-1]
         family = TABLES.get(spec.family)
         if family is not None and family.stem in leaves:

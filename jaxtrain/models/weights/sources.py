@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxtrain.config import Config
 from jaxtrain.errors import RunError, UserError, nearest
 from jaxtrain.files import reason
-from jaxtrain.models.weights.convert import flatten
 from jaxtrain.models.weights.descriptions import Description, describe, describe_name
 from jaxtrain.models.weights.hub import WEIGHTS, Get, folder_files, hub_files, read_json, weight_files
 from jaxtrain.models.weights.layout import Arrays
+from jaxtrain.models.weights.torch_file import read_torch_file
+from jaxtrain.saved_tree import load_tree
+from jaxtrain.trees import flat
 
 OURS = "jaxtrain"
 """Key of the metadata that `export_timm` leaves in a file."""
@@ -38,7 +41,7 @@ class Found:
 def find(weights: str) -> Found:
     """Reads the source that a string names; UserError where there is none or it holds anything but numbers."""
     found = _read(weights)
-    for name, leaf in flatten(found.arrays if found.tree is None else found.tree):
+    for name, leaf in flat(found.arrays if found.tree is None else found.tree).items():
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not _is_numeric(np.dtype(dtype)):
             what = f"a {type(leaf).__name__}" if dtype is None else f"one of {dtype}"
@@ -128,8 +131,6 @@ def _file(path: Path) -> Found:
 
 
 def _torch_arrays(path: Path) -> tuple[Arrays, Description]:
-    from jaxtrain.models.weights.torch_file import read_torch_file
-
     tree = read_torch_file(path)
     for key in ("model_ema", "state_dict_ema", "state_dict", "model"):  # of training scripts; the average is better
         if isinstance(tree.get(key), dict):
@@ -138,7 +139,6 @@ def _torch_arrays(path: Path) -> tuple[Arrays, Description]:
 
 
 def _safetensors(path: Path) -> tuple[Arrays, Description]:
-    import ml_dtypes  # noqa: F401 (makes NumPy know bfloat16)
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -203,9 +203,6 @@ def _folder(path: Path) -> Found:
 
 def _saved_model(folder: Path) -> Found:
     """The model of a finished run: its best parameters, averaged ones where the run had them."""
-    from jaxtrain.config import Config
-    from jaxtrain.saved_tree import load_tree
-
     weights, meta = load_tree(folder)
     try:
         config = Config.model_validate(meta["config"])

@@ -1,20 +1,22 @@
-"""Arrays from a PyTorch file (`.pth`, `.pt`, `.bin`) without torch, and without unpickling anything.
+"""Arrays from a PyTorch file (`.pth`, `.pt`, `.bin`) without torch, and without running anything that it asks for.
 
-Such a file is a pickle that describes tensors, and their raw values. The pickle is read as data: `pickletools` gives
-its instructions one by one, and the few that a plain state dict is made of are followed here. Nothing is ever imported
-or called: a file that asks for anything else is refused by the name of what it asked for.
+Such a file is a pickle that describes tensors, and their raw values. `pickle.Unpickler` reads the description, held
+to the few instructions and the few names that a plain state dict is made of. A name stands for an entry of a table
+here: nothing is ever imported, and a file that asks for anything else is refused by the name of what it asked for.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import pickle
 import pickletools
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,39 +25,40 @@ from jaxtrain.files import reason
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_DTYPES = {
-    "DoubleStorage": "<f8",
-    "FloatStorage": "<f4",
-    "HalfStorage": "<f2",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
+_DTYPES: dict[str, Any] = {
+    "torch.DoubleStorage": "<f8",
+    "torch.FloatStorage": "<f4",
+    "torch.HalfStorage": "<f2",
+    "torch.BFloat16Storage": jnp.bfloat16,
+    "torch.LongStorage": "<i8",
+    "torch.IntStorage": "<i4",
+    "torch.ShortStorage": "<i2",
+    "torch.CharStorage": "i1",
+    "torch.ByteStorage": "u1",
+    "torch.BoolStorage": "?",
 }
-_ORDERED_DICT = "collections OrderedDict"
-_TENSOR, _PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
-_GLOBALS = {_ORDERED_DICT, _TENSOR, _PARAMETER, *(f"torch {name}" for name in _DTYPES)}
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+_ORDERED_DICT = "collections.OrderedDict"
+_TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
+_NAMES = {_ORDERED_DICT, _TENSOR, _PARAMETER, *_DTYPES}
+_INSTRUCTIONS = {
+    *("PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE"),
+    *("TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "BINGET"),
+    *("LONG_BINGET", "GLOBAL", "BINPERSID", "REDUCE", "BUILD"),
 }
-
-
-class _Global(NamedTuple):
-    """A name that the pickle would have imported: one of `_GLOBALS`."""
-
-    name: str
+"""What torch.save writes. Nothing here makes an object other than through `_Name`, or takes memory unasked."""
+_DAMAGE = (
+    *(ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError),
+    *(EOFError, NotImplementedError, zipfile.BadZipFile, pickle.UnpicklingError),
+)
+"""What reading a file that is not what it seems can raise."""
 
 
 class _Storage(NamedTuple):
     """Values that tensors look at: where they lie in the file, and how many of what."""
 
     key: str
-    dtype: str
+    dtype: np.dtype[Any]
     size: int
 
 
@@ -68,12 +71,66 @@ class _Tensor(NamedTuple):
     stride: tuple[int, ...]
 
 
-_MARK = _Global("MARK")
-_DAMAGE = (
-    *(ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError),
-    *(EOFError, NotImplementedError, zipfile.BadZipFile),
-)
-"""What reading a file that is not what it seems can raise."""
+class _OrderedDict(dict[Any, Any]):
+    """A dict that drops its attributes: torch keeps versions of modules there."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Name(NamedTuple):
+    """A name that the pickle would have imported: one of `_NAMES`. As a tuple it has no attributes to overwrite."""
+
+    name: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        """A call, which is made of three known functions only."""
+        if self.name == _ORDERED_DICT and not arguments:
+            return _OrderedDict()
+        if self.name == _TENSOR:
+            return _Tensor(*arguments[:4])
+        if self.name == _PARAMETER:
+            return arguments[0]
+        raise _refusal(self.name)
+
+
+def _refusal(name: str) -> UserError:
+    return UserError(
+        f"is refused: it asks for {name}, and only tensors in dicts are read; "
+        "save the state dict alone, best as .safetensors"
+    )
+
+
+class _Reader(pickle.Unpickler):
+    """What one pickle describes; `storages` are those that it names."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        start = file.tell()
+        places = 0
+        for instruction, argument, _ in pickletools.genops(file):
+            places += instruction.name.endswith("BINPUT")
+            if instruction.name not in _INSTRUCTIONS:
+                raise UserError(f"is refused: a file of tensors has no pickle instruction {instruction.name}")
+            if instruction.name == "LONG_BINPUT" and (argument or 0) > 256 + places:  # memory for all before it
+                raise ValueError("its pickle skips places of the memo")
+        file.seek(start)
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> _Name:  # type: ignore[override]
+        if f"{module}.{name}" not in _NAMES:
+            raise _refusal(f"{module}.{name}")
+        return _Name(f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """From ("storage", torch.FloatStorage, key, device, size[, view])."""
+        kind, dtype, key, _, size, *view = pid
+        if kind != "storage" or not isinstance(key, str) or any(view) or not isinstance(size, int) or size < 0:
+            raise ValueError("a storage of an unknown kind")
+        storage = _Storage(key, np.dtype(_DTYPES[dtype.name]), size)
+        if self.storages.setdefault(key, storage) != storage:
+            raise ValueError(f"two descriptions of storage {key}")
+        return storage
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
@@ -97,9 +154,6 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     return value
 
 
-# --- the two layouts
-
-
 def _read_zip(file: IO[bytes]) -> tuple[Any, Mapping[str, NDArray[Any]]]:
     """`NAME/data.pkl`, and each storage as `NAME/data/KEY`."""
     file.seek(0)
@@ -113,11 +167,11 @@ def _read_zip(file: IO[bytes]) -> tuple[Any, Mapping[str, NDArray[Any]]]:
         order = f"{folder}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
             raise UserError("was written on a big-endian machine")
-        found: dict[str, _Storage] = {}
-        tree = _follow(io.BytesIO(archive.read(pickles[0])), found)
+        reader = _Reader(io.BytesIO(archive.read(pickles[0])))
+        tree = reader.load()
         values = {
-            key: np.frombuffer(archive.read(f"{folder}data/{key}"), _dtype(storage), storage.size)
-            for key, storage in found.items()
+            key: np.frombuffer(archive.read(f"{folder}data/{key}"), storage.dtype, storage.size)
+            for key, storage in reader.storages.items()
         }
     return tree, values
 
@@ -125,141 +179,20 @@ def _read_zip(file: IO[bytes]) -> tuple[Any, Mapping[str, NDArray[Any]]]:
 def _read_legacy(file: IO[bytes]) -> tuple[Any, Mapping[str, NDArray[Any]]]:
     """Five pickles: magic number, version, machine, tree, keys; then of each key a count and the values."""
     file.seek(0)
-    found: dict[str, _Storage] = {}
-    magic, version = _follow(file, found), _follow(file, found)
-    if (magic, version) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
+    if (_Reader(file).load(), _Reader(file).load()) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
         raise ValueError("no magic number")
-    if _follow(file, found).get("little_endian") is not True:
+    if _Reader(file).load().get("little_endian") is not True:
         raise UserError("was written on a big-endian machine")
-    tree, keys = _follow(file, found), _follow(file, found)
+    reader = _Reader(file)
+    tree, keys = reader.load(), _Reader(file).load()
     values = {}
     for key in keys:
-        storage = found[key]
+        _, dtype, size = reader.storages[key]
         count = int.from_bytes(file.read(8), "little", signed=True)
-        if count != storage.size:
-            raise ValueError(f"storage {key} has {count} values, not {storage.size}")
-        dtype = _dtype(storage)
+        if count != size:
+            raise ValueError(f"storage {key} has {count} values, not {size}")
         values[key] = np.frombuffer(file.read(count * dtype.itemsize), dtype, count)
     return tree, values
-
-
-def _dtype(storage: _Storage) -> np.dtype[Any]:
-    if storage.dtype == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(storage.dtype)
-
-
-# --- the pickle, as data
-
-
-def _follow(file: IO[bytes], storages: dict[str, _Storage]) -> Any:
-    """What one pickle describes; adds the storages that it names."""
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-    argument: Any
-    for instruction, argument, _ in pickletools.genops(file):
-        name = instruction.name
-        if name == "STOP":
-            return stack.pop()
-        if name in _LITERALS:
-            stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name == "GLOBAL":
-            if argument not in _GLOBALS:
-                _refuse(argument)
-            stack.append(_Global(argument))
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name in _ACTIONS:
-            _ACTIONS[name](stack)
-        elif name == "BINPERSID":
-            storage = _storage(stack.pop())
-            storages[storage.key] = storage
-            stack.append(storage)
-        elif name != "PROTO":
-            raise UserError(f"is refused: a file of tensors has no pickle instruction {name}")
-    raise ValueError("it ends too early")
-
-
-def _refuse(name: str) -> NoReturn:
-    raise UserError(
-        f"is refused: it asks for {name.replace(' ', '.')}, and only tensors in dicts are read; "
-        "save the state dict alone, best as .safetensors"
-    )
-
-
-def _since_mark(stack: list[Any]) -> list[Any]:
-    place = max(i for i, value in enumerate(stack) if value is _MARK)
-    values = stack[place + 1 :]
-    del stack[place:]
-    return values
-
-
-def _pop(stack: list[Any], count: int) -> list[Any]:
-    if len(stack) < count:
-        raise ValueError("its pickle takes more than there is")
-    values = stack[-count:]
-    del stack[-count:]
-    return values
-
-
-def _set_items(stack: list[Any], values: list[Any]) -> None:
-    stack[-1].update(zip(values[::2], values[1::2], strict=True))
-
-
-def _reduce(stack: list[Any]) -> None:
-    """A call, which is made of three known functions only."""
-    function, arguments = _pop(stack, 2)
-    if function == _Global(_ORDERED_DICT) and arguments == ():
-        stack.append({})
-    elif function == _Global(_TENSOR):
-        storage, offset, shape, stride = arguments[:4]
-        stack.append(_Tensor(storage, offset, shape, stride))
-    elif function == _Global(_PARAMETER):
-        stack.append(arguments[0])
-    else:
-        _refuse(function.name)
-
-
-def _build(stack: list[Any]) -> None:
-    """Attributes of an OrderedDict (torch keeps versions of modules there), which are dropped."""
-    _, target = stack.pop(), stack[-1]
-    if not isinstance(target, dict):
-        raise TypeError("attributes of something that is no dict")
-
-
-_ACTIONS: dict[str, Callable[[list[Any]], None]] = {
-    "MARK": lambda stack: stack.append(_MARK),
-    "EMPTY_DICT": lambda stack: stack.append({}),
-    "EMPTY_LIST": lambda stack: stack.append([]),
-    "EMPTY_TUPLE": lambda stack: stack.append(()),
-    "TUPLE": lambda stack: stack.append(tuple(_since_mark(stack))),
-    "TUPLE1": lambda stack: stack.append(tuple(_pop(stack, 1))),
-    "TUPLE2": lambda stack: stack.append(tuple(_pop(stack, 2))),
-    "TUPLE3": lambda stack: stack.append(tuple(_pop(stack, 3))),
-    "APPEND": lambda stack: stack[-2].append(stack.pop()),
-    "APPENDS": lambda stack: stack[-1].extend(values) if (values := _since_mark(stack)) else None,
-    "SETITEM": lambda stack: _set_items(stack, _pop(stack, 2)),
-    "SETITEMS": lambda stack: _set_items(stack, _since_mark(stack)),
-    "REDUCE": _reduce,
-    "BUILD": _build,
-}
-
-
-def _storage(persistent: Any) -> _Storage:
-    """From ("storage", torch.FloatStorage, key, device, size[, view])."""
-    kind, dtype, key, _, size = persistent[:5]
-    if kind != "storage" or not isinstance(key, str) or any(persistent[5:]) or size < 0:
-        raise ValueError("a storage of an unknown kind")
-    return _Storage(key, _DTYPES[dtype.name.removeprefix("torch ")], size)
-
-
-# --- the values
 
 
 def _arrays(node: Any, storages: Mapping[str, NDArray[Any]], done: dict[int, Any]) -> Any:

@@ -9,7 +9,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.models import create_model
 from jaxtrain.models.weights import Pretrained, adapt
 from jaxtrain.models.weights.adapt import average_channels, resize_positions
-from jaxtrain.models.weights.convert import flatten, nest
+from jaxtrain.trees import flat, nested
 
 
 def shapes(name, size=32, channels=3, classes=5, **options):
@@ -23,7 +23,7 @@ def shapes(name, size=32, channels=3, classes=5, **options):
 def pretrained(name, names=None, **options):
     rng = np.random.default_rng(0)
     made = {
-        part: nest({path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in flatten(tree)})
+        part: nested({path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in flat(tree).items()})
         for part, tree in shapes(name, **options).items()
     }
     return Pretrained(
@@ -41,8 +41,8 @@ def test_the_same_network_takes_everything_as_it_is(name):
         (state, wanted["model_state"], weights.model_state),
     ):
         assert nnx.traversals.flatten_mapping(tree).keys() == nnx.traversals.flatten_mapping(shape).keys()
-        have = dict(flatten(have))
-        for path, leaf in flatten(tree):
+        have = flat(have)
+        for path, leaf in flat(tree).items():
             np.testing.assert_array_equal(leaf, have[path])
     assert (adapted.head, adapted.notes) == (True, ())
 
@@ -50,8 +50,8 @@ def test_the_same_network_takes_everything_as_it_is(name):
 @pytest.mark.parametrize("name", ["vit_test", "resnet_tiny", "convnext_test", "efficientnet_lite_test", "cnn_tiny"])
 def test_other_classes_channels_and_sizes(name):
     params, _, adapted = adapt(pretrained(name), shapes(name, size=48, channels=1, classes=7))
-    wanted = dict(flatten(shapes(name, size=48, channels=1, classes=7)["params"]))
-    assert {path: leaf.shape for path, leaf in flatten(params)} == {
+    wanted = flat(shapes(name, size=48, channels=1, classes=7)["params"])
+    assert {path: leaf.shape for path, leaf in flat(params).items()} == {
         path: leaf.shape for path, leaf in wanted.items() if not path.startswith("head/")
     }
     assert not adapted.head

@@ -8,8 +8,8 @@ from jaxtrain import PTClassifier
 from jaxtrain.config import ModelConfig
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.models.weights import load_pretrained, sources
-from jaxtrain.models.weights.convert import flatten
 from jaxtrain.saved_tree import load_tree, save_tree
+from jaxtrain.trees import flat
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def test_a_run_directory(run):
     )
     saved = run.fitted.weights
     for part, tree in (("params", found.params), ("model_state", found.model_state)):
-        expected = dict(flatten(saved[part]))
-        assert dict(flatten(tree)).keys() == expected.keys()
-        for path, leaf in flatten(tree):
+        expected = flat(saved[part])
+        assert flat(tree).keys() == expected.keys()
+        for path, leaf in flat(tree).items():
             np.testing.assert_array_equal(leaf, expected[path])
     data = run.fitted.config.data
     assert (found.image_size, found.channels, found.mean, found.std) == (16, 1, data.mean, data.std)
@@ -89,8 +89,8 @@ def test_the_package():
     white = (255 - 127) / 128
     np.testing.assert_allclose([(1 - m) / s for m, s in zip(found.mean, found.std, strict=True)], white)
     assert found.normalization(1) == (found.mean[:1], found.std[:1])
-    assert sum(leaf.size for _, leaf in flatten(found.params)) == 4_652_008
-    assert {leaf.dtype for _, leaf in flatten(found.params)} == {np.dtype(np.float32)}
+    assert sum(leaf.size for _, leaf in flat(found.params).items()) == 4_652_008
+    assert {leaf.dtype for _, leaf in flat(found.params).items()} == {np.dtype(np.float32)}
 
 
 def test_the_name_may_be_given_when_it_is_the_same_network():

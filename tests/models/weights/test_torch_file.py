@@ -164,6 +164,70 @@ def test_a_broken_pickle_is_an_error_in_one_line(tmp_path, instructions):
         read_torch_file(write(tmp_path / "w.pth", None, instructions=instructions or b"\x80"))
 
 
+@pytest.mark.parametrize(
+    "instructions",
+    [
+        b"ccollections\nOrderedDict\n)\x81",  # an object of a class, without a call
+        b"(X\x05\x00\x00\x00PWNEDios\nsystem\n",  # the call of Python's first pickles
+        b"\x8c\x02os\x8c\x06system\x93",  # a name from the stack
+        b"\x82\x01",  # a name from the process's registry of extensions
+        b"C\x01a",  # bytes
+        b"\x8e" + b"\xff" * 7 + b"\x7f",  # 2^63 bytes that are not there
+        b"\x96" + b"\xff" * 7 + b"\x7f",
+        b"K\x01r\xff\xff\xff\xff",  # would make a memo of 2^32 places
+        b"ctorch\nFloatStorage\n}X\x01\x00\x00\x00aK\x01sb",  # attributes for a name, a storage and a tensor
+        encode(("storage", Global("torch", "FloatStorage"), "0", "cpu", 6)) + b"Q}b",
+        encode(Stored("0")) + b"N}X\x04\x00\x00\x00sizeK\x01s\x86b",
+        encode(("storage", Global("torch", "FloatStorage"), ("0",), "cpu", 6)) + b"Q",
+        encode(("storage", Global("torch", "FloatStorage"), "0", "cpu", 6.0)) + b"Q",
+        encode(("storage", Global("collections", "OrderedDict"), "0", "cpu", 6)) + b"Q",
+        encode(("storage", "FloatStorage", "0", "cpu", 6)) + b"Q",
+        b"(X\x07\x00\x00\x00storage" + encode(Global("torch", "FloatStorage")) + b"(K\x01tQ",  # one inside another
+        encode(("storage", Global("torch", "FloatStorage"), "0", "cpu", 6)) + b"QQ",
+        encode(Stored("0")) + b"Q",
+        b"K\x01)R",  # a number is called
+        encode(Stored("0")) + b")R",
+    ],
+)
+def test_a_trick_of_pickles_is_refused(tmp_path, monkeypatch, instructions):
+    monkeypatch.chdir(tmp_path)
+    name = b"\x80\x02}X\x01\x00\x00\x00w"
+    with pytest.raises(UserError, match=r"^[^\n]*w\.pth: is (refused|no PyTorch file)[^\n]*$"):
+        read_torch_file(write(tmp_path / "w.pth", None, instructions=name + instructions + b"s."))
+
+
+def test_one_storage_of_two_kinds_is_refused(tmp_path):
+    tree = {"a": Stored("0"), "b": Stored("0", kind="IntStorage")}
+    with pytest.raises(UserError, match="two descriptions of storage 0"):
+        read_torch_file(write(tmp_path / "w.pth", tree))
+
+
+def write_legacy(path, tree, storages):
+    """The layout of before torch 1.6."""
+    parts = [pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    parts += [b"\x80\x02" + encode(tree) + b".", pickle.dumps(list(storages), 2)]
+    parts += [array.size.to_bytes(8, "little") + array.tobytes() for array in storages.values()]
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+def test_the_legacy_layout(tmp_path):
+    tree = {"a": Stored("0"), "b": Stored("1", 2, (2,), (1,), kind="LongStorage")}
+    read = read_torch_file(write_legacy(tmp_path / "w.pth", tree, {"0": WEIGHT, "1": np.array([5, 6])}))
+    np.testing.assert_array_equal(read["a"], WEIGHT)
+    assert read["b"].tolist() == [5, 6]
+
+
+@pytest.mark.parametrize("write", [write, write_legacy])
+def test_a_truncated_file_is_refused(tmp_path, write):
+    path = write(tmp_path / "w.pth", {"w": Stored("0")}, {"0": WEIGHT})
+    content = path.read_bytes()
+    for length in range(0, len(content), 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"w\.pth: is "):
+            read_torch_file(path)
+
+
 def test_repetition_does_not_grow(tmp_path):
     """Twenty lists of ten times the list before: 10^20 members, if each was its own."""
     lists = b"](K\x01eq\x00" + b"".join(b"](" + b"h%c" % i * 10 + b"eq%c" % (i + 1) for i in range(20))

@@ -1,0 +1,98 @@
+"""What a report is about: a comparison, its test set, and what both give to think about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from jaxtrain.data.base import Dataset, ImageSource
+from jaxtrain.evaluation import findings
+from jaxtrain.evaluation.comparison import Comparison, Entry
+from jaxtrain.evaluation.findings import Shown, Slice
+from jaxtrain.evaluation.near_duplicates import NearDuplicate
+from jaxtrain.evaluation.wording import advice, verdict
+
+
+@dataclass(frozen=True)
+class Content:
+    """A comparison, and what is known of its test set."""
+
+    comparison: Comparison
+    images: ImageSource | None = None
+    """The test images; None where they are gone: then no image is shown."""
+    dataset: Dataset | None = None
+    duplicates: Mapping[str, list[tuple[int, int]]] = field(default_factory=dict)
+    """Test images that stand in the training or validation set, see `find_duplicates`."""
+    near: Mapping[str, list[NearDuplicate] | None] = field(default_factory=dict)
+    """Those that nearly do; None where there were too many images to look."""
+    looks: int | None = None
+    """How many models were measured on this test set so far."""
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Values by which the test set is sliced, one an image."""
+    robustness: Mapping[str, Any] = field(default_factory=dict)
+    """Accuracy under corruptions by model, see `jaxtrain.evaluation.robustness`."""
+
+    @cached_property
+    def worst(self) -> list[Shown]:
+        """The worst mistakes of the most accurate model."""
+        return findings.worst_mistakes(self.comparison, self.comparison.entries[0])
+
+    @cached_property
+    def label_errors(self) -> list[Shown]:
+        """Images whose label may be wrong."""
+        return findings.likely_label_errors(self.comparison)
+
+    @cached_property
+    def disagreements(self) -> list[tuple[Entry, Entry, list[Shown]]]:
+        """Of the most accurate model and its best rival, each: images that it alone has right."""
+        best, rival = self.comparison.entries[0], rival_of(self.comparison)
+        if rival is None:
+            return []
+        pairs = [(best, rival), (rival, best)]
+        return [(one, other, findings.disagreements(self.comparison, one, other)) for one, other in pairs]
+
+    @cached_property
+    def slices(self) -> list[Slice]:
+        """Accuracy by class and by column."""
+        return findings.slices(self.comparison, self.columns)
+
+    @property
+    def advice(self) -> list[str]:
+        """What each choice costs against the most accurate one."""
+        return advice(self.comparison)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """Every pair in one sentence."""
+        return [verdict(pair, self.comparison.margin) for pair in self.comparison.pairs]
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What speaks against trusting the figures."""
+        comparison, found = self.comparison, []
+        images = len(comparison.predictions.labels)
+        for name, pairs in self.duplicates.items():
+            if pairs:
+                found.append(f"{len(pairs)} of {images:,} test images are also in the {name} set: figures are too good")
+        if self.looks is not None and self.looks > 20:
+            found.append(
+                f"{self.looks} models were measured on this test set: the best of so many looks better than it is"
+            )
+        few = [entry.name for entry in comparison.entries if (1 - entry.accuracy) * images < 10]
+        if few:
+            found.append(
+                f"fewer than ten mistakes of {', '.join(few)}: intervals other than that of accuracy may be too narrow"
+            )
+        if images < 100:
+            found.append(f"{images} test images can hardly tell models apart")
+        return found
+
+
+def rival_of(comparison: Comparison) -> Entry | None:
+    """Whom the most accurate model is best compared with: the next of another recipe, else simply the next."""
+    first, *rest = comparison.entries
+    recipe = first.candidate.recipe
+    others = [entry for entry in rest if recipe is None or entry.candidate.recipe != recipe]
+    return next(iter(others or rest), None)

@@ -1,0 +1,43 @@
+"""What the package imports is what it says it needs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+OPTIONAL = {"pynvml": ["nvidia-ml-py"], "xgboost": ["xgboost"]}
+"""Of extras, which need not be installed here."""
+
+
+def imported(source: str) -> set[str]:
+    """The top-level packages that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(str(node.module))
+    return {name.partition(".")[0] for name in names}
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [line for name, lines in project["optional-dependencies"].items() if name != "test" for line in lines]
+    declared = {normalized(re.match(r"[\w.-]+", line)[0]) for line in (*project["dependencies"], *extras)}
+    found = set().union(*(imported(path.read_text()) for path in (ROOT / "jaxtrain").rglob("*.py")))
+    distributions = {**packages_distributions(), **OPTIONAL}
+    missing = {
+        name
+        for name in found - set(sys.stdlib_module_names) - {"jaxtrain"}
+        if not declared & {normalized(one) for one in distributions.get(name, [])}
+    }
+    assert missing == set()
