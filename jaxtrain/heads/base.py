@@ -221,14 +221,14 @@ def check_head(config: HeadConfig) -> None:
         _module(config.kind).check(config)
 
 
-def restore_head(meta: Mapping[str, Any], arrays: Arrays, where: str = "the head") -> FittedHead:
+def restore_head(meta: Mapping[str, Any], arrays: Arrays) -> FittedHead:
     """The head with this `meta()` and these arrays. Raises RunError where they are not those of one head."""
     if meta.get("format") != _FORMAT:
-        raise RunError(f"{where} was written in format {meta.get('format')}; this version reads {_FORMAT}")
+        raise RunError(f"the head was written in format {meta.get('format')}; this version reads {_FORMAT}")
     common = (meta["classes"], meta["features"], meta["settings"], meta["curve"])
     head: FittedHead = _module(meta["name"]).load(meta["name"], *common, arrays)
     if head.digest != meta["sha256"]:
-        raise RunError(f"{where} is damaged: its arrays are not the ones that were saved")
+        raise RunError("the head is damaged: its arrays are not the ones that were saved")
     return head
 
 

@@ -21,7 +21,7 @@ from jaxtrain.models.weights.hub import WEIGHTS, Get, folder_files, hub_files, r
 from jaxtrain.models.weights.layout import Arrays
 from jaxtrain.models.weights.torch_file import read_torch_file
 from jaxtrain.saved_tree import load_tree
-from jaxtrain.trees import flat
+from jaxtrain.trees import flat, nested
 
 OURS = "jaxtrain"
 """Key of the metadata that `export_timm` leaves in a file."""
@@ -208,7 +208,8 @@ def _saved_model(folder: Path) -> Found:
         config = Config.model_validate(meta["config"])
         # A head of fe may be anything and is no part of the network; the frozen backbone is.
         trained = {} if config.technique == "fe" else weights["params"]
-        tree = {"params": _joined(trained, weights["frozen"]), "model_state": weights["model_state"]}
+        params = nested({**flat(trained), **flat(weights["frozen"])})
+        tree = {"params": params, "model_state": weights["model_state"]}
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"model.weights: {folder} is no model that this version of jaxtrain saved ({reason(error)})"
@@ -228,13 +229,6 @@ def _saved_model(folder: Path) -> Found:
         class_names=tuple(meta["class_names"]),
     )
     return Found(about, tree=tree)
-
-
-def _joined(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    joined = dict(trainable)
-    for key, value in frozen.items():
-        joined[key] = _joined(joined.get(key, {}), value) if isinstance(value, Mapping) else value
-    return joined
 
 
 _ORBAX_FILES = ("_METADATA", "manifest.ocdbt")
