@@ -7,9 +7,9 @@ import jaxtrain
 
 PACKAGE = Path(jaxtrain.__file__).parent
 ROOMS = (
-    "errors config redact config_io files trees saved_tree data models heads training embeddings tracking screen "
-    "evaluation runs classifiers sweeps cli"
-).split()
+    *("version", "errors", "config", "redact", "config_io", "files", "trees", "saved_tree", "data", "models", "heads"),
+    *("training", "embeddings", "tracking", "screen", "evaluation", "runs", "classifiers", "sweeps", "cli"),
+)
 """The ground first; a file imports only from its own room and from those before it."""
 TOP = {"jaxtrain", "jaxtrain.__main__"}
 RUN_BY_MLFLOW = "jaxtrain.classifiers.pyfunc_model"
@@ -66,7 +66,10 @@ def test_nothing_is_imported_from_a_room_above():
         f"{module}:{line} imports {target}"
         for module, target, line, _ in imports()
         if module not in {*TOP, RUN_BY_MLFLOW}
-        and (target in TOP or ROOMS.index(room(target)) > ROOMS.index(room(module)))
+        and (
+            (target in TOP and room(module) != "cli")
+            or (target not in TOP and ROOMS.index(room(target)) > ROOMS.index(room(module)))
+        )
     ]
     assert upward == []
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import DataConfig, chosen
 from jaxtrain.data.base import ImageSource
+from jaxtrain.data.decode import read_image
 from jaxtrain.evaluation.plots import BLUE, GREY, ORANGE, save
 from jaxtrain.heads import FittedHead, Vectors
 
@@ -103,8 +104,6 @@ def save_neighbours(
 ) -> Path:
     """Some test images, evenly spread, each beside its nearest training images by cosine similarity."""
     from matplotlib.figure import Figure
-
-    from jaxtrain.data.decode import read_image
 
     source, vectors = queries
     places = np.unique(np.linspace(0, len(vectors) - 1, _QUERIES).astype(int))

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxtrain.config import Config, FinetuneConfig
 from jaxtrain.data.base import Dataset
+from jaxtrain.evaluation import plots
 from jaxtrain.runs.resolve import total_steps
 from jaxtrain.runs.setup import Setup
 from jaxtrain.screen.console import Part, Plan, Result, log_to_stderr, show_plan, show_result
@@ -141,8 +142,6 @@ def versions() -> dict[str, str]:
 
 def write_curves(run_dir: Path, tracker: Tracker) -> None:
     """The learning curves as a picture in the run directory and in MLflow."""
-    from jaxtrain.evaluation import plots
-
     records = tracker.journal.records()
     if records:
         path = run_dir / "learning_curves.png"

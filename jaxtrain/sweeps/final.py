@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.classifiers.files import load
 from jaxtrain.errors import JaxtrainError
+from jaxtrain.evaluation.comparison import compare
+from jaxtrain.evaluation.runs import gather, make_report, track, track_report
 from jaxtrain.files import write_text
 from jaxtrain.sweeps.results import Ranked, Results
 
@@ -47,10 +50,6 @@ def final_test(found: Results, folder: Path, say: Callable[[str], None]) -> dict
 def _measure(
     found: Results, named: dict[str, Ranked], runs: dict[str, str], folder: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    from jaxtrain.classifiers.files import load
-    from jaxtrain.evaluation.comparison import compare
-    from jaxtrain.evaluation.runs import gather, make_report, track, track_report
-
     paths = [found.sweep.folder / run for run in runs.values()]
     gathered = gather(paths, load, costs=False, names=list(runs), say=say)
     comparison = compare(gathered.candidates)

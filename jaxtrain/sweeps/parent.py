@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from jaxtrain.files import try_lock
 from jaxtrain.sweeps.settings import shown
+from jaxtrain.tracking import Tracker
+from jaxtrain.tracking.store import tracking_uri
 
 if TYPE_CHECKING:
     from jaxtrain.sweeps.plan import Plan
@@ -63,8 +65,6 @@ class Parent:
         self._lock = self._tracker = None
 
     def _start(self) -> Tracker:
-        from jaxtrain.tracking import Tracker
-
         sweep = self._plan.sweep
         values = {
             axis.name.replace(", ", "-"): str(axis.range or [shown(row) for row in axis.values])
@@ -80,9 +80,6 @@ class Parent:
         )
 
     def _run_id(self, wait: float) -> str | None:
-        from jaxtrain.tracking import Tracker
-        from jaxtrain.tracking.store import tracking_uri
-
         if self._tracker is not None:
             return self._tracker.wait_run_id(wait) if wait else self._tracker.run_id
         tracking = self._plan.sweep.base.tracking

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import ArraySource, ImageSource
 from jaxtrain.data.order import Order
+from jaxtrain.data.stream import HostBatch, prefetch_to_device, train_batches
 from jaxtrain.training.parallel import Strategy
 from jaxtrain.training.state import Batch
 
@@ -110,8 +111,6 @@ class StreamFeed:
 
 def open_stream(source: ImageSource, order: Order, config: Config, strategy: Strategy) -> StreamFeed:
     """A feed whose images are decoded and cropped by worker processes and placed on the devices ahead of the step."""
-    from jaxtrain.data.stream import HostBatch, prefetch_to_device, train_batches
-
     data, augment = config.data, config.augment
 
     def put(batch: HostBatch) -> Batch:

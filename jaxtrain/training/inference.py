@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.augment import normalize, prepare_eval
 from jaxtrain.data.base import ArraySource, ImageSource
+from jaxtrain.data.stream import eval_batches
 from jaxtrain.data.transforms import keeps_as_it_is
 from jaxtrain.training.feed import padded_batches
 from jaxtrain.training.losses import image_metrics
@@ -133,8 +134,6 @@ def host_batches(
     ):
         yield from padded_batches(source, batch_size, share)
         return
-    from jaxtrain.data.stream import eval_batches
-
     with eval_batches(
         source,
         batch_size=batch_size,

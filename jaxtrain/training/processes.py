@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtrain.errors import JaxtrainError, RunError, UserError
+from jaxtrain.training.signals import Interrupted
 
 if TYPE_CHECKING:
     from jaxtrain.config import ParallelConfig
@@ -51,8 +52,6 @@ class Ending:
 
     def error(self) -> JaxtrainError:
         """What the other processes raise."""
-        from jaxtrain.training.signals import Interrupted
-
         text = f"process {self.process}: {self.message}"
         if self.code > 128:
             return Interrupted(self.code - 128, text)
