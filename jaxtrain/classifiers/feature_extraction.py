@@ -15,7 +15,7 @@ from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.config import Config
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.errors import UserError
-from jaxtrain.heads import FittedHead
+from jaxtrain.heads import FittedHead, check_head
 from jaxtrain.models.weights import Pretrained, load_pretrained
 from jaxtrain.runs.fitted import Fitted, HeadPredictor
 from jaxtrain.runs.head_learning import HeadLearning, fit_vectors
@@ -40,6 +40,7 @@ class FEClassifier(BaseClassifier):
 
     def resolve(self, config: Config, dataset: Dataset, run_dir: Path | None = None) -> Config:
         """As for every technique; and where vectors are kept, and how many are computed at once."""
+        check_head(config.head)
         resolved = resolve_features(super().resolve(config, dataset, run_dir))
         features = resolved.features
         if resolved.model.network is not None and (features.pool != "auto" or features.blocks > 1):

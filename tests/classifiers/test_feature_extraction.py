@@ -194,3 +194,12 @@ def test_half_of_the_digits_teach_the_other_half(digits, tmp_path):
     fe = extractor(tmp_path / "pt", tmp_path, features={"blocks": 4})
     fe.fit(images[train], labels[train], test=(images[test], labels[test]))
     assert fe.summary["test_accuracy"] >= 0.97
+
+
+def test_a_misspelt_head_is_refused_before_an_image_is_embedded(backbone, halves, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = extractor(backbone, tmp_path / "fe", head={"name": "sklearn:randm_forest"})
+    with pytest.raises(UserError, match="random_forest"):
+        model.fit(*halves[0])
+    assert not list(tmp_path.rglob("*.npy"))
+    assert not list(tmp_path.rglob("config.yaml"))

@@ -5,6 +5,7 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from jaxtrain.runs.group import run_together
 from jaxtrain.runs.learning import Part, Pruned
 from jaxtrain.runs.program import Programs
 from jaxtrain.runs.run import run
+from jaxtrain.runs.stepwise import Stepwise
 from jaxtrain.tracking.tracker import Tracker
 from jaxtrain.training.nonfinite import Diverged
 from jaxtrain.training.signals import Interrupted
@@ -163,3 +165,49 @@ def test_a_signal_while_mlflow_gets_the_last_of_it_stops_a_sweep(how, dataset, t
     with pytest.raises(Interrupted):
         train[how]()
     assert (tmp_path / "0" / "summary.json").exists()
+
+
+class Sometimes(PTClassifier):
+    """NaN in a batch that begins with two certain labels, above a learning rate."""
+
+    def loss(self, model, batch, key):
+        loss, metrics = super().loss(model, batch, key)
+        first = jnp.argmax(batch.label[:2], axis=-1)
+        bad = (self.config.optimizer.learning_rate > 2e-3) & (first[0] == 3) & (first[1] % 2 == 1)
+        return jnp.where(bad, jnp.nan, loss), metrics
+
+
+def test_a_member_that_rolls_back_does_what_it_does_alone(dataset, tmp_path):
+    def one(name, rate):
+        train = {"steps": 60, "log_every": 1, "batch_size": 32, "on_nonfinite": "rollback", "nonfinite_limit": 50}
+        return Sometimes(
+            run_dir=tmp_path / name, model={"name": "mlp_tiny"}, train=train, optimizer={"learning_rate": rate},
+            checkpoint={"every_steps": 5}, parallel={"devices": 1}, tracking={"enabled": False}, quiet=True,
+            augment={"mixup": 0.0},
+        )  # fmt: skip
+
+    first, second = together([one("0", 1e-3), one("1", 3e-3)], dataset)
+    alone = run(one("alone", 3e-3), dataset, part(Programs()))
+    assert "rollbacks" not in first.summary
+    assert second.summary["rollbacks"] == alone.summary["rollbacks"] > 0
+    assert second.summary["steps"] == first.summary["steps"] == 60
+    np.testing.assert_allclose(losses(second), losses(alone), rtol=1e-3)
+
+
+def test_a_signal_cuts_the_evaluation_of_runs_side_by_side_off(dataset, tmp_path, monkeypatch):
+    def asked(self):
+        evaluations.append(1)
+        if len(evaluations) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return cut_off(self)
+
+    evaluations, cut_off = [], Stepwise.cut_off
+    monkeypatch.setattr(Stepwise, "cut_off", asked)
+    members = [classifier(tmp_path / str(i), 1e-3, i) for i in range(2)]
+    with pytest.raises(Interrupted):
+        together(members, dataset)
+    monkeypatch.undo()
+    results = together([classifier(tmp_path / str(i), 1e-3, i) for i in range(2)], dataset)
+    whole = together([classifier(tmp_path / f"whole{i}", 1e-3, i) for i in range(2)], dataset)
+    for mine, theirs in zip(results, whole, strict=True):
+        assert mine.summary["params_sha256"] == theirs.summary["params_sha256"]
