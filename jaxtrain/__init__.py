@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from jaxtrain.errors import JaxtrainError, RunError, UserError
     from jaxtrain.models import create_model, list_models
     from jaxtrain.training.callbacks import Callback
+    from jaxtrain.training.state import Batch
+    from jaxtrain.training.step import TrainStep
 
 # Imported on first use, so that `import jaxtrain` costs nothing.
 _HOMES = {
     "BaseClassifier": "jaxtrain.classifiers.base",
+    "Batch": "jaxtrain.training.state",
     "Callback": "jaxtrain.training.callbacks",
     "Config": "jaxtrain.config",
     "FEClassifier": "jaxtrain.classifiers.feature_extraction",
@@ -27,6 +30,7 @@ _HOMES = {
     "JaxtrainError": "jaxtrain.errors",
     "PTClassifier": "jaxtrain.classifiers.pre_training",
     "RunError": "jaxtrain.errors",
+    "TrainStep": "jaxtrain.training.step",
     "UserError": "jaxtrain.errors",
     "benchmark": "jaxtrain.classifiers.benchmark",
     "create_model": "jaxtrain.models",
@@ -36,6 +40,7 @@ _HOMES = {
 
 __all__ = [
     "BaseClassifier",
+    "Batch",
     "Callback",
     "Config",
     "FEClassifier",
@@ -43,6 +48,7 @@ __all__ = [
     "JaxtrainError",
     "PTClassifier",
     "RunError",
+    "TrainStep",
     "UserError",
     "__version__",
     "benchmark",

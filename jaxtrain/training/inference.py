@@ -34,7 +34,7 @@ class Inference:
         self.config = technique.config
         self._technique = technique
         self.strategy = strategy
-        self.network = Network(technique, strategy.axis_name)
+        self.network = Network.of(technique, strategy.axis_name)
         self._compiled: dict[str, Callable[..., Any]] = {}
 
     def logits(self, weights: Tree, source: ImageSource) -> NDArray[np.float32]:

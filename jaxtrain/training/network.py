@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
@@ -12,19 +13,31 @@ from jaxtrain.training.technique import Technique
 
 
 class Network:
-    """What a technique builds, without arrays."""
+    """A network without arrays."""
 
-    def __init__(self, technique: Technique, axis_name: str | None) -> None:
-        """`axis_name`: the mapped axis under pmap."""
-        self.technique, self.axis_name = technique, axis_name
-        self._graphdef, params, frozen, self._streams, model_state = self._split(nnx.eval_shape(self._build))
+    def __init__(
+        self,
+        build: Callable[[], nnx.Module],
+        trainable: Callable[[tuple[Any, ...], Any], bool],
+        axis_name: str | None = None,
+    ) -> None:
+        """`trainable`: whether the parameter at a path gets gradients; `axis_name`: the mapped axis under pmap."""
+        self.axis_name, self._trainable = axis_name, trainable
+        self._graphdef, params, frozen, self._streams, model_state = self._split(nnx.eval_shape(build))
         self.shapes: Tree = {"params": params, "frozen": frozen, "model_state": model_state}
+
+    @classmethod
+    def of(cls, technique: Technique, axis_name: str | None) -> Network:
+        """What a technique builds for its classes."""
+        return cls(lambda: _built(technique, axis_name), technique.trainable, axis_name)
 
     def fresh(self, technique: Technique) -> tuple[Tree, Tree, Tree]:
         """Parameters, frozen ones and the rest from the seed, as `technique` (of the same structure) builds it."""
-        _, params, frozen, _, model_state = self._split(
-            technique.build_model(num_classes=technique.binding.num_classes, axis_name=self.axis_name)
-        )
+        return self.weights(_built(technique, self.axis_name))
+
+    def weights(self, model: nnx.Module) -> tuple[Tree, Tree, Tree]:
+        """Parameters, frozen ones and the rest of a network of this structure."""
+        _, params, frozen, _, model_state = self._split(model)
         return params, frozen, model_state
 
     def bind(self, params: Tree, frozen: Tree, model_state: Tree) -> Any:
@@ -36,16 +49,15 @@ class Network:
         """What a call in training has changed besides parameters: batch statistics."""
         return nnx.to_pure_dict(nnx.state(called(model), nnx.All(nnx.Not(nnx.Param), nnx.Not(nnx.RngState))))
 
-    def _build(self) -> nnx.Module:
-        return self.technique.build_model(num_classes=self.technique.binding.num_classes, axis_name=self.axis_name)
-
     def _split(self, model: nnx.Module) -> tuple[Any, Tree, Tree, Tree, Tree]:
-        technique = self.technique
-
         def trainable(path: tuple[Any, ...], value: Any) -> bool:
-            return isinstance(value, nnx.Param) and technique.trainable(path, value)
+            return isinstance(value, nnx.Param) and self._trainable(path, value)
 
         nnx.pop(model, nnx.Intermediate)
         graphdef, *parts = nnx.split(model, trainable, nnx.Param, nnx.RngState, ...)
         params, frozen, streams, model_state = (nnx.to_pure_dict(part) for part in parts)
         return graphdef, params, frozen, streams, model_state
+
+
+def _built(technique: Technique, axis_name: str | None) -> nnx.Module:
+    return technique.build_model(num_classes=technique.binding.num_classes, axis_name=axis_name)

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
+from jaxtrain.training.losses import cross_entropy
 from jaxtrain.training.network import Network
 from jaxtrain.training.optimizers import Schedule, ema_update
 from jaxtrain.training.state import Batch, TrainState, Tree
@@ -25,7 +27,8 @@ class StepSpec:
     learner: Learner
     network: Network
     optimizer: optax.GradientTransformation
-    schedule: Schedule
+    schedule: Schedule | None
+    """For the metric `learning_rate`."""
     accumulate: int = 1
     ema_decay: float | None = None
     skip_nonfinite: bool = False
@@ -59,7 +62,8 @@ def make_step(spec: StepSpec) -> Step:
             old = {name: getattr(state, name) for name in new}
             new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
             metrics["skipped"] = 1.0 - finite
-        metrics["learning_rate"] = jnp.asarray(spec.schedule(state.step), jnp.float32)
+        if spec.schedule is not None:
+            metrics["learning_rate"] = jnp.asarray(spec.schedule(state.step), jnp.float32)
         return replace(state, step=state.step + 1, **new), metrics
 
     return step
@@ -107,3 +111,65 @@ def _gradients(spec: StepSpec, state: TrainState, batch: Batch, key: jax.Array) 
     (total, model_state), metrics = jax.lax.scan(body, start, parts, unroll=unroll)
     gradients = jax.tree.map(lambda g: g / spec.accumulate, total)
     return gradients, model_state, jax.tree.map(jnp.mean, metrics)
+
+
+LossFunction = Callable[[jax.Array, jax.Array], jax.Array]
+"""From logits and targets, `float32[batch, classes]` each, to a scalar or `float32[batch]`."""
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A learner of batches that are ready for the network."""
+
+    loss_function: LossFunction
+
+    def inputs(self, batch: Batch, keys: jax.Array) -> Batch:
+        """As they are."""
+        return batch
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """The mean over the batch."""
+        logits = model(batch.image, train=True, key=key)
+        hits = jnp.argmax(logits, axis=-1) == jnp.argmax(batch.label, axis=-1)
+        return jnp.mean(self.loss_function(logits, batch.label)), {"accuracy": jnp.mean(hits.astype(jnp.float32))}
+
+
+class TrainStep:
+    """The pure step of a network, for a loop of one's own: `step(state, batch) -> (state, metrics)`.
+
+    Jit it, shard it, scan it: its randomness is `fold_in(key, step)`. `batch.image` is what the network takes,
+    `float32[batch, height, width, channels]`; `batch.label` is `float32[batch, classes]`.
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        optimizer: optax.GradientTransformation,
+        loss: LossFunction = cross_entropy,
+        *,
+        trainable: Callable[[tuple[Any, ...], Any], bool] = lambda path, value: True,
+        accumulate: int = 1,
+        ema_decay: float | None = None,
+    ) -> None:
+        """`model`: of `create_model`, or any `nnx.Module`; `trainable`: whether the parameter at a path learns."""
+        network = Network(lambda: model, trainable)
+        self._spec = StepSpec(_Plain(loss), network, optimizer, None, accumulate, ema_decay)
+        self._weights = network.weights(model)
+        self._step = make_step(self._spec)
+
+    def start(self, seed: int = 0) -> TrainState:
+        """The state before the first step: the weights of the model, and a key."""
+        params, frozen, model_state = jax.tree.map(jnp.array, self._weights)
+        ema: Tree = {}
+        if self._spec.ema_decay is not None:
+            ema = jax.tree.map(jnp.array, {"params": params, "model_state": model_state})
+        moments = self._spec.optimizer.init(params)
+        return TrainState(jnp.int32(0), params, frozen, model_state, moments, ema, jax.random.key(seed))
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One step; metrics are scalars: `loss`, `accuracy`."""
+        return self._step(state, batch)
+
+    def model(self, state: TrainState) -> Any:
+        """The network with the weights of a state (averaged ones where there are): images to logits."""
+        return self._spec.network.bind(**state.eval_weights)
