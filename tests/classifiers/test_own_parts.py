@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,8 +12,14 @@ from sklearn.datasets import load_digits
 
 import jaxtrain
 from jaxtrain import FEClassifier, FTClassifier, PTClassifier, UserError
+from jaxtrain.data.arrays import from_arrays
+from jaxtrain.runs.group import run_together
+from jaxtrain.runs.learning import Part
+from jaxtrain.runs.program import Programs
+from jaxtrain.runs.run import run
 from tests.classifiers.own_networks import NETWORKS, Documented, Inverted, Linen, balanced, focal, momentum
 
+ROOT = Path(__file__).parents[2]
 QUIET = {"quiet": True, "tracking": {"enabled": False}}
 
 
@@ -184,3 +191,27 @@ def test_what_is_no_network_is_refused_in_one_line(network, digits, tmp_path):
     with pytest.raises(UserError, match="network") as refusal:
         trained(network, digits, run_dir=tmp_path / "run")
     assert "\n" not in str(refusal.value)
+
+
+def test_strategies_agree_on_two_devices(tmp_path):
+    script = [sys.executable, "-m", "tests.classifiers.own_on_devices", str(tmp_path)]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_runs_of_a_network_of_ones_own_train_side_by_side(digits, tmp_path):
+    def one(name, rate):
+        how = {"train": {"steps": 8, "log_every": 1, "batch_size": 32}, "optimizer": {"learning_rate": rate}}
+        return PTClassifier(network=Documented, run_dir=tmp_path / name, parallel={"devices": 1}, **how, **QUIET)
+
+    dataset = from_arrays(*digits)
+    part = Part(Programs(), lambda final: {}, lambda step, metrics: None)
+    members = run_together([(one("0", 1e-3), part), (one("1", 3e-3), part)], dataset)
+    alone = run(one("alone", 3e-3), dataset, Part(Programs(), lambda final: {}, lambda step, metrics: None))
+
+    def losses(fitted):
+        lines = (fitted.run_dir / "metrics.jsonl").read_text().splitlines()
+        return [record["train/loss"] for record in map(json.loads, lines) if "train/loss" in record]
+
+    np.testing.assert_allclose(losses(members[1]), losses(alone), rtol=1e-3)
+    assert len(losses(alone)) == 8
