@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jaxtrain.models import create_model, list_models
     from jaxtrain.training.callbacks import Callback
     from jaxtrain.training.state import Batch
-    from jaxtrain.training.step import TrainStep
+    from jaxtrain.training.step import train_step
 
 # Imported on first use, so that `import jaxtrain` costs nothing.
 _HOMES = {
@@ -30,12 +30,12 @@ _HOMES = {
     "JaxtrainError": "jaxtrain.errors",
     "PTClassifier": "jaxtrain.classifiers.pre_training",
     "RunError": "jaxtrain.errors",
-    "TrainStep": "jaxtrain.training.step",
     "UserError": "jaxtrain.errors",
     "benchmark": "jaxtrain.classifiers.benchmark",
     "create_model": "jaxtrain.models",
     "list_models": "jaxtrain.models",
     "load": "jaxtrain.classifiers.files",
+    "train_step": "jaxtrain.training.step",
 }
 
 __all__ = [
@@ -48,13 +48,13 @@ __all__ = [
     "JaxtrainError",
     "PTClassifier",
     "RunError",
-    "TrainStep",
     "UserError",
     "__version__",
     "benchmark",
     "create_model",
     "list_models",
     "load",
+    "train_step",
 ]
 
 

@@ -32,7 +32,6 @@ from jaxtrain.training.parallel import Strategy, must_block
 from jaxtrain.training.progress import Progress
 from jaxtrain.training.signals import StopRequest
 from jaxtrain.training.state import Batch
-from jaxtrain.training.step import make_step
 
 SHAPES = {"cnn_small": (28, 28, 1), "linear": (16, 16, 3)}
 BATCH = 128
@@ -50,7 +49,7 @@ class Bench:
         self._config = resolve(Config().replace(**options, quiet=True), dataset)
         _, setup = prepare(PTClassifier(self._config).bind(self._config), dataset)
         self._setup = setup
-        self._steps, self._step = steps, make_step(setup.spec)
+        self._steps, self._step = steps, setup.step
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
         tracking = self._config.tracking.model_copy(update={"uri": f"sqlite:///{folder}/mlflow.db"})

@@ -116,17 +116,17 @@ def check_shapes(technique: Technique, setup: Setup) -> None:
     state = setup.state
 
     def loss(params: Any, inputs: Any, key: jax.Array) -> Any:
-        model = setup.spec.network.bind(params, state.frozen, state.model_state)
+        model = setup.step.network.bind(params, state.frozen, state.model_state)
         return technique.loss(model, inputs, key)
 
     def logits(inputs: Any) -> Any:
-        return setup.spec.network.bind(state.params, state.frozen, state.model_state)(inputs.image)
+        return setup.step.network.bind(state.params, state.frozen, state.model_state)(inputs.image)
 
     _expect("output of the network", jax.eval_shape(logits, inputs), np.floating, (batch_size, classes))
     value, metrics = jax.eval_shape(loss, state.params, inputs, state.key)
     for name, scalar in {"loss": value, **metrics}.items():
         _expect(f"{name} that `loss` gives", scalar, np.floating, ())
-    updates, _ = jax.eval_shape(setup.spec.optimizer.update, state.params, state.opt_state, state.params)
+    updates, _ = jax.eval_shape(setup.step.optimizer.update, state.params, state.opt_state, state.params)
     for (path, update), param in zip(
         jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(state.params), strict=True
     ):

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.config import FREE_ON_RESUME, Config, put
@@ -23,8 +22,8 @@ from jaxtrain.training.drop_rates import RATES, WithDropRates
 from jaxtrain.training.inference import Inference
 from jaxtrain.training.optimizers import make_schedule
 from jaxtrain.training.parallel import Strategy
-from jaxtrain.training.state import Batch, TrainState, Tree
-from jaxtrain.training.step import StepSpec, make_step
+from jaxtrain.training.state import Batch, TrainState
+from jaxtrain.training.step import TrainStep
 from jaxtrain.training.technique import Metrics, Technique
 
 VALUES = (
@@ -97,7 +96,7 @@ class Program:
         self.initial_state = jax.jit(self._initial_state)
         """The state before the first step, for some values."""
 
-    def spec(self, values: Values) -> StepSpec:
+    def spec(self, values: Values) -> TrainStep:
         """What the step is made of, for these values."""
         config, images = with_values(self._technique.config, values), self._images
         learner = self._technique.bind(config)
@@ -109,7 +108,7 @@ class Program:
         )
         built = self._technique.config
         factors = {path.rpartition(".")[2]: values[path] / built.get(path) for path in RATES if path in values}
-        return StepSpec(
+        return TrainStep(
             learner=WithDropRates(learner, factors) if factors else learner,
             network=self.inference.network,
             optimizer=learner.make_optimizer(schedule),
@@ -121,7 +120,7 @@ class Program:
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """The pure step; its values are those of the state."""
-        return make_step(self.spec(state.values))(state, batch)
+        return self.spec(state.values)(state, batch)
 
     def split(self, accumulate: int) -> Program:
         """The same with each batch in so many parts; nothing of it is compiled yet."""
@@ -132,12 +131,7 @@ class Program:
     def _initial_state(self, values: Values) -> TrainState:
         technique = self._technique.bind(with_values(self._technique.config, values))
         spec = self.spec(values)
-        params, frozen, model_state = spec.network.fresh(technique)
-        ema: Tree = {} if spec.ema_decay is None else {"params": params, "model_state": model_state}
-        key = jax.random.key(technique.config.seed)
-        return TrainState(
-            jnp.int32(0), params, frozen, model_state, spec.optimizer.init(params), ema, key, dict(values)
-        )
+        return spec.start(spec.network.fresh(technique), jax.random.key(technique.config.seed), dict(values))
 
 
 class Programs:

@@ -55,7 +55,7 @@ def fit_memory(setup: Setup, like: TrainState, step: int, directory: RunDirector
     setup.state = from_arrays(host, like=like)
     if parts != options.accumulate:
         setup.program = setup.program.split(parts)
-        setup.spec = replace(setup.spec, accumulate=parts)
+        setup.step = replace(setup.step, accumulate=parts)
         setup.config = setup.config.replace(**{"train.accumulate": parts})
         directory.record("train.accumulate", parts)
         size = options.batch_size // parts
@@ -64,7 +64,7 @@ def fit_memory(setup: Setup, like: TrainState, step: int, directory: RunDirector
 
 def too_large(setup: Setup, like: TrainState, step: int) -> RunError:
     """What is said when memory ran out, with the compiler's estimate of a step."""
-    size = setup.config.train.batch_size // setup.spec.accumulate
+    size = setup.config.train.batch_size // setup.step.accumulate
     one = compile_step(setup.program.step, setup.feed, setup.strategy, 1)
     need = estimate(one, (like, *setup.feed.args(step)), setup.strategy)
     return RunError(

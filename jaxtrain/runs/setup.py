@@ -19,7 +19,7 @@ from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
 from jaxtrain.training.inference import Inference
 from jaxtrain.training.parallel import Strategy, check_batch_size, make_strategy
 from jaxtrain.training.state import TrainState
-from jaxtrain.training.step import StepSpec
+from jaxtrain.training.step import TrainStep
 from jaxtrain.training.technique import Binding, Technique
 
 T = TypeVar("T", bound=Technique)
@@ -36,7 +36,7 @@ class Setup:
     feed: Feed
     streamed: bool
     state: TrainState
-    spec: StepSpec
+    step: TrainStep
     program: Program
 
 
@@ -73,8 +73,8 @@ def prepare(technique: T, dataset: Dataset, programs: Programs | None = None) ->
         key = f"{program_key(technique, config)} {weights} {dataset.num_classes} {len(dataset.train)} {streamed}"
         program, values = programs.get(key, make), values_of(config)
     feed = make_feed(config, dataset, program, streamed=streamed)
-    state, spec = program.initial_state(values), program.spec(values)
-    setup = Setup(config, dataset, program.strategy, program.inference, feed, streamed, state, spec, program)
+    state, step = program.initial_state(values), program.spec(values)
+    setup = Setup(config, dataset, program.strategy, program.inference, feed, streamed, state, step, program)
     return technique, setup
 
 

@@ -61,7 +61,7 @@ class Stepwise:
             _check_same_data(restored, setup.dataset)
             setup.state = from_arrays(restored.state, like=setup.state)
         else:
-            setup.state = job.technique.start(job, setup.state, setup.spec.optimizer)
+            setup.state = job.technique.start(job, setup.state, setup.step.optimizer)
         # Training gives its arrays away: what is needed to begin again is kept as shapes, and numbers on the host.
         values = jax.device_get(setup.state.values)
         self._like = replace(jax.eval_shape(lambda: setup.state), values=values)
@@ -178,7 +178,7 @@ class Stepwise:
             progress, state = Progress(**restored.meta["progress"]), from_arrays(restored.state, like=self._like)
         else:
             setup.state = setup.program.initial_state(self._like.values)
-            progress, state = Progress(), self._job.technique.start(self._job, setup.state, setup.spec.optimizer)
+            progress, state = Progress(), self._job.technique.start(self._job, setup.state, setup.step.optimizer)
         if not goes_on:
             raise Diverged(diagnosis(setup, error, state, progress.step), error.step) from error
         _log.warning(
@@ -214,7 +214,7 @@ class Stepwise:
         """What did not go as the options say."""
         found = {"skipped_steps": self._progress.skipped, "rollbacks": self._progress.rollbacks}
         if self.setup.config.train.microbatch is not None:
-            found["accumulate"] = self.setup.spec.accumulate
+            found["accumulate"] = self.setup.step.accumulate
         return {name: count for name, count in found.items() if count}
 
 

@@ -11,16 +11,14 @@ from jaxtrain.models.own import called, calling, placeholders
 from jaxtrain.training.state import Tree
 from jaxtrain.training.technique import Technique
 
+Trainable = Callable[[tuple[Any, ...], Any], bool]
+"""Whether the parameter at a path gets gradients."""
+
 
 class Network:
     """A network without arrays."""
 
-    def __init__(
-        self,
-        build: Callable[[], nnx.Module],
-        trainable: Callable[[tuple[Any, ...], Any], bool],
-        axis_name: str | None = None,
-    ) -> None:
+    def __init__(self, build: Callable[[], nnx.Module], trainable: Trainable, axis_name: str | None = None) -> None:
         """`trainable`: whether the parameter at a path gets gradients; `axis_name`: the mapped axis under pmap."""
         self.axis_name, self._trainable = axis_name, trainable
         self._graphdef, params, frozen, self._streams, model_state = self._split(nnx.eval_shape(build))

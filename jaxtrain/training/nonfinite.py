@@ -18,7 +18,7 @@ from jaxtrain.models.own import called
 from jaxtrain.training.feed import Feed
 from jaxtrain.training.parallel import Strategy, must_block
 from jaxtrain.training.state import Array, Batch, TrainState, Tree
-from jaxtrain.training.step import StepSpec, make_step
+from jaxtrain.training.step import TrainStep
 from jaxtrain.training.technique import Learner, Metrics
 
 
@@ -37,7 +37,7 @@ def bad_array(arrays: dict[str, Any]) -> str | None:
 
 
 def find_origin(
-    spec: Callable[[Any], StepSpec], feed: Feed, strategy: Strategy, state: TrainState, start: int, step: int
+    spec: Callable[[Any], TrainStep], feed: Feed, strategy: Strategy, state: TrainState, start: int, step: int
 ) -> str | None:
     """What first became NaN or infinite up to optimizer step `step`, found by computing it again.
 
@@ -47,7 +47,7 @@ def find_origin(
     """
 
     def as_trained(state: TrainState, *args: Any) -> Any:
-        return make_step(spec(state.values))(state, feed.batch(state.step, *args))
+        return spec(state.values)(state, feed.batch(state.step, *args))
 
     plain = strategy.compile_steps(as_trained)
     probe = _Probe(spec, feed)
@@ -70,7 +70,7 @@ class _Probe:
     The notes leave the compiled program by callbacks, also from inside scans and rematerialised blocks.
     """
 
-    def __init__(self, spec: Callable[[Any], StepSpec], feed: Feed) -> None:
+    def __init__(self, spec: Callable[[Any], TrainStep], feed: Feed) -> None:
         self._spec, self._feed = spec, feed
         self._names: list[str] = []
         self._bad: set[int] = set()
@@ -80,7 +80,7 @@ class _Probe:
         spec = self._spec(state.values)
         optimizer = optax.GradientTransformation(spec.optimizer.init, partial(self._update, spec.optimizer))
         spec = replace(spec, learner=_ProbedLearner(spec.learner, self), optimizer=optimizer)
-        return make_step(spec)(state, self._feed.batch(state.step, *args))
+        return spec(state, self._feed.batch(state.step, *args))
 
     def note(self, named: Iterable[tuple[str, Array]]) -> None:
         """Have it recorded which of these arrays are finite."""

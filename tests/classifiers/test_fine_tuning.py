@@ -149,9 +149,8 @@ def test_the_head_alone_has_optimizer_state_and_the_frozen_rest_is_never_copied(
     assert size(setup.state.opt_state) == 2 * head + counters  # AdamW's two moments
 
     from jaxtrain.training.meter import compile_step
-    from jaxtrain.training.step import make_step
 
-    step = compile_step(make_step(setup.spec), setup.feed, setup.strategy, 1)
+    step = compile_step(setup.step, setup.feed, setup.strategy, 1)
     state = setup.strategy.place(setup.state)
     places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.frozen)]
     state, _ = step(state, *setup.feed.args(0))
@@ -159,12 +158,11 @@ def test_the_head_alone_has_optimizer_state_and_the_frozen_rest_is_never_copied(
 
 
 def test_what_is_frozen_needs_less_memory(backbones, big, tmp_path):
-    from jaxtrain.training.step import make_step
 
     used = {}
     for strategy in ("full", "head"):
         setup = prepared(tuner(backbones / "cnn", tmp_path / strategy, finetune={"strategy": strategy}), big)
-        step = make_step(setup.spec)
+        step = setup.step
 
         def one(state, *args, step=step, feed=setup.feed):
             return step(state, feed.batch(state.step, *args))

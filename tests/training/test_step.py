@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from sklearn.datasets import load_digits
 
-from jaxtrain import Batch, TrainStep, create_model
+from jaxtrain import Batch, create_model, train_step
 from tests.classifiers.own_networks import NETWORKS
 
 
@@ -27,8 +27,8 @@ def batches(digits, count):
 def test_it_is_the_step_that_optax_and_flax_make(digits):
     model = create_model("mlp_tiny", num_classes=10, channels=1, image_size=8)
     optimizer = optax.adamw(1e-2)
-    step = TrainStep(model, optimizer)
-    state, fast = step.start(), jax.jit(step, donate_argnums=0)
+    step, state = train_step(model, optimizer)
+    fast = jax.jit(step, donate_argnums=0)
     graphdef, params = nnx.split(model)
     moments = optimizer.init(params)
 
@@ -51,10 +51,10 @@ def test_any_network_learns_and_repeats_itself(name, digits):
     from jaxtrain.models.own import build_own
 
     model = build_own(NETWORKS[name], num_classes=10, image_shape=(8, 8, 1), seed=0)
-    step = TrainStep(model, optax.adam(1e-2), accumulate=2, ema_decay=0.9)
+    step, start = train_step(model, optax.adam(1e-2), seed=3, accumulate=2, ema_decay=0.9)
     fast, ends = jax.jit(step), []
     for _ in range(2):
-        state = step.start(seed=3)
+        state = start
         for batch in batches(digits, 90):
             state, _ = fast(state, batch)
         ends.append(state)
@@ -66,8 +66,7 @@ def test_any_network_learns_and_repeats_itself(name, digits):
 
 def test_only_what_is_named_learns(digits):
     model = create_model("mlp_tiny", num_classes=10, channels=1, image_size=8)
-    step = TrainStep(model, optax.sgd(0.1), trainable=lambda path, value: path[0] == "head")
-    state = step.start()
+    step, state = train_step(model, optax.sgd(0.1), trainable=lambda path, value: path[0] == "head")
     assert list(state.params) == ["head"]
     after, _ = jax.jit(step)(state, next(batches(digits, 1)))
     assert not np.array_equal(after.params["head"]["kernel"], state.params["head"]["kernel"])
