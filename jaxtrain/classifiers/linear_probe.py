@@ -32,7 +32,7 @@ def probed_head(job: Job, pretrained: Pretrained) -> Tree:
     if config.data.shots is not None:
         places = few_shot_indices(config, dataset.train.labels, dataset.class_names)
         dataset = replace(dataset, train=dataset.train.select(places))
-    learning = HeadLearning(replace(job, technique=technique, config=config, dataset=dataset))
+    learning = HeadLearning(replace(job, technique=technique, dataset=dataset))
     train = learning.embedded(dataset.train, "train").vectors
     val = None if dataset.val is None else learning.embedded(dataset.val, "val").vectors
     options = HeadConfig(scaling=("none", "standard"))  # the third would not fold into a kernel and a bias

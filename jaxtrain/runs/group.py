@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import RunError
 from jaxtrain.runs.fitted import Fitted
-from jaxtrain.runs.learning import Learns, Part
-from jaxtrain.runs.run import Course, begin, under_way
+from jaxtrain.runs.learning import Job, Learns, Part
+from jaxtrain.runs.run import begin, conclude, under_way
 from jaxtrain.runs.stepwise import Stepwise, train_together
 from jaxtrain.training.signals import Interrupted, StopRequest
 
@@ -20,27 +20,23 @@ class _Entered:
     """A run whose contexts are open."""
 
     stack: ExitStack
-    course: Course | None
-    done: Fitted | None = None
-    """The result of a run that was complete already."""
+    job: Job | Fitted | None
+    """The result of a run that was complete already; None where it could not be entered."""
     error: Exception | None = None
 
     @property
     def learning(self) -> Stepwise:
         """Its way to learn."""
-        assert self.course is not None
-        learning = self.course.learning
-        if not isinstance(learning, Stepwise):
+        assert isinstance(self.job, Job)
+        if not isinstance(self.job.learning, Stepwise):
             raise RunError("only techniques that learn step by step can train side by side")
-        return learning
+        return self.job.learning
 
     @property
     def result(self) -> Fitted:
         """Of a run that ended well."""
-        if self.done is not None:
-            return self.done
-        assert self.course is not None
-        return self.course.fitted
+        assert self.job is not None
+        return self.job if isinstance(self.job, Fitted) else self.job.result
 
 
 def run_together(runs: Sequence[tuple[Learns, Part]], dataset: Dataset) -> list[Fitted | Exception]:
@@ -58,8 +54,8 @@ def run_together(runs: Sequence[tuple[Learns, Part]], dataset: Dataset) -> list[
 
 def _run_together(entered: Sequence[_Entered]) -> list[Fitted | Exception]:
     try:
-        open_runs = [one for one in entered if one.course is not None and one.error is None]
-        trackers = [one.course.tracker for one in open_runs if one.course is not None]
+        open_runs = [one for one in entered if isinstance(one.job, Job) and one.error is None]
+        trackers = [one.job.tracker for one in open_runs if isinstance(one.job, Job)]
         errors = train_together([one.learning for one in open_runs], trackers) if open_runs else []
         for one, error in zip(open_runs, errors, strict=True):
             one.error = _concluded(one, error)
@@ -76,11 +72,11 @@ def _enter(technique: Learns, dataset: Dataset, part: Part, stop: StopRequest) -
     stack = ExitStack()
     try:
         job = stack.enter_context(begin(technique, dataset, part, stop))
-        if isinstance(job, Fitted):
-            return _Entered(stack, None, job)
-        return _Entered(stack, stack.enter_context(under_way(job)))
+        if isinstance(job, Job):
+            stack.enter_context(under_way(job))
+        return _Entered(stack, job)
     except Exception as error:
-        return _Entered(stack, None, error=_left(_Entered(stack, None), error) or error)
+        return _Entered(stack, None, _left(_Entered(stack, None), error) or error)
 
 
 def _left(one: _Entered, error: BaseException | None) -> Exception | None:
@@ -95,10 +91,10 @@ def _left(one: _Entered, error: BaseException | None) -> Exception | None:
 
 
 def _concluded(one: _Entered, error: Exception | None) -> Exception | None:
-    assert one.course is not None
+    assert isinstance(one.job, Job)
     try:
         if error is None:
-            one.course.conclude(one.learning.learned(one.course.tracker))
+            conclude(one.job, one.learning.learned(one.job.tracker))
     except Exception as raised:
         return raised
     return error

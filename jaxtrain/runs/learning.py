@@ -75,13 +75,12 @@ class Learns(Predicts, Protocol):
         """What the technique adds to `summary.json`."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Job:
-    """One run: what is to be learned, on what, and where it is written."""
+    """One run: what is to be learned, on what, where it is written; and what has come of it."""
 
     technique: Learns
     """Bound to the resolved config."""
-    config: Config
     dataset: Dataset
     directory: RunDirectory
     """Where this process writes."""
@@ -92,6 +91,25 @@ class Job:
     resuming: bool
     part: Part | None = None
     """The sweep that the run is part of."""
+    learning: Any = None
+    """Its `Learning`, once it is under way."""
+    tracker: Any = None
+    """Its `Tracker`, likewise."""
+    fitted: Fitted | None = None
+    """What was learned; it has its summary once the run is recorded."""
+    looks: int | None = None
+    """Models measured on the test set so far."""
+
+    @property
+    def config(self) -> Config:
+        """Resolved."""
+        return self.technique.config
+
+    @property
+    def result(self) -> Fitted:
+        """What was learned, once there is something."""
+        assert self.fitted is not None
+        return self.fitted
 
     def interrupted(self, what: str, *, agreed: bool = False) -> Interrupted:
         """The exception that ends a run after a signal: what is saved, and the command that goes on."""

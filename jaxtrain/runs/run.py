@@ -9,7 +9,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,11 @@ def run(technique: Learns, dataset: Dataset, part: Part | None = None) -> Fitted
     with begin(technique, dataset, part) as job:
         if isinstance(job, Fitted):
             return job
-        with under_way(job) as course:
-            course.conclude(course.learning.learn(course.tracker))
+        with under_way(job):
+            conclude(job, job.learning.learn(job.tracker))
         if job.part is not None and job.stop.requested is not None:  # while MLflow got the last of it
             raise Interrupted(job.stop.requested, "stopped after the run was recorded")
-    return course.fitted
+    return job.result
 
 
 @contextmanager
@@ -74,8 +74,8 @@ def begin(
             return
         listening = StopRequest() if stop is None else contextlib.nullcontext(stop)
         with listening as stop, _failures_written(_error_log(opened.run_dir)):
-            bound, config = technique.bind(opened.config), opened.config
-            yield Job(bound, config, dataset, opened.directory, opened.run_dir, reporter, stop, opened.resuming, part)
+            bound = technique.bind(opened.config)
+            yield Job(bound, dataset, opened.directory, opened.run_dir, reporter, stop, opened.resuming, part)
 
 
 def restored(
@@ -141,89 +141,70 @@ def _error_log(run_dir: Path) -> Path:
     return run_dir / f"error-process-{processes.index()}.log"
 
 
-@dataclass
-class Course:
-    """A run under way."""
+def conclude(job: Job, learned: Learned) -> None:
+    """Keep what was learned, and test it unless a sweep does that; raises Interrupted after a signal."""
+    summary = _summary(job, learned) | {"test_accuracy": None, "test_loss": None}
+    job.fitted = replace(_keep(job, learned), summary=summary)
+    if job.part is None:
+        job.fitted = replace(job.fitted, summary=summary | _test(job))
+    else:
+        for key, value in job.part.tags(True).items():
+            job.tracker.tag(key, value)
+    job.stop.requested = processes.decided(lambda: job.stop.requested)
+    if job.stop.requested is not None:
+        raise job.interrupted("stopped after training, before the run was recorded", agreed=True)
 
-    job: Job
-    learning: Learning
-    tracker: Tracker
-    result: Fitted | None = None
-    """What was learned; it has its summary once the run is recorded."""
-    summary: dict[str, Any] = field(default_factory=dict)
-    looks: int | None = None
-    """Models measured on the test set so far."""
 
-    @property
-    def fitted(self) -> Fitted:
-        """What was learned, once there is something."""
-        assert self.result is not None
-        return self.result
-
-    def conclude(self, learned: Learned) -> None:
-        """Keep what was learned, and test it unless a sweep does that; raises Interrupted after a signal."""
-        job, tracker = self.job, self.tracker
-        self.result = _keep(job, learned, tracker)
-        self.summary = _summary(job, learned) | {"test_accuracy": None, "test_loss": None}
-        if job.part is None:
-            self._test()
-        else:
-            for key, value in job.part.tags(True).items():
-                tracker.tag(key, value)
-        job.stop.requested = processes.decided(lambda: job.stop.requested)
-        if job.stop.requested is not None:
-            raise job.interrupted("stopped after training, before the run was recorded", agreed=True)
-
-    def _test(self) -> None:
-        """Open the test set once, through the Benchmark room, and add its figures to the summary."""
-        job, learning, summary, tracker = self.job, self.learning, self.summary, self.tracker
-        technique, folder, dataset = job.technique.technique, job.directory.path / "benchmark", learning.dataset
-        predictor = learning.predictor(self.fitted)
-        evaluation = evaluate_on_test(
-            predictor,
-            dataset,
-            folder=folder,
-            technique=technique,
-            model=summary["model"],
-            params_sha256=summary["params_sha256"],
-        )
-        if evaluation is None:
-            _log.warning("%s has no test images: nothing was tested", dataset.name)
-            return
-        metrics = evaluation.metrics
-        summary |= {"test_accuracy": metrics["test/accuracy"], "test_loss": metrics["test/loss"]}
-        tracker.log(summary["steps"], metrics)
-        summary |= learning.after_test(evaluation.test, predictor, tracker)
-        tracker.tag("params_sha256", summary["params_sha256"])
-        track_evaluation(
-            evaluation,
-            job.config.tracking,
-            folder=folder,
-            run_name=f"{technique}-{job.directory.path.name}",
-            source_run_id=tracker.wait_run_id(timeout=30.0),
-        )
-        self.looks = evaluation.looks
+def _test(job: Job) -> dict[str, Any]:
+    """Open the test set once, through the Benchmark room: its figures, for the summary."""
+    learning, summary, tracker = job.learning, job.result.summary, job.tracker
+    technique, folder, dataset = job.technique.technique, job.directory.path / "benchmark", learning.dataset
+    predictor = learning.predictor(job.result)
+    evaluation = evaluate_on_test(
+        predictor,
+        dataset,
+        folder=folder,
+        technique=technique,
+        model=summary["model"],
+        params_sha256=summary["params_sha256"],
+    )
+    if evaluation is None:
+        _log.warning("%s has no test images: nothing was tested", dataset.name)
+        return {}
+    metrics = evaluation.metrics
+    tracker.log(summary["steps"], metrics)
+    more = learning.after_test(evaluation.test, predictor, tracker)
+    tracker.tag("params_sha256", summary["params_sha256"])
+    track_evaluation(
+        evaluation,
+        job.config.tracking,
+        folder=folder,
+        run_name=f"{technique}-{job.directory.path.name}",
+        source_run_id=tracker.wait_run_id(timeout=30.0),
+    )
+    job.looks = evaluation.looks
+    return {"test_accuracy": metrics["test/accuracy"], "test_loss": metrics["test/loss"], **more}
 
 
 @contextmanager
-def under_way(job: Job) -> Iterator[Course]:
+def under_way(job: Job) -> Iterator[None]:
     """Everything around learning: MLflow, the plan on the screen, and at the end the summary."""
     _use_compilation_cache(job.config)
     with contextlib.closing(job.technique.learning(job)) as learning:
         tracker = start_tracking(job, learning)
+        job.learning, job.tracker = learning, tracker
         with _tracked(tracker, job.reporter):
             plan = learning.plan(job.reporter.run_dir, look(tracker.uri) if tracker.uri else None)
             job.reporter.plan(plan, learning.dataset, learning.position if job.resuming else None)
-            course = Course(job, learning, tracker)
-            yield course
+            yield
 
     def record() -> dict[str, Any]:
-        summary = course.summary | {"mlflow_run_id": tracker.run_id}
+        summary = {**job.result.summary, "mlflow_run_id": tracker.run_id}
         job.directory.write_summary(summary)
         return summary
 
-    course.result = replace(course.fitted, summary=processes.decided(record))
-    job.reporter.result(dict(course.result.summary), course.looks)
+    job.fitted = replace(job.result, summary=processes.decided(record))
+    job.reporter.result(dict(job.result.summary), job.looks)
 
 
 def start_tracking(job: Job, learning: Learning) -> Tracker:
@@ -252,7 +233,7 @@ def start_tracking(job: Job, learning: Learning) -> Tracker:
     return tracker
 
 
-def _keep(job: Job, learned: Learned, tracker: Tracker) -> Fitted:
+def _keep(job: Job, learned: Learned) -> Fitted:
     """What was learned, also in `model/` and as an MLflow model."""
     names, model_dir = job.dataset.class_names, job.directory.path / "model"
     binding = Binding(len(names), learned.technique.binding.class_weights)
@@ -262,7 +243,7 @@ def _keep(job: Job, learned: Learned, tracker: Tracker) -> Fitted:
     if processes.primary():
         save_model(fitted, model_dir)
     if job.config.tracking.log_model:
-        tracker.log_model(model_dir, learned.example, names, step=learned.best_step)
+        job.tracker.log_model(model_dir, learned.example, names, step=learned.best_step)
     return fitted
 
 
