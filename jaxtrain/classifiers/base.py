@@ -10,26 +10,24 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ValidationError
 
 from jaxtrain.classifiers.parts import Metric, Parts, find
+from jaxtrain.classifiers.trained import Trained
 from jaxtrain.config import Config, DataConfig, chosen
 from jaxtrain.config_io import explain
-from jaxtrain.data.arrays import as_source, encode_labels, from_arrays
+from jaxtrain.data.arrays import from_arrays
 from jaxtrain.data.augment import augment, mix, normalize
-from jaxtrain.data.base import Dataset, ImageSource
+from jaxtrain.data.base import Dataset
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import UserError, nearest
-from jaxtrain.evaluation.costs import ForwardPass
-from jaxtrain.evaluation.metrics import classification_metrics, softmax
 from jaxtrain.models import create_model
 from jaxtrain.models.own import build_own, calling, synchronised
 from jaxtrain.models.weights import Pretrained
-from jaxtrain.runs.fitted import Fitted, Predictor, read_model, save_model
+from jaxtrain.runs.fitted import Fitted, Predictor, read_model
 from jaxtrain.runs.learning import Job, Learning
 from jaxtrain.runs.resolve import DEFAULT_MODEL, resolve
 from jaxtrain.runs.run import restored, run
@@ -42,7 +40,7 @@ from jaxtrain.training.state import Batch, TrainState, Tree
 from jaxtrain.training.technique import Binding, Metrics
 
 
-class BaseClassifier:
+class BaseClassifier(Trained):
     """A trainable image classifier.
 
     `fit` trains and tracks a run; `evaluate`, `predict`, `predict_proba`, `embed`, `save` and `load` use the result.
@@ -303,76 +301,6 @@ class BaseClassifier:
             self._fitted = run(technique, dataset)
         return self
 
-    def predict_logits(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
-        """`float32[images, classes]`."""
-        return self.fitted.predictor.predict_logits(self._source(images))
-
-    def predict_proba(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
-        """Softmax probabilities: `float32[images, classes]`, columns in the order of `class_names`."""
-        return softmax(self.predict_logits(images)).astype(np.float32)
-
-    def predict(self, images: ArrayLike | ImageSource) -> NDArray[Any]:
-        """The most probable class of each image `[images]`: as labels were given to `fit` (strings, integers).
-
-        Of a data set by name: `int32[images]`, an index into `class_names`.
-        """
-        places = np.argmax(self.predict_logits(images), axis=-1).astype(np.int32)
-        return places if self.fitted.classes is None else self.classes_[places]
-
-    def embed(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
-        """The vector before the head: `float32[images, features]`."""
-        return self.fitted.predictor.embed(self._source(images))
-
-    def evaluate(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-        """Accuracy, loss and more (`jaxtrain.evaluation.metrics`) on labelled images."""
-        logits = self.predict_logits(images)
-        places = encode_labels(labels, self.class_names, len(logits), self.fitted.classes)
-        return classification_metrics(places, softmax(logits), logits)
-
-    def score(self, images: ArrayLike, labels: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Accuracy on labelled images, each counted by its weight."""
-        logits = self.predict_logits(images)
-        places = encode_labels(labels, self.class_names, len(logits), self.fitted.classes)
-        weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
-        return float(np.average(logits.argmax(1) == places, weights=weights))
-
-    # What scikit-learn's tools ask of an estimator (`clone`, `cross_val_score`, `GridSearchCV`, ...).
-
-    @property
-    def classes_(self) -> NDArray[Any]:
-        """What `predict` gives, in the order of the logits: `[classes]` strings or integers."""
-        classes = self.fitted.classes
-        return np.arange(len(self.class_names)) if classes is None else np.asarray(classes)
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """What the classifier was made with; `deep`: and every option, as `train__epochs`."""
-        options = self.config.model_dump() if deep else {}
-        flat = {
-            f"{name}__{key}": v for name, part in options.items() if isinstance(part, dict) for key, v in part.items()
-        }
-        return {**flat, **({"seed": self.config.seed} if deep else {}), **self._given}
-
-    def set_params(self, **params: Any) -> Self:
-        """The same with other parts or options, as `train__epochs=5`; not fitted any more. Raises UserError."""
-        given = dict(self._given)
-        for name, value in params.items():
-            section, _, key = name.partition("__")
-            part = given.get(section, {})
-            tree = part.model_dump(exclude_unset=True) if isinstance(part, BaseModel) else part
-            given[section] = {**tree, key: value} if key else value
-        vars(self).update(vars(type(self)(**given)))
-        return self
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return self._fitted is not None
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
-
-        images = InputTags(two_d_array=False, three_d_array=True)
-        target = TargetTags(required=False)
-        return Tags("classifier", target, classifier_tags=ClassifierTags(), input_tags=images)
-
     @property
     def data_config(self) -> DataConfig:
         """Options by which the data set is loaded: images have the channels that pre-trained weights take."""
@@ -388,36 +316,6 @@ class BaseClassifier:
         if config.model.name is not None or config.model.network is not None:
             return config.model.label
         return self.pretrained.model.label if self.pretrained else DEFAULT_MODEL
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the logits."""
-        return self.fitted.class_names
-
-    @property
-    def fitted(self) -> Fitted:
-        """The result of `fit` or `load`; UserError before."""
-        if self._fitted is None:
-            raise UserError(f"{type(self).__name__} is not trained yet: call fit() or load()")
-        return self._fitted
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """`summary.json` of the run; empty before, and for a model that was loaded."""
-        return {} if self._fitted is None else dict(self._fitted.summary)
-
-    @property
-    def run_dir(self) -> Path | None:
-        """The directory of the run; None before, and for a model that was loaded."""
-        return None if self._fitted is None else self._fitted.run_dir
-
-    def forward_pass(self) -> ForwardPass:
-        """How predictions are computed, for who takes the time of it (`jaxtrain.evaluation.costs`)."""
-        return self.fitted.predictor.forward_pass()
-
-    def save(self, path: str | Path) -> Path:
-        """Write the model to a folder: weights with digests (Orbax), config and class names. No pickle."""
-        return save_model(self.fitted, Path(path))
 
     @classmethod
     def load(cls, path: str | Path, *, network: Any = None) -> Self:
@@ -448,11 +346,6 @@ class BaseClassifier:
         classifier = kind(config) if network is None else kind(config, network=network)
         classifier._fitted = restored(classifier, weights, meta, run_dir=None, summary={})
         return classifier
-
-    def _source(self, images: ArrayLike | ImageSource) -> ImageSource:
-        if isinstance(images, ImageSource):
-            return images
-        return as_source(images, channels=chosen(self.fitted.config.data.channels))
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,133 @@
+"""The face of a trained classifier: predictions, measures, saving; and scikit-learn's contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel
+
+from jaxtrain.config import Config, chosen
+from jaxtrain.data.arrays import as_source, encode_labels
+from jaxtrain.data.base import ImageSource
+from jaxtrain.errors import UserError
+from jaxtrain.evaluation.costs import ForwardPass
+from jaxtrain.evaluation.metrics import classification_metrics, softmax
+from jaxtrain.runs.fitted import Fitted, save_model
+
+
+class Trained:
+    """What can be done with the result of `fit` or `load`."""
+
+    config: Config
+    """As given."""
+    _given: dict[str, Any]
+    """Arguments of the constructor."""
+    _fitted: Fitted | None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
+        return self.fitted.class_names
+
+    @property
+    def fitted(self) -> Fitted:
+        """The result of `fit` or `load`; UserError before."""
+        if self._fitted is None:
+            raise UserError(f"{type(self).__name__} is not trained yet: call fit() or load()")
+        return self._fitted
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`summary.json` of the run; empty before, and for a model that was loaded."""
+        return {} if self._fitted is None else dict(self._fitted.summary)
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The directory of the run; None before, and for a model that was loaded."""
+        return None if self._fitted is None else self._fitted.run_dir
+
+    def forward_pass(self) -> ForwardPass:
+        """How predictions are computed, for who takes the time of it (`jaxtrain.evaluation.costs`)."""
+        return self.fitted.predictor.forward_pass()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model to a folder: weights with digests (Orbax), config and class names. No pickle."""
+        return save_model(self.fitted, Path(path))
+
+    def predict_logits(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
+        """`float32[images, classes]`."""
+        return self.fitted.predictor.predict_logits(self._source(images))
+
+    def predict_proba(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
+        """Softmax probabilities: `float32[images, classes]`, columns in the order of `class_names`."""
+        return softmax(self.predict_logits(images)).astype(np.float32)
+
+    def predict(self, images: ArrayLike | ImageSource) -> NDArray[Any]:
+        """The most probable class of each image `[images]`: as labels were given to `fit` (strings, integers).
+
+        Of a data set by name: `int32[images]`, an index into `class_names`.
+        """
+        places = np.argmax(self.predict_logits(images), axis=-1).astype(np.int32)
+        return places if self.fitted.classes is None else self.classes_[places]
+
+    def embed(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
+        """The vector before the head: `float32[images, features]`."""
+        return self.fitted.predictor.embed(self._source(images))
+
+    def evaluate(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+        """Accuracy, loss and more (`jaxtrain.evaluation.metrics`) on labelled images."""
+        logits = self.predict_logits(images)
+        places = encode_labels(labels, self.class_names, len(logits), self.fitted.classes)
+        return classification_metrics(places, softmax(logits), logits)
+
+    def score(self, images: ArrayLike, labels: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Accuracy on labelled images, each counted by its weight."""
+        logits = self.predict_logits(images)
+        places = encode_labels(labels, self.class_names, len(logits), self.fitted.classes)
+        weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
+        return float(np.average(logits.argmax(1) == places, weights=weights))
+
+    # What scikit-learn's tools ask of an estimator (`clone`, `cross_val_score`, `GridSearchCV`, ...).
+
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """What `predict` gives, in the order of the logits: `[classes]` strings or integers."""
+        classes = self.fitted.classes
+        return np.arange(len(self.class_names)) if classes is None else np.asarray(classes)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """What the classifier was made with; `deep`: and every option, as `train__epochs`."""
+        options = self.config.model_dump() if deep else {}
+        flat = {
+            f"{name}__{key}": v for name, part in options.items() if isinstance(part, dict) for key, v in part.items()
+        }
+        return {**flat, **({"seed": self.config.seed} if deep else {}), **self._given}
+
+    def set_params(self, **params: Any) -> Self:
+        """The same with other parts or options, as `train__epochs=5`; not fitted any more. Raises UserError."""
+        given = dict(self._given)
+        for name, value in params.items():
+            section, _, key = name.partition("__")
+            part = given.get(section, {})
+            tree = part.model_dump(exclude_unset=True) if isinstance(part, BaseModel) else part
+            given[section] = {**tree, key: value} if key else value
+        vars(self).update(vars(type(self)(**given)))
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self._fitted is not None
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        images = InputTags(two_d_array=False, three_d_array=True)
+        target = TargetTags(required=False)
+        return Tags("classifier", target, classifier_tags=ClassifierTags(), input_tags=images)
+
+    def _source(self, images: ArrayLike | ImageSource) -> ImageSource:
+        if isinstance(images, ImageSource):
+            return images
+        return as_source(images, channels=chosen(self.fitted.config.data.channels))
