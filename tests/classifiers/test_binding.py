@@ -47,7 +47,7 @@ def test_a_fit_leaves_nothing_but_its_result(technique, backbone):
     assert {**after, "_fitted": None} == {**before, "_fitted": None}
 
 
-@pytest.mark.parametrize("technique", ["pt", "ft", "fe"])
+@pytest.mark.parametrize("technique", ["pt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ft", "fe"))])
 def test_a_second_fit_on_other_images_is_as_that_of_a_fresh_classifier(technique, backbone):
     first, second = images(32, 3, 200), images(16, 1, 90, classes=5)
     again = classifiers(backbone)[technique].fit(*first).fit(*second)

@@ -19,6 +19,7 @@ from jaxtrain.runs.program import Programs
 from jaxtrain.runs.run import run
 from tests.classifiers.own_networks import NETWORKS, Documented, Inverted, Linen, balanced, focal, momentum
 
+OTHER_WAYS = [(Documented, "pmap"), (Linen, "jit")]
 ROOT = Path(__file__).parents[2]
 QUIET = {"quiet": True, "tracking": {"enabled": False}}
 
@@ -41,7 +42,9 @@ def trained(network, digits, kind=PTClassifier, epochs=12, **options):
     return model.fit(*digits, test=digits)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [name if name == "documented" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
 def test_every_way_to_write_a_network_learns_saves_loads_and_goes_on_to_fe_and_ft(name, digits, tmp_path):
     images = digits[0]
     model = trained(NETWORKS[name], digits, epochs=30, run_dir=tmp_path / "pt", optimizer={"learning_rate": 1e-2})
@@ -84,8 +87,10 @@ def changed(before, after):
     return {path for path in old if not np.array_equal(old[path], new[path])}
 
 
-@pytest.mark.parametrize("strategy", ["jit", "pmap"])
-@pytest.mark.parametrize("network", [Documented, Linen])
+@pytest.mark.parametrize(
+    ("network", "strategy"),
+    [(Documented, "jit"), (Linen, "pmap"), *(pytest.param(*how, marks=pytest.mark.slow) for how in OTHER_WAYS)],
+)
 def test_a_resumed_run_ends_in_the_same_bits(network, strategy, digits, tmp_path):
     how = {"train": {"steps": 12}, "parallel": {"strategy": strategy}, "checkpoint": {"every_steps": 5}}
     whole = trained(network, digits, run_dir=tmp_path / "whole", **how)
@@ -193,6 +198,7 @@ def test_what_is_no_network_is_refused_in_one_line(network, digits, tmp_path):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_strategies_agree_on_two_devices(tmp_path):
     script = [sys.executable, "-m", "tests.classifiers.own_on_devices", str(tmp_path)]
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
