@@ -35,6 +35,7 @@ RUN_KEY_TAG = "jaxtrain.run_key"
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
 _ATTEMPTS_PER_REQUEST = 3
 _MOST_SAMPLES = 5000
+_MOST_SAID = 100
 
 
 class Point(NamedTuple):
@@ -47,31 +48,20 @@ class Point(NamedTuple):
 
 
 class Upload:
-    """The state of one run's upload. The caller holds the directory's lock: one process at a time.
+    """One run's upload. The caller holds the directory's lock: one process at a time.
 
-    `process` is the identity of the training process, None when a run that has ended is sent later.
-    `say` receives lines meant for the user.
+    `live`: the run goes on, in another process; otherwise a run that has ended is sent later. `session` is for whom
+    `mlflow.json` is written, `git` are tags that name the code.
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        uri: str,
-        *,
-        process: str | None,
-        git: Mapping[str, str] | None = None,
-        say: Callable[[str], None],
+        self, run_dir: Path, uri: str, *, live: bool, session: str = "", git: Mapping[str, str] | None = None
     ) -> None:
-        self.run_dir = run_dir
-        self.uri = uri
-        self.live = process is not None
+        self.run_dir, self.uri, self.live = run_dir, uri, live
         self.state = State.load(run_dir)
-        if self.state.uri != redact(uri):
-            self.state = State(uri=redact(uri), process=self.state.process, git=self.state.git)
-        if process is not None:
-            self.state.process = process
+        self.state.session, self.state.problem, self.state.said, self.state.over = session, None, [], False
+        if live:
             self.state.git = dict(git or {})
-        self._say = say
         self._client: Any = None
         self._certain = False
         self._welcomed = False
@@ -88,7 +78,10 @@ class Upload:
         Raises whatever stood in the way; call again later.
         """
         try:
-            requests = self.connect()
+            requests = read_requests(self.run_dir)
+            if not self._certain:
+                self._connect(requests)
+                self._certain = True
             self._send_journal()
             self._send_samples()
             self._send_requests(requests)
@@ -112,31 +105,29 @@ class Upload:
         if len(self._samples) < _MOST_SAMPLES:
             self._samples.append((int(time.time() * 1000), values))
 
-    def unsent_rows(self) -> int:
-        """Records of the journal of which MLflow is not known to have every point."""
-        path = self.run_dir / JOURNAL
-        if not path.exists():
-            return 0
-        with open(path, "rb") as file:
-            records = [decode_record(line) for line in complete_lines(file)]
-        return sum(1 for record in records if record and any(self._is_new(p) for p in _finite_points(record)))
+    def say(self, text: str) -> None:
+        """Keep a line for a person."""
+        if len(self.state.said) < _MOST_SAID:
+            self.state.said.append(text)
+            self._save()
+
+    def report(self, problem: str | None, *, over: bool = False) -> None:
+        """Keep why MLflow lacks something now, and whether nothing more is tried."""
+        self.state.problem, self.state.over = problem, over
+        self._save()
 
     # -- connecting ------------------------------------------------------------
 
-    def connect(self) -> list[dict[str, Any]]:
-        """Find or create the run, and learn what MLflow has of it. Returns the requests in the outbox."""
-        requests = read_requests(self.run_dir)
-        if not self._certain:
-            self._connect(requests)
-            self._certain = True
-        return requests
-
     def _connect(self, requests: Sequence[Mapping[str, Any]]) -> None:
+        """Find or create the run, and learn what MLflow has of it."""
         start = next((r for r in reversed(requests) if r.get("do") == "start"), None)
         if start is None:
             raise store.StoreError(f"{self.run_dir} holds no run for MLflow")
         if self._client is None:
             self._client = store.connect(self.uri)
+            if self.state.uri != redact(self.uri):
+                self.state.forget()
+                self.state.uri = redact(self.uri)
         # Known from the outbox also where MLflow was never reached while the process lived.
         self.state.process = start.get("process") or self.state.process
         self.state.experiment = start["experiment"]
@@ -179,11 +170,11 @@ class Upload:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-            self._say(f"the MLflow run {self.state.run_id} was deleted: sending everything again as a new run")
-            kept = ("uri", "experiment", "experiment_id", "process", "git")
-            self.state = State(**{name: getattr(self.state, name) for name in kept})
+            deleted = self.state.run_id
+            self.state.forget()
             self._offset = self._nonfinite = 0
             self._welcomed = False
+            self.say(f"the MLflow run {deleted} was deleted: sending everything again as a new run")
         found = self._client.search_runs([self.state.experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run_key}'")
         return self._client.get_run(found[0].info.run_id) if found else None
 
@@ -294,7 +285,7 @@ class Upload:
                 raise
             if len(points) == 1:
                 key, step = points[0].key, points[0].step
-                self._say(f"MLflow refuses the metric {key!r} at step {step}: {_first_line(error)}")
+                self.say(f"MLflow refuses the metric {key!r} at step {step}: {_first_line(error)}")
                 return
             middle = len(points) // 2
             self._log_batch(points[:middle])
@@ -330,7 +321,7 @@ class Upload:
             if not (refused or isinstance(error, FileNotFoundError)) and self._attempts < _ATTEMPTS_PER_REQUEST:
                 raise
             what = request.get("path") or request.get("name") or request.get("key") or ""
-            self._say(f"MLflow did not take the {request.get('do')} {what}: {_first_line(error)}")
+            self.say(f"MLflow did not take the {request.get('do')} {what}: {_first_line(error)}")
             return False
         return True
 
@@ -384,6 +375,17 @@ _REQUESTS: dict[str, Callable[[Upload, Mapping[str, Any]], None]] = {
     "model": Upload._model,
     "status": Upload._status,
 }
+
+
+def unsent_rows(run_dir: Path, acknowledged: Mapping[str, int]) -> int:
+    """Records of the journal of which MLflow is not known to have every point."""
+    path = run_dir / JOURNAL
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        records = [decode_record(line) for line in complete_lines(file)]
+    points = [_finite_points(record) for record in records if record]
+    return sum(any(point.step > acknowledged.get(point.key, -1) for point in each) for each in points)
 
 
 def safe_name(name: str) -> str:

@@ -46,8 +46,8 @@ def test_the_stored_model_classifies_images_without_pickle(
     report = tracker.finish("FINISHED", timeout=120)
     assert (report.refused, report.problem) == (0, None)
 
-    upload = Upload(run_dir, sqlite_uri, process=None, say=print)
-    upload.connect()
+    upload = Upload(run_dir, sqlite_uri, live=False)
+    upload.push()
     client, model_id = upload._client, upload.state.model_id
     model = client.get_logged_model(model_id)
     assert (model.status.value, model.source_run_id) == ("READY", report.run_id)
