@@ -31,10 +31,10 @@ from jaxtrain.redact import redact, redact_command, redact_option
 from jaxtrain.tracking.journal import Journal
 from jaxtrain.tracking.model import default_requirements
 from jaxtrain.tracking.outbox import JOURNAL, LOCK, OUTBOX, State, append_request, first_start
+from jaxtrain.tracking.points import unsent_rows
 from jaxtrain.tracking.process import Sidecar, sidecar
 from jaxtrain.tracking.provenance import process_identity
 from jaxtrain.tracking.store import tracking_uri
-from jaxtrain.tracking.upload import unsent_rows
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 

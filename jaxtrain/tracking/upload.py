@@ -9,26 +9,24 @@ asked for it.
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from jaxtrain.redact import redact
 from jaxtrain.tracking import store
 from jaxtrain.tracking.journal import complete_lines, decode_record
 from jaxtrain.tracking.model import store_model
 from jaxtrain.tracking.outbox import JOURNAL, State, read_requests
+from jaxtrain.tracking.points import Point, cut, finite_points, safe_name, time_ms
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_is_gone
 
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
 LONGEST_PARAM = 6000
 LONGEST_TAG = 5000
-LONGEST_NAME = 250
 NONFINITE = "nonfinite_count"
 RUN_KEY_TAG = "jaxtrain.run_key"
 
@@ -36,15 +34,6 @@ _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
 _ATTEMPTS_PER_REQUEST = 3
 _MOST_SAMPLES = 5000
 _MOST_SAID = 100
-
-
-class Point(NamedTuple):
-    """One value of one metric."""
-
-    key: str
-    value: float
-    time_ms: int
-    step: int
 
 
 class Upload:
@@ -228,13 +217,13 @@ class Upload:
             record = decode_record(line)
             if record is None:
                 continue
-            finite = list(_finite_points(record))
+            finite = list(finite_points(record))
             for point in finite:
                 add(point)
             bad = sum(key not in ("step", "time") for key in record) - len(finite)
             if bad:
                 nonfinite += bad
-                add(Point(NONFINITE, nonfinite, _time_ms(record), record["step"]))
+                add(Point(NONFINITE, nonfinite, time_ms(record), record["step"]))
             if len(points) >= METRICS_PER_BATCH // 2:
                 flush()
         flush()
@@ -375,40 +364,6 @@ _REQUESTS: dict[str, Callable[[Upload, Mapping[str, Any]], None]] = {
     "model": Upload._model,
     "status": Upload._status,
 }
-
-
-def unsent_rows(run_dir: Path, acknowledged: Mapping[str, int]) -> int:
-    """Records of the journal of which MLflow is not known to have every point."""
-    path = run_dir / JOURNAL
-    if not path.exists():
-        return 0
-    with open(path, "rb") as file:
-        records = [decode_record(line) for line in complete_lines(file)]
-    points = [_finite_points(record) for record in records if record]
-    return sum(any(point.step > acknowledged.get(point.key, -1) for point in each) for each in points)
-
-
-def safe_name(name: str) -> str:
-    """A name that MLflow takes for metrics, parameters, tags: `%` becomes `pct`, other characters `_`."""
-    name = re.sub(r"[^\w.\- :/]", "_", name.replace("%", "pct"))
-    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
-    return "/".join(parts)[:LONGEST_NAME] or "_"
-
-
-def cut(text: str, longest: int) -> str:
-    """The text, ending in an ellipsis where it is longer than MLflow keeps."""
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-def _finite_points(record: Mapping[str, Any]) -> Iterator[Point]:
-    """The points of a record that MLflow can hold: it stores infinity as 1.8e308, NaN as 0 with a mark."""
-    for key, value in record.items():
-        if key not in ("step", "time") and math.isfinite(value):
-            yield Point(safe_name(key), value, _time_ms(record), record["step"])
-
-
-def _time_ms(record: Mapping[str, Any]) -> int:
-    return int(record.get("time", 0.0) * 1000)
 
 
 def _first_line(error: Exception) -> str:

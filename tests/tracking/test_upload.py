@@ -11,8 +11,9 @@ import pytest
 from jaxtrain.redact import redact
 from jaxtrain.tracking.journal import Journal
 from jaxtrain.tracking.outbox import State, append_request
+from jaxtrain.tracking.points import safe_name, unsent_rows
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_identity
-from jaxtrain.tracking.upload import Upload, safe_name, unsent_rows
+from jaxtrain.tracking.upload import Upload
 
 ME = process_identity(1)
 
