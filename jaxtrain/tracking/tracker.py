@@ -52,15 +52,8 @@ class TrackerReport:
     run_id: str | None
     unsent_rows: int
     """Records of the journal that MLflow does not have yet: `sync_run` sends them."""
-    refused: int
-    """Artifacts, tags, inputs or models that MLflow did not take."""
     problem: str | None
     """Why not everything was sent, in one line."""
-
-    @property
-    def look(self) -> str | None:
-        """The command or address that shows the run."""
-        return look(self.uri) if self.uri else None
 
 
 class Tracker:
@@ -212,7 +205,7 @@ class Tracker:
             return self._finished
         self.journal.close()
         if self.uri is None:
-            self._finished = TrackerReport(None, None, 0, 0, None)
+            self._finished = TrackerReport(None, None, 0, None)
             return self._finished
         self._request("status", status=status, time_ms=_now_ms())
         self._end(timeout)
@@ -236,11 +229,11 @@ class Tracker:
                 return
 
     def _report(self) -> TrackerReport:
-        state, here = State.load(self.run_dir), self._hear()
+        over = self._hear().over
+        state = State.load(self.run_dir)
         sent = state.acknowledged if state.uri == self.uri else {}
-        problem = self._problem or (None if here.over else "MLflow did not answer in time")
-        refused = len(here.requests_refused)
-        return TrackerReport(self.uri, state.run_id, unsent_rows(self.run_dir, sent), refused, problem)
+        problem = self._problem or (None if over else "MLflow did not answer in time")
+        return TrackerReport(self.uri, state.run_id, unsent_rows(self.run_dir, sent), problem)
 
     @property
     def _key(self) -> str:

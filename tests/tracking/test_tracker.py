@@ -19,9 +19,10 @@ from jaxtrain.config import TrackingConfig
 from jaxtrain.errors import UserError
 from jaxtrain.files import try_lock
 from jaxtrain.tracking import Journal, Tracker, sync_run
-from jaxtrain.tracking.outbox import first_start
+from jaxtrain.tracking.outbox import State, first_start
 from jaxtrain.tracking.process import sidecar
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_identity
+from jaxtrain.tracking.tracker import look
 
 
 def _start(run_dir: Path, uri: str | None, **options: Any) -> Tracker:
@@ -51,14 +52,15 @@ def test_a_run_from_start_to_finish(tmp_path: Path, sqlite_uri: str) -> None:
     tracker.artifact(run_dir / "config.yaml")
     tracker.tag("note", "hello")
     report = tracker.finish("FINISHED", timeout=120)
-    assert (report.unsent_rows, report.refused, report.problem) == (0, 0, None)
+    assert (report.unsent_rows, report.problem) == (0, None)
+    assert State.load(run_dir).requests_refused == []
     started = first_start(run_dir)
     assert started is not None
     assert started["process"] == process_identity(os.getpid())
     assert report.run_id == tracker.run_id is not None
     assert tracker.finish("FAILED") is report
-    assert report.look is not None
-    assert report.look.startswith("mlflow server --backend-store-uri sqlite:///")
+    assert report.uri is not None
+    assert look(report.uri).startswith("mlflow server --backend-store-uri sqlite:///")
     with sqlite3.connect(tmp_path / "mlflow.db") as connection:
         (run,) = connection.execute("select run_uuid, status, name from runs").fetchall()
         tags = dict(connection.execute("select key, value from tags").fetchall())
