@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from jaxtrain.data.base import Images, ImageSource, Labels
 from jaxtrain.data.decode import BadImageError, pixels_of, read_encoded, size_to_shrink
 from jaxtrain.data.order import Order
+from jaxtrain.data.scan import refuse_more
 from jaxtrain.data.transforms import (
     Interpolation,
     center_crop_resize,
@@ -206,9 +207,7 @@ class BatchStream(Iterator[HostBatch]):
         self.bad_images.setdefault(index, f"{self._places.source.describe(index)} ({reason})")
         if len(self.bad_images) > self._max_bad:
             self.close()
-            names = list(self.bad_images.values())
-            listed = "; ".join(names[-20:]) + ("; ..." if len(names) > 20 else "")
-            raise RunError(f"{len(names)} unreadable images, data.max_bad_images allows {self._max_bad}: {listed}")
+            refuse_more(list(self.bad_images.values()), self._max_bad)
 
 
 def train_batches(
