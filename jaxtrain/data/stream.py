@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import gc
 import os
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import parent_process
@@ -300,36 +301,19 @@ def prefetch_to_device(
 
     What goes wrong in the thread is raised here. Closing the generator stops the thread, not `batches`.
     """
-    ready: queue.Queue[tuple[Literal["item"], T] | tuple[Literal["end"], BaseException | None]]
-    ready = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def offer(entry: Any) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            while not stopped.is_set():
-                offer(("item", put(next(batches))))
-        except StopIteration:
-            offer(("end", None))
-        except BaseException as error:  # goes on in the consumer's thread
-            offer(("end", error))
-
-    thread = threading.Thread(target=work, name="prefetch-to-device", daemon=True)
-    thread.start()
+    items = (put(batch) for batch in batches)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch-to-device")
     try:
-        while (entry := ready.get())[0] == "item":
-            yield entry[1]
-        if entry[1] is not None:
-            raise entry[1]
+        ready = deque(pool.submit(next, items) for _ in range(depth + 1))
+        while True:
+            try:
+                item = ready.popleft().result()
+            except StopIteration:
+                return
+            ready.append(pool.submit(next, items))
+            yield item
     finally:
-        stopped.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
 
 
 def _divisible(batch_size: int, process_count: int) -> int:
