@@ -192,6 +192,32 @@ def test_a_second_start_in_one_process_takes_over(tmp_path: Path, server: Any) -
     assert len(server.runs) == 1
 
 
+def test_what_mlflow_does_not_take_is_logged_once(
+    tmp_path: Path, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "jaxtrain.tracking"):
+        tracker = _start(tmp_path / "run", server.uri)
+        tracker.artifact(tmp_path / "gone")
+        report = tracker.finish("FINISHED", timeout=60)
+    assert (report.run_id, report.problem) == ("run0", None)
+    assert len([r for r in caplog.records if f"{tmp_path / 'gone'} no longer exists" in r.message]) == 1
+
+
+def test_what_was_said_to_an_earlier_attempt_is_not_taken_for_this_one(tmp_path: Path, server: Any) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    State(uri=server.uri, session="earlier", problem="no connection", over=True).save(run_dir)
+    tracker = _start(run_dir, server.uri)
+    assert tracker.wait_run_id(60) == "run0"
+    assert tracker.finish("FINISHED", timeout=60).problem is None
+
+
+def test_a_state_of_another_version_keeps_what_is_known(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.json").write_text('{"run_id": "a", "requests_done": 3, "of_another_version": 1}')
+    state = State.load(tmp_path)
+    assert (state.run_id, state.requests_done, state.over) == ("a", 3, False)
+
+
 def test_sync_keeps_away_from_a_run_that_goes_on(tmp_path: Path, server: Any) -> None:
     run_dir = tmp_path / "run"
     tracker = _start(run_dir, server.uri)
