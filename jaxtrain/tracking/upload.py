@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -303,7 +303,7 @@ class Upload:
         from mlflow.exceptions import MlflowException
 
         try:
-            _REQUESTS.get(request.get("do", ""), _nothing)(self, request)
+            self._carry_out(request)
         except Exception as error:
             self._attempts += 1
             refused = isinstance(error, MlflowException) and error.error_code in _REFUSALS
@@ -314,37 +314,28 @@ class Upload:
             return False
         return True
 
-    def _artifact(self, request: Mapping[str, Any]) -> None:
-        if not Path(request["path"]).exists():
-            raise FileNotFoundError(f"{request['path']} no longer exists")
-        self._client.log_artifact(self.state.run_id, request["path"], request["folder"])
+    def _carry_out(self, request: Mapping[str, Any]) -> None:
+        """`start` is seen to when connecting; a damaged line asks for nothing."""
+        run_id = self.state.run_id
+        match request.get("do"):
+            case "artifact":
+                if not Path(request["path"]).exists():
+                    raise FileNotFoundError(f"{request['path']} no longer exists")
+                self._client.log_artifact(run_id, request["path"], request["folder"])
+            case "tag":
+                self._client.set_tag(run_id, safe_name(request["key"]), cut(request["value"], LONGEST_TAG))
+            case "input":
+                self._client.log_inputs(run_id, [_dataset_input(request)])
+            case "model":
+                assert run_id is not None
+                state = self.state
+                store_model(self._client, state.experiment_id, run_id, request, state.model_id, self._model_created)
+            case "status":
+                self.end(request["status"], request["time_ms"])
 
-    def _tag(self, request: Mapping[str, Any]) -> None:
-        self._client.set_tag(self.state.run_id, safe_name(request["key"]), cut(request["value"], LONGEST_TAG))
-
-    def _input(self, request: Mapping[str, Any]) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        dataset = Dataset(
-            name=cut(request["name"], 500),
-            digest=request["digest"][:36],
-            source_type="local",
-            source=json.dumps({"uri": request["source"]}),
-            profile=json.dumps(request["profile"]) if request["profile"] else None,
-        )
-        context = InputTag("mlflow.data.context", request["context"])
-        self._client.log_inputs(self.state.run_id, [DatasetInput(dataset, [context])])
-
-    def _model(self, request: Mapping[str, Any]) -> None:
-        def created(model_id: str) -> None:
-            self.state.model_id = model_id
-            self._save()
-
-        assert self.state.run_id is not None
-        store_model(self._client, self.state.experiment_id, self.state.run_id, request, self.state.model_id, created)
-
-    def _status(self, request: Mapping[str, Any]) -> None:
-        self.end(request["status"], request["time_ms"])
+    def _model_created(self, model_id: str) -> None:
+        self.state.model_id = model_id
+        self._save()
 
     def _is_new(self, point: Point) -> bool:
         return point.step > self.state.acknowledged.get(point.key, -1)
@@ -353,17 +344,17 @@ class Upload:
         self.state.save(self.run_dir)
 
 
-def _nothing(upload: Upload, request: Mapping[str, Any]) -> None:
-    """`start` is seen to when connecting; a damaged line asks for nothing."""
+def _dataset_input(request: Mapping[str, Any]) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
-
-_REQUESTS: dict[str, Callable[[Upload, Mapping[str, Any]], None]] = {
-    "artifact": Upload._artifact,
-    "tag": Upload._tag,
-    "input": Upload._input,
-    "model": Upload._model,
-    "status": Upload._status,
-}
+    dataset = Dataset(
+        name=cut(request["name"], 500),
+        digest=request["digest"][:36],
+        source_type="local",
+        source=json.dumps({"uri": request["source"]}),
+        profile=json.dumps(request["profile"]) if request["profile"] else None,
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", request["context"])])
 
 
 def _first_line(error: Exception) -> str:
