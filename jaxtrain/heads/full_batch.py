@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from jaxtrain.heads.scaling import Scaling, fit_scaling, stacked
 
 _ROTATED = 4096  # features; beyond, their principal axes cost more than they save
 _TOGETHER = 4  # members: neighbours take about as many iterations, and all wait for the slowest
+
+T = TypeVar("T")
 
 
 class Members(NamedTuple):
@@ -46,9 +48,8 @@ def train(task: Task, decays: Sequence[float], scalings: Sequence[str]) -> Membe
     l2 = np.asarray(decays, np.float32) * (2 if len(task.present) == 2 else 1)
     target = np.eye(len(task.present), dtype=np.float32)[task.places(y)]
     problem = Problem(*map(jnp.asarray, (x, target, task.sample_weights())))
-    each = [fit_scaling(name, x, center=True) for name in scalings]
-    all_scalings = stacked(each)
-    width = max(1, min(_width(task), len(l2)))
+    all_scalings = stacked(fit_scaling(name, x, center=True) for name in scalings)
+    width = max(1, min(_width(task), _TOGETHER, len(l2)))
     with jax.default_matmul_precision("highest"):
         result = _train(problem, all_scalings, l2, val.x, task.places(val.y), width=width)
     kernel, bias, figures = jax.device_get(result)
@@ -81,41 +82,40 @@ def _train(
 
     def one(scaling: Scaling) -> tuple[Array, Array, dict[str, Array]]:
         z, axes = _principal(scaling(data.z))
-        ones = jnp.ones((z.shape[0], 1), z.dtype)
-        problem = data._replace(z=jnp.concatenate([z, ones], axis=1))
-        optimum = in_groups(functools.partial(solve, problem), min(width, _TOGETHER), l2)
-        kernel = jnp.einsum("fd,dkm->fkm", axes, optimum.w[:-1])
-        bias = optimum.w[-1]
-        loss, accuracy = in_groups(functools.partial(_validate, scaling(val_x), val_y), width, kernel, bias)
-        figures = {
-            "train_loss": optimum.cross_entropy,
-            "objective": optimum.objective,
-            "iterations": optimum.iterations,
-            "converged": optimum.converged,
-            "val_loss": loss,
-            "val_accuracy": accuracy,
-        }
-        return jnp.asarray(scaling.scale)[:, None, None] * kernel, bias, figures
+        problem = data._replace(z=jnp.concatenate([z, jnp.ones((len(z), 1), z.dtype)], axis=1))
+        validate = functools.partial(_validate, scaling(val_x), val_y)
+
+        def members(l2: Array) -> tuple[Array, Array, dict[str, Array]]:
+            optimum = solve(problem, l2)
+            kernel = jnp.einsum("fd,dkm->fkm", axes, optimum.w[:-1])
+            bias = optimum.w[-1]
+            loss, accuracy = validate(kernel, bias)
+            figures = {
+                "train_loss": optimum.cross_entropy,
+                "objective": optimum.objective,
+                "iterations": optimum.iterations,
+                "converged": optimum.converged,
+                "val_loss": loss,
+                "val_accuracy": accuracy,
+            }
+            return jnp.asarray(scaling.scale)[:, None, None] * kernel, bias, figures
+
+        return in_groups(members, width, l2)
 
     return lax.map(one, scalings)
 
 
-def in_groups(function: Callable[..., Any], width: int, *arguments: Array) -> Any:
-    """`function(*arguments)` on at most `width` members at once: the last axis of all arguments and results."""
-    count = arguments[0].shape[-1]
-    if count <= width:
-        return function(*arguments)
+def in_groups(function: Callable[[Array], T], width: int, settings: Array) -> T:
+    """`function(settings)`, called with at most `width` of them at once: the last axis of all its results."""
+    count = len(settings)
     groups = -(-count // width)
-    places = np.minimum(np.arange(groups * width), count - 1)  # the last member fills the last group
-
-    def split(argument: Array) -> Array:
-        return jnp.moveaxis(argument[..., places].reshape(*argument.shape[:-1], groups, width), -2, 0)
+    places = np.minimum(np.arange(groups * width), count - 1)  # the last one fills the last group
 
     def merge(result: Array) -> Array:
         together = jnp.moveaxis(result, 0, -2)
         return together.reshape(*together.shape[:-2], groups * width)[..., :count]
 
-    return jax.tree.map(merge, lax.map(lambda group: function(*group), tuple(map(split, arguments))))
+    return jax.tree.map(merge, lax.map(function, settings[places].reshape(groups, width)))
 
 
 def _principal(x: Array) -> tuple[Array, Array]:
