@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from collections.abc import Callable
 
@@ -13,13 +12,12 @@ from jaxtrain.config import DataConfig
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource, Subset
 from jaxtrain.data.decode import to_channels
 from jaxtrain.data.known import Known
-from jaxtrain.data.scan import drop_bad, find_bad_images
+from jaxtrain.data.scan import find_bad_images, readable_test
 from jaxtrain.data.splits import Indices, stratified_split, stratified_subset
 from jaxtrain.errors import UserError
 
 _LUMA = np.array([19595, 38470, 7471], np.uint32)
 _ROWS = 1024
-_log = logging.getLogger(__name__)
 
 
 def assemble(
@@ -83,10 +81,7 @@ def _readable(test: ImageSource, config: DataConfig, channels: int) -> ImageSour
     if not config.max_bad_images or isinstance(test, ArraySource):
         return test
     bad = find_bad_images(test, channels=channels, max_pixels=config.max_pixels, workers=min(os.cpu_count() or 1, 16))
-    kept, listed = drop_bad({"test": (test, bad)}, config.max_bad_images)
-    for image in listed:
-        _log.warning("left out of the test: %s", image)
-    return kept["test"]
+    return readable_test(test, bad, config.max_bad_images)
 
 
 def _subset(train: ImageSource, size: int, seed: int) -> Indices:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
-from pydantic import ValidationError
 
 from jaxtrain.config import AugmentConfig
 from jaxtrain.data import ops
@@ -91,12 +90,8 @@ def resolve_augment(config: AugmentConfig, *, image_size: int, flips: bool, chan
     if config.policy == "auto" and image_size <= _SYMBOLS_MAX_SIZE and not flips:
         options |= _SYMBOLS
     options |= {name: value for name, value in config.model_dump().items() if value is not None}
-    try:
-        resolved = AugmentConfig.model_validate(options)
-    except ValidationError as error:  # pragma: no cover - the tables are tested
-        raise UserError(f"augment: {error.errors()[0]['msg']}") from error
     _check(options, image_size, channels)
-    return resolved
+    return AugmentConfig.model_validate(options)
 
 
 def _check(options: Mapping[str, Any], image_size: int, channels: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -194,15 +196,15 @@ def _decode_with_pillow(data: bytes, channels: int, max_pixels: int) -> Images:
         return _upright(_pixels(image, channels), _orientation(image))
 
 
-class _reasons:  # noqa: N801  (reads as a statement)
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
     """Turns whatever Pillow's plug-ins raise on broken files (a dozen kinds) into `BadImageError`."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, BadImageError | MemoryError):
-            raise BadImageError(_one_line(error)) from error
+    try:
+        yield
+    except (BadImageError, MemoryError):
+        raise
+    except Exception as error:
+        raise BadImageError(_one_line(error)) from error
 
 
 def _one_line(error: Exception) -> str:

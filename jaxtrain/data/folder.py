@@ -141,7 +141,7 @@ def _images_below(folder: str) -> list[str]:
                 if _is_folder(entry):
                     waiting.append(entry.path)
                 # Broken links count, to be reported as unreadable; pipes and devices do not.
-                elif entry.name.lower().endswith(EXTENSIONS) and (_is_file(entry) or entry.is_symlink()):
+                elif entry.name.lower().endswith(EXTENSIONS) and (entry.is_symlink() or entry.is_file()):
                     found.append(entry.path)
     return sorted(found)
 
@@ -151,14 +151,5 @@ def _hidden(name: str) -> bool:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
+    # A link may lead to itself, at which `is_dir` raises.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()

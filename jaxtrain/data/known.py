@@ -18,18 +18,13 @@ class Known:
 _DIGITS = tuple("0123456789")
 # Deng et al. 2009, the values of every ImageNet recipe; also for the sets that are usually fine-tuned on.
 _IMAGENET = Known((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_FASHION = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+_LIKE_IMAGENET = """
+    imagenet2012 imagenet2012_subset imagenet_resized imagenet_a imagenet_r imagenet_v2 imagenette imagewang
+    oxford_flowers102 oxford_iiit_pet food101 cars196 caltech101 caltech_birds2011 stanford_dogs dtd sun397 tf_flowers
+    cats_vs_dogs
+"""
+_CIFAR10 = Known((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # Krizhevsky 2009
+_FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 
 KNOWN: dict[str, Known] = {
     # As the package gives it, 0..16 rescaled to 0..255 (measured on its 1,437 training images).
@@ -37,7 +32,7 @@ KNOWN: dict[str, Known] = {
     # LeCun et al. 1998; the pair of PyTorch's MNIST example.
     "mnist": Known((0.1307,), (0.3081,), flips=False, class_names=_DIGITS),
     # Xiao et al. 2017 (measured on the 60,000 training images).
-    "fashion_mnist": Known((0.2860,), (0.3530,), class_names=_FASHION),
+    "fashion_mnist": Known((0.2860,), (0.3530,), class_names=tuple(_FASHION.split(","))),
     "kmnist": Known(flips=False, class_names=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")),
     "emnist": Known(flips=False),
     "qmnist": Known(flips=False, class_names=_DIGITS),
@@ -47,32 +42,13 @@ KNOWN: dict[str, Known] = {
     "omniglot": Known(flips=False),
     "svhn_cropped": Known((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), flips=False),
     "visual_domain_decathlon": Known(flips=False),
-    # Krizhevsky 2009.
-    "cifar10": Known((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar10_1": Known((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar10_corrupted": Known((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar10": _CIFAR10,
+    "cifar10_1": _CIFAR10,
+    "cifar10_corrupted": _CIFAR10,
     "cifar100": Known((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     # Coates et al. 2011.
     "stl10": Known((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
-    "imagenet2012": _IMAGENET,
-    "imagenet2012_subset": _IMAGENET,
-    "imagenet_resized": _IMAGENET,
-    "imagenet_a": _IMAGENET,
-    "imagenet_r": _IMAGENET,
-    "imagenet_v2": _IMAGENET,
-    "imagenette": _IMAGENET,
-    "imagewang": _IMAGENET,
-    "oxford_flowers102": _IMAGENET,
-    "oxford_iiit_pet": _IMAGENET,
-    "food101": _IMAGENET,
-    "cars196": _IMAGENET,
-    "caltech101": _IMAGENET,
-    "caltech_birds2011": _IMAGENET,
-    "stanford_dogs": _IMAGENET,
-    "dtd": _IMAGENET,
-    "sun397": _IMAGENET,
-    "tf_flowers": _IMAGENET,
-    "cats_vs_dogs": _IMAGENET,
+    **dict.fromkeys(_LIKE_IMAGENET.split(), _IMAGENET),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource
 from jaxtrain.data.decode import BadImageError, read_image
+from jaxtrain.data.scan import parallel, refuse_more
 from jaxtrain.data.transforms import Interpolation, center_crop_resize, keeps_as_it_is
 from jaxtrain.errors import RunError, UserError
 
@@ -25,17 +25,13 @@ def make_resident(dataset: Dataset, config: Config) -> Dataset | None:
     data = config.data
     size = chosen(data.image_size)
     native = config.augment.crop == "random_resized"
-    if data.loader == "stream":
+    if data.loader == "stream" or (data.loader == "auto" and dataset.uniform_size is None):
         return None
     if native and dataset.uniform_size is None:
-        if data.loader == "device":
-            raise UserError(
-                "data.loader: random_resized crops of images of several sizes must be streamed; "
-                "set augment.crop=pad or data.loader=stream"
-            )
-        return None
-    if not native and dataset.uniform_size is None and data.loader == "auto":
-        return None
+        raise UserError(
+            "data.loader: random_resized crops of images of several sizes must be streamed; "
+            "set augment.crop=pad or data.loader=stream"
+        )
     height, width = dataset.uniform_size if native and dataset.uniform_size else (size, size)
     megabytes = len(dataset.train) * height * width * dataset.channels / 1e6
     if data.loader == "auto" and megabytes > data.device_budget_mb:
@@ -43,9 +39,7 @@ def make_resident(dataset: Dataset, config: Config) -> Dataset | None:
     bad: list[str] = []
     train = _decoded(dataset.train, config, None if native else size, bad)
     val = None if dataset.val is None else _decoded(dataset.val, config, size, bad)
-    if len(bad) > data.max_bad_images:
-        shown = "; ".join(bad[:20]) + ("; ..." if len(bad) > 20 else "")
-        raise RunError(f"{len(bad)} images cannot be read (data.max_bad_images is {data.max_bad_images}): {shown}")
+    refuse_more(bad, data.max_bad_images)
     return replace(dataset, train=train, val=val, bad_images=(*dataset.bad_images, *bad))
 
 
@@ -68,18 +62,12 @@ def _decoded(source: ImageSource, config: Config, size: int | None, bad: list[st
             return f"{source.describe(index)}: {error}"
         return image if size is None else center_crop_resize(image, size, crop_pct, interpolation)
 
-    images: list[np.ndarray] = []
-    kept: list[int] = []
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        for index, image in enumerate(pool.map(one, range(len(source)))):
-            if isinstance(image, str):
-                bad.append(image)
-            else:
-                images.append(image)
-                kept.append(index)
+    found = parallel(one, len(source), min(os.cpu_count() or 1, 16))
+    bad += [reason for reason in found if isinstance(reason, str)]
+    images = [image for image in found if not isinstance(image, str)]
     if not images:
         raise RunError(f"none of the {len(source)} images can be read; the first: {bad[0]}")
-    places = np.array(kept, np.int64)
+    places = np.flatnonzero([not isinstance(image, str) for image in found])
     given = source.weights if isinstance(source, ArraySource) else None
     weights = None if given is None else given[places]
     return ArraySource(np.stack(images), source.labels[places], prepared=size is not None, weights=weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from jaxtrain.errors import RunError
 _HEAD_BYTES = 32 * 1024
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _SHOWN = 20
+_log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -122,6 +124,22 @@ def parallel(function: Callable[[int], Result], count: int, workers: int) -> lis
         return [result for part in parts for result in part]
 
 
+def refuse_more(bad: Sequence[str], allowed: int) -> None:
+    """Raises `RunError` that lists the unreadable images where there are more than `allowed`."""
+    if len(bad) > allowed:
+        shown = "; ".join(bad[:_SHOWN]) + ("; ..." if len(bad) > _SHOWN else "")
+        many = f"{len(bad)} unreadable image{'s' * (len(bad) > 1)}"
+        raise RunError(f"{many}, data.max_bad_images allows {allowed}: {shown}")
+
+
+def readable_test(test: ImageSource, bad: dict[int, str], allowed: int) -> ImageSource:
+    """The test images without unreadable ones, which are named in a warning. Raises as `drop_bad` does."""
+    kept, listed = drop_bad({"test": (test, bad)}, allowed)
+    for image in listed:
+        _log.warning("left out of the test: %s", image)
+    return kept["test"]
+
+
 def drop_bad(
     splits: dict[str, tuple[ImageSource, dict[int, str]]], allowed: int
 ) -> tuple[dict[str, ImageSource], tuple[str, ...]]:
@@ -130,10 +148,7 @@ def drop_bad(
     Raises `RunError` when there are more than `allowed` in all.
     """
     listed = tuple(f"{source.describe(i)}: {reason}" for source, bad in splits.values() for i, reason in bad.items())
-    if len(listed) > allowed:
-        shown = "; ".join(listed[:_SHOWN]) + ("; ..." if len(listed) > _SHOWN else "")
-        many = f"{len(listed)} unreadable image{'s' * (len(listed) > 1)}"
-        raise RunError(f"{many}, data.max_bad_images allows {allowed}: {shown}")
+    refuse_more(listed, allowed)
     kept: dict[str, ImageSource] = {}
     for name, (source, bad) in splits.items():
         good = np.setdiff1d(np.arange(len(source)), np.fromiter(bad, np.int64, len(bad)))

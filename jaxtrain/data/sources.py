@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from jaxtrain.config import DataConfig
 from jaxtrain.data.arrays import digits_dataset, npz_dataset
@@ -64,21 +61,3 @@ def _suggestion(name: str) -> str:
 
 def _form(scheme: str) -> str:
     return next(form for form in _FORMS if form.startswith(scheme))
-
-
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """Plain figures for a table or a log: images and classes of each split; the test set stays shut."""
-    splits = {"train": dataset.train} | ({"val": dataset.val} if dataset.val is not None else {})
-    counts = {
-        split: np.bincount(source.labels, minlength=dataset.num_classes).tolist() for split, source in splits.items()
-    }
-    return {
-        "name": dataset.name,
-        "images": {split: len(source) for split, source in splits.items()},
-        "classes": {
-            name: {split: counts[split][index] for split in splits} for index, name in enumerate(dataset.class_names)
-        },
-        "size": dataset.uniform_size,
-        "channels": dataset.channels,
-        "bad_images": len(dataset.bad_images),
-    }

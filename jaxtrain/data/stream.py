@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import gc
 import os
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import parent_process
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from jaxtrain.data.base import Images, ImageSource, Labels
 from jaxtrain.data.decode import BadImageError, pixels_of, read_encoded, size_to_shrink
 from jaxtrain.data.order import Order
+from jaxtrain.data.scan import refuse_more
 from jaxtrain.data.transforms import (
     Interpolation,
     center_crop_resize,
@@ -206,9 +208,7 @@ class BatchStream(Iterator[HostBatch]):
         self.bad_images.setdefault(index, f"{self._places.source.describe(index)} ({reason})")
         if len(self.bad_images) > self._max_bad:
             self.close()
-            names = list(self.bad_images.values())
-            listed = "; ".join(names[-20:]) + ("; ..." if len(names) > 20 else "")
-            raise RunError(f"{len(names)} unreadable images, data.max_bad_images allows {self._max_bad}: {listed}")
+            refuse_more(list(self.bad_images.values()), self._max_bad)
 
 
 def train_batches(
@@ -301,36 +301,19 @@ def prefetch_to_device(
 
     What goes wrong in the thread is raised here. Closing the generator stops the thread, not `batches`.
     """
-    ready: queue.Queue[tuple[Literal["item"], T] | tuple[Literal["end"], BaseException | None]]
-    ready = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def offer(entry: Any) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            while not stopped.is_set():
-                offer(("item", put(next(batches))))
-        except StopIteration:
-            offer(("end", None))
-        except BaseException as error:  # goes on in the consumer's thread
-            offer(("end", error))
-
-    thread = threading.Thread(target=work, name="prefetch-to-device", daemon=True)
-    thread.start()
+    items = (put(batch) for batch in batches)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch-to-device")
     try:
-        while (entry := ready.get())[0] == "item":
-            yield entry[1]
-        if entry[1] is not None:
-            raise entry[1]
+        ready = deque(pool.submit(next, items) for _ in range(depth + 1))
+        while True:
+            try:
+                item = ready.popleft().result()
+            except StopIteration:
+                return
+            ready.append(pool.submit(next, items))
+            yield item
     finally:
-        stopped.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
 
 
 def _divisible(batch_size: int, process_count: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import time
 import zipfile
@@ -19,11 +18,10 @@ from jaxtrain.data.assemble import assemble
 from jaxtrain.data.base import Dataset, ImageSource, Labels
 from jaxtrain.data.known import KNOWN, Known
 from jaxtrain.data.records import features_of, open_records
-from jaxtrain.data.scan import Header, Headers, collect, drop_bad, header_of, parallel, refuse_large
+from jaxtrain.data.scan import Header, Headers, collect, drop_bad, header_of, parallel, readable_test, refuse_large
 from jaxtrain.errors import UserError, nearest
 
 _CACHE_AFTER_SECONDS = 2.0
-_log = logging.getLogger(__name__)
 
 
 class _Features(NamedTuple):
@@ -100,11 +98,7 @@ def tfds_dataset(config: DataConfig, text: str) -> Dataset:
         test, headers = _read_split(folder, "test", features, config.max_pixels)
         if (test.labels < 0).all():
             return None
-        allowed = config.max_bad_images - len(bad_images)
-        readable, left_out = drop_bad({"test": (test, headers.bad)}, allowed)
-        for image in left_out:
-            _log.warning("left out of the test: %s", image)
-        return readable["test"]
+        return readable_test(test, headers.bad, config.max_bad_images - len(bad_images))
 
     return assemble(
         config,
@@ -126,7 +120,7 @@ def _prepared(text: str, config: DataConfig) -> Any:
 
     if config.dir is not None and (config.dir / "dataset_info.json").is_file():
         builder = tfds.builder_from_directory(config.dir)
-        if builder.name != text.partition("/")[0].partition(":")[0]:
+        if builder.name != _set_name(text):
             raise UserError(f"data.dir {config.dir} holds tfds:{builder.name}, not tfds:{text}")
         return builder
     options = {} if config.dir is None else {"data_dir": config.dir.expanduser()}
@@ -159,10 +153,9 @@ def _choices(text: str, folder: Path | None) -> str:
     """What could have been meant: versions on disk, else configurations and versions, else names."""
     import tensorflow_datasets as tfds
 
-    name = text.partition("/")[0].partition(":")[0]
-    on_disk = sorted(folder.glob("*/**/dataset_info.json")) if folder is not None else []
-    prepared = [info.parent.relative_to(folder).as_posix() for info in on_disk if folder is not None]
-    prepared = [f"{place.rpartition('/')[0]}:{place.rpartition('/')[2]}" for place in prepared]
+    name = _set_name(text)
+    on_disk = [] if folder is None else sorted(info.parent for info in folder.glob("*/**/dataset_info.json"))
+    prepared = [f"{version.parent.relative_to(folder).as_posix()}:{version.name}" for version in on_disk if folder]
     if any(place.startswith((f"{name}/", f"{name}:")) for place in prepared):
         return nearest(text, [place for place in prepared if place.startswith(name)])
     if name in (known := tfds.list_builders(with_community_datasets=False)):
@@ -174,7 +167,12 @@ def _choices(text: str, folder: Path | None) -> str:
             text,
             [f"{text.partition(':')[0]}:{version}" for version in (builder.VERSION, *builder.SUPPORTED_VERSIONS)],
         )
-    return nearest(name, {*known, *(place.partition("/")[0].partition(":")[0] for place in prepared)})
+    return nearest(name, {*known, *map(_set_name, prepared)})
+
+
+def _set_name(text: str) -> str:
+    """NAME of NAME/CONFIG:VERSION."""
+    return text.partition("/")[0].partition(":")[0]
 
 
 def _features(builder: Any, text: str) -> _Features:

@@ -37,6 +37,8 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 # A process claims half of the shards that seem free: few restarts of its input, and work left for others.
 _LEAST_CLAIM = 4
 _POLL_SECONDS = 0.2
+PATIENCE_SECONDS = 1800.0
+"""How long to wait for another process of the same job without a new shard from it."""
 _HASHING_THREADS = 4
 _log = logging.getLogger(__name__)
 
@@ -58,7 +60,6 @@ class Extraction:
     progress: Progress
     share: tuple[int, int]
     """(index, count): of the processes of one job, which compute disjoint shards."""
-    patience_seconds: float
     computed: int = 0
     """Images computed so far."""
 
@@ -85,11 +86,11 @@ class Extraction:
             if len(missing) != before:
                 before, since = len(missing), time.monotonic()
                 _log.info("%s: another process computes %d shards", self.folder, before)
-            elif not mine and time.monotonic() - since > self.patience_seconds:
+            elif not mine and time.monotonic() - since > PATIENCE_SECONDS:
                 some = ", ".join(map(str, missing[:5]))
                 raise RunError(
                     f"{self.folder}: no new embeddings from the other processes of this job for "
-                    f"{self.patience_seconds:.0f} s; shards {some} are missing; run the same again"
+                    f"{PATIENCE_SECONDS:.0f} s; shards {some} are missing; run the same again"
                 )
             self.progress(self._done(missing), self.images)
             time.sleep(_POLL_SECONDS)

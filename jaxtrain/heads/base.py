@@ -251,10 +251,8 @@ def blocks(rows: int) -> Iterator[slice]:
 
 def all_columns(task: Task, kernel: Floats, bias: Floats) -> tuple[Floats, Floats]:
     """A last layer of the classes that were trained, with columns for the others."""
-    wide, wide_bias = (
-        np.zeros((len(kernel), task.num_classes), np.float32),
-        np.full(task.num_classes, UNSEEN, np.float32),
-    )
+    wide = np.zeros((len(kernel), task.num_classes), np.float32)
+    wide_bias = np.full(task.num_classes, UNSEEN, np.float32)
     wide[:, task.present], wide_bias[task.present] = kernel, bias
     return wide, wide_bias
 

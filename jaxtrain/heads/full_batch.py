@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,13 @@ from jax import Array, lax
 from numpy.typing import NDArray
 
 from jaxtrain.heads.base import UNSEEN, Floats, Task
-from jaxtrain.heads.lbfgs import HISTORY, Problem
-from jaxtrain.heads.path import Level, in_groups, plan, solve_path
-from jaxtrain.heads.scaling import Scaling, fit_scaling
+from jaxtrain.heads.lbfgs import HISTORY, Problem, solve
+from jaxtrain.heads.scaling import Scaling, fit_scaling, stacked
 
 _ROTATED = 4096  # features; beyond, their principal axes cost more than they save
+_TOGETHER = 4  # members: neighbours take about as many iterations, and all wait for the slowest
+
+T = TypeVar("T")
 
 
 class Members(NamedTuple):
@@ -46,13 +48,12 @@ def train(task: Task, decays: Sequence[float], scalings: Sequence[str]) -> Membe
     l2 = np.asarray(decays, np.float32) * (2 if len(task.present) == 2 else 1)
     target = np.eye(len(task.present), dtype=np.float32)[task.places(y)]
     problem = Problem(*map(jnp.asarray, (x, target, task.sample_weights())))
-    each = [fit_scaling(name, x, center=True) for name in scalings]
-    stacked = Scaling(*(np.stack(parts) for parts in zip(*each, strict=True)))
-    width = max(1, min(_width(task), len(l2)))
+    all_scalings = stacked(fit_scaling(name, x, center=True) for name in scalings)
+    width = max(1, min(_width(task), _TOGETHER, len(l2)))
     with jax.default_matmul_precision("highest"):
-        result = _train(problem, stacked, l2, plan(l2), val.x, task.places(val.y), width=width)
+        result = _train(problem, all_scalings, l2, val.x, task.places(val.y), width=width)
     kernel, bias, figures = jax.device_get(result)
-    return Members(np.asarray(stacked.mean), kernel, bias, figures)
+    return Members(np.asarray(all_scalings.mean), kernel, bias, figures)
 
 
 def _width(task: Task) -> int:
@@ -75,28 +76,46 @@ def _memory() -> int:
 
 @functools.partial(jax.jit, static_argnames="width")
 def _train(
-    data: Problem, scalings: Scaling, l2: Array, levels: Sequence[Level], val_x: Array, val_y: Array, width: int
+    data: Problem, scalings: Scaling, l2: Array, val_x: Array, val_y: Array, width: int
 ) -> tuple[Array, Array, dict[str, Array]]:
     """Kernels, biases and figures. `data.z` are the vectors as they came; `val_y` is -1 for classes never trained."""
 
     def one(scaling: Scaling) -> tuple[Array, Array, dict[str, Array]]:
         z, axes = _principal(scaling(data.z))
-        ones = jnp.ones((z.shape[0], 1), z.dtype)
-        optimum = solve_path(data._replace(z=jnp.concatenate([z, ones], axis=1)), l2, levels, width)
-        kernel = jnp.einsum("fd,dkm->fkm", axes, optimum.w[:-1])
-        bias = optimum.w[-1]
-        loss, accuracy = in_groups(functools.partial(_validate, scaling(val_x), val_y), width, kernel, bias)
-        figures = {
-            "train_loss": optimum.cross_entropy,
-            "objective": optimum.objective,
-            "iterations": optimum.iterations,
-            "converged": optimum.converged,
-            "val_loss": loss,
-            "val_accuracy": accuracy,
-        }
-        return jnp.asarray(scaling.scale)[:, None, None] * kernel, bias, figures
+        problem = data._replace(z=jnp.concatenate([z, jnp.ones((len(z), 1), z.dtype)], axis=1))
+        validate = functools.partial(_validate, scaling(val_x), val_y)
+
+        def members(l2: Array) -> tuple[Array, Array, dict[str, Array]]:
+            optimum = solve(problem, l2)
+            kernel = jnp.einsum("fd,dkm->fkm", axes, optimum.w[:-1])
+            bias = optimum.w[-1]
+            loss, accuracy = validate(kernel, bias)
+            figures = {
+                "train_loss": optimum.cross_entropy,
+                "objective": optimum.objective,
+                "iterations": optimum.iterations,
+                "converged": optimum.converged,
+                "val_loss": loss,
+                "val_accuracy": accuracy,
+            }
+            return jnp.asarray(scaling.scale)[:, None, None] * kernel, bias, figures
+
+        return in_groups(members, width, l2)
 
     return lax.map(one, scalings)
+
+
+def in_groups(function: Callable[[Array], T], width: int, settings: Array) -> T:
+    """`function(settings)`, called with at most `width` of them at once: the last axis of all its results."""
+    count = len(settings)
+    groups = -(-count // width)
+    places = np.minimum(np.arange(groups * width), count - 1)  # the last one fills the last group
+
+    def merge(result: Array) -> Array:
+        together = jnp.moveaxis(result, 0, -2)
+        return together.reshape(*together.shape[:-2], groups * width)[..., :count]
+
+    return jax.tree.map(merge, lax.map(function, settings[places].reshape(groups, width)))
 
 
 def _principal(x: Array) -> tuple[Array, Array]:

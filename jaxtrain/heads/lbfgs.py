@@ -71,14 +71,9 @@ class _State(NamedTuple):
     iterations: Array
 
 
-def solve(problem: Problem, l2: Array, start: Array) -> Optimum:
-    """The optimum of each member, from where it starts.
-
-    Args:
-        problem: what all members share.
-        l2: float32[members], positive.
-        start: float32[inputs, classes, members].
-    """
+def solve(problem: Problem, l2: Array) -> Optimum:
+    """The optimum of each member, from zero; `l2` is float32[members], positive."""
+    start = jnp.zeros((problem.z.shape[1], problem.target.shape[1], len(l2)), jnp.float32)
     penalty = l2 * jnp.ones_like(start[:, :1]).at[-1].set(0.0)  # [inputs, 1, members]
 
     def gradient(point: _Point) -> Array:

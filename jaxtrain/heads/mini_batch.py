@@ -17,7 +17,7 @@ from jax import Array
 from jaxtrain.heads.base import Floats, Task, blocks
 from jaxtrain.heads.full_batch import Members
 from jaxtrain.heads.measure import DIVERGED, even, measure_in_blocks
-from jaxtrain.heads.scaling import Scaling, fit_scaling
+from jaxtrain.heads.scaling import Scaling, fit_scaling, stacked
 
 _MOMENTUM = 0.9
 
@@ -52,7 +52,7 @@ def train(
     """
     x = task.train.x
     each = [fit_scaling(name, x, center=True) for name in scalings]
-    scaling = Scaling(*(np.stack(parts) for parts in zip(*each, strict=True)))
+    scaling = stacked(each)
     l2 = np.tile(np.asarray(decays, np.float32) * (2 if len(task.present) == 2 else 1), len(rates))
     # The Hessian is at most half the second moment of the vectors, so this makes one rate fit all scalings.
     length = np.array([_mean_square(one, x) for one in each], np.float32)

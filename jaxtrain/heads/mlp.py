@@ -19,7 +19,7 @@ from jaxtrain.errors import RunError
 from jaxtrain.heads.base import Arrays, JaxHead, Task, all_columns, choose, needs_validation
 from jaxtrain.heads.measure import DIVERGED, even, measure_in_blocks
 from jaxtrain.heads.mini_batch import batches
-from jaxtrain.heads.scaling import Scaling, fit_scaling
+from jaxtrain.heads.scaling import Scaling, fit_scaling, stacked
 
 Layers = list[tuple[Array, Array]]
 """Kernel and bias of each layer."""
@@ -73,7 +73,7 @@ class _Trainer:
         """Of each member: its arrays have the members as their first axis."""
         names = [setting["scaling"] for setting in self.grid]
         known = {name: fit_scaling(name, self.task.train.x) for name in dict.fromkeys(names)}
-        return Scaling(*(np.stack(parts) for parts in zip(*(known[name] for name in names), strict=True)))
+        return stacked(known[name] for name in names)
 
     def run(self, epochs: int) -> tuple[list[dict[str, Any]], Layers]:
         """At most so many epochs: the curve, and each member's layers at its best epoch."""

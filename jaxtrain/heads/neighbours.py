@@ -38,7 +38,8 @@ class _ScaledHead(JaxHead):
     def scaled_scores(self, arrays: Mapping[str, Array], x: Array) -> Any:
         """Pure: `scores` of vectors as they come."""
         with jax.default_matmul_precision("highest"):
-            return self.scores(arrays, _scaling(self.settings, arrays)(x))
+            rows = np.bool_(self.settings["scaling"] == "l2")
+            return self.scores(arrays, Scaling(rows, arrays["mean"], arrays["scale"])(x))
 
     def apply(self, arrays: Mapping[str, Array], x: Array) -> Array:
         """Pure: float32[images, features] to float32[images, classes]."""
@@ -173,7 +174,3 @@ def _learn(name: str, scaling: str, task: Task) -> Arrays:
 
 def _unit(x: Any) -> Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-30)
-
-
-def _scaling(settings: Mapping[str, Any], arrays: Mapping[str, Any]) -> Scaling:
-    return Scaling(np.bool_(settings["scaling"] == "l2"), arrays["mean"], arrays["scale"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -27,6 +28,11 @@ class Scaling(NamedTuple):
         norm = jnp.linalg.norm(x, axis=1, keepdims=True)
         factor = jnp.sqrt(jnp.float32(x.shape[1])) / jnp.maximum(norm, 1e-30)
         return (x * jnp.where(self.rows, factor, 1.0) - self.mean) * self.scale
+
+
+def stacked(scalings: Iterable[Scaling]) -> Scaling:
+    """Several as one, whose arrays have them as their first axis."""
+    return Scaling(*(np.stack(parts) for parts in zip(*scalings, strict=True)))
 
 
 def fit_scaling(name: str, x: Floats, *, center: bool = False) -> Scaling:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import optuna
 from numpy.typing import NDArray
+from optuna.distributions import CategoricalDistribution
 
 from jaxtrain.config import HeadConfig, chosen
 from jaxtrain.errors import RunError, UserError
@@ -15,7 +17,7 @@ from jaxtrain.heads import estimators
 from jaxtrain.heads.base import UNSEEN, Arrays, FittedHead, Floats, Task, check_vectors, choose, needs_validation
 from jaxtrain.heads.measure import even, measure
 from jaxtrain.heads.scaling import fit_scaling
-from jaxtrain.heads.search_spaces import SPACES, Choice, Space
+from jaxtrain.heads.search_spaces import SPACES, Space
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,19 +138,17 @@ class _Maker:
 
 def _search(maker: _Maker, config: HeadConfig, trials: int) -> tuple[_Tried, list[dict[str, Any]]]:
     """The best setting, and the figures of all."""
-    import optuna
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=maker.task.seed))
     started = time.monotonic()
+    tuned = dict(maker.space.tuned)
+    if maker.space.scaled:
+        tuned["scaling"] = CategoricalDistribution(("none", "standard"))
     best = maker({})  # the defaults, of which Optuna need not know
     curve = [best.entry]
     while len(curve) < trials and (config.seconds is None or time.monotonic() - started < config.seconds):
-        trial = study.ask()
-        options = {name: one.suggest(trial, name) for name, one in maker.space.tuned.items()}
-        if maker.space.scaled:
-            options["scaling"] = Choice(("none", "standard")).suggest(trial, "scaling")
-        tried = maker(options)
+        trial = study.ask(tuned)
+        tried = maker(trial.params)
         curve.append(tried.entry)
         if choose(curve, config.choose_by) == len(curve) - 1:
             best = tried

@@ -1,8 +1,8 @@
 """What a run wants MLflow to know besides metrics, kept in the run directory until MLflow has it.
 
-`mlflow_outbox.jsonl` holds one request a line and is only ever appended to; `mlflow.json` holds how far
-MLflow has come. Together with the journal they are enough to send the whole run later, to the same store or
-to another.
+`mlflow_outbox.jsonl` holds one request a line; training appends to it, and the sidecar reads it. `mlflow.json` says
+how far MLflow has come; the sidecar writes it, and training reads it. Together with the journal they are enough to
+send the whole run later, to the same store or to another.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LOCK = "mlflow.lock"
 
 @dataclass
 class State:
-    """How far MLflow has come with a run directory: the content of `mlflow.json`. It holds no password."""
+    """What the sidecar says of a run directory: the content of `mlflow.json`. It holds no password."""
 
     uri: str = ""
     """The store, without its password."""
@@ -44,20 +44,34 @@ class State:
     """The last step of each metric that MLflow has."""
     status: str = ""
     """The last status that MLflow has."""
+    session: str = ""
+    """The tracker that was served last; what follows is meant for it."""
+    problem: str | None = None
+    """Why MLflow lacks something now, in one line."""
+    said: list[str] = field(default_factory=list)
+    """What else a person should know."""
+    over: bool = False
+    """Whether nothing more is tried."""
 
     @classmethod
     def load(cls, run_dir: Path) -> State:
         """The saved state, or a new one where there is none or it is damaged (MLflow is then asked)."""
         try:
             tree = json.loads((run_dir / STATE).read_text())
-            return cls(**tree)
-        except (OSError, ValueError, TypeError):
+            return cls(**{key: value for key, value in tree.items() if key in cls.__dataclass_fields__})
+        except (OSError, ValueError, TypeError, AttributeError):
             return cls()
 
     def save(self, run_dir: Path) -> None:
         """Replace the file atomically."""
         with replacing(run_dir / STATE, flush=False) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=1))
+
+    def forget(self) -> None:
+        """The store has nothing of this run: everything is to be sent."""
+        self.run_id = self.model_id = None
+        self.requests_done, self.requests_refused = 0, []
+        self.acknowledged, self.status = {}, ""
 
 
 def append_request(run_dir: Path, request: Mapping[str, Any]) -> None:

@@ -9,10 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
 from typing import Any
-
-Listener = Callable[[Mapping[str, Any]], None]
 
 _CHILD_DEFAULTS = {
     # The sidecar tries again itself, after asking what arrived; the user's own settings win.
@@ -25,7 +22,10 @@ _CHILD_DEFAULTS = {
 
 
 class Sidecar:
-    """One process of `jaxtrain.tracking.sidecar`, shared by all runs of this Python process."""
+    """One process of `jaxtrain.tracking.sidecar`, shared by all runs of this Python process.
+
+    It is only ever told something; what it has to say is in the `mlflow.json` of each run.
+    """
 
     def __init__(self) -> None:
         environment = {
@@ -36,45 +36,27 @@ class Sidecar:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "jaxtrain.tracking.sidecar"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=environment,
             text=True,
             start_new_session=True,  # Ctrl-C is for training alone
         )
-        self._listeners: dict[str, Listener] = {}
+        self.serves: set[str] = set()
+        """Directories of runs that it was told of and that have not ended."""
         self._sending = threading.Lock()
-        self._listening = threading.Thread(target=self._listen, name="jaxtrain-tracking", daemon=True)
-        self._listening.start()
 
     @property
     def alive(self) -> bool:
         """Whether the process still runs."""
         return self._process.poll() is None
 
-    def attach(self, run_dir: str, listener: Listener, **command: Any) -> None:
-        """Serve this run directory; what happens to it is told to `listener`, in another thread."""
-        self._listeners[run_dir] = listener
-        self.send(do="attach", run_dir=run_dir, **command)
-
-    def serves(self, run_dir: str) -> bool:
-        """Whether a run of this process is in that directory."""
-        return run_dir in self._listeners
-
-    def detach(self, run_dir: str) -> None:
-        """Stop listening."""
-        self._listeners.pop(run_dir, None)
-
     def send(self, **command: Any) -> None:
-        """Send one command; a process that has died hears nothing, which `listener` was told."""
+        """Send one command; a process that has died hears nothing."""
         assert self._process.stdin is not None
         with self._sending, contextlib.suppress(OSError):
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
-
-    def heard_out(self, timeout: float) -> None:
-        """Wait until the listeners of a process that has died know all that it said, and that it is gone."""
-        self._listening.join(timeout)
 
     def close(self, timeout: float) -> None:
         """End the process."""
@@ -86,16 +68,6 @@ class Sidecar:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            event = json.loads(line)
-            listener = self._listeners.get(event["run_dir"])
-            if listener is not None:
-                listener(event)
-        for listener in list(self._listeners.values()):
-            listener({"event": "gone"})
 
 
 _shared: Sidecar | None = None
@@ -112,8 +84,6 @@ def sidecar() -> Sidecar:
         if _shared is None or not _shared.alive:
             if _shared is None:
                 atexit.register(_close_shared)
-            else:
-                _shared.heard_out(5.0)  # its end, heard later, would be taken for that of the new one
             _shared = Sidecar()
         return _shared
 

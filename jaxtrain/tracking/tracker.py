@@ -14,10 +14,9 @@ import os
 import shlex
 import socket
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,16 +26,20 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import TrackingConfig
 from jaxtrain.errors import UserError
+from jaxtrain.files import file_lock, reason
 from jaxtrain.redact import redact, redact_command, redact_option
 from jaxtrain.tracking.journal import Journal
 from jaxtrain.tracking.model import default_requirements
-from jaxtrain.tracking.outbox import JOURNAL, OUTBOX, State, append_request, first_start
+from jaxtrain.tracking.outbox import JOURNAL, LOCK, OUTBOX, State, append_request, first_start
+from jaxtrain.tracking.points import unsent_rows
 from jaxtrain.tracking.process import Sidecar, sidecar
 from jaxtrain.tracking.provenance import process_identity
 from jaxtrain.tracking.store import tracking_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+_HEAR_SECONDS = 5.0
+_POLL_SECONDS = 0.05
 _log = logging.getLogger("jaxtrain.tracking")
 
 
@@ -49,15 +52,8 @@ class TrackerReport:
     run_id: str | None
     unsent_rows: int
     """Records of the journal that MLflow does not have yet: `sync_run` sends them."""
-    refused: int
-    """Artifacts, tags, inputs or models that MLflow did not take."""
     problem: str | None
     """Why not everything was sent, in one line."""
-
-    @property
-    def look(self) -> str | None:
-        """The command or address that shows the run."""
-        return look(self.uri) if self.uri else None
 
 
 class Tracker:
@@ -73,11 +69,10 @@ class Tracker:
         self._secret_uri = uri
         self._sidecar: Sidecar | None = None
         self._attachment: dict[str, Any] = {}
-        self._run_id: str | None = None
+        self._session: str | None = None
         self._problem: str | None = None
-        self._known = threading.Event()
-        self._over = threading.Event()
-        self._last: Mapping[str, Any] = {}
+        self._heard = 0
+        self._hear_due = 0.0
         self._finished: TrackerReport | None = None
 
     @classmethod
@@ -135,6 +130,8 @@ class Tracker:
         record.
         """
         self.journal.append(step, metrics)
+        if self.uri is not None and time.monotonic() >= self._hear_due:
+            self._hear()
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a file or folder with the run, as it is when its turn comes: leave it in place."""
@@ -185,7 +182,7 @@ class Tracker:
     @property
     def run_id(self) -> str | None:
         """MLflow's id of the run; None until MLflow has answered (see `wait_run_id`)."""
-        return self._run_id or (State.load(self.run_dir).run_id if self.uri else None)
+        return State.load(self.run_dir).run_id if self.uri else None
 
     def wait_run_id(self, timeout: float) -> str | None:
         """The id of the run, waiting up to so many seconds for MLflow; None where it does not answer.
@@ -193,7 +190,7 @@ class Tracker:
         Once MLflow is known to be away nothing is waited for.
         """
         if self.uri is not None:
-            self._known.wait(timeout)
+            self._wait_for(lambda state: bool(state.run_id or state.problem or state.over), timeout)
         return self.run_id
 
     # -- the end ---------------------------------------------------------------
@@ -208,12 +205,13 @@ class Tracker:
             return self._finished
         self.journal.close()
         if self.uri is None:
-            self._finished = TrackerReport(None, None, 0, 0, None)
+            self._finished = TrackerReport(None, None, 0, None)
             return self._finished
         self._request("status", status=status, time_ms=_now_ms())
         self._end(timeout)
         atexit.unregister(self._at_exit)
-        return self._report()
+        self._finished = self._report()
+        return self._finished
 
     def _end(self, timeout: float) -> None:
         """Have the sidecar finish this run, in a new one where it has died."""
@@ -225,24 +223,17 @@ class Tracker:
                 return
             left = deadline - time.monotonic()
             self._sidecar.send(do="finish", run_dir=self._key, timeout=left)
-            self._over.wait(left + 0.5)
-            if self._last.get("event") == "finished" or time.monotonic() >= deadline:
-                break
-        if self._sidecar is not None:
-            self._sidecar.detach(self._key)
+            over = self._wait_for(lambda state: state.over, left + 0.5).over
+            self._sidecar.serves.discard(self._key)
+            if over or time.monotonic() >= deadline:
+                return
 
     def _report(self) -> TrackerReport:
-        last = self._last if self._last.get("event") == "finished" else {}
-        unsent = last.get("unsent_rows")
-        problem = last.get("problem") or (None if last else self._problem or "MLflow did not answer in time")
-        self._finished = TrackerReport(
-            self.uri,
-            self.run_id,
-            len(self.journal.records()) if unsent is None else unsent,
-            last.get("refused", 0),
-            problem,
-        )
-        return self._finished
+        over = self._hear().over
+        state = State.load(self.run_dir)
+        sent = state.acknowledged if state.uri == self.uri else {}
+        problem = self._problem or (None if over else "MLflow did not answer in time")
+        return TrackerReport(self.uri, state.run_id, unsent_rows(self.run_dir, sent), problem)
 
     @property
     def _key(self) -> str:
@@ -250,37 +241,44 @@ class Tracker:
 
     def _attach(self, **attachment: Any) -> None:
         self._attachment = attachment
+        self._session, self._heard = uuid.uuid4().hex, 0
         try:
             self._sidecar = sidecar()
         except OSError as error:
             self._sidecar = None
             self._problem = f"cannot start the process that talks to MLflow: {error}"
             _log.warning("%s; metrics are kept in %s", self._problem, self.journal.path)
-            self._known.set()
             return
-        self._over.clear()  # after the end of an earlier one was heard
-        self._sidecar.attach(self._key, self._hear, uri=self._secret_uri, folder=os.getcwd(), **attachment)
+        self._sidecar.serves.add(self._key)
+        told = {"run_dir": self._key, "uri": self._secret_uri, "folder": os.getcwd(), "session": self._session}
+        self._sidecar.send(do="attach", **told, **attachment)
 
-    def _hear(self, event: Mapping[str, Any]) -> None:
-        """Called in the thread that listens to the sidecar."""
-        kind = event["event"]
-        if kind in ("warning", "away"):
-            self._problem = event["text"]
-            _log.warning("MLflow: %s", event["text"])
-            if kind == "away":
-                self._known.set()
-        elif kind == "info":
-            _log.info("%s", event["text"])
-        elif kind == "run":
-            self._run_id = event["run_id"]
-            self._known.set()
-        else:
-            self._last = event
-            self._run_id = event.get("run_id") or self._run_id
-            if kind == "gone":
-                self._problem = "the process that talks to MLflow has ended"
-            self._known.set()
-            self._over.set()
+    def _hear(self) -> State:
+        """What the sidecar says of this tracker's run so far; what a person should know is logged, once."""
+        self._hear_due = time.monotonic() + _HEAR_SECONDS
+        state = State.load(self.run_dir)
+        if state.session != self._session:
+            return State()
+        for text in state.said[self._heard :]:
+            _log.warning("MLflow: %s", text)
+        self._heard = len(state.said)
+        if state.problem is not None and self._problem is None:
+            told = "MLflow: %s; metrics are kept in %s and sent when MLflow answers"
+            _log.warning(told, state.problem, self.run_dir)
+        elif state.problem is None and self._problem is not None:
+            _log.info("MLflow answers again; every metric so far was sent")
+        self._problem = state.problem
+        return state
+
+    def _wait_for(self, done: Callable[[State], bool], timeout: float) -> State:
+        """What the sidecar says, as soon as it is `done`, the sidecar has died or the time is over."""
+        deadline = time.monotonic() + timeout
+        while True:
+            alive = self._sidecar is not None and self._sidecar.alive
+            state = self._hear()
+            if done(state) or not alive or time.monotonic() > deadline:
+                return state
+            time.sleep(_POLL_SECONDS)
 
     def _request(self, what: str, **fields: Any) -> None:
         if self.uri is None:
@@ -306,8 +304,17 @@ def sync_run(run_dir: Path, uri: str | None = None, timeout: float = 600.0) -> T
         raise UserError(f"{run_dir} is not the directory of a run that was meant for MLflow")
     stored = State.load(run_dir).uri or started["uri"]
     tracker = Tracker(run_dir, tracking_uri(uri or stored))
-    if sidecar().serves(tracker._key):
+    if tracker._key in sidecar().serves:
         raise UserError(f"{run_dir}: this run goes on in this very process; finish it first")
+    try:
+        with file_lock(run_dir / LOCK, timeout=min(timeout, 5.0)):
+            pass
+    except TimeoutError:
+        tracker._problem = f"{run_dir} is being sent by another process"
+        return tracker._report()
+    except OSError as error:
+        tracker._problem = f"{run_dir} cannot be sent: {reason(error)}"
+        return tracker._report()
     tracker._attach(live=False, system_metrics=False)
     tracker._end(timeout)
     return tracker._report()

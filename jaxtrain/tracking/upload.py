@@ -9,69 +9,48 @@ asked for it.
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from jaxtrain.redact import redact
 from jaxtrain.tracking import store
 from jaxtrain.tracking.journal import complete_lines, decode_record
 from jaxtrain.tracking.model import store_model
 from jaxtrain.tracking.outbox import JOURNAL, State, read_requests
+from jaxtrain.tracking.points import Point, cut, finite_points, safe_name, time_ms
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_is_gone
 
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
 LONGEST_PARAM = 6000
 LONGEST_TAG = 5000
-LONGEST_NAME = 250
 NONFINITE = "nonfinite_count"
 RUN_KEY_TAG = "jaxtrain.run_key"
 
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
 _ATTEMPTS_PER_REQUEST = 3
 _MOST_SAMPLES = 5000
-
-
-class Point(NamedTuple):
-    """One value of one metric."""
-
-    key: str
-    value: float
-    time_ms: int
-    step: int
+_MOST_SAID = 100
 
 
 class Upload:
-    """The state of one run's upload. The caller holds the directory's lock: one process at a time.
+    """One run's upload. The caller holds the directory's lock: one process at a time.
 
-    `process` is the identity of the training process, None when a run that has ended is sent later.
-    `say` receives lines meant for the user.
+    `live`: the run goes on, in another process; otherwise a run that has ended is sent later. `session` is for whom
+    `mlflow.json` is written, `git` are tags that name the code.
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        uri: str,
-        *,
-        process: str | None,
-        git: Mapping[str, str] | None = None,
-        say: Callable[[str], None],
+        self, run_dir: Path, uri: str, *, live: bool, session: str = "", git: Mapping[str, str] | None = None
     ) -> None:
-        self.run_dir = run_dir
-        self.uri = uri
-        self.live = process is not None
+        self.run_dir, self.uri, self.live = run_dir, uri, live
         self.state = State.load(run_dir)
-        if self.state.uri != redact(uri):
-            self.state = State(uri=redact(uri), process=self.state.process, git=self.state.git)
-        if process is not None:
-            self.state.process = process
+        self.state.session, self.state.problem, self.state.said, self.state.over = session, None, [], False
+        if live:
             self.state.git = dict(git or {})
-        self._say = say
         self._client: Any = None
         self._certain = False
         self._welcomed = False
@@ -88,7 +67,10 @@ class Upload:
         Raises whatever stood in the way; call again later.
         """
         try:
-            requests = self.connect()
+            requests = read_requests(self.run_dir)
+            if not self._certain:
+                self._connect(requests)
+                self._certain = True
             self._send_journal()
             self._send_samples()
             self._send_requests(requests)
@@ -112,31 +94,29 @@ class Upload:
         if len(self._samples) < _MOST_SAMPLES:
             self._samples.append((int(time.time() * 1000), values))
 
-    def unsent_rows(self) -> int:
-        """Records of the journal of which MLflow is not known to have every point."""
-        path = self.run_dir / JOURNAL
-        if not path.exists():
-            return 0
-        with open(path, "rb") as file:
-            records = [decode_record(line) for line in complete_lines(file)]
-        return sum(1 for record in records if record and any(self._is_new(p) for p in _finite_points(record)))
+    def say(self, text: str) -> None:
+        """Keep a line for a person."""
+        if len(self.state.said) < _MOST_SAID:
+            self.state.said.append(text)
+            self._save()
+
+    def report(self, problem: str | None, *, over: bool = False) -> None:
+        """Keep why MLflow lacks something now, and whether nothing more is tried."""
+        self.state.problem, self.state.over = problem, over
+        self._save()
 
     # -- connecting ------------------------------------------------------------
 
-    def connect(self) -> list[dict[str, Any]]:
-        """Find or create the run, and learn what MLflow has of it. Returns the requests in the outbox."""
-        requests = read_requests(self.run_dir)
-        if not self._certain:
-            self._connect(requests)
-            self._certain = True
-        return requests
-
     def _connect(self, requests: Sequence[Mapping[str, Any]]) -> None:
+        """Find or create the run, and learn what MLflow has of it."""
         start = next((r for r in reversed(requests) if r.get("do") == "start"), None)
         if start is None:
             raise store.StoreError(f"{self.run_dir} holds no run for MLflow")
         if self._client is None:
             self._client = store.connect(self.uri)
+            if self.state.uri != redact(self.uri):
+                self.state.forget()
+                self.state.uri = redact(self.uri)
         # Known from the outbox also where MLflow was never reached while the process lived.
         self.state.process = start.get("process") or self.state.process
         self.state.experiment = start["experiment"]
@@ -179,11 +159,11 @@ class Upload:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-            self._say(f"the MLflow run {self.state.run_id} was deleted: sending everything again as a new run")
-            kept = ("uri", "experiment", "experiment_id", "process", "git")
-            self.state = State(**{name: getattr(self.state, name) for name in kept})
+            deleted = self.state.run_id
+            self.state.forget()
             self._offset = self._nonfinite = 0
             self._welcomed = False
+            self.say(f"the MLflow run {deleted} was deleted: sending everything again as a new run")
         found = self._client.search_runs([self.state.experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run_key}'")
         return self._client.get_run(found[0].info.run_id) if found else None
 
@@ -237,13 +217,13 @@ class Upload:
             record = decode_record(line)
             if record is None:
                 continue
-            finite = list(_finite_points(record))
+            finite = list(finite_points(record))
             for point in finite:
                 add(point)
             bad = sum(key not in ("step", "time") for key in record) - len(finite)
             if bad:
                 nonfinite += bad
-                add(Point(NONFINITE, nonfinite, _time_ms(record), record["step"]))
+                add(Point(NONFINITE, nonfinite, time_ms(record), record["step"]))
             if len(points) >= METRICS_PER_BATCH // 2:
                 flush()
         flush()
@@ -294,7 +274,7 @@ class Upload:
                 raise
             if len(points) == 1:
                 key, step = points[0].key, points[0].step
-                self._say(f"MLflow refuses the metric {key!r} at step {step}: {_first_line(error)}")
+                self.say(f"MLflow refuses the metric {key!r} at step {step}: {_first_line(error)}")
                 return
             middle = len(points) // 2
             self._log_batch(points[:middle])
@@ -323,48 +303,39 @@ class Upload:
         from mlflow.exceptions import MlflowException
 
         try:
-            _REQUESTS.get(request.get("do", ""), _nothing)(self, request)
+            self._carry_out(request)
         except Exception as error:
             self._attempts += 1
             refused = isinstance(error, MlflowException) and error.error_code in _REFUSALS
             if not (refused or isinstance(error, FileNotFoundError)) and self._attempts < _ATTEMPTS_PER_REQUEST:
                 raise
             what = request.get("path") or request.get("name") or request.get("key") or ""
-            self._say(f"MLflow did not take the {request.get('do')} {what}: {_first_line(error)}")
+            self.say(f"MLflow did not take the {request.get('do')} {what}: {_first_line(error)}")
             return False
         return True
 
-    def _artifact(self, request: Mapping[str, Any]) -> None:
-        if not Path(request["path"]).exists():
-            raise FileNotFoundError(f"{request['path']} no longer exists")
-        self._client.log_artifact(self.state.run_id, request["path"], request["folder"])
+    def _carry_out(self, request: Mapping[str, Any]) -> None:
+        """`start` is seen to when connecting; a damaged line asks for nothing."""
+        run_id = self.state.run_id
+        match request.get("do"):
+            case "artifact":
+                if not Path(request["path"]).exists():
+                    raise FileNotFoundError(f"{request['path']} no longer exists")
+                self._client.log_artifact(run_id, request["path"], request["folder"])
+            case "tag":
+                self._client.set_tag(run_id, safe_name(request["key"]), cut(request["value"], LONGEST_TAG))
+            case "input":
+                self._client.log_inputs(run_id, [_dataset_input(request)])
+            case "model":
+                assert run_id is not None
+                state = self.state
+                store_model(self._client, state.experiment_id, run_id, request, state.model_id, self._model_created)
+            case "status":
+                self.end(request["status"], request["time_ms"])
 
-    def _tag(self, request: Mapping[str, Any]) -> None:
-        self._client.set_tag(self.state.run_id, safe_name(request["key"]), cut(request["value"], LONGEST_TAG))
-
-    def _input(self, request: Mapping[str, Any]) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        dataset = Dataset(
-            name=cut(request["name"], 500),
-            digest=request["digest"][:36],
-            source_type="local",
-            source=json.dumps({"uri": request["source"]}),
-            profile=json.dumps(request["profile"]) if request["profile"] else None,
-        )
-        context = InputTag("mlflow.data.context", request["context"])
-        self._client.log_inputs(self.state.run_id, [DatasetInput(dataset, [context])])
-
-    def _model(self, request: Mapping[str, Any]) -> None:
-        def created(model_id: str) -> None:
-            self.state.model_id = model_id
-            self._save()
-
-        assert self.state.run_id is not None
-        store_model(self._client, self.state.experiment_id, self.state.run_id, request, self.state.model_id, created)
-
-    def _status(self, request: Mapping[str, Any]) -> None:
-        self.end(request["status"], request["time_ms"])
+    def _model_created(self, model_id: str) -> None:
+        self.state.model_id = model_id
+        self._save()
 
     def _is_new(self, point: Point) -> bool:
         return point.step > self.state.acknowledged.get(point.key, -1)
@@ -373,40 +344,17 @@ class Upload:
         self.state.save(self.run_dir)
 
 
-def _nothing(upload: Upload, request: Mapping[str, Any]) -> None:
-    """`start` is seen to when connecting; a damaged line asks for nothing."""
+def _dataset_input(request: Mapping[str, Any]) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
-
-_REQUESTS: dict[str, Callable[[Upload, Mapping[str, Any]], None]] = {
-    "artifact": Upload._artifact,
-    "tag": Upload._tag,
-    "input": Upload._input,
-    "model": Upload._model,
-    "status": Upload._status,
-}
-
-
-def safe_name(name: str) -> str:
-    """A name that MLflow takes for metrics, parameters, tags: `%` becomes `pct`, other characters `_`."""
-    name = re.sub(r"[^\w.\- :/]", "_", name.replace("%", "pct"))
-    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
-    return "/".join(parts)[:LONGEST_NAME] or "_"
-
-
-def cut(text: str, longest: int) -> str:
-    """The text, ending in an ellipsis where it is longer than MLflow keeps."""
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-def _finite_points(record: Mapping[str, Any]) -> Iterator[Point]:
-    """The points of a record that MLflow can hold: it stores infinity as 1.8e308, NaN as 0 with a mark."""
-    for key, value in record.items():
-        if key not in ("step", "time") and math.isfinite(value):
-            yield Point(safe_name(key), value, _time_ms(record), record["step"])
-
-
-def _time_ms(record: Mapping[str, Any]) -> int:
-    return int(record.get("time", 0.0) * 1000)
+    dataset = Dataset(
+        name=cut(request["name"], 500),
+        digest=request["digest"][:36],
+        source_type="local",
+        source=json.dumps({"uri": request["source"]}),
+        profile=json.dumps(request["profile"]) if request["profile"] else None,
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", request["context"])])
 
 
 def _first_line(error: Exception) -> str:

@@ -1,11 +1,10 @@
-import json
 import subprocess
 import sys
 
 import pytest
 
 from jaxtrain.config import DataConfig
-from jaxtrain.data.sources import describe, load_dataset
+from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import UserError
 
 
@@ -39,16 +38,6 @@ def test_missing_paths_name_the_nearest_neighbour(tmp_path, scheme):
     assert str(error.value) == (
         f"{scheme}:{tmp_path}/flower/x does not exist: there is no 'flower' in {tmp_path}: did you mean 'flowers'?"
     )
-
-
-def test_the_description_is_plain_data():
-    description = describe(load_dataset(DataConfig()))
-    assert json.loads(json.dumps(description))["images"] == {"train": 1293, "val": 144}
-    counts = description["classes"]
-    assert list(counts) == list("0123456789")
-    assert sum(count["train"] for count in counts.values()) == 1293
-    assert sum(count["val"] for count in counts.values()) == 144
-    assert (description["size"], description["channels"], description["bad_images"]) == ((8, 8), 1, 0)
 
 
 def test_importing_loads_nothing_heavy():

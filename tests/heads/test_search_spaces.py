@@ -16,8 +16,7 @@ def test_options_exist_and_are_drawn(name):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     known = found().get_params()
     for _ in range(3):
-        trial = study.ask()
-        options = {option: one.suggest(trial, option) for option, one in space.tuned.items()}
+        options = study.ask(dict(space.tuned)).params
         assert set(options) | set(space.fixed) <= set(known)
         for option, one in space.tuned.items():
             if hasattr(one, "low"):

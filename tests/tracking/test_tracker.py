@@ -19,9 +19,10 @@ from jaxtrain.config import TrackingConfig
 from jaxtrain.errors import UserError
 from jaxtrain.files import try_lock
 from jaxtrain.tracking import Journal, Tracker, sync_run
-from jaxtrain.tracking.outbox import first_start
+from jaxtrain.tracking.outbox import State, first_start
 from jaxtrain.tracking.process import sidecar
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_identity
+from jaxtrain.tracking.tracker import look
 
 
 def _start(run_dir: Path, uri: str | None, **options: Any) -> Tracker:
@@ -51,14 +52,15 @@ def test_a_run_from_start_to_finish(tmp_path: Path, sqlite_uri: str) -> None:
     tracker.artifact(run_dir / "config.yaml")
     tracker.tag("note", "hello")
     report = tracker.finish("FINISHED", timeout=120)
-    assert (report.unsent_rows, report.refused, report.problem) == (0, 0, None)
+    assert (report.unsent_rows, report.problem) == (0, None)
+    assert State.load(run_dir).requests_refused == []
     started = first_start(run_dir)
     assert started is not None
     assert started["process"] == process_identity(os.getpid())
     assert report.run_id == tracker.run_id is not None
     assert tracker.finish("FAILED") is report
-    assert report.look is not None
-    assert report.look.startswith("mlflow server --backend-store-uri sqlite:///")
+    assert report.uri is not None
+    assert look(report.uri).startswith("mlflow server --backend-store-uri sqlite:///")
     with sqlite3.connect(tmp_path / "mlflow.db") as connection:
         (run,) = connection.execute("select run_uuid, status, name from runs").fetchall()
         tags = dict(connection.execute("select key, value from tags").fetchall())
@@ -163,17 +165,7 @@ def test_nobody_waits_for_a_store_that_is_away(tmp_path: Path, server: Any) -> N
 
 
 @pytest.mark.slow
-def test_a_sidecar_that_is_killed_is_replaced_at_the_end(
-    tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hear = Tracker._hear
-
-    def hear_late(tracker: Tracker, event: Any) -> None:
-        if event["event"] == "gone":
-            time.sleep(0.5)  # as on a busy machine
-        hear(tracker, event)
-
-    monkeypatch.setattr(Tracker, "_hear", hear_late)
+def test_a_sidecar_that_is_killed_is_replaced_at_the_end(tmp_path: Path, server: Any) -> None:
     tracker = _start(tmp_path / "run", server.uri)
     tracker.log(0, {"train/loss": 1.0})
     assert tracker.wait_run_id(60) == "run0"
@@ -198,6 +190,32 @@ def test_a_second_start_in_one_process_takes_over(tmp_path: Path, server: Any) -
     assert first.finish("FAILED", timeout=1).run_id == "run0"
     assert server.points() == {("train/loss", 0): 1, ("train/loss", 1): 1}
     assert len(server.runs) == 1
+
+
+def test_what_mlflow_does_not_take_is_logged_once(
+    tmp_path: Path, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "jaxtrain.tracking"):
+        tracker = _start(tmp_path / "run", server.uri)
+        tracker.artifact(tmp_path / "gone")
+        report = tracker.finish("FINISHED", timeout=60)
+    assert (report.run_id, report.problem) == ("run0", None)
+    assert len([r for r in caplog.records if f"{tmp_path / 'gone'} no longer exists" in r.message]) == 1
+
+
+def test_what_was_said_to_an_earlier_attempt_is_not_taken_for_this_one(tmp_path: Path, server: Any) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    State(uri=server.uri, session="earlier", problem="no connection", over=True).save(run_dir)
+    tracker = _start(run_dir, server.uri)
+    assert tracker.wait_run_id(60) == "run0"
+    assert tracker.finish("FINISHED", timeout=60).problem is None
+
+
+def test_a_state_of_another_version_keeps_what_is_known(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.json").write_text('{"run_id": "a", "requests_done": 3, "of_another_version": 1}')
+    state = State.load(tmp_path)
+    assert (state.run_id, state.requests_done, state.over) == ("a", 3, False)
 
 
 def test_sync_keeps_away_from_a_run_that_goes_on(tmp_path: Path, server: Any) -> None:

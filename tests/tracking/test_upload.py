@@ -11,8 +11,9 @@ import pytest
 from jaxtrain.redact import redact
 from jaxtrain.tracking.journal import Journal
 from jaxtrain.tracking.outbox import State, append_request
+from jaxtrain.tracking.points import safe_name, unsent_rows
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_identity
-from jaxtrain.tracking.upload import Upload, safe_name
+from jaxtrain.tracking.upload import Upload
 
 ME = process_identity(1)
 
@@ -23,15 +24,14 @@ class Run:
     def __init__(self, run_dir: Path, uri: str) -> None:
         self.run_dir = run_dir
         self.uri = uri
-        self.said: list[str] = []
         run_dir.mkdir(exist_ok=True)
         self.journal = Journal(run_dir / "metrics.jsonl")
 
     def start(self, params: dict[str, str] | None = None, live: bool = True) -> Upload:
         if live:
             names = {"experiment": "PT", "run_name": "name", "run_key": "k", "uri": redact(self.uri)}
-            self.request("start", **names, params=params or {}, tags={"a": "b"}, time_ms=5)
-        return Upload(self.run_dir, self.uri, process=ME if live else None, say=self.said.append)
+            self.request("start", **names, params=params or {}, tags={"a": "b"}, time_ms=5, process=ME)
+        return Upload(self.run_dir, self.uri, live=live)
 
     def request(self, what: str, **fields: Any) -> None:
         append_request(self.run_dir, {"do": what, **fields})
@@ -73,7 +73,7 @@ def test_a_backlog_arrives_whole_and_in_order(run: Run, server: Any) -> None:
     assert [m["timestamp"] for m in stored["metrics"][:2]] == [int(1000 * run.journal.records()[0]["time"])] * 2
     assert stored["params"] == {"model.name": "cnn", "train.steps": "3000"}
     assert (stored["tags"]["a"], stored["tags"][PROCESS_TAG]) == ("b", ME)
-    assert upload.unsent_rows() == 0
+    assert unsent_rows(run.run_dir, upload.state.acknowledged) == 0
 
 
 def test_pushes_send_only_what_is_new(run: Run, server: Any) -> None:
@@ -107,14 +107,14 @@ def test_an_outage_in_the_middle_loses_nothing(run: Run, server: Any, fault: str
     for _ in range(2):
         with pytest.raises(Exception, match=r"500|[Tt]imed? ?out|Connection|Max retries"):
             upload.push()
-    assert upload.unsent_rows() == 50
+    assert unsent_rows(run.run_dir, upload.state.acknowledged) == 50
     if fault in ("refuse", "hang"):
         server.stop()
         server.start()
     server.fault = None
     run.log(100, 110)
     upload.push()
-    assert upload.unsent_rows() == 0
+    assert unsent_rows(run.run_dir, upload.state.acknowledged) == 0
     assert _each_once(server.points(), 110)
 
 
@@ -186,8 +186,8 @@ def test_a_run_that_was_deleted_is_sent_again_as_a_new_one(run: Run, server: Any
     upload.push()
     assert upload.state.run_id == "run1"
     assert _each_once(server.points("run1"), 30)
-    assert len(run.said) == 1
-    assert "deleted" in run.said[0]
+    assert len(upload.state.said) == 1
+    assert "deleted" in upload.state.said[0]
     experiments = {one["info"]["experiment_id"] for one in server.runs.values()}
     assert experiments == {upload.state.experiment_id} != {""}
     assert upload.state.experiment == "PT"
@@ -207,7 +207,7 @@ def test_non_finite_values_are_counted_not_sent(run: Run, server: Any) -> None:
         ("loss", 3, 2.0),
         ("nonfinite_count", 4, 3.0),
     ]
-    assert upload.unsent_rows() == 0
+    assert unsent_rows(run.run_dir, upload.state.acknowledged) == 0
     upload = run.start()  # the count goes on from the journal
     run.journal.append(5, {"loss": math.nan})
     upload.push()
@@ -222,8 +222,8 @@ def test_a_metric_that_mlflow_refuses_does_not_hold_up_the_others(run: Run, serv
     upload.push()
     assert set(server.points().values()) == {1}
     assert len(server.points()) == 2 * 19
-    assert "'refused' at step 10" in run.said[0]
-    assert upload.unsent_rows() == 0
+    assert "'refused' at step 10" in upload.state.said[0]
+    assert unsent_rows(run.run_dir, upload.state.acknowledged) == 0
 
 
 def test_the_same_step_twice_in_the_journal_is_sent_once(run: Run, server: Any) -> None:
@@ -320,7 +320,7 @@ def test_an_artifact_that_vanished_is_named_and_a_later_sync_finds_it(tmp_path: 
     run.request("artifact", path=str(tmp_path / "late.txt"), folder="sub")
     run.request("tag", key="after", value="1")
     upload.push()
-    assert "late.txt" in run.said[0]
+    assert "late.txt" in upload.state.said[0]
     assert upload.state.requests_refused == [1]
     (tmp_path / "late.txt").write_text("here")
     upload = run.start(live=False)
@@ -390,5 +390,5 @@ def test_a_directory_that_was_moved_still_uploads(run: Run, server: Any, tmp_pat
     run.log(10, 20)
     run.journal.close()
     shutil.move(run.run_dir, tmp_path / "moved")
-    Upload(tmp_path / "moved", run.uri, process=None, say=print).push()
+    Upload(tmp_path / "moved", run.uri, live=False).push()
     assert _each_once(server.points(), 20)
