@@ -56,7 +56,7 @@ def guard(body: Callable[[], None]) -> None:
         from jaxtrain.redact import redact
 
         label = "interrupted" if error.exit_code > 128 else "error"
-        print_error(redact(str(error)), hint=getattr(error, "hint", None), label=label)
+        print_error(redact(str(error)), label=label)
         processes.leave(error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

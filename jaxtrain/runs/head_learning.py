@@ -35,7 +35,6 @@ from jaxtrain.training.state import model_keys, overlaid, stored_keys
 from jaxtrain.training.technique import Binding
 from jaxtrain.trees import tree_digest
 
-_OF_TRAINING = ("loss", "accuracy")
 _log = logging.getLogger(__name__)
 
 

@@ -129,13 +129,11 @@ def show_result(result: Result) -> None:
     console.print()
 
 
-def print_error(message: str, hint: str | None = None, label: str = "error") -> None:
-    """Print one line to standard error, and the hint, if any, in a second one."""
+def print_error(message: str, label: str = "error") -> None:
+    """Print one line to standard error."""
     console = open_console(sys.stderr)
     console.print(f"{label}: ", style="bold red", end="")
     console.print(plain(message), soft_wrap=True)
-    if hint is not None:
-        console.print(plain(hint), soft_wrap=True)
 
 
 def print_line(text: str) -> None:

@@ -16,13 +16,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupted(JaxtrainError):  # noqa: N818  (it is no error: someone asked for it)
     """A run that stopped because of a signal, after saving. Exit code 130 (SIGINT) or 143 (SIGTERM)."""
 
-    def __init__(self, signum: int | None, message: str, hint: str | None = None, *, agreed: bool = False) -> None:
+    def __init__(self, signum: int | None, message: str, *, agreed: bool = False) -> None:
         """`agreed`: all processes of the run stop at this same point."""
         super().__init__(message)
         self.agreed = agreed
         self.signum = signum or signal.SIGINT
         self.exit_code = 128 + self.signum
-        self.hint = hint
 
 
 class StopRequest:

@@ -401,14 +401,14 @@ def test_result_says_what_is_known_and_quotes_commands():
     assert "Next" not in bare
 
 
-def test_an_error_is_one_line_and_a_hint_another(capsys):
+def test_an_error_is_one_line(capsys):
     print_error("config.yaml: no option 'lr'\ndid you mean 'learning_rate'? " + "x" * 300)
     out = capsys.readouterr()
     assert out.out == ""
     assert out.err.startswith("error: config.yaml: no option 'lr' did you mean")
     assert out.err.count("\n") == 1
-    print_error("bad [thing]", hint="see --help")
-    assert capsys.readouterr().err == "error: bad [thing]\nsee --help\n"
+    print_error("bad [thing]")
+    assert capsys.readouterr().err == "error: bad [thing]\n"
 
 
 def test_a_terminal_without_unicode_gets_question_marks():
