@@ -127,9 +127,10 @@ class FTClassifier(BaseClassifier):
         record(job.directory.path, pretrained, adapted)
         if self.config.finetune.linear_probe:
             probed = probed_head(job, pretrained)
-            for name in reversed(self.head_path):
-                probed = {name: probed}
-            weights = joined(weights, probed)
+            weights = jax.tree_util.tree_map_with_path(
+                lambda path, leaf: probed[_names(path)[-1]] if self._in_head(_names(path)) else leaf,
+                overlaid(network, weights),
+            )
         elif not adapted.head:
             zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), network)
             weights = overlaid(zeros, weights)

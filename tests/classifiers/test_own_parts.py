@@ -122,6 +122,17 @@ def test_blocks_are_those_of_the_networks_own_list(digits, tmp_path):
     assert moved == {"layers/2", "final"}
 
 
+def test_a_probed_head_takes_the_place_of_the_one_that_came_along(digits, tmp_path):
+    trained(NETWORKS["function"], digits, run_dir=tmp_path / "pt", train={"steps": 60})
+    options = {"finetune": {"linear_probe": True}, "train": {"steps": 1}, "optimizer": {"learning_rate": 1e-7}}
+    model = FTClassifier(model={"weights": str(tmp_path / "pt")}, run_dir=tmp_path / "ft", **options, **QUIET)
+    probed = model.fit(*digits).predict_proba(digits[0])
+    fe = FEClassifier(model={"weights": str(tmp_path / "pt")}, run_dir=tmp_path / "fe", **QUIET).fit(*digits)
+    assert abs(model.score(*digits) - fe.score(*digits)) < 0.03
+    came_along = jaxtrain.load(tmp_path / "pt").predict_proba(digits[0])
+    assert np.abs(probed - came_along).max() > 0.05
+
+
 def test_loss_optimizer_and_metrics(digits, tmp_path):
     model = trained(
         Documented,

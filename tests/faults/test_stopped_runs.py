@@ -15,7 +15,7 @@ PHASES = {
     "training": "jaxtrain.runs.callbacks.Recording.log",
     "validating": "jaxtrain.training.inference.Inference.metrics",
     "saving": "jaxtrain.training.checkpoints.save_tree",
-    "testing": "jaxtrain.evaluation.evaluate.evaluate_on_test",
+    "testing": "jaxtrain.runs.run.evaluate_on_test",
     "embedding": "jaxtrain.embeddings.files.ShardFiles.write",
 }
 FAST = [("training", signal.SIGTERM), ("saving", signal.SIGTERM), ("embedding", signal.SIGINT)]
