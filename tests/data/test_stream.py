@@ -67,7 +67,9 @@ def _assert_equal(batches, others):
 
 
 def _grain_processes():
-    return [p for p in psutil.Process().children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]
+    others = ("resource_tracker", "jaxtrain.tracking.sidecar")  # which stay for as long as this process does
+    children = psutil.Process().children(recursive=True)
+    return [p for p in children if not any(other in " ".join(p.cmdline()) for other in others)]
 
 
 def _shared_memory():
