@@ -58,8 +58,9 @@ class Bench:
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=2)
         self._stop = StopRequest()
         job: Any = SimpleNamespace(reporter=Reporter(self._config, folder))
-        saving = Saving(self._tracker, self._checkpoints, setup.dataset.train)
-        self._callbacks = (HangWatch(10.0, folder / "stacks.txt"), Recording(self._tracker, job), saving)
+        saving = Saving(self._tracker, self._checkpoints, "")
+        self._hang = HangWatch(10.0, folder / "stacks.txt")
+        self._callbacks = (Recording(self._tracker, job), saving)
         self._progress = Progress()
         self._state, self._compiled = setup.strategy.place(setup.state), dict[int, Any]()
         self._table = timetable(self._config, len(dataset.train), streamed=False)
@@ -106,7 +107,7 @@ class Bench:
         setup = self._setup
         lane = Alone(self._step, setup.feed, setup.strategy, self._timed_evaluate, self._compiled)
         member = Member(self._config, Path(self._folder.name), (), self._callbacks, self._progress)
-        Loop(lane, [self._state], [member], table, Agreement(self._stop)).run()
+        Loop(lane, [self._state], [member], table, Agreement(self._stop), self._hang).run()
         if member.ended is not None:
             raise member.ended
         self._state = member.state

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxtrain.data.base import ImageSource
-from jaxtrain.data.digest import data_digest
 from jaxtrain.runs.learning import Job, Part
 from jaxtrain.tracking import Tracker
 from jaxtrain.training import processes
@@ -36,8 +34,9 @@ class Recording(Callback):
 class Saving(Callback):
     """Checkpoints, with the metric history and what identifies the images."""
 
-    def __init__(self, tracker: Tracker, checkpoints: Checkpoints, images: ImageSource) -> None:
-        self._tracker, self._checkpoints, self._data = tracker, checkpoints, data_digest(images)
+    def __init__(self, tracker: Tracker, checkpoints: Checkpoints, data: str) -> None:
+        """`data`: digest of the training images."""
+        self._tracker, self._checkpoints, self._data = tracker, checkpoints, data
 
     def checkpoint(self, step: int, metrics: Mapping[str, float], run: RunView) -> None:
         """Begins to write one; all processes take part in gathering the state."""

@@ -7,13 +7,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxtrain.data.base import Dataset, ImageSource
+from jaxtrain.data.base import ImageSource
 from jaxtrain.data.digest import data_digest
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.runs.callbacks import Recording, Saving, Telling
@@ -58,7 +59,7 @@ class Stepwise:
         self.member: Member | None = None
         """The run in the loop, once it trains."""
         if restored:
-            _check_same_data(restored, setup.dataset)
+            self._check_same_data(restored)
             setup.state = from_arrays(restored.state, like=setup.state)
         else:
             setup.state = job.technique.start(job, setup.state, setup.step.optimizer)
@@ -109,12 +110,12 @@ class Stepwise:
         """Its step, and whether the evaluation of that is still to come: runs side by side have the same."""
         return self.step, self._progress.evaluation_due
 
-    def begin(self, tracker: Tracker, hang: HangWatch) -> Member:
+    def begin(self, tracker: Tracker) -> Member:
         """The run as it goes into the loop."""
         job = self._job
         telling = () if job.part is None else (Telling(job.part),)
-        saving = Saving(tracker, self._checkpoints, self.setup.dataset.train)
-        callbacks = (hang, Recording(tracker, job), *telling, saving, *job.technique.callbacks)
+        saving = Saving(tracker, self._checkpoints, self._data)
+        callbacks = (Recording(tracker, job), *telling, saving, *job.technique.callbacks)
         best = self._restored.best if self._restored else None
         names = job.dataset.class_names
         self.member = Member(self.setup.config, job.run_dir, names, callbacks, self._progress, best)
@@ -189,6 +190,18 @@ class Stepwise:
         setup.state = moved_to(state, error.step)
         self._restored, self._progress = restored, progress
 
+    @cached_property
+    def _data(self) -> str:
+        """What identifies the training images."""
+        return data_digest(self.dataset.train)
+
+    def _check_same_data(self, restored: Restored) -> None:
+        if restored.meta["data"] != self._data:
+            raise RunError(
+                f"the training images of {self.dataset.name} are not those that this run began with; start a new run, "
+                "or bring the images back"
+            )
+
     def _learned(self, member: Member) -> Learned:
         """The selected weights, and what the summary says of the way to them."""
         setup, progress = self.setup, member.progress
@@ -245,13 +258,12 @@ def train_together(runs: Sequence[Stepwise], trackers: Sequence[Tracker]) -> lis
     ended: list[Exception | None] = [None] * len(runs)
     waiting = list(range(len(runs)))
     with ExitStack() as stack:
-        hangs = [stack.enter_context(run.hang_watch()) for run in runs]
         for run in runs:
             stack.enter_context(run.around())
         while waiting:
             first = min(runs[number].stands_at for number in waiting)
             now = [number for number in waiting if runs[number].stands_at == first]
-            members = _train([runs[number] for number in now], [(trackers[n], hangs[n]) for n in now])
+            members = _train([runs[number] for number in now], [trackers[number] for number in now])
             for number, member in zip(now, members, strict=True):
                 try:
                     if member.ended is not None:
@@ -269,12 +281,13 @@ def train_together(runs: Sequence[Stepwise], trackers: Sequence[Tracker]) -> lis
     return ended
 
 
-def _train(runs: Sequence[Stepwise], about: Sequence[tuple[Tracker, HangWatch]]) -> list[Member]:
+def _train(runs: Sequence[Stepwise], trackers: Sequence[Tracker]) -> list[Member]:
     """Train runs that stand at the same step until each is through, or out."""
-    first, members = runs[0], [run.begin(*one) for run, one in zip(runs, about, strict=True)]
+    first, members = runs[0], [run.begin(tracker) for run, tracker in zip(runs, trackers, strict=True)]
     lane = first.lane() if len(runs) == 1 else _side_by_side(runs)
     try:
-        Loop(lane, [run.setup.state for run in runs], members, first.timetable, first.wishes()).run()
+        with first.hang_watch() as hang:
+            Loop(lane, [run.setup.state for run in runs], members, first.timetable, first.wishes(), hang).run()
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error) or len(runs) > 1:
             raise
@@ -305,11 +318,3 @@ def restore_everywhere(checkpoints: Checkpoints) -> Restored | None:
     state = processes.shared(found and found.state)
     best = processes.shared(found and found.best) if told["best"] else None
     return Restored(told["step"], state, best, told["meta"])
-
-
-def _check_same_data(restored: Restored, dataset: Dataset) -> None:
-    if restored.meta["data"] != data_digest(dataset.train):
-        raise RunError(
-            f"the training images of {dataset.name} are not those that this run began with; start a new run, or bring "
-            "the images back"
-        )

@@ -12,7 +12,7 @@ from jaxtrain.training.meter import StepMetrics
 from jaxtrain.training.progress import Progress
 from jaxtrain.training.state import Tree
 
-MOMENTS = ("waiting", "arrived", "step", "record", "evaluating", "evaluation", "checkpoint", "end")
+MOMENTS = ("step", "record", "evaluation", "checkpoint", "end")
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,6 @@ class Callback:
     def end(self, step: int, metrics: Mapping[str, float], run: RunView) -> None:
         """After the last step and its checkpoint; not where the run is interrupted."""
 
-    # Moments for what has to know where the loop is.
-
-    def waiting(self, save: Callable[[], None]) -> None:
-        """Before a batch is waited for: until `arrived` the state is whole, and another thread may call `save`."""
-
-    def arrived(self) -> None:
-        """The batch is there."""
-
-    def evaluating(self) -> None:
-        """Before an evaluation."""
-
 
 class Callbacks:
     """The callbacks of one run, by moment; moments that a callback does not override cost nothing."""
@@ -79,11 +68,6 @@ class Callbacks:
         """Whether one of them ends training."""
         ends = [one(step, metrics, self.run) for one in self._at[moment]]
         return any(ends)
-
-    def at(self, moment: str, *given: Any) -> None:
-        """A moment without metrics."""
-        for one in self._at[moment]:
-            one(*given)
 
 
 def _has(callback: Any, moment: str) -> bool:

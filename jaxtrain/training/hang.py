@@ -6,14 +6,13 @@ import faulthandler
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from jaxtrain.errors import JaxtrainError
-from jaxtrain.training.callbacks import Callback, RunView
 from jaxtrain.training.signals import StopRequest
 
 GENEROUS = 6.0
@@ -23,7 +22,7 @@ STOP_SECONDS = 15.0
 _log = logging.getLogger(__name__)
 
 
-class HangWatch(Callback):
+class HangWatch:
     """A thread that waits for the moments of the loop; use it in `with`, around training.
 
     It never ends the run, unless a signal asks for that: what looks like a hang may be a slow disk. It counts its own
@@ -65,18 +64,10 @@ class HangWatch(Callback):
         self._beats += 1
         self._slow = False
 
-    def step(self, step: int, metrics: Mapping[str, float], run: RunView) -> None:
-        """A step was made."""
-        self.beat()
-
     def evaluating(self) -> None:
         """What follows takes longer than a step."""
         self._beats += 1
         self._slow = True
-
-    def evaluation(self, step: int, metrics: Mapping[str, float], run: RunView) -> None:
-        """Steps again."""
-        self.beat()
 
     def waiting(self, save: Callable[[], None]) -> None:
         """For a batch: meanwhile the state is whole, and `save` may be called by the watch."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxtrain.config import Config
 from jaxtrain.training.callbacks import Callbacks, LastMetrics, RunView
+from jaxtrain.training.hang import HangWatch
 from jaxtrain.training.lanes import EvaluationStoppedError, Lane
 from jaxtrain.training.meter import Meter
 from jaxtrain.training.nonfinite import Diverged, bad_array
@@ -59,9 +60,16 @@ class Loop:
     """
 
     def __init__(
-        self, lane: Lane, states: Sequence[TrainState], members: Sequence[Member], timetable: Timetable, wishes: Wishes
+        self,
+        lane: Lane,
+        states: Sequence[TrainState],
+        members: Sequence[Member],
+        timetable: Timetable,
+        wishes: Wishes,
+        hang: HangWatch,
     ) -> None:
-        """`states` are the members', on the host; all members have the same monitor."""
+        """`states` are the members', on the host; all members have the same monitor. `hang` watches the loop."""
+        self._hang = hang
         self._lane, self._members, self._table, self._wishes = lane, members, timetable, wishes
         self._state = lane.place(states)
         self._step = members[0].progress.step
@@ -97,12 +105,11 @@ class Loop:
 
     def _advance(self) -> None:
         self._length = self._table.call_length(self._step)
-        for told in self._callbacks:
-            told.at("waiting", self._save)
+        self._hang.waiting(self._save)
         args = self._lane.args(self._step)
-        for told in self._callbacks:
-            told.at("arrived")
+        self._hang.arrived()
         self._state, metrics = self._lane.call(self._state, self._length, args)
+        self._hang.beat()
         self._apart = None
         self._step += self._length
 
@@ -126,8 +133,7 @@ class Loop:
             return True
         for one in self._members:
             one.progress.evaluation_due = one.active
-        for told in self._callbacks:
-            told.at("evaluating")
+        self._hang.evaluating()
         try:
             metrics = self._lane.validate(self._state)
         except EvaluationStoppedError:
@@ -143,6 +149,7 @@ class Loop:
             self._note(self._callbacks[number], "evaluation", self._step, metrics[number])
 
         self._each(note)
+        self._hang.beat()
         self._due = False
         self._restart_clocks()
         return True
