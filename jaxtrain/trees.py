@@ -1,4 +1,4 @@
-"""Nested dicts of arrays: their leaves by name, back again, and their digest."""
+"""Arrays by name: one flat dict outside compiled functions, nested dicts in files and networks, and their digest."""
 
 from __future__ import annotations
 
@@ -51,6 +51,16 @@ def nested(flat: Mapping[str, Any]) -> Tree:
     return nest({tuple(path.split("/")): leaf for path, leaf in flat.items()})
 
 
+def nested_parts(weights: Mapping[str, Mapping[str, Any]]) -> Tree:
+    """{"params", "frozen", "model_state"} as folders have them, each part nested."""
+    return {part: nested(arrays) for part, arrays in weights.items()}
+
+
+def flat_parts(tree: Mapping[str, Mapping[Any, Any]]) -> dict[str, dict[str, Any]]:
+    """The inverse of `nested_parts`."""
+    return {part: flat(arrays) for part, arrays in tree.items()}
+
+
 def arrays(tree: Mapping[str, Any]) -> dict[Keys, NDArray[Any]]:
     """The leaves as files have them: sorted by their keys, little-endian and contiguous.
 
@@ -75,9 +85,10 @@ def array_digest(array: NDArray[Any]) -> str:
 
 
 def tree_digest(tree: Mapping[str, Any]) -> str:
-    """SHA-256 over name, dtype, shape and bytes of all leaves, in the order of their names."""
+    """SHA-256 over name, dtype, shape and bytes of all leaves, in the order of their names; nested or flat is the
+    same."""
     digest = hashlib.sha256()
-    for path, leaf in arrays(tree).items():
+    for path, leaf in arrays(nested(flat(tree))).items():
         digest.update(json.dumps([path, leaf.dtype.name, leaf.shape]).encode())
         digest.update(array_digest(leaf).encode())
     return digest.hexdigest()

@@ -38,6 +38,7 @@ from jaxtrain.training.optimizers import Schedule, make_optimizer
 from jaxtrain.training.parallel import set_cpu_devices
 from jaxtrain.training.state import Batch, TrainState, Tree
 from jaxtrain.training.technique import Binding, Metrics
+from jaxtrain.trees import leaf_name
 
 
 class BaseClassifier(Trained):
@@ -191,10 +192,10 @@ class BaseClassifier(Trained):
         return find(path, f"own.{part}", f"give it: {type(self).__name__}({part}=...)")
 
     @cached_property
-    def head_path(self) -> tuple[str, ...]:
+    def head_name(self) -> str:
         """Where the linear layer is that gives the logits. Raises UserError for a network of one's own without one."""
         if self.network is None:
-            return ("head",)
+            return "head"
         side, channels = chosen(self.config.data.image_size), chosen(self.config.data.channels)
         paths: list[tuple[Any, ...]] = []
 
@@ -205,7 +206,7 @@ class BaseClassifier(Trained):
             return last.seen
 
         jax.eval_shape(trace, jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32))
-        return tuple(map(str, paths[0]))
+        return leaf_name(paths[0])
 
     @cached_property
     def pretrained(self) -> Pretrained | None:

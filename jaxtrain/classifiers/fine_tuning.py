@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from flax import nnx
 from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.classifiers.hyper_rule import hyper_rule
 from jaxtrain.classifiers.linear_probe import probed_head
-from jaxtrain.classifiers.starting_point import joined, record, recorded, without
+from jaxtrain.classifiers.starting_point import record, recorded
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import UserError
@@ -30,9 +29,9 @@ from jaxtrain.models.weights import Pretrained, adapt, load_pretrained
 from jaxtrain.runs.learning import Job
 from jaxtrain.runs.resolve import DEFAULT_WEIGHTS, resolve, total_steps
 from jaxtrain.training.optimizers import Schedule, Tree, decay_mask, make_optimizer
-from jaxtrain.training.param_groups import Path as ParamPath
 from jaxtrain.training.param_groups import decay_towards_start, scale_learning_rates
-from jaxtrain.training.state import TrainState, overlaid
+from jaxtrain.training.state import TrainState
+from jaxtrain.trees import flat, leaf_name
 
 _log = logging.getLogger(__name__)
 
@@ -93,18 +92,18 @@ class FTClassifier(BaseClassifier):
     def trainable(self, path: tuple[Any, ...], value: Any) -> bool:
         """The head, and what `finetune.strategy` says."""
         del value
-        finetune, names = self.config.finetune, [str(entry) for entry in path]
-        if self._in_head(names):
+        finetune, name = self.config.finetune, leaf_name(path)
+        if self._in_head(name):
             return True
         match finetune.strategy:
             case "full":
                 return True
             case "blocks":
-                return self.depth.layer(names) > self.depth.top - 1 - chosen(finetune.blocks)
+                return self.depth.layer(name) > self.depth.top - 1 - chosen(finetune.blocks)
             case "norm_bias":
-                return names[-1] in ("bias", "scale")
+                return path[-1] in ("bias", "scale")
             case "lora":
-                return names[-1] in NAMES
+                return path[-1] in NAMES
         return False
 
     def make_optimizer(self, schedule: Schedule) -> optax.GradientTransformation:
@@ -120,21 +119,20 @@ class FTClassifier(BaseClassifier):
     def start(self, job: Job, fresh: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
         """The pre-trained weights in place of the seed's; UserError where they aren't those that the run began with."""
         pretrained = self.pretrained
-        network = without(joined(fresh.params, fresh.frozen), NAMES)
-        shapes = {"params": network, "model_state": fresh.model_state}
-        names, head = job.dataset.class_names, "/".join(self.head_path)
-        weights, model_state, adapted = adapt(pretrained, shapes, class_names=names, head=head)
+        everything = {**fresh.params, **fresh.frozen}
+        network = {name: leaf for name, leaf in everything.items() if name.rpartition("/")[2] not in NAMES}
+        shapes, names = {"params": network, "model_state": fresh.model_state}, job.dataset.class_names
+        weights, model_state, adapted = adapt(pretrained, shapes, class_names=names, head=self.head_name)
         record(job.directory.path, pretrained, adapted)
         if self.config.finetune.linear_probe:
             probed = probed_head(job, pretrained)
-            weights = jax.tree_util.tree_map_with_path(
-                lambda path, leaf: probed[_names(path)[-1]] if self._in_head(_names(path)) else leaf,
-                overlaid(network, weights),
-            )
+            weights |= {f"{self.head_name}/{name}": leaf for name, leaf in probed.items()}
         elif not adapted.head:
-            zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), network)
-            weights = overlaid(zeros, weights)
-        params, frozen = (jax.tree.map(np.array, overlaid(part, weights)) for part in (fresh.params, fresh.frozen))
+            weights |= {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in network.items() if name not in weights}
+        params, frozen = (
+            {name: np.array(weights.get(name, leaf)) for name, leaf in part.items()}
+            for part in (fresh.params, fresh.frozen)
+        )
         average = {} if not fresh.ema else jax.tree.map(np.array, {"params": params, "model_state": model_state})
         moments = jax.jit(optimizer.init)(params)
         return replace(fresh, params=params, frozen=frozen, model_state=model_state, opt_state=moments, ema=average)
@@ -157,14 +155,14 @@ class FTClassifier(BaseClassifier):
             "weights_sha256": start.get("sha256"),
         }
 
-    def _rate_factor(self, path: ParamPath, step: jax.Array) -> jax.Array | float:
+    def _rate_factor(self, name: str, step: jax.Array) -> jax.Array | float:
         """What the learning rate of a parameter is multiplied by."""
         finetune, peak = self.config.finetune, chosen(self.config.optimizer.learning_rate)
-        if self._in_head(path):
+        if self._in_head(name):
             return chosen(finetune.head_learning_rate) / peak
         factor: jax.Array | float = 1.0
         if finetune.layer_decay < 1 or finetune.unfreeze_steps is not None:
-            below = self.depth.top - self.depth.layer(path)
+            below = self.depth.top - self.depth.layer(name)
             factor = finetune.layer_decay**below
             if finetune.unfreeze_steps is not None:
                 factor = jnp.where(step >= finetune.unfreeze_steps * (below + 1), factor, 0.0)
@@ -180,23 +178,18 @@ class FTClassifier(BaseClassifier):
     @cached_property
     def depth(self) -> Depth:
         """The layers of the network."""
-        params = nnx.to_pure_dict(nnx.state(self.shapes, nnx.Param))
-        return Depth.of(params, self.head_path, self.config.model.network)
+        names = flat(nnx.to_pure_dict(nnx.state(self.shapes, nnx.Param)))
+        return Depth.of(names, self.head_name, self.config.model.network)
 
-    def _in_head(self, path: Sequence[Any]) -> bool:
-        return tuple(map(str, path))[: len(self.head_path)] == self.head_path
+    def _in_head(self, name: str) -> bool:
+        return name.startswith(f"{self.head_name}/")
 
     def _outside_head(self, params: Tree) -> Tree:
-        return jax.tree_util.tree_map_with_path(lambda path, _: not self._in_head(_names(path)), params)
+        return {name: not self._in_head(name) for name in params}
 
     def _decays_in_head(self, params: Tree) -> Tree:
         """True for what weight decay applies to in the head."""
-        decays = decay_mask(params)
-        return jax.tree_util.tree_map_with_path(lambda path, yes: yes and self._in_head(_names(path)), decays)
-
-
-def _names(path: Any) -> list[str]:
-    return [str(entry.key) for entry in path]
+        return {name: yes and self._in_head(name) for name, yes in decay_mask(params).items()}
 
 
 def _check_unfreezing(config: Config, depth: Depth, total: int) -> None:

@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxtrain.errors import UserError
 from jaxtrain.files import write_text
 from jaxtrain.models.weights import Adapted, Pretrained
-from jaxtrain.training.state import Tree
 
 _RECORD = "weights.json"
 _log = logging.getLogger(__name__)
-
-
-def joined(one: Tree, other: Tree) -> Tree:
-    """Two nested dicts without a leaf in common, as one."""
-    result = dict(one)
-    for key, value in other.items():
-        result[key] = joined(result[key], value) if key in result else value
-    return result
-
-
-def without(tree: Tree, names: Collection[str]) -> Tree:
-    """A nested dict without the leaves of these names."""
-    return {
-        key: without(value, names) if isinstance(value, Mapping) else value
-        for key, value in tree.items()
-        if key not in names
-    }
 
 
 def recorded(run_dir: Path | None) -> dict[str, Any] | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 _TOP = {"norm", "last", "head"}
 """What comes after the blocks in any family."""
@@ -18,45 +18,51 @@ class Depth:
     """Blocks of each stage; one stage where a network has `blocks`."""
     name: str = "blocks"
     """Of the list of blocks."""
-    head: tuple[str, ...] = ("head",)
+    head: str = "head"
 
     @classmethod
-    def of(cls, params: Mapping[Any, Any], head: tuple[str, ...] = ("head",), own: str | None = None) -> Depth:
-        """Of a model's parameters as a pure dict (or of anything with its keys).
+    def of(cls, names: Iterable[str], head: str = "head", own: str | None = None) -> Depth:
+        """Of a network, by the names of its parameters.
 
         own: name of a network that is not one of ours; its blocks are those of its longest list of modules.
         """
+        parts: dict[str, set[str]] = defaultdict(set)  # of each part of the network, and of each stage
+        for path in map(_split, names):
+            for depth in range(1, min(len(path), 3)):
+                parts["/".join(path[:depth])].add(path[depth])
         if own is not None:
-            lists = {name: len(part) for name, part in params.items() if _is_list(part)}
+            lists = {name: len(keys) for name, keys in parts.items() if "/" not in name and _is_list(keys)}
             longest = max(lists, key=lambda name: lists[name], default=None)
             return cls(() if longest is None else (lists[longest],), str(longest), head)
-        if "stages" in params:
-            stages = sorted(params["stages"].items(), key=lambda item: int(item[0]))
-            return cls(tuple(len(stage) for _, stage in stages))
-        return cls((len(params.get("blocks", ())),))
+        if "stages" in parts:
+            stages = sorted(parts["stages"], key=int)
+            return cls(tuple(len(parts[f"stages/{stage}"]) for stage in stages))
+        return cls((len(parts["blocks"]),))
 
     @property
     def top(self) -> int:
         """The last layer: one more than there are blocks."""
         return sum(self.stages) + 1
 
-    def layer(self, path: Sequence[Any]) -> int:
-        """Of the parameter at a path, as `nnx.split` names it; what shrinks a ConvNeXt's stages goes with the block
-        after it."""
-        names = [str(entry) for entry in path]
-        if names[0] == self.name:
-            return int(names[1]) + 1
-        if tuple(names[: len(self.head)]) == self.head:
+    def layer(self, name: str) -> int:
+        """Of a parameter; what shrinks a ConvNeXt's stages goes with the block after it."""
+        if f"{name}/".startswith(f"{self.head}/"):
             return self.top
-        match names:
+        match _split(name):
+            case [first, block, *_] if first == self.name:
+                return int(block) + 1
             case ["stages", stage, block, *_]:
                 return sum(self.stages[: int(stage)]) + int(block) + 1
             case ["downsamples", stage, *_]:
                 return sum(self.stages[: int(stage) + 1]) + 1
-            case [name, *_]:
-                return self.top if name in _TOP else 0
+            case [first, *_]:
+                return self.top if first in _TOP else 0
         return 0
 
 
-def _is_list(part: Any) -> bool:
-    return isinstance(part, Mapping) and len(part) > 1 and all(str(key).isdigit() for key in part)
+def _split(name: str) -> list[str]:
+    return name.split("/")
+
+
+def _is_list(keys: set[str]) -> bool:
+    return len(keys) > 1 and all(key.isdigit() for key in keys)

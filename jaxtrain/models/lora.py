@@ -16,9 +16,8 @@ from jaxtrain.models.layers import Module
 
 TARGETS = ("qkv", "proj", "fc1", "fc2")
 """The linear layers of attention and MLPs, as vision transformers and ConvNeXt name them."""
+Weights = dict[str, Any]
 NAMES = ("lora_a", "lora_b")
-
-Tree = dict[Any, Any]
 
 
 class LoraLinear(Module):
@@ -61,21 +60,16 @@ def add_lora(model: nnx.Module, *, rank: int, alpha: float, key: Array) -> None:
         setattr(module, name, LoraLinear(linear, rank, alpha, jax.random.fold_in(key, number)))
 
 
-def merge_lora(params: Mapping[Any, Any], frozen: Mapping[Any, Any], scale: float) -> tuple[Tree, Tree]:
+def merge_lora(params: Mapping[str, Any], frozen: Mapping[str, Any], scale: float) -> tuple[Weights, Weights]:
     """(params, frozen) of the plain network: each update is added to its frozen kernel.
 
-    params: the trained part, with `lora_a` and `lora_b`; frozen: the rest, host arrays, with their kernels.
+    params: the trained part by name, with `lora_a` and `lora_b`; frozen: the rest, host arrays, with their kernels.
     """
-    trained: Tree = {key: value for key, value in params.items() if key not in NAMES}
-    rest: Tree = dict(frozen)
-    if NAMES[0] in params:
-        a, b = (np.asarray(params[name], np.float64) for name in NAMES)
-        rest["kernel"] = (np.asarray(rest["kernel"]) + scale * (a @ b)).astype(np.float32)
-    for key, value in list(trained.items()):
-        if isinstance(value, Mapping):
-            inner, below = merge_lora(value, rest.get(key, {}), scale)
-            trained[key], rest[key] = inner, below
-            for tree in (trained, rest):
-                if not tree[key]:
-                    del tree[key]
+    trained = {name: leaf for name, leaf in params.items() if name.rpartition("/")[2] not in NAMES}
+    rest = dict(frozen)
+    for name, leaf in params.items():
+        layer, _, last = name.rpartition("/")
+        if last == NAMES[0]:
+            a, b = (np.asarray(array, np.float64) for array in (leaf, params[f"{layer}/{NAMES[1]}"]))
+            rest[f"{layer}/kernel"] = (np.asarray(rest[f"{layer}/kernel"]) + scale * (a @ b)).astype(np.float32)
     return trained, rest

@@ -20,8 +20,9 @@ from jaxtrain.runs.extraction import Extractor
 from jaxtrain.saved_tree import load_tree, save_tree
 from jaxtrain.training.inference import Inference
 from jaxtrain.training.parallel import make_strategy
-from jaxtrain.training.state import Batch, Tree, model_keys
+from jaxtrain.training.state import Batch, Tree
 from jaxtrain.training.technique import Technique
+from jaxtrain.trees import flat_parts, nested_parts
 
 
 class Predicts(Technique, Protocol):
@@ -41,7 +42,7 @@ class Fitted:
     """Bound to the resolved config."""
     class_names: tuple[str, ...]
     weights: Tree
-    """Host arrays {"params", "frozen", "model_state"}, with strings as keys."""
+    """Host arrays by name of {"params", "frozen", "model_state"}."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What a technique keeps besides, as JSON."""
     run_dir: Path | None = None
@@ -97,13 +98,13 @@ class Predictor:
     @cached_property
     def _placed(self) -> tuple[Inference, Tree]:
         strategy = make_strategy(self.config.parallel, everywhere=self._everywhere)
-        return Inference(self._fitted.technique, strategy), strategy.place(model_keys(self.network_weights))
+        return Inference(self._fitted.technique, strategy), strategy.place(self.network_weights)
 
     def _forward_pass(self, output: str, **head: Any) -> ForwardPass:
         network = Inference(self._fitted.technique, make_strategy(self.config.parallel)).function(output)
         return ForwardPass(
             network=lambda weights, images: network(weights, Batch(images, None)),
-            weights=model_keys(self.network_weights),
+            weights=self.network_weights,
             config=self.config,
             **head,
         )
@@ -159,13 +160,14 @@ def save_model(fitted: Fitted, path: Path) -> Path:
         "class_weights": None if class_weights is None else list(class_weights),
         "extra": dict(fitted.extra),
     }
-    save_tree(path, fitted.weights, meta)
+    save_tree(path, nested_parts(fitted.weights), meta)
     return path
 
 
 def read_model(path: Path) -> tuple[Tree, dict[str, Any]]:
-    """Weights and `meta.json` of a run directory or a folder written by `save_model`; UserError if there is none."""
+    """Weights by name and `meta.json` of a run directory or a folder of `save_model`; UserError if there is none."""
     folder = path / "model" if (path / "model").is_dir() else path
     if not (folder / "meta.json").is_file():
         raise UserError(f"{path}: no model there; give the directory of a finished run, or a folder written by save()")
-    return load_tree(folder)
+    tree, meta = load_tree(folder)
+    return flat_parts(tree), meta

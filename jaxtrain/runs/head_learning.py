@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -31,7 +30,6 @@ from jaxtrain.tracking import Tracker
 from jaxtrain.training import processes
 from jaxtrain.training.inference import Inference, host_batches
 from jaxtrain.training.parallel import make_strategy
-from jaxtrain.training.state import model_keys, overlaid, stored_keys
 from jaxtrain.training.technique import Binding
 from jaxtrain.trees import tree_digest
 
@@ -70,13 +68,13 @@ class HeadLearning:
             "params": self.inference.network.shapes["frozen"],
             "model_state": self.inference.network.shapes["model_state"],
         }
-        backbone, state, adapted = adapt(pretrained, shapes, head="/".join(job.technique.head_path))
+        backbone, state, adapted = adapt(pretrained, shapes, head=job.technique.head_name)
         if not adapted.head and config.model.network is not None:
-            backbone = overlaid(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes["params"]), backbone)
+            backbone = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes["params"].items()} | backbone
         self._notes = [note for note in adapted.notes if not note.startswith("the head")]
-        self._weights = {"params": {}, "frozen": stored_keys(backbone), "model_state": stored_keys(state)}
+        self._weights = {"params": {}, "frozen": backbone, "model_state": state}
         digest = tree_digest({"backbone": self._weights["frozen"], "statistics": self._weights["model_state"]})
-        weights = strategy.place(model_keys(self._weights))
+        weights = strategy.place(self._weights)
         self._extractor = Extractor(self._technique, self.inference, weights, digest)
         self._source = pretrained.source
         self._train: Embedded | None = None

@@ -48,7 +48,7 @@ class Learns(Predicts, Protocol):
         """The weights that training starts from; None: from the seed."""
 
     @property
-    def head_path(self) -> tuple[str, ...]:
+    def head_name(self) -> str:
         """Where the linear layer is that gives the logits. Raises UserError where there is none."""
 
     @property
@@ -122,7 +122,7 @@ class Learned:
     """The result of learning, before the test."""
 
     weights: Tree
-    """Host arrays {"params", "frozen", "model_state"}, with strings as keys."""
+    """Host arrays by name of {"params", "frozen", "model_state"}."""
     technique: Learns
     """As it was bound to the classes of the data set."""
     example: NDArray[np.uint8]

@@ -202,8 +202,9 @@ def _sizes(shapes: Tree, groups: Sequence[str]) -> dict[str, int]:
     """Parameters of each part of the network."""
     sizes: dict[str, int] = {}
     for group in groups:
-        for name, tree in shapes[group].items():
-            sizes[str(name)] = sizes.get(str(name), 0) + size_of(tree)
+        for name, leaf in shapes[group].items():
+            part = name.partition("/")[0]
+            sizes[part] = sizes.get(part, 0) + size_of(leaf)
     return sizes
 
 

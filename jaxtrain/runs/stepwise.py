@@ -37,7 +37,7 @@ from jaxtrain.training.loop import Loop, Member, Wishes
 from jaxtrain.training.memory import out_of_memory
 from jaxtrain.training.nonfinite import Diverged
 from jaxtrain.training.progress import Progress, Timetable
-from jaxtrain.training.state import TrainState, Tree, from_arrays, moved_to, stored_keys
+from jaxtrain.training.state import TrainState, Tree, from_arrays, moved_to
 
 _log = logging.getLogger(__name__)
 Evaluate = Callable[[TrainState], dict[str, float]]
@@ -209,7 +209,7 @@ class Stepwise:
         assert member.state is not None
         weights: Tree = member.best
         if last:
-            weights = stored_keys(jax.tree.map(np.array, jax.device_get(member.state.eval_weights)))
+            weights = jax.tree.map(np.array, jax.device_get(member.state.eval_weights))
         return Learned(
             weights=weights,
             technique=self._technique,

@@ -16,7 +16,7 @@ from typing import Any
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import reason
 from jaxtrain.saved_tree import DamagedError, load_tree, read_meta, recover, save_tree
-from jaxtrain.trees import Tree
+from jaxtrain.trees import Tree, flat_parts, nested_parts
 
 __all__ = ["Checkpoints", "Restored", "load_tree", "save_tree"]
 
@@ -157,7 +157,8 @@ class Checkpoints:
             best_path = self._best_path(best_step)
             if not best_path.is_dir():
                 raise DamagedError(f"{path} is damaged: {best_path.name}, which it refers to, is missing")
-            best, best_meta = load_tree(best_path)
+            stored, best_meta = load_tree(best_path)
+            best = flat_parts(stored)
             if best_meta["best"] != best_step:
                 raise DamagedError(f"{best_path} is damaged: it holds step {best_meta['best']}")
         self._best_of[step] = best_step
@@ -166,7 +167,7 @@ class Checkpoints:
     def _write(self, step: int, state: Tree, meta: str, best: tuple[int, Tree] | None) -> None:
         best_step = None if best is None else best[0]
         if best is not None and not self._best_path(best[0]).exists():
-            save_tree(self._best_path(best[0]), best[1], {"best": best[0]})
+            save_tree(self._best_path(best[0]), nested_parts(best[1]), {"best": best[0]})
         save_tree(self._path(step), state, {"step": step, "best": best_step, "meta": json.loads(meta)})
         self._best_of[step] = best_step
         self._prune()

@@ -22,7 +22,7 @@ from jaxtrain.training.lanes import EvaluationStoppedError, Lane
 from jaxtrain.training.meter import Meter
 from jaxtrain.training.nonfinite import Diverged, bad_array
 from jaxtrain.training.progress import Progress, Timetable, note_evaluation
-from jaxtrain.training.state import TrainState, Tree, stored_keys, to_arrays
+from jaxtrain.training.state import TrainState, Tree, to_arrays
 
 Wishes = Callable[[int, bool], tuple[bool, bool]]
 """From a step, and whether saving is due by this process's clock, to whether to stop (a signal) and whether to save."""
@@ -144,7 +144,7 @@ class Loop:
             one = self._members[number]
             if note_evaluation(metrics[number], one.progress, self._monitor):
                 weights.extend([] if weights else self._lane.apart(self._state.eval_weights))
-                one.best = stored_keys(jax.tree.map(np.array, jax.device_get(weights[number])))
+                one.best = jax.tree.map(np.array, jax.device_get(weights[number]))
             one.progress.evaluation_due = False
             self._note(self._callbacks[number], "evaluation", self._step, metrics[number])
 
@@ -213,7 +213,7 @@ class Loop:
         one = self._members[number]
 
         def weights() -> Tree:
-            return stored_keys(jax.tree.map(np.array, jax.device_get(self._states()[number].eval_weights)))
+            return jax.tree.map(np.array, jax.device_get(self._states()[number].eval_weights))
 
         def state() -> dict[str, Any]:
             arrays = to_arrays(self._states()[number])

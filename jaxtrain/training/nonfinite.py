@@ -20,6 +20,7 @@ from jaxtrain.training.parallel import Strategy, must_block
 from jaxtrain.training.state import Array, Batch, TrainState, Tree
 from jaxtrain.training.step import TrainStep
 from jaxtrain.training.technique import Learner, Metrics
+from jaxtrain.trees import flat
 
 
 class Diverged(RunError):  # noqa: N818  (a state, as its users call it)
@@ -110,7 +111,7 @@ class _Probe:
             layer = item[0].rpartition("/")[0]
             return next((i for i, name in enumerate(self._names) if name.startswith(f"the output of {layer} ")), -1)
 
-        return sorted(_named(tree), key=depth, reverse=True)
+        return sorted(tree.items(), key=depth, reverse=True)
 
 
 class _ProbedLearner:
@@ -128,8 +129,8 @@ class _ProbedLearner:
     def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """See `Learner`; `model` is this trace's own, so its modules may be given a class that takes notes."""
         module = called(model)
-        params = _named(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
-        self._probe.note((f"{name}, before the step", leaf) for name, leaf in params)
+        params = flat(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+        self._probe.note((f"{name}, before the step", leaf) for name, leaf in params.items())
         for path, part in list(nnx.iter_modules(module)):
             if callable(part) and path:
                 name = f"the output of {'/'.join(map(str, path))} ({type(part).__name__})"
@@ -148,8 +149,3 @@ def _noting(kind: type, name: str, probe: _Probe) -> type:
         return outputs
 
     return type(kind)(kind.__name__, (kind,), {"__call__": call})
-
-
-def _named(tree: Tree) -> list[tuple[str, Array]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]

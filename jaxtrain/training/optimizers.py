@@ -80,12 +80,8 @@ def make_schedule(config: ScheduleConfig, *, peak: float, steps: int, warmup_ste
 
 
 def decay_mask(params: Tree) -> Tree:
-    """True for the leaves that weight decay applies to: matrices and kernels, no norms, biases, tokens."""
-
-    def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-        return leaf.ndim > 1 and str(getattr(path[-1], "key", path[-1])) not in _NEVER_DECAYED
-
-    return jax.tree_util.tree_map_with_path(decays, params)
+    """True for the arrays that weight decay applies to: matrices and kernels, no norms, biases, tokens."""
+    return {name: leaf.ndim > 1 and name.rpartition("/")[2] not in _NEVER_DECAYED for name, leaf in params.items()}
 
 
 def make_optimizer(
@@ -125,13 +121,13 @@ def make_optimizer(
 def _muon_dimensions(params: Tree) -> Tree:
     """Kernels inside the network go to Muon as [inputs, outputs] matrices; the head and all else to AdamW."""
 
-    def dimensions(path: tuple[Any, ...], leaf: jax.Array) -> Any:
-        names = [str(getattr(entry, "key", entry)) for entry in path]
+    def dimensions(name: str, leaf: jax.Array) -> Any:
+        names = name.split("/")
         if "head" in names or names[-1] != "kernel" or leaf.ndim < 2:
             return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
 
-    return jax.tree_util.tree_map_with_path(dimensions, params)
+    return {name: dimensions(name, leaf) for name, leaf in params.items()}
 
 
 def ema_update(ema: Tree, new: Tree, decay: float, step: jax.Array) -> Tree:

@@ -11,9 +11,8 @@ import optax
 
 from jaxtrain.training.optimizers import Mask, Schedule
 
-Path = tuple[Any, ...]
-Factor = Callable[[Path, jax.Array], jax.Array | float]
-"""From a parameter's path and the step to what its learning rate is multiplied by."""
+Factor = Callable[[str, jax.Array], jax.Array | float]
+"""From a parameter's name and the step to what its learning rate is multiplied by."""
 
 
 class CountState(NamedTuple):
@@ -40,9 +39,7 @@ def scale_learning_rates(factor: Factor) -> optax.GradientTransformation:
         return CountState(jnp.int32(0))
 
     def update(updates: Any, state: CountState, params: Any = None) -> tuple[Any, CountState]:
-        scaled = jax.tree_util.tree_map_with_path(
-            lambda path, update: update * factor(_keys(path), state.step), updates
-        )
+        scaled = {name: update * factor(name, state.step) for name, update in updates.items()}
         return scaled, CountState(state.step + 1)
 
     return optax.GradientTransformation(init, update)
@@ -70,8 +67,3 @@ def decay_towards_start(rate: float, schedule: Schedule, applies: Mask) -> optax
         return new, StartState(state.step + 1, state.start)
 
     return optax.GradientTransformation(init, update)
-
-
-def _keys(path: Path) -> Path:
-    """A path of `jax.tree_util` as plain keys."""
-    return tuple(getattr(entry, "key", entry) for entry in path)

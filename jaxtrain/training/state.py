@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ import optax
 from jaxtrain.training.param_groups import CountState, StartState
 
 Array = Any  # a jax.Array, or a NumPy array on its way to the devices
-Tree = Any  # nested dict of arrays, as `nnx.to_pure_dict` gives it
+Tree = Any  # arrays by name, as in {"blocks/0/norm1/scale": array}; or such dicts by what they are
 
 
 @jax.tree_util.register_dataclass
@@ -110,21 +109,3 @@ def _follows_steps(part: Any) -> bool:
 
 def _raw_key(state: TrainState) -> TrainState:
     return replace(state, key=jax.random.key_data(state.key))
-
-
-def stored_keys(tree: Tree) -> Tree:
-    """With strings as keys throughout, as files have them (NNX numbers the members of a list)."""
-    return {str(k): stored_keys(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
-
-
-def model_keys(tree: Tree) -> Tree:
-    """The inverse of `stored_keys`."""
-    return {int(k) if k.isdigit() else k: model_keys(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
-
-
-def overlaid(tree: Tree, values: Tree) -> Tree:
-    """A nested dict, each leaf from `values` where that has it."""
-    return {
-        key: overlaid(value, values.get(key, {})) if isinstance(value, Mapping) else values.get(key, value)
-        for key, value in tree.items()
-    }

@@ -93,7 +93,10 @@ def records(run_dir, name):
     return [record[name] for record in map(json.loads, lines) if name in record]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy",
+    [name if name in ("full", "head", "lora") else pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES],
+)
 def test_a_strategy_learns_and_moves_what_it_should(strategy, backbones, big, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the embedding store is under the working directory
     backbone, options, expected = STRATEGIES[strategy]
@@ -195,6 +198,7 @@ def test_merged_updates_give_the_logits_that_validation_saw(backbones, big, tmp_
     assert classifier.evaluate(big[0][200:], big[1][200:])["loss"] == pytest.approx(seen, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_statistics_move_where_their_layer_trains(backbones, big, tmp_path):
     before = leaves(load(backbones / "cnn").fitted.weights)
     for options, expected in [
@@ -218,6 +222,7 @@ def test_a_frozen_backbone_embeds_as_before(backbones, big, tmp_path):
     np.testing.assert_allclose(classifier.embed(big[0][:9]), load(backbones / "cnn").embed(big[0][:9]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_probed_head_is_the_one_of_feature_extraction(backbones, big, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = {"train": {"steps": 1, "batch_size": 32}, "optimizer": {"learning_rate": 1e-9}}
@@ -245,6 +250,7 @@ def test_the_head_comes_along_for_the_same_classes(backbones, digits, tmp_path):
     assert records(tmp_path / "run", "train/loss")[0] < 1.3  # log 5 is 1.6
 
 
+@pytest.mark.slow
 def test_what_was_changed_in_the_weights_is_told(backbones, big, tmp_path, caplog):
     tuner(backbones / "vit", tmp_path / "run", train={"steps": 1, "batch_size": 32}, data={"image_size": 12}).fit(*big)
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

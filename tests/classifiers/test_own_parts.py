@@ -19,7 +19,7 @@ from jaxtrain.runs.program import Programs
 from jaxtrain.runs.run import run
 from tests.classifiers.own_networks import NETWORKS, Documented, Inverted, Linen, balanced, focal, momentum
 
-OTHER_WAYS = [(Documented, "pmap"), (Linen, "jit")]
+OTHER_WAYS = [(Linen, "pmap"), (Documented, "pmap"), (Linen, "jit")]
 ROOT = Path(__file__).parents[2]
 QUIET = {"quiet": True, "tracking": {"enabled": False}}
 
@@ -89,7 +89,7 @@ def changed(before, after):
 
 @pytest.mark.parametrize(
     ("network", "strategy"),
-    [(Documented, "jit"), (Linen, "pmap"), *(pytest.param(*how, marks=pytest.mark.slow) for how in OTHER_WAYS)],
+    [(Documented, "jit"), *(pytest.param(*how, marks=pytest.mark.slow) for how in OTHER_WAYS)],
 )
 def test_a_resumed_run_ends_in_the_same_bits(network, strategy, digits, tmp_path):
     how = {"train": {"steps": 12}, "parallel": {"strategy": strategy}, "checkpoint": {"every_steps": 5}}
@@ -112,6 +112,7 @@ def test_a_resumed_run_ends_in_the_same_bits(network, strategy, digits, tmp_path
     assert again.summary["params_sha256"] == whole.summary["params_sha256"]
 
 
+@pytest.mark.slow
 def test_blocks_are_those_of_the_networks_own_list(digits, tmp_path):
     trained(NETWORKS["keyed"], digits, run_dir=tmp_path / "pt", train={"steps": 2})
     before = jaxtrain.load(tmp_path / "pt").fitted.weights
@@ -122,6 +123,7 @@ def test_blocks_are_those_of_the_networks_own_list(digits, tmp_path):
     assert moved == {"layers/2", "final"}
 
 
+@pytest.mark.slow
 def test_a_probed_head_takes_the_place_of_the_one_that_came_along(digits, tmp_path):
     trained(NETWORKS["function"], digits, run_dir=tmp_path / "pt", train={"steps": 60})
     options = {"finetune": {"linear_probe": True}, "train": {"steps": 1}, "optimizer": {"learning_rate": 1e-7}}
@@ -216,6 +218,7 @@ def test_strategies_agree_on_two_devices(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_runs_of_a_network_of_ones_own_train_side_by_side(digits, tmp_path):
     def one(name, rate):
         how = {"train": {"steps": 8, "log_every": 1, "batch_size": 32}, "optimizer": {"learning_rate": rate}}

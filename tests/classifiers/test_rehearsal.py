@@ -67,6 +67,7 @@ def test_smoke_runs_every_stage_and_leaves_nothing(tmp_path, capsys):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_smoke_needs_no_data_set(capsys):
     data = {"name": "folder:/nowhere/images", "image_size": 12, "channels": 3}
     rehearsal.smoke(linear(data=data, augment={"policy": "strong"}))
@@ -173,6 +174,7 @@ def test_debug_of_blocks_that_join_later(trained, capsys):
     assert "one step made no NaN" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_debug_of_lora_checks_the_network_that_trains(tmp_path, monkeypatch):
     small = {"quiet": True, "train": {"steps": 1, "batch_size": 8}, "tracking": {"enabled": False}}
     vit = PTClassifier(run_dir=tmp_path / "vit", model={"name": "vit_test"}, **small)

@@ -237,6 +237,7 @@ def test_inside_scan():
     assert np.abs(results[0] - results[1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_sharded_batches_give_the_same_without_communication():
     """jit over 8 virtual devices and pmap against one device, in a process that has 8."""
     script = """

@@ -128,6 +128,7 @@ def _killing(call, steps):
     return before
 
 
+@pytest.mark.slow
 def test_killed_before_any_step_on_the_disk(tmp_path):
     """Each system call that changes the disk is, one run after the other, the last that a process gets to."""
     calls = ("replace", "fsync", "ftruncate", "open", "utime", "mkdir")
@@ -186,6 +187,7 @@ def test_what_a_killed_write_left_is_written_over(tmp_path, whole):
 # --- several processes ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_processes_share_the_work(tmp_path, whole):
     counts = together([start(tmp_path, seconds=0.1) for _ in range(3)])
     assert sum(counts) == COUNT

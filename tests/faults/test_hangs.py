@@ -131,6 +131,7 @@ def test_one_hang_is_told_once_and_the_next_one_again(tmp_path, caplog):
             assert caplog.text.count("no step for") == told
 
 
+@pytest.mark.slow
 def test_compiling_and_evaluating_may_take_longer(tmp_path, caplog):
     seconds = 0.5
     with caplog.at_level(logging.ERROR), HangWatch(seconds / 60, tmp_path / "stacks.txt") as watch:

@@ -84,6 +84,7 @@ def killed_and_finished(nursery, folder, generator, undisturbed, kills, *options
     return killed
 
 
+@pytest.mark.slow
 def test_killed_at_two_file_operations(nursery, undisturbed, tmp_path):
     expected, operations, _ = undisturbed
     assert any("opt_state" in name for name in expected["leaves"])

@@ -99,7 +99,7 @@ def test_auto_halves_until_it_fits_and_learns_the_same(tmp_path, whole, monkeypa
     assert f"gradients are summed over {parts} parts of {BATCH // parts}" in caplog.text
     assert device.needs[: parts.bit_length()] == sorted(device.needs[: parts.bit_length()], reverse=True)
     assert load_config(tmp_path / "run" / "config.yaml").train.accumulate == parts  # a resumed run goes on with it
-    kernels = [m.fitted.weights["params"]["head"]["kernel"] for m in (model, whole[0])]
+    kernels = [m.fitted.weights["params"]["head/kernel"] for m in (model, whole[0])]
     np.testing.assert_allclose(*kernels, rtol=1e-4, atol=1e-6)
 
 

@@ -55,7 +55,7 @@ def check(database: Path, processes: int) -> None:
         assert connection.execute("select count(*) from experiments where name = 'PT'").fetchone() == (1,)
 
 
-@pytest.mark.parametrize("processes", [4, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [pytest.param(count, marks=pytest.mark.slow) for count in (4, 24)])
 def test_on_a_store_that_does_not_exist(tmp_path: Path, processes: int) -> None:
     check(tmp_path / "new" / "mlflow.db", processes)
 

@@ -115,7 +115,7 @@ def test_skip_leaves_out_just_that_step(tmp_path):
     hits = poisoned_steps()
     assert model.summary["skipped_steps"] == len(hits)
     np.testing.assert_allclose(
-        model.fitted.weights["params"]["head"]["kernel"], by_hand(skipped=hits)["kernel"], rtol=1e-4, atol=1e-6
+        model.fitted.weights["params"]["head/kernel"], by_hand(skipped=hits)["kernel"], rtol=1e-4, atol=1e-6
     )
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(record["train/loss"]) for record in records if "train/loss" in record)
@@ -128,7 +128,7 @@ def test_rollback_goes_back_to_the_checkpoint_and_past_the_batch(tmp_path):
     assert model.summary["rollbacks"] == len(hits)
     left_out = {step for hit in hits for step in range((hit - 1) // 3 * 3 + 1, hit + 1)}
     np.testing.assert_allclose(
-        model.fitted.weights["params"]["head"]["kernel"], by_hand(skipped=left_out)["kernel"], rtol=1e-4, atol=1e-6
+        model.fitted.weights["params"]["head/kernel"], by_hand(skipped=left_out)["kernel"], rtol=1e-4, atol=1e-6
     )
 
 

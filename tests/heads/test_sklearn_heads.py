@@ -93,7 +93,9 @@ def test_budget_of_seconds():
     assert 1 <= len(head.curve) < 1000
 
 
-@pytest.mark.parametrize("name", ["random_forest", "svc", "xgboost"])
+@pytest.mark.parametrize(
+    "name", ["svc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("random_forest", "xgboost"))]
+)
 def test_absent_class_refit_and_class_weights(name):
     if name == "xgboost":
         pytest.importorskip("xgboost")

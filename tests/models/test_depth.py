@@ -8,11 +8,10 @@ from jaxtrain.models import create_model
 from jaxtrain.models.depth import Depth
 
 
-def paths(name, size=32):
+def names_of(name, size=32):
     model = nnx.eval_shape(lambda: create_model(name, num_classes=3, image_size=size))
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    return params, [tuple(entry.key for entry in path) for path, _ in flat]
+    paths, _ = zip(*jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))[0], strict=True)
+    return ["/".join(str(entry.key) for entry in path) for path in paths]
 
 
 @pytest.mark.parametrize(
@@ -27,20 +26,19 @@ def paths(name, size=32):
     ],
 )
 def test_layers_are_counted_from_the_stem_to_the_head(name, layers):
-    params, everything = paths(name)
-    depth = Depth.of(params)
-    assert depth.top == max(depth.layer(path) for path in everything)
-    assert {depth.layer(path) for path in everything} >= set(range(1, depth.top + 1))
+    everything = names_of(name)
+    depth = Depth.of(everything)
+    assert depth.top == max(depth.layer(name) for name in everything)
+    assert {depth.layer(name) for name in everything} >= set(range(1, depth.top + 1))
     for place, layer in layers.items():
-        parts = place.split("/")
-        found = [path for path in everything if [str(entry) for entry in path[: len(parts)]] == parts]
+        found = [name for name in everything if f"{name}/".startswith(f"{place}/")]
         assert found, place
-        assert {depth.layer(path) for path in found} == {layer}, place
+        assert {depth.layer(name) for name in found} == {layer}, place
 
 
 def test_stages_with_several_blocks_follow_each_other():
-    depth = Depth.of({"stages": {0: {0: {}, 1: {}}, 1: {0: {}, 1: {}, 2: {}}}, "head": {}})
+    blocks = [f"stages/{place}/norm" for place in ("0/0", "0/1", "1/0", "1/1", "1/2")]
+    depth = Depth.of([*blocks, "downsamples/0/conv", "head/kernel"])
     assert depth.top == 6
-    assert [depth.layer(("stages", 1, block, "norm")) for block in range(3)] == [3, 4, 5]
-    assert depth.layer(("downsamples", 0, "conv")) == 3
-    assert depth.layer(("stages", "1", "2")) == 5
+    assert [depth.layer(name) for name in blocks] == [1, 2, 3, 4, 5]
+    assert depth.layer("downsamples/0/conv") == 3

@@ -58,6 +58,7 @@ def compare(technique, options, folder, way="jit"):
     return two, summaries[0]
 
 
+@pytest.mark.slow
 def test_pretraining_in_two_processes_is_that_of_one(tmp_path):
     two, summary = compare("pt", {"model": {"name": "mlp_tiny"}}, tmp_path)
     check_batches(two, 20)

@@ -114,6 +114,7 @@ def test_a_trial_follows_the_run_directory(opened):
     assert {one.slot for one in claim(trials, 2)} == {runs[0].digest, runs[2].digest}
 
 
+@pytest.mark.slow
 def test_a_slot_of_a_dead_worker_is_claimed_again_and_one_of_a_living_is_not(opened, monkeypatch):
     monkeypatch.setattr(study, "HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr(study, "GRACE_SECONDS", 2)

@@ -20,6 +20,7 @@ def swept(tmp_path_factory):
     return path, finish(start(path))
 
 
+@pytest.mark.slow
 def test_one_command_trains_every_setting_and_tests_two_of_them(swept):
     path, output = swept
     assert "3 settings x 2 seeds = 6 runs" in output
@@ -40,6 +41,7 @@ def test_one_command_trains_every_setting_and_tests_two_of_them(swept):
     assert "http" not in page.split("</style>")[1].replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
 def test_the_best_config_trains_as_it_is(swept):
     results = swept[0].parent / "runs/sweeps/tiny/results"
     best = load_config(results / "best.yaml")

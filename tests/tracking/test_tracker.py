@@ -218,6 +218,7 @@ def test_a_state_of_another_version_keeps_what_is_known(tmp_path: Path) -> None:
     assert (state.run_id, state.requests_done, state.over) == ("a", 3, False)
 
 
+@pytest.mark.slow
 def test_sync_keeps_away_from_a_run_that_goes_on(tmp_path: Path, server: Any) -> None:
     run_dir = tmp_path / "run"
     tracker = _start(run_dir, server.uri)

@@ -62,7 +62,8 @@ def test_arrays_files_and_residents_are_prepared_alike(side, crop_pct, interpola
         np.testing.assert_array_equal(collected(config, split.select(np.arange(5))), expected)
 
 
-@pytest.mark.parametrize(("flips", "views"), [pytest.param("h", 2, marks=pytest.mark.slow), ("hv", 4)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("flips", "views"), [("h", 2), ("hv", 4)])
 def test_flips_at_test_time_average_the_probabilities(tmp_path, flips, views):
     images, labels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8), np.arange(60) % 3
     validation = images[40:], labels[40:]

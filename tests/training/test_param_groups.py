@@ -14,12 +14,8 @@ from jaxtrain.training.state import TrainState, moved_to
 
 def params():
     generator = np.random.default_rng(0)
-    shapes = {"blocks": {0: {"kernel": (4, 3)}, 1: {"kernel": (3, 3)}}, "head": {"kernel": (3, 2)}}
-    return jax.tree.map(
-        lambda shape: jnp.asarray(generator.normal(size=shape), jnp.float32),
-        shapes,
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
+    shapes = {"blocks/0/kernel": (4, 3), "blocks/1/kernel": (3, 3), "head/kernel": (3, 2)}
+    return {name: jnp.asarray(generator.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
 
 
 def run(optimizer, steps=4):
@@ -39,26 +35,25 @@ def run(optimizer, steps=4):
 def test_a_factor_on_the_update_is_a_factor_on_the_learning_rate(name):
     config = resolve_optimizer(OptimizerConfig(name=name))
     ones = run(make_optimizer(config, lambda step: 0.01 * 0.3))
-    scaled = run(optax.chain(make_optimizer(config, lambda step: 0.01), scale_learning_rates(lambda path, step: 0.3)))
+    scaled = run(optax.chain(make_optimizer(config, lambda step: 0.01), scale_learning_rates(lambda name, step: 0.3)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), scaled[-1], ones[-1])
 
 
-def test_factors_go_by_path_and_step():
-    def factor(path, step):
-        assert path[-1] == "kernel"
-        if path[0] == "head":
+def test_factors_go_by_name_and_step():
+    def factor(name, step):
+        if name == "head/kernel":
             return 2.0
-        return jnp.where(step >= 2, 1.0, 0.0) if path[:2] == ("blocks", 1) else 0.0
+        return jnp.where(step >= 2, 1.0, 0.0) if name == "blocks/1/kernel" else 0.0
 
     path = run(optax.chain(optax.sgd(0.1), scale_learning_rates(factor)))
     start = path[0]
     for step, now in enumerate(path):
-        np.testing.assert_array_equal(now["blocks"][0]["kernel"], start["blocks"][0]["kernel"])
-        assert np.array_equal(now["blocks"][1]["kernel"], start["blocks"][1]["kernel"]) == (step <= 2)
-    head = np.asarray(start["head"]["kernel"], np.float64)
+        np.testing.assert_array_equal(now["blocks/0/kernel"], start["blocks/0/kernel"])
+        assert np.array_equal(now["blocks/1/kernel"], start["blocks/1/kernel"]) == (step <= 2)
+    head = np.asarray(start["head/kernel"], np.float64)
     for _ in range(4):
         head = head - 0.1 * 2.0 * np.cos(head)
-    np.testing.assert_allclose(path[-1]["head"]["kernel"], head, rtol=1e-5)
+    np.testing.assert_allclose(path[-1]["head/kernel"], head, rtol=1e-5)
 
 
 def test_decay_towards_the_start_is_the_formula_and_leaves_the_head_alone():
@@ -66,18 +61,15 @@ def test_decay_towards_the_start_is_the_formula_and_leaves_the_head_alone():
         return 0.1 / (1.0 + step)
 
     def applies(tree):
-        return {name: jax.tree.map(lambda _, yes=name != "head": yes, part) for name, part in tree.items()}
+        return {name: name != "head/kernel" for name in tree}
 
     optimizer = optax.chain(optax.sgd(schedule), decay_towards_start(0.7, schedule, applies))
     path = run(optimizer)
     now = start = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), path[0])
     for step in range(4):
         rate = 0.1 / (1.0 + step)
-        body = jax.tree.map(
-            lambda w, w0, r=rate: w - r * np.cos(w) - r * 0.7 * (w - w0), now["blocks"], start["blocks"]
-        )
-        head = jax.tree.map(lambda w, r=rate: w - r * np.cos(w), now["head"])
-        now = {"blocks": body, "head": head}
+        pulls = {name: (name != "head/kernel") * 0.7 * (w - start[name]) for name, w in now.items()}
+        now = {name: w - rate * np.cos(w) - rate * pulls[name] for name, w in now.items()}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), path[-1], now)
     kept = sum(leaf.size for leaf in jax.tree.leaves(optimizer.init(path[0])[1].start))
     assert kept == 4 * 3 + 3 * 3
@@ -86,7 +78,7 @@ def test_decay_towards_the_start_is_the_formula_and_leaves_the_head_alone():
 def test_a_state_that_is_moved_to_another_step_counts_from_there():
     schedule = optax.linear_schedule(0.1, 0.0, 100)
     towards_start = decay_towards_start(0.7, schedule, lambda tree: jax.tree.map(lambda _: True, tree))
-    factor = scale_learning_rates(lambda path, step: jnp.where(step >= 7, 1.0, 0.0))
+    factor = scale_learning_rates(lambda name, step: jnp.where(step >= 7, 1.0, 0.0))
     optimizer = optax.chain(optax.adam(schedule), towards_start, factor)
     start = params()
     key = jax.random.key(0)

@@ -11,10 +11,9 @@ import numpy as np
 
 from jaxtrain.models.registry import model_spec
 from jaxtrain.models.weights.convert import Problems
-from jaxtrain.models.weights.layout import Array
+from jaxtrain.models.weights.layout import Array, Arrays
 from jaxtrain.models.weights.pretrained import Pretrained
 from jaxtrain.models.weights.tables import TABLES
-from jaxtrain.trees import flat
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,12 @@ class Adapted:
 
 
 def adapt(
-    pretrained: Pretrained, shapes: Mapping[str, Any], *, class_names: Sequence[str] | None = None, head: str = "head"
-) -> tuple[dict[Any, Any], dict[Any, Any], Adapted]:
+    pretrained: Pretrained,
+    shapes: Mapping[str, Mapping[str, Any]],
+    *,
+    class_names: Sequence[str] | None = None,
+    head: str = "head",
+) -> tuple[Arrays, Arrays, Adapted]:
     """Parameters and batch statistics for a network of these shapes.
 
     Position embeddings are resized to the network's grid, the first kernel averaged over channels (and scaled so that
@@ -38,13 +41,12 @@ def adapt(
 
     Args:
         pretrained: the weights.
-        shapes: {"params", "model_state"} as pure dicts of anything with a shape (keys strings or integers).
+        shapes: {"params", "model_state"}, anything with a shape by name.
         class_names: the data set's classes; None: those of the weights.
         head: where the head is in the network.
 
     Returns:
-        `float32` arrays with the keys of `shapes`: params (without `head` where it stays behind), model_state, and what
-        was done.
+        `float32` arrays by name: params (without `head` where it stays behind), model_state, and what was done.
 
     Raises:
         UserError: lists what is missing, left over or of the wrong shape.
@@ -52,8 +54,8 @@ def adapt(
     family = None if pretrained.model.network else TABLES.get(model_spec(pretrained.model.name or "").family)
     stem, positions = (family.stem, family.positions) if family else (None, None)
     problems, notes = Problems(), []
-    wanted = {part: flat(shapes[part]) for part in ("params", "model_state")}
-    have = {"params": flat(pretrained.params), "model_state": flat(pretrained.model_state)}
+    wanted = {part: dict(shapes[part]) for part in ("params", "model_state")}
+    have = {"params": dict(pretrained.params), "model_state": dict(pretrained.model_state)}
     reason = _why_not_the_head(have["params"], wanted["params"], pretrained, class_names, f"{head}/")
     if reason is not None:
         notes.append(f"the head starts afresh: {reason}")
@@ -78,8 +80,7 @@ def adapt(
                 problems.misfits.append(f"{path} is {list(array.shape)}, {list(shape)} is needed")
             have[part][path] = array
     problems.check(f"model.weights: {pretrained.source} does not fit this model {pretrained.model.label}")
-    params, state = (_like(shapes[part], have[part]) for part in ("params", "model_state"))
-    return params, state, Adapted(head=reason is None, notes=tuple(notes))
+    return have["params"], have["model_state"], Adapted(head=reason is None, notes=tuple(notes))
 
 
 def _why_not_the_head(
@@ -129,16 +130,3 @@ def average_channels(kernel: Array, channels: int) -> Array:
     """A kernel `[height, width, channels, out]` for images of another number of channels."""
     mean = kernel.mean(axis=2, keepdims=True) * (kernel.shape[2] / channels)
     return np.ascontiguousarray(np.broadcast_to(mean, (*kernel.shape[:2], channels, kernel.shape[3])), np.float32)
-
-
-def _like(shapes: Mapping[Any, Any], leaves: Mapping[str, Array], prefix: str = "") -> dict[Any, Any]:
-    """`leaves` as a tree with the keys of `shapes`, but for what is not there."""
-    tree: dict[Any, Any] = {}
-    for key, value in shapes.items():
-        if isinstance(value, Mapping):
-            inner = _like(value, leaves, f"{prefix}{key}/")
-            if inner or not value:
-                tree[key] = inner
-        elif f"{prefix}{key}" in leaves:
-            tree[key] = leaves[f"{prefix}{key}"]
-    return tree

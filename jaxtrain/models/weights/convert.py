@@ -15,7 +15,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.models.registry import ModelSpec, create_model, model_spec
 from jaxtrain.models.weights.layout import Array, Arrays, Family, Layout, Names, their_names, to_ours
 from jaxtrain.models.weights.tables import TABLES
-from jaxtrain.trees import Tree, flat, nested
+from jaxtrain.trees import flat
 
 Shape = tuple[int, ...]
 
@@ -30,8 +30,8 @@ class Converted:
     """A network's arrays in our names, and what they say of it."""
 
     model: ModelConfig
-    params: Tree
-    model_state: Tree
+    params: Arrays
+    model_state: Arrays
     image_size: int | None
     """Side of the images that the position embeddings are for; None where any size does."""
     channels: int
@@ -76,7 +76,7 @@ def convert(arrays: Arrays, model: ModelConfig, source: str) -> Converted:
     spare = arrays.keys() - used
     problems.left_over += [name for name in spare if not any(fnmatchcase(name, p) for p in layout.ignored)]
     problems.check(f"model.weights: {source} ({layout.name} layout) does not fit model {spec.name}")
-    return Converted(model, nested(params), nested(state), image_size, channels, classes)
+    return Converted(model, params, state, image_size, channels, classes)
 
 
 class Problems:
@@ -168,6 +168,6 @@ def shapes_of(model: ModelConfig, image_size: int, channels: int, num_classes: i
     return {part: {path: tuple(leaf.shape) for path, leaf in flat(tree).items()} for part, tree in trees.items()}
 
 
-def float32(tree: Mapping[Any, Any]) -> Tree:
-    """A copy as float32, with strings as keys."""
-    return nested({path: np.asarray(leaf, np.float32) for path, leaf in flat(tree).items()})
+def float32(tree: Mapping[Any, Any]) -> Arrays:
+    """The leaves by name, as float32."""
+    return {path: np.asarray(leaf, np.float32) for path, leaf in flat(tree).items()}

@@ -13,7 +13,6 @@ from jaxtrain.models.weights.layout import Arrays, Layout, their_names, to_their
 from jaxtrain.models.weights.pretrained import Pretrained, load_pretrained
 from jaxtrain.models.weights.sources import OURS
 from jaxtrain.models.weights.tables import TABLES
-from jaxtrain.trees import flat
 
 
 def export_timm(weights: Pretrained | str | Path, path: str | Path) -> Path:
@@ -35,7 +34,7 @@ def export_timm(weights: Pretrained | str | Path, path: str | Path) -> Path:
     layout = timm_layout(spec, weights)
     names = layout.names(TABLES[spec.family].groups(spec.kwargs))
     arrays: Arrays = {}
-    for ours, array in {**flat(weights.params), **flat(weights.model_state)}.items():
+    for ours, array in {**weights.params, **weights.model_state}.items():
         found = their_names(ours, names, layout)
         if len(found) != 1:
             raise UserError(f"{weights.source}: timm has no {ours} in {spec.name}")

@@ -8,9 +8,10 @@ from jaxtrain.config import ModelConfig, chosen
 from jaxtrain.errors import UserError
 from jaxtrain.models.registry import ModelSpec, model_spec
 from jaxtrain.models.weights.convert import convert, float32
+from jaxtrain.models.weights.layout import Arrays
 from jaxtrain.models.weights.sources import Found, find
 from jaxtrain.models.weights.tables import TABLES
-from jaxtrain.trees import Tree, flat, tree_digest
+from jaxtrain.trees import tree_digest
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Pretrained:
     """What the person wrote."""
     model: ModelConfig
     """Complete: builds the network that these weights fit."""
-    params: Tree
-    """Nested dicts of `float32` NumPy arrays, with strings as keys."""
-    model_state: Tree
+    params: Arrays
+    """`float32` NumPy arrays by name: `{"blocks/0/norm1/scale": array}`."""
+    model_state: Arrays
     """Batch statistics, likewise."""
     image_size: int
     """Side in pixels of the images that the weights were trained for."""
@@ -73,11 +74,10 @@ def load_pretrained(weights: str, model: ModelConfig | None = None) -> Pretraine
     size, channels = about.image_size, about.channels
     if found.tree is not None:
         params, state = float32(found.tree["params"]), float32(found.tree["model_state"])
-        leaves = {path: leaf.shape for path, leaf in flat(params).items()}
-        classes = leaves.get("head/kernel", (0,))[-1]
+        classes = params["head/kernel"].shape[-1] if "head/kernel" in params else 0
         family = TABLES.get(spec.family)
-        if family is not None and family.stem in leaves:
-            channels = leaves[family.stem][2]
+        if family is not None and family.stem in params:
+            channels = params[family.stem].shape[2]
     else:
         made = convert(found.arrays, options, weights)
         options, params, state, classes = made.model, made.params, made.model_state, made.num_classes

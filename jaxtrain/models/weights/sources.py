@@ -21,7 +21,7 @@ from jaxtrain.models.weights.hub import WEIGHTS, Get, folder_files, hub_files, r
 from jaxtrain.models.weights.layout import Arrays
 from jaxtrain.models.weights.torch_file import read_torch_file
 from jaxtrain.saved_tree import load_tree
-from jaxtrain.trees import flat, nested
+from jaxtrain.trees import flat
 
 OURS = "jaxtrain"
 """Key of the metadata that `export_timm` leaves in a file."""
@@ -208,7 +208,7 @@ def _saved_model(folder: Path) -> Found:
         config = Config.model_validate(meta["config"])
         # A head of fe may be anything and is no part of the network; the frozen backbone is.
         trained = {} if config.technique == "fe" else weights["params"]
-        params = nested({**flat(trained), **flat(weights["frozen"])})
+        params = {**flat(trained), **flat(weights["frozen"])}
         tree = {"params": params, "model_state": weights["model_state"]}
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(

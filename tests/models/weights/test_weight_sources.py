@@ -13,6 +13,7 @@ from jaxtrain.config import ModelConfig
 from jaxtrain.errors import UserError
 from jaxtrain.models import model_spec
 from jaxtrain.models.weights import load_pretrained
+from jaxtrain.trees import nested
 from tests.models.weights.cases import CASES, draw, golden
 from tests.models.weights.networks import register
 
@@ -36,7 +37,8 @@ def test_one_network_has_one_digest_wherever_it_is_from(arrays, tmp_path, monkey
 
     import orbax.checkpoint as ocp
 
-    trees = {"whole": {"params": reference.params, "model_state": {}}, "params": reference.params}
+    params = nested(reference.params)
+    trees = {"whole": {"params": params, "model_state": {}}, "params": params}
     for folder, tree in trees.items():
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(tmp_path / folder, tree)
