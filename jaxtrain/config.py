@@ -49,7 +49,8 @@ class DataConfig(Section):
     """Where the images come from and how they reach the device."""
 
     name: str = "digits"
-    """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | idx:PATH | npz:PATH."""
+    """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | idx:PATH | npz:PATH;
+    arrays: those that were given to fit()."""
     dir: Path | None = None
     """Folder of prepared tensorflow-datasets (default: that library's own)."""
     image_size: Count | None = None

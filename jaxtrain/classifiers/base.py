@@ -22,7 +22,7 @@ from jaxtrain.config_io import explain
 from jaxtrain.data.arrays import from_arrays
 from jaxtrain.data.augment import augment, mix, normalize
 from jaxtrain.data.base import Dataset
-from jaxtrain.data.sources import load_dataset
+from jaxtrain.data.sources import ARRAYS, load_dataset
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.models import create_model
 from jaxtrain.models.own import build_own, calling, synchronised
@@ -283,7 +283,8 @@ class BaseClassifier(Trained):
         set_cpu_devices(self.config.parallel)
         processes.start(self.config.parallel)
         with processes.together():
-            technique = self.bind(self.config)
+            given = images is not None
+            technique = self.bind(self.config.replace(**{"data.name": ARRAYS}) if given else self.config)
             data = technique.data_config
             if images is None:
                 dataset = load_dataset(data)

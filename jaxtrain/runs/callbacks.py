@@ -32,11 +32,10 @@ class Recording(Callback):
 
 
 class Saving(Callback):
-    """Checkpoints, with the metric history and what identifies the images."""
+    """Checkpoints, with the metric history."""
 
-    def __init__(self, tracker: Tracker, checkpoints: Checkpoints, data: str) -> None:
-        """`data`: digest of the training images."""
-        self._tracker, self._checkpoints, self._data = tracker, checkpoints, data
+    def __init__(self, tracker: Tracker, checkpoints: Checkpoints) -> None:
+        self._tracker, self._checkpoints = tracker, checkpoints
 
     def checkpoint(self, step: int, metrics: Mapping[str, float], run: RunView) -> None:
         """Begins to write one; all processes take part in gathering the state."""
@@ -46,7 +45,6 @@ class Saving(Callback):
         meta = {
             "progress": run.progress.to_meta(),
             "history": self._tracker.journal.records(),
-            "data": self._data,
         }
         self._checkpoints.save(step, state, meta, best=None if best is None else (run.progress.best_step, best))
 

@@ -21,7 +21,7 @@ from jaxtrain.config_io import dump_config, explain, load_config
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import open_lock, run_name, take_lock, temporary_name, write_text
 
-_LOCK, _CONFIG = "run.lock", "config.yaml"
+_LOCK, _CONFIG, _DATA = "run.lock", "config.yaml", "data.json"
 _log = logging.getLogger(__name__)
 
 
@@ -164,6 +164,24 @@ class RunDirectory:
             write_text(self.config_path, text)
         return resuming
 
+    def check_data(self, data: Mapping[str, Any]) -> None:
+        """Notes what a new run learns from, or checks that it is the same as in the run so far.
+
+        Raises:
+            UserError: it is not; what differs is named with its old and new value.
+        """
+        path = self.path / _DATA
+        if not path.exists():  # a new run, or one that an earlier version began
+            write_text(path, json.dumps(data) + "\n")
+            return
+        old = json.loads(path.read_text(encoding="utf-8"))
+        changed = [f"{what} {_shown(old.get(what))} -> {_shown(new)}" for what, new in data.items() if old[what] != new]
+        if changed:
+            raise UserError(
+                f"run directory {self.path} was begun with other data: {', '.join(changed)}; bring the old images and "
+                "labels back, or give another --run-dir or --name"
+            )
+
     def record(self, option: str, value: Any) -> None:
         """Notes an option that was chosen after the run began, so that the run goes on with it when it is resumed."""
         write_text(self.config_path, dump_config(load_config(self.config_path).replace(**{option: value})))
@@ -295,4 +313,8 @@ def _is_free(path: str) -> bool:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value[:10]))}{', ...' if len(value) > 10 else ''}]"
+    if isinstance(value, str) and len(value) == 64:
+        return value[:12]  # a digest
     return "(default)" if value is None else str(value)

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxtrain.config import Config, FinetuneConfig
 from jaxtrain.data.base import Dataset
+from jaxtrain.data.sources import ARRAYS
 from jaxtrain.evaluation import plots
 from jaxtrain.runs.resolve import total_steps
 from jaxtrain.runs.setup import Setup
@@ -87,6 +88,8 @@ class Reporter:
 
     def resume_command(self) -> str:
         """What continues this run."""
+        if self._config.data.name == ARRAYS or self._config.own.classifier is not None:
+            return f"the same fit(), with run_dir={str(self._run_dir)!r}"
         return shlex.join(command("train", "--technique", self._config.technique, "--run-dir", self._run_dir))
 
     def tracking_ended(self, report: TrackerReport) -> None:

@@ -20,7 +20,7 @@ from jaxtrain.config import Config
 from jaxtrain.config_io import without_passwords
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.digest import data_digest
-from jaxtrain.errors import JaxtrainError, RunError
+from jaxtrain.errors import JaxtrainError, RunError, UserError
 from jaxtrain.evaluation.evaluate import evaluate_on_test, track_evaluation
 from jaxtrain.redact import redact
 from jaxtrain.runs.directory import RunDirectory
@@ -69,6 +69,8 @@ def begin(
         reporter = Reporter(opened.config, opened.run_dir)
         if opened.done is not None:
             weights, meta = read_model(opened.run_dir)
+            if list(dataset.class_names) != meta["class_names"]:  # begun by a version that noted no more of the data
+                raise UserError(f"{opened.run_dir} knows the classes {meta['class_names']}, not {dataset.class_names}")
             reporter.already_done(opened.done)
             yield restored(technique, weights, meta, run_dir=opened.run_dir, summary=opened.done)
             return
@@ -111,7 +113,7 @@ def _open(technique: Learns, dataset: Dataset, stack: contextlib.ExitStack) -> _
     """
     given = config = technique.config
     directory: RunDirectory | None = None
-    digest = data_digest(dataset.train) if processes.count() > 1 else None
+    data = _identity(dataset)
 
     def open_directory() -> dict[str, Any]:
         nonlocal directory, config
@@ -121,17 +123,30 @@ def _open(technique: Learns, dataset: Dataset, stack: contextlib.ExitStack) -> _
         directory = stack.enter_context(RunDirectory.open(given, default_name=name))
         config = technique.resolve(directory.continued(given), dataset, directory.path)
         resuming = directory.check_config(_for_disk(config))
-        told = {"run_dir": str(directory.path), "config": config.model_dump(mode="json"), "data": digest}
+        directory.check_data(data)
+        told = {"run_dir": str(directory.path), "config": config.model_dump(mode="json"), "data": data}
         return {**told, "resuming": resuming, "done": directory.finished()}
 
     told = processes.decided(open_directory)
     if directory is None:
-        if told["data"] != digest:
+        if told["data"] != data:
             raise RunError(f"the training images of {dataset.name} here are not those of process 0")
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxtrain-"))
         directory = stack.enter_context(RunDirectory(Path(scratch)))
         config = Config.model_validate(told["config"]).replace(**{"quiet": True, "tracking.enabled": False})
     return _Opened(directory, Path(told["run_dir"]), config, told["resuming"], told["done"])
+
+
+def _identity(dataset: Dataset) -> dict[str, Any]:
+    """What a run learns from, as JSON: it goes on with the same alone."""
+    val = dataset.val
+    return {
+        "classes": list(dataset.class_names),
+        "training images": len(dataset.train),
+        "validation images": 0 if val is None else len(val),
+        "sha256": data_digest(dataset.train),
+        "sha256 of validation": None if val is None else data_digest(val),
+    }
 
 
 def _error_log(run_dir: Path) -> Path:

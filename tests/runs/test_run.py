@@ -60,16 +60,6 @@ def test_no_password_is_in_any_file(run):
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
-def test_the_same_data_is_asked_for_on_resume(run, tmp_path):
-    images = np.zeros((60, 8, 8), np.uint8)
-    (run.run_dir / "summary.json").rename(tmp_path / "summary.json")
-    try:
-        with pytest.raises(Exception, match="are not those that this run began with"):
-            PTClassifier(run_dir=run.run_dir, quiet=True, tracking={"enabled": False}).fit(images, np.arange(60) % 3)
-    finally:
-        (tmp_path / "summary.json").rename(run.run_dir / "summary.json")
-
-
 def test_a_tracking_store_that_cannot_be_leaves_no_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images, labels = np.zeros((20, 4, 4), np.uint8), np.arange(20) % 2
