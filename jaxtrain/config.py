@@ -470,6 +470,8 @@ class OwnConfig(Section):
 
     classifier: str | None = None
     """The class that trains, where it is not one of jaxtrain's."""
+    overrides: tuple[str, ...] = ()
+    """The methods of jaxtrain's class that it replaces."""
     loss: str | None = None
     """A function (logits, targets) -> loss, of the batch or of each image (ft, pt)."""
     optimizer: str | None = None

@@ -127,9 +127,12 @@ class Reporter:
 
 
 def flat_config(config: Config) -> dict[str, object]:
-    """Every option by its dotted path, as MLflow parameters."""
+    """Every option that acts by its dotted path, as MLflow parameters."""
     flat: dict[str, object] = {}
-    for name, value in config.model_dump(mode="json").items():
+    tree = config.model_dump(mode="json")
+    if _own_optimizer(config):  # which is given the schedule
+        tree["optimizer"] = {"learning_rate": config.optimizer.learning_rate}
+    for name, value in tree.items():
         if isinstance(value, Mapping):
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
@@ -225,10 +228,18 @@ def _settings(setup: Setup) -> dict[str, str]:
         + ("streamed from disk" if setup.streamed else "on the device"),
         "devices": f"{len(devices)} x {devices[0].device_kind}, {config.parallel.strategy}, {config.model.dtype}",
         "length": f"{steps:,} steps of {train.batch_size} images, {steps * train.batch_size / images:.4g} epochs",
-        "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g} ({schedule.name}, "
+        "optimizer": _own_optimizer(config)
+        or f"{optimizer.name}, learning rate {optimizer.learning_rate:g} ({schedule.name}, "
         f"{schedule.warmup_epochs:.3g} epochs of warmup), weight decay {optimizer.weight_decay:g}",
         "augmentation": _in_words(config),
     }
+
+
+def _own_optimizer(config: Config) -> str | None:
+    """What stands in the place of the options' optimizer."""
+    if "make_optimizer" in config.own.overrides:
+        return f"{config.own.classifier}.make_optimizer"
+    return config.own.optimizer
 
 
 def _adaptation(finetune: FinetuneConfig) -> str:

@@ -79,6 +79,27 @@ def make_schedule(config: ScheduleConfig, *, peak: float, steps: int, warmup_ste
     return optax.join_schedules([warmup, main], [warmup_steps])
 
 
+class Followed:
+    """A schedule that remembers whether it was asked: an optimizer of one's own need not go by it."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule, self.asked = schedule, False
+
+    def __call__(self, step: Any) -> Any:
+        """The learning rate at a step."""
+        self.asked = True
+        return self._schedule(step)
+
+
+def rate_in_force(opt_state: Any, schedule: Followed | None, step: jax.Array) -> jax.Array | None:
+    """The learning rate of an update, when it was traced: of `optax.inject_hyperparams`, or of a schedule that was
+    asked; None where neither says."""
+    kept = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
+    if kept:
+        return jnp.asarray(kept[0][1], jnp.float32)
+    return jnp.asarray(schedule(step), jnp.float32) if schedule is not None and schedule.asked else None
+
+
 def decay_mask(params: Tree) -> Tree:
     """True for the arrays that weight decay applies to: matrices and kernels, no norms, biases, tokens."""
     return {name: leaf.ndim > 1 and name.rpartition("/")[2] not in _NEVER_DECAYED for name, leaf in params.items()}
