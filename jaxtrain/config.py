@@ -481,10 +481,10 @@ class OwnConfig(Section):
 TECHNIQUE_SECTIONS = {"features": "fe", "head": "fe", "finetune": "ft"}
 """Sections that one technique alone has."""
 FREE_ON_RESUME = (
-    *("name", "run_dir", "tracking", "checkpoint", "parallel"),
+    *("name", "run_dir", "quiet", "tracking", "checkpoint", "parallel"),
     *("train.log_every", "train.steps_per_call", "train.microbatch", "train.hang_minutes"),
     *("train.on_nonfinite", "train.nonfinite_limit", "data.dir", "data.workers", "data.prefetch"),
-    *("features.store", "features.batch_size"),
+    *("data.max_bad_images", "data.max_pixels", "data.device_budget_mb", "features.store", "features.batch_size"),
 )
 """Options and sections that may differ when a run is continued: they do not decide what is learned."""
 

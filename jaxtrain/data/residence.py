@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
-from jaxtrain.config import Config, chosen
+from jaxtrain.config import Config, DataConfig, chosen
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource
 from jaxtrain.data.decode import BadImageError, read_image
 from jaxtrain.data.scan import parallel, refuse_more
 from jaxtrain.data.transforms import Interpolation, center_crop_resize, keeps_as_it_is
 from jaxtrain.errors import RunError, UserError
+
+
+def loader(dataset: Dataset, data: DataConfig, *, native: bool) -> Literal["device", "stream"]:
+    """Where the training set of a run lives; `native`: at its own size, not at the model's."""
+    if data.loader != "auto":
+        return data.loader
+    if dataset.uniform_size is None:
+        return "stream"
+    height, width = dataset.uniform_size if native else (chosen(data.image_size),) * 2
+    megabytes = len(dataset.train) * height * width * dataset.channels / 1e6
+    return "stream" if megabytes > data.device_budget_mb else "device"
 
 
 def make_resident(dataset: Dataset, config: Config) -> Dataset | None:
@@ -25,17 +37,13 @@ def make_resident(dataset: Dataset, config: Config) -> Dataset | None:
     data = config.data
     size = chosen(data.image_size)
     native = config.augment.crop == "random_resized"
-    if data.loader == "stream" or (data.loader == "auto" and dataset.uniform_size is None):
+    if loader(dataset, data, native=native) == "stream":
         return None
     if native and dataset.uniform_size is None:
         raise UserError(
             "data.loader: random_resized crops of images of several sizes must be streamed; "
             "set augment.crop=pad or data.loader=stream"
         )
-    height, width = dataset.uniform_size if native and dataset.uniform_size else (size, size)
-    megabytes = len(dataset.train) * height * width * dataset.channels / 1e6
-    if data.loader == "auto" and megabytes > data.device_budget_mb:
-        return None
     bad: list[str] = []
     train = _decoded(dataset.train, config, None if native else size, bad)
     val = None if dataset.val is None else _decoded(dataset.val, config, size, bad)

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import open_lock, run_name, take_lock, temporary_name, write_text
 
 _LOCK, _CONFIG, _DATA = "run.lock", "config.yaml", "data.json"
+_OF_A_START = {_LOCK, _CONFIG, _DATA, "weights.json", "error.log"}
+"""Files of a run that has done nothing yet."""
 _log = logging.getLogger(__name__)
 
 
@@ -86,8 +89,8 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(refused=kind is not None and issubclass(kind, UserError))
 
     @property
     def config_path(self) -> Path:
@@ -125,7 +128,7 @@ class RunDirectory:
         if not self.config_path.exists():
             return given
         begun = load_config(self.config_path)
-        tree, new = begun.model_dump(), _options(given, given_only=True)
+        tree, new = {**begun.model_dump(), "quiet": given.quiet}, _options(given, given_only=True)
         new = {
             path: value
             for path, value in new.items()
@@ -156,7 +159,9 @@ class RunDirectory:
         resuming = self.config_path.exists()
         if resuming:
             old, new = _options(load_config(self.config_path)), _options(resolved)
-            changed = [path for path in new if old[path] != new[path] and not _is_free(path)]
+            changed = [
+                path for path in new if old[path] not in (new[path], "auto") and not _is_free(path)
+            ]  # an earlier version left some as auto
             if changed:
                 raise UserError(self._refusal(changed, old, new))
         text = dump_config(resolved)
@@ -217,12 +222,15 @@ class RunDirectory:
             raise RunError(explain(error, str(self.summary))) from error
         write_text(self.summary, checked.model_dump_json(indent=2) + "\n")
 
-    def close(self) -> None:
-        """Gives the lock back; a directory that was named here and in which nothing was begun goes away."""
+    def close(self, *, refused: bool = False) -> None:
+        """Gives the lock back; a directory that was named here and in which nothing was begun goes away.
+
+        refused: a UserError ended the run; then a config alone is nothing.
+        """
         with contextlib.suppress(OSError):
-            if self._named_here and os.listdir(self.path) == [_LOCK]:
-                (self.path / _LOCK).unlink()
-                self.path.rmdir()
+            files = {str(path.relative_to(self.path)) for path in self.path.rglob("*") if not path.is_dir()}
+            if self._named_here and files <= (_OF_A_START if refused else {_LOCK}):
+                shutil.rmtree(self.path)
         self._lock.release()
 
 

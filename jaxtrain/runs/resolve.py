@@ -10,6 +10,7 @@ import jax
 from jaxtrain.config import Config, DataConfig, ModelConfig, chosen
 from jaxtrain.data.augment import resolve_augment
 from jaxtrain.data.base import Dataset
+from jaxtrain.data.residence import loader
 from jaxtrain.errors import UserError
 from jaxtrain.models import model_spec
 from jaxtrain.models.weights import Pretrained
@@ -54,6 +55,9 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
     augment = resolve_augment(
         config.augment, image_size=chosen(data.image_size), flips=dataset.flips, channels=chosen(data.channels)
     )
+    if config.technique != "fe":
+        where = loader(dataset, data, native=augment.crop == "random_resized")
+        data = data.model_copy(update={"loader": where})
     optimizer = resolve_optimizer(config.optimizer)
     resolved = config.model_copy(
         update={"data": data, "train": train, "model": model, "augment": augment, "optimizer": optimizer}

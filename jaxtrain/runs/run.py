@@ -285,9 +285,9 @@ def _summary(job: Job, learned: Learned) -> dict[str, Any]:
 
 
 def _for_disk(config: Config) -> Config:
-    """As it is kept: without the place of this run, so that the file starts another one, and without a password."""
+    """As it is kept: without what belongs to this start, so that the file starts another run, and no password."""
     of_this_start = ("run_dir", "name", "parallel.coordinator", "parallel.num_processes", "parallel.process_id")
-    return without_passwords(config).replace(**dict.fromkeys(of_this_start))
+    return without_passwords(config).replace(**dict.fromkeys(of_this_start), quiet=False)
 
 
 def _count(tree: Any) -> int:

@@ -294,14 +294,14 @@ def test_a_new_run_writes_its_config_and_a_resumed_one_finds_it(tmp_path: Path) 
     ],
 )
 def test_options_that_decide_what_is_learned_may_not_change(tmp_path: Path, option: str, value: object) -> None:
-    run = begun(tmp_path / "run")
+    run = begun(tmp_path / "run", **{"data.loader": "device"})
     before = (run / "config.yaml").read_bytes()
     with RunDirectory.open(Config(run_dir=run), "x") as directory, pytest.raises(UserError) as caught:
-        directory.check_config(Config(run_dir=run).replace(**{option: value}))
+        directory.check_config(Config(run_dir=run).replace(**{"data.loader": "device", option: value}))
     message = str(caught.value)
     assert f"{option} " in message
     assert f" -> {value}" in message
-    assert "free to change: name, run_dir, tracking, checkpoint" in message
+    assert "free to change: name, run_dir, " in message
     assert ("length of training" in message) == (option == "train.epochs")
     assert "\n" not in message
     assert (run / "config.yaml").read_bytes() == before

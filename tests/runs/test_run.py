@@ -60,6 +60,30 @@ def test_no_password_is_in_any_file(run):
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
+def test_a_refused_start_leaves_no_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"model": {"name": "linear"}, "augment": {"mixup": 0.2}, "train": {"batch_size": 3}}
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"train\.batch_size"):
+            PTClassifier(**options, quiet=True, tracking={"enabled": False}).fit(
+                np.zeros((40, 4, 4), np.uint8), np.arange(40) % 2
+            )
+    assert list(tmp_path.rglob("*-linear-*")) == []
+
+
+def test_what_changes_no_number_may_change_on_the_way(tmp_path, capsys):
+    data = np.zeros((40, 4, 4), np.uint8), np.arange(40) % 2
+    options = {"model": {"name": "linear"}, "train": {"steps": 2}, "tracking": {"enabled": False}}
+    PTClassifier(**options, quiet=True, run_dir=tmp_path / "run").fit(*data)
+    assert load_config(tmp_path / "run" / "config.yaml").quiet is False
+    (tmp_path / "run" / "summary.json").unlink()
+    assert capsys.readouterr().out == ""
+    free = {"max_bad_images": 3, "device_budget_mb": 1, "max_pixels": 10**6}
+    again = PTClassifier(**options, data=free, run_dir=tmp_path / "run").fit(*data)
+    assert "resuming at step 2" in capsys.readouterr().out
+    assert again.fitted.config.data.loader == "device"
+
+
 def test_a_tracking_store_that_cannot_be_leaves_no_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images, labels = np.zeros((20, 4, 4), np.uint8), np.arange(20) % 2
