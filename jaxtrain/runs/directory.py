@@ -21,10 +21,13 @@ from jaxtrain.config import FREE_ON_RESUME, Config, put
 from jaxtrain.config_io import dump_config, explain, load_config
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import open_lock, run_name, take_lock, temporary_name, write_text
+from jaxtrain.runs.resolve import shared_steps
+from jaxtrain.training.checkpoints import Checkpoints
 
 _LOCK, _CONFIG, _DATA = "run.lock", "config.yaml", "data.json"
 _OF_A_START = {_LOCK, _CONFIG, _DATA, "weights.json", "error.log"}
 """Files of a run that has done nothing yet."""
+_LENGTH = {"train.epochs", "train.steps"}
 _log = logging.getLogger(__name__)
 
 
@@ -150,24 +153,39 @@ class RunDirectory:
             refusal = self._refusal(changed, old, new) if changed else explain(error, str(self.config_path))
             raise UserError(refusal) from None
 
-    def check_config(self, resolved: Config) -> bool:
+    def check_config(self, resolved: Config, images: int) -> bool:
         """Writes the config of a new run (False), or checks that it is that of the run so far (True).
+
+        A longer one goes on where the schedule lets the steps so far be the same; `images` is the number of training
+        images.
 
         Raises:
             UserError: options differ that decide what is learned; each is named with its old and new value.
         """
         resuming = self.config_path.exists()
         if resuming:
-            old, new = _options(load_config(self.config_path)), _options(resolved)
+            begun = load_config(self.config_path)
+            old, new = _options(begun), _options(resolved)
             changed = [
                 path for path in new if old[path] not in (new[path], "auto") and not _is_free(path)
             ]  # an earlier version left some as auto
-            if changed:
+            if set(changed) <= _LENGTH and changed and (shared := shared_steps(begun, resolved, images)) is not None:
+                self._lengthen(shared)
+            elif changed:
                 raise UserError(self._refusal(changed, old, new))
         text = dump_config(resolved)
         if not resuming or self.config_path.read_text(encoding="utf-8") != text:
             write_text(self.config_path, text)
         return resuming
+
+    def _lengthen(self, shared: int) -> None:
+        """Has a run, finished or not, go on from a step that the longer run shares with it."""
+        if not Checkpoints(self.checkpoints, keep=1).go_back(shared):
+            raise UserError(
+                f"run directory {self.path} has no checkpoint of step {shared:,} or before, from which a longer run "
+                f"could go on; start another from its weights: --from {self.path}"
+            )
+        self.summary.unlink(missing_ok=True)
 
     def check_data(self, data: Mapping[str, Any]) -> None:
         """Notes what a new run learns from, or checks that it is the same as in the run so far.
@@ -194,8 +212,12 @@ class RunDirectory:
     def _refusal(self, changed: list[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         shown = ", ".join(f"{path} {_shown(old[path])} -> {_shown(new[path])}" for path in changed[:6])
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-        length = {"train.epochs", "train.steps"} & set(changed)
-        why = "; the length of training shapes the learning rate from the first step" if length else ""
+        why = ""
+        if _LENGTH & set(changed):
+            why = (
+                "; the length of training shapes the learning rate from the first step (but for schedule.name constant "
+                f"and wsd, which may go on for longer): --from {self.path} starts another run from its weights"
+            )
         return (
             f"run directory {self.path} was begun with other options: {shown}{more}{why}; give the old ones, "
             f"or another --run-dir or --name (free to change: {', '.join(FREE_ON_RESUME)})"

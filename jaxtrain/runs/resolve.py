@@ -14,7 +14,7 @@ from jaxtrain.data.residence import loader
 from jaxtrain.errors import UserError
 from jaxtrain.models import model_spec
 from jaxtrain.models.weights import Pretrained
-from jaxtrain.training.optimizers import resolve_optimizer
+from jaxtrain.training.optimizers import decay_steps, resolve_optimizer
 from jaxtrain.training.progress import Timetable
 
 DEFAULT_MODEL = "cnn_small"
@@ -156,4 +156,23 @@ def timetable(config: Config, images: int, *, streamed: bool) -> Timetable:
         save_steps=config.checkpoint.every_steps,
         patience=train.early_stopping,
         skip_limit=train.nonfinite_limit,
+        pinned=_last_stable(config, images),
     )
+
+
+def _last_stable(config: Config, images: int) -> int | None:
+    """The last step at the end of a call before wsd decays; None for schedules that decay all the time, or never."""
+    if config.schedule.name != "wsd":
+        return None
+    total = total_steps(config, images)
+    stable = total - decay_steps(config.schedule, total)
+    calls = config.train.steps_per_call or 1
+    return max(stable // calls * calls, 0)
+
+
+def shared_steps(old: Config, new: Config, images: int) -> int | None:
+    """Steps that a longer run has in common with a shorter one; None where its length shapes every step."""
+    ends = total_steps(old, images)
+    if total_steps(new, images) <= ends or old.data.shots is not None:
+        return None
+    return ends if old.schedule.name == "constant" else _last_stable(old, images)

@@ -122,7 +122,7 @@ def _open(technique: Learns, dataset: Dataset, stack: contextlib.ExitStack) -> _
         name = f"{dataset.name}-{technique.model_name}"
         directory = stack.enter_context(RunDirectory.open(given, default_name=name))
         config = technique.resolve(directory.continued(given), dataset, directory.path)
-        resuming = directory.check_config(_for_disk(config))
+        resuming = directory.check_config(_for_disk(config), len(dataset.train))
         directory.check_data(data)
         told = {"run_dir": str(directory.path), "config": config.model_dump(mode="json"), "data": data}
         return {**told, "resuming": resuming, "done": directory.finished()}

@@ -48,13 +48,14 @@ class Checkpoints:
     damaged: list[str]
     """What `restore` could not use, one line each."""
 
-    def __init__(self, directory: Path, *, keep: int) -> None:
+    def __init__(self, directory: Path, *, keep: int, pinned: int | None = None) -> None:
+        """`keep`: of the newest checkpoints; `pinned`: the step of another one that stays."""
         import orbax.checkpoint  # noqa: F401  (half a second: now, not in the middle of training)
 
         if keep < 1:
             raise UserError(f"checkpoint.keep: must be at least 1, not {keep}")
         self._directory = Path(directory).absolute()
-        self._keep = keep
+        self._keep, self._pinned = keep, pinned
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._best_of: dict[int, int | None] = {}
@@ -102,6 +103,15 @@ class Checkpoints:
         """Waits for the save in flight, ends the thread, and raises RunError if that save failed."""
         self._thread.shutdown(wait=True)
         self.wait()
+
+    def go_back(self, step: int) -> bool:
+        """Deletes the checkpoints of later steps, where there is one of this step or before: whether there is."""
+        steps = self.steps()
+        if not steps or steps[0] > step:
+            return False
+        for later in (one for one in steps if one > step):
+            shutil.rmtree(self._path(later))
+        return True
 
     def restore(self) -> Restored | None:
         """The newest sound checkpoint, or None where there never was one.
@@ -175,11 +185,13 @@ class Checkpoints:
     def _prune(self) -> None:
         """Deletes all but the newest checkpoints, and every best that none of the kept ones refers to."""
         steps = self.steps()
-        wanted = {self._refers_to(step) for step in steps[-self._keep :]}
+        kept = {*steps[-self._keep :], self._pinned}
+        wanted = {self._refers_to(step) for step in steps if step in kept}
         bests = [path for path in self._directory.iterdir() if _BEST_NAME.match(path.name)]
         try:
-            for step in steps[: -self._keep]:
-                shutil.rmtree(self._path(step))
+            for step in steps:
+                if step not in kept:
+                    shutil.rmtree(self._path(step))
             for path in bests:
                 if int(path.name.removeprefix("best-")) not in wanted:
                     shutil.rmtree(path)

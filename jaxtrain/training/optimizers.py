@@ -42,6 +42,11 @@ def resolve_optimizer(config: OptimizerConfig) -> OptimizerConfig:
     return config.model_copy(update=values)
 
 
+def decay_steps(config: ScheduleConfig, steps: int) -> int:
+    """Of wsd, at the end of so many."""
+    return max(round(steps * config.decay_fraction), 1)
+
+
 def make_schedule(config: ScheduleConfig, *, peak: float, steps: int, warmup_steps: int) -> Schedule:
     """The learning rate as a function of the step (a traced or plain integer).
 
@@ -58,7 +63,7 @@ def make_schedule(config: ScheduleConfig, *, peak: float, steps: int, warmup_ste
         case "cosine":
             main = optax.cosine_decay_schedule(peak, rest, alpha=config.final_ratio)
         case "wsd":
-            decay = max(round(steps * config.decay_fraction), 1)
+            decay = decay_steps(config, steps)
             main = optax.join_schedules(
                 [optax.constant_schedule(peak), optax.linear_schedule(peak, end, decay)],
                 [max(rest - decay, 0)],
