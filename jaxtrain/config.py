@@ -136,8 +136,8 @@ class ModelConfig(Section):
     """A network of your own by import path (`package.module:Name`) instead of `name`: an nnx.Module class or a function
     (num_classes, rngs) -> nnx.Module, or a Linen module class."""
     weights: str | None = None
-    """Pre-trained weights to start from (fe, ft): the directory of a run, hf:ORG/NAME, package:efficientnet_lite0, or a
-    file of weights (default for fe and ft: package:efficientnet_lite0)."""
+    """Pre-trained weights to start from: the directory of a run, hf:ORG/NAME, package:efficientnet_lite0, or a file of
+    weights (default for fe and ft: package:efficientnet_lite0; for pt: none, it starts from the seed)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Computation type (parameters stay float32); auto: bfloat16 on GPU and TPU, float32 on CPU."""
     drop_rate: Rate | None = None
@@ -530,8 +530,6 @@ class Config(Section):
         if self.technique == "fe" and (self.own.loss or self.own.optimizer):
             option = "loss" if self.own.loss else "optimizer"
             raise ValueError(f"own.{option} is an option of techniques ft and pt: fe fits a head to convergence")
-        if self.technique == "pt" and self.model.weights is not None:
-            raise ValueError("model.weights is an option of techniques fe and ft: pt starts from a seed")
         return self
 
     def get(self, path: str) -> Any:

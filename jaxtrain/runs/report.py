@@ -220,9 +220,9 @@ def _settings(setup: Setup) -> dict[str, str]:
     devices = setup.strategy.devices
     steps = total_steps(config, images)
     size = config.data.image_size
-    adapted = {} if config.model.weights is None else {
-        "weights": config.model.weights, "adaptation": _adaptation(config.finetune)
-    }  # fmt: skip
+    adapted = {} if config.model.weights is None else {"weights": config.model.weights}
+    if config.technique == "ft":
+        adapted["adaptation"] = _adaptation(config.finetune)
     return adapted | {
         "input": f"{size} x {size} x {config.data.channels}, "
         + ("streamed from disk" if setup.streamed else "on the device"),

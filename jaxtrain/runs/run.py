@@ -119,7 +119,8 @@ def _open(technique: Learns, dataset: Dataset, stack: contextlib.ExitStack) -> _
         nonlocal directory, config
         if given.tracking.enabled:
             tracking_uri(given.tracking.uri)  # a wrong one leaves no directory behind
-        name = f"{dataset.name}-{technique.model_name}"
+        placed = given.run_dir is not None or given.name is not None
+        name = "" if placed else f"{dataset.name}-{technique.model_name}"  # which reads the weights
         directory = stack.enter_context(RunDirectory.open(given, default_name=name))
         config = technique.resolve(directory.continued(given), dataset, directory.path)
         resuming = directory.check_config(_for_disk(config), len(dataset.train))

@@ -47,9 +47,9 @@ class Stepwise:
     def __init__(self, job: Job) -> None:
         """Builds everything up to the first step."""
         self._job = job
+        self._checkpoints = Checkpoints(job.directory.checkpoints, keep=job.config.checkpoint.keep)
         self._technique, self.setup = prepare(job.technique, job.dataset, job.part.programs if job.part else None)
-        keep, pinned = job.config.checkpoint.keep, self.timetable.pinned
-        self._checkpoints = Checkpoints(job.directory.checkpoints, keep=keep, pinned=pinned)
+        self._checkpoints.pinned = self.timetable.pinned
         setup = self.setup
         self.dataset = setup.dataset
         self._restored = restored = restore_everywhere(self._checkpoints)

@@ -48,14 +48,16 @@ class Checkpoints:
     damaged: list[str]
     """What `restore` could not use, one line each."""
 
-    def __init__(self, directory: Path, *, keep: int, pinned: int | None = None) -> None:
-        """`keep`: of the newest checkpoints; `pinned`: the step of another one that stays."""
+    pinned: int | None = None
+    """Step of a checkpoint that stays besides the newest."""
+
+    def __init__(self, directory: Path, *, keep: int) -> None:
         import orbax.checkpoint  # noqa: F401  (half a second: now, not in the middle of training)
 
         if keep < 1:
             raise UserError(f"checkpoint.keep: must be at least 1, not {keep}")
         self._directory = Path(directory).absolute()
-        self._keep, self._pinned = keep, pinned
+        self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._best_of: dict[int, int | None] = {}
@@ -185,7 +187,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Deletes all but the newest checkpoints, and every best that none of the kept ones refers to."""
         steps = self.steps()
-        kept = {*steps[-self._keep :], self._pinned}
+        kept = {*steps[-self._keep :], self.pinned}
         wanted = {self._refers_to(step) for step in steps if step in kept}
         bests = [path for path in self._directory.iterdir() if _BEST_NAME.match(path.name)]
         try:
