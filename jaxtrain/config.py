@@ -53,6 +53,8 @@ class DataConfig(Section):
     arrays: those that were given to fit()."""
     dir: Path | None = None
     """Folder of prepared tensorflow-datasets (default: that library's own)."""
+    layout: Literal["auto", "classes"] = "auto"
+    """Folders of `folder:PATH`: auto finds training, validation and test folders; classes: each is a class."""
     image_size: Count | None = None
     """Side in pixels of the square images that the model sees (default: the data set's, else the model's)."""
     channels: Literal[1, 3] | None = None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import numpy as np
 
 from jaxtrain.config import DataConfig
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource, Subset
-from jaxtrain.data.decode import to_channels
+from jaxtrain.data.decode import BadImageError, read_image, to_channels
 from jaxtrain.data.known import Known
 from jaxtrain.data.scan import find_bad_images, readable_test
 from jaxtrain.data.splits import Indices, stratified_split, stratified_subset
@@ -18,6 +19,7 @@ from jaxtrain.errors import UserError
 
 _LUMA = np.array([19595, 38470, 7471], np.uint32)
 _ROWS = 1024
+_SAMPLED = 64
 
 
 def assemble(
@@ -69,7 +71,24 @@ def assemble(
         mean=mean,
         std=std,
         bad_images=bad_images,
+        warnings=tuple(_dark(name, train, config, channels)),
     )
+
+
+def _dark(name: str, train: ImageSource, config: DataConfig, channels: int) -> Iterator[str]:
+    """A warning where a sample of the images never passes an eighth of the range: 12 bits in 16, or a range of 0..1."""
+    brightest, places = -1, np.linspace(0, len(train) - 1, min(len(train), _SAMPLED)).astype(int)
+    for place in places.tolist():
+        with suppress(BadImageError):
+            image = read_image(train, place, channels=channels, max_pixels=config.max_pixels)
+            brightest = max(brightest, int(image.max()))
+        if brightest >= 32:  # nearly always the first one
+            return
+    if brightest >= 0:
+        yield (
+            f"{name}: of {len(places)} training images none is brighter than {brightest} of 255: rescale arrays to "
+            "0..255, and the samples of 16-bit files to 0..65535"
+        )
 
 
 def _readable(test: ImageSource, config: DataConfig, channels: int) -> ImageSource:

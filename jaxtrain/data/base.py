@@ -145,6 +145,10 @@ class Dataset:
     std: tuple[float, ...] | None = None
     bad_images: tuple[str, ...] = ()
     """Unreadable images that were skipped, as `describe` names them."""
+    taken: str = ""
+    """Which folders became which split, where that is not plain."""
+    warnings: tuple[str, ...] = ()
+    """What of the data is not as one would expect."""
     classes: tuple[int, ...] | tuple[str, ...] | None = None
     """What labels were given as, in the order of `class_names`; None: places in it."""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxtrain.config import Config, DataConfig, chosen
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource
-from jaxtrain.data.decode import BadImageError, read_image
+from jaxtrain.data.decode import BadImageError, naming_memory_errors, read_image
 from jaxtrain.data.scan import parallel, refuse_more
 from jaxtrain.data.transforms import Interpolation, center_crop_resize, keeps_as_it_is
 from jaxtrain.errors import RunError, UserError
@@ -45,14 +45,16 @@ def make_resident(dataset: Dataset, config: Config) -> Dataset | None:
             "set augment.crop=pad or data.loader=stream"
         )
     bad: list[str] = []
-    train = _decoded(dataset.train, config, None if native else size, bad)
-    val = None if dataset.val is None else _decoded(dataset.val, config, size, bad)
+    train = _decoded(dataset.train, config, None if native else size, bad, (height, width))
+    val = None if dataset.val is None else _decoded(dataset.val, config, size, bad, (size, size))
     refuse_more(bad, data.max_bad_images)
     return replace(dataset, train=train, val=val, bad_images=(*dataset.bad_images, *bad))
 
 
-def _decoded(source: ImageSource, config: Config, size: int | None, bad: list[str]) -> ArraySource:
-    """All images as one array `uint8[images, height, width, channels]`, in threads; `bad` gets what was dropped."""
+def _decoded(
+    source: ImageSource, config: Config, size: int | None, bad: list[str], shape: tuple[int, int]
+) -> ArraySource:
+    """All images as one array `uint8[images, *shape, channels]`, in threads; `bad` gets what was dropped."""
     data = config.data
     channels, crop_pct = chosen(data.channels), chosen(data.crop_pct)
     interpolation: Interpolation = chosen(data.interpolation)
@@ -65,10 +67,16 @@ def _decoded(source: ImageSource, config: Config, size: int | None, bad: list[st
 
     def one(index: int) -> np.ndarray | str:
         try:
-            image = read_image(source, index, channels=channels, max_pixels=data.max_pixels)
+            with naming_memory_errors(source, index):
+                image = read_image(source, index, channels=channels, max_pixels=data.max_pixels)
+                image = image if size is None else center_crop_resize(image, size, crop_pct, interpolation)
         except BadImageError as error:
             return f"{source.describe(index)}: {error}"
-        return image if size is None else center_crop_resize(image, size, crop_pct, interpolation)
+        if image.shape[:2] != shape:
+            return (
+                f"{source.describe(index)}: {image.shape[1]}x{image.shape[0]}, but {shape[1]}x{shape[0]} in its header"
+            )
+        return image
 
     found = parallel(one, len(source), min(os.cpu_count() or 1, 16))
     bad += [reason for reason in found if isinstance(reason, str)]

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.base import ImageSource
-from jaxtrain.data.decode import BadImageError, image_size_of, read_image
+from jaxtrain.data.decode import (
+    NOT_AN_IMAGE,
+    PNG_SIGNATURE,
+    BadImageError,
+    image_size_of,
+    png_without_pixels,
+    read_image,
+)
 from jaxtrain.errors import RunError
 
 # Enough for the header of nearly every file, a JPEG's EXIF with a thumbnail included.
@@ -52,10 +59,10 @@ Header = tuple[int, int, bool] | str
 """Height, width and whether grey; or the reason why it cannot be read."""
 
 
-def header_of(data: bytes) -> Header:
-    """The header of an encoded image, of which only the first part need be given."""
+def header_of(data: bytes, *, signed: bool = False) -> Header:
+    """The header of an encoded image; of all but PNG only the first part need be given. See `image_size_of`."""
     try:
-        height, width, mode = image_size_of(data)
+        height, width, mode = image_size_of(data, signed=signed)
     except BadImageError as error:
         return str(error)
     if not height * width:
@@ -63,17 +70,27 @@ def header_of(data: bytes) -> Header:
     return height, width, mode in _GREY_MODES or mode.startswith("I;16")
 
 
-def header_of_file(path: str) -> Header:
+def header_of_file(path: str, *, signed: bool = False) -> Header:
     """As `header_of`, reading no more of the file than it takes."""
     try:
         with open(path, "rb", buffering=0) as file:
             head = file.read(_HEAD_BYTES)
-            header = header_of(head)
-            if isinstance(header, str) and len(head) == _HEAD_BYTES:
-                header = header_of(head + file.read())
+            if len(head) < _HEAD_BYTES:
+                return header_of(head, signed=signed)
+            if head.startswith(PNG_SIGNATURE):
+                return header_of(png_without_pixels(file), signed=signed)
+            header = header_of(head, signed=signed)
+            return header_of(head + file.read(), signed=signed) if isinstance(header, str) else header
     except OSError as error:
         return error.strerror or str(error)
-    return header
+
+
+def why_no_image(path: str) -> str | None:
+    """None for an image, whatever its name; else what the file is, "" where that is not known."""
+    header = header_of_file(path, signed=True)
+    if not isinstance(header, str):
+        return None
+    return "" if header == NOT_AN_IMAGE else header.rpartition("it is ")[2]
 
 
 def collect(headers: Sequence[Header]) -> Headers:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.base import Images, ImageSource, Labels
-from jaxtrain.data.decode import BadImageError, pixels_of, read_encoded, size_to_shrink
+from jaxtrain.data.decode import BadImageError, naming_memory_errors, pixels_of, read_encoded, size_to_shrink
 from jaxtrain.data.order import Order
 from jaxtrain.data.scan import refuse_more
 from jaxtrain.data.transforms import (
@@ -112,7 +112,8 @@ class _Places:
         for slot, index in enumerate(self.indices(start, stop).tolist()):
             if index >= 0:
                 try:
-                    images[slot] = self._read(index, start + slot)
+                    with naming_memory_errors(self.source, index):
+                        images[slot] = self._read(index, start + slot)
                 except BadImageError as error:
                     bad.append((slot, str(error)))
         return {"images": images, "bad": bad}

@@ -58,6 +58,8 @@ class Reporter:
     def plan(self, plan: Plan, dataset: Dataset, resumed_at: str | None) -> None:
         """Before training."""
         self._look = plan.look
+        for warning in dataset.warnings:
+            _log.warning("%s", warning)
         if self._config.quiet:
             return
         show_plan(plan)
@@ -165,7 +167,7 @@ def stepwise_plan(setup: Setup, run_dir: Path, look: str | None) -> Plan:
         trainable=size_of(shapes["params"]),
         class_names=setup.dataset.class_names,
         images=class_counts(setup.dataset),
-        settings=_settings(setup),
+        settings=_folders(setup.dataset) | _settings(setup),
         run_dir=run_dir,
         look=look,
     )
@@ -185,7 +187,8 @@ def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: P
         trainable=0,
         class_names=dataset.class_names,
         images=class_counts(dataset),
-        settings={
+        settings=_folders(dataset)
+        | {
             "weights": str(config.model.weights),
             "input": f"{data.image_size} x {data.image_size} x {data.channels}, {features.batch_size} images at once",
             "vector": f"{pooled}{joined}{views}",
@@ -196,6 +199,11 @@ def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: P
         run_dir=run_dir,
         look=look,
     )
+
+
+def _folders(dataset: Dataset) -> dict[str, str]:
+    """Which folder is which split, where the data set has something to say of it."""
+    return {"folders": dataset.taken} if dataset.taken else {}
 
 
 def class_counts(dataset: Dataset) -> dict[str, list[int]]:

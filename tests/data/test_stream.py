@@ -15,9 +15,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from jaxtrain.data.base import ArraySource, FileSource, ImageSource
+from jaxtrain.config import Config, DataConfig
+from jaxtrain.data.base import ArraySource, Dataset, FileSource, ImageSource
 from jaxtrain.data.decode import decode_image
 from jaxtrain.data.order import Order
+from jaxtrain.data.residence import make_resident
 from jaxtrain.data.stream import HostBatch, eval_batches, prefetch_to_device, train_batches
 from jaxtrain.data.transforms import center_crop_resize, crop_generator, random_resized_crop
 from jaxtrain.errors import RunError, UserError
@@ -460,3 +462,23 @@ def test_workers_follow_a_killed_parent(source, tmp_path):
     assert not alive
     # The tracker frees what it was told of: of some 30 parts all but those that a worker had made and not yet told.
     _assert_freed(shared, left=len(family) - 1)
+
+
+class _Hungry(ArraySource):
+    def read(self, index):
+        if index == 5:
+            raise MemoryError
+        return super().read(index)
+
+
+@pytest.mark.parametrize("loader", ["stream", "device"])
+def test_where_memory_runs_out_the_image_is_named(loader):
+    hungry = _Hungry(np.full((9, 8, 9, 3), 99, np.uint8), np.zeros(9, np.int32), "hungry")
+    data = DataConfig(loader="device", image_size=8, channels=3, crop_pct=1.0, interpolation="bilinear")
+    dataset = Dataset("x", ("a", "b"), hungry, None, lambda: None, 3, (8, 9))
+
+    def read():
+        return list(_eval(hungry)) if loader == "stream" else make_resident(dataset, Config(technique="pt", data=data))
+
+    with pytest.raises(RunError, match="hungry image 5: memory"):
+        read()
