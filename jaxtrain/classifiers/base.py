@@ -21,7 +21,7 @@ from jaxtrain.classifiers.trained import Trained
 from jaxtrain.config import Config, DataConfig, chosen
 from jaxtrain.config_io import explain
 from jaxtrain.data.arrays import from_arrays
-from jaxtrain.data.augment import augment, mix, normalize
+from jaxtrain.data.augment import augment, mix, mix_weighted, normalize
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.sources import ARRAYS, load_dataset
 from jaxtrain.errors import UserError, nearest
@@ -134,7 +134,10 @@ class BaseClassifier(Trained):
         if binding.class_weights is not None:
             each = jnp.asarray(binding.class_weights, jnp.float32)[batch.label]
             weight = each if weight is None else weight * each
-        image, label = mix(self.config.augment, keys, image, label)
+        if weight is None:
+            image, label = mix(self.config.augment, keys, image, label)
+        else:
+            image, label, weight = mix_weighted(self.config.augment, keys, image, label, weight)
         return Batch(normalize(image, chosen(data.mean), chosen(data.std)), label, weight)
 
     def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
