@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.data.bad_images import BadImages
+
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int32]
 
@@ -143,12 +145,10 @@ class Dataset:
     mean: tuple[float, ...] | None = None
     """Known channel means in 0..1; None: 0.5."""
     std: tuple[float, ...] | None = None
-    bad_images: tuple[str, ...] = ()
-    """Unreadable images that were skipped, as `describe` names them."""
+    bad_images: BadImages = field(default_factory=BadImages)
+    """Unreadable images that were skipped, or are yet to be met; the same object in all copies."""
     taken: str = ""
     """Which folders became which split, where that is not plain."""
-    warnings: tuple[str, ...] = ()
-    """What of the data is not as one would expect."""
     classes: tuple[int, ...] | tuple[str, ...] | None = None
     """What labels were given as, in the order of `class_names`; None: places in it."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,7 @@ import numpy as np
 
 from jaxtrain.config import DataConfig
 from jaxtrain.data.assemble import assemble
+from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import Dataset, FileSource, ImageSource
 from jaxtrain.data.known import Known
 from jaxtrain.data.paths import existing
@@ -38,6 +41,7 @@ _SYSTEM = (
 )
 _LAYOUT = "expected PATH/CLASS/*.jpg or PATH/{train,val,test}/CLASS/*.jpg"
 _SHOWN = 10
+_log = logging.getLogger(__name__)
 
 
 class _Split(NamedTuple):
@@ -83,7 +87,10 @@ def folder_dataset(config: DataConfig, text: str) -> Dataset:
 
     sources = {name: part.images for name, part in found.items()}
     headers = {name: scan_files([str(p) for p in s.paths], config.max_pixels) for name, s in sources.items()}
-    kept, bad_images = drop_bad({n: (sources[n], headers[n].bad) for n in sources}, config.max_bad_images)
+    bad_images = BadImages(config.max_bad_images)
+    kept = drop_bad({n: (sources[n], headers[n].bad) for n in sources}, bad_images)
+    for warning in _warnings(root, splits, found):
+        _log.warning("%s", warning)
     test: ImageSource | None = kept.get("test")
     dataset = assemble(
         config,
@@ -97,9 +104,9 @@ def folder_dataset(config: DataConfig, text: str) -> Dataset:
         known=Known(),
         bad_images=bad_images,
     )
-    taken = ", ".join(f"{name}: {split.folder.relative_to(root)}" for name, split in splits.items())
-    plain = splits["train"].folder == root
-    return replace(dataset, taken="" if plain else taken, warnings=(*dataset.warnings, *_warnings(root, splits, found)))
+    if splits["train"].folder == root:
+        return dataset
+    return replace(dataset, taken=", ".join(f"{n}: {s.folder.relative_to(root)}" for n, s in splits.items()))
 
 
 def _warnings(root: Path, splits: Mapping[str, _Split], found: Mapping[str, _Found]) -> Iterator[str]:
@@ -199,15 +206,12 @@ def _only_folders(folder: Path) -> bool:
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(_named_image(path) for path in _files_below(str(folder)))
+    return any(_named_image(path) for path in _files_below(folder))
 
 
 def _subfolders(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not _hidden(entry.name) and _is_folder(entry))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be listed: {error.strerror}") from None
+    with _listing(folder) as entries:
+        return sorted(entry.name for entry in entries if not _hidden(entry.name) and _is_folder(entry))
 
 
 # --- which files are images ------------------------------------------------------------------------
@@ -225,7 +229,7 @@ def _list_images(split: _Split, classes: list[str]) -> _Found:
     unused: list[str] = []
     counts = []
     for name in classes:
-        images, others = _images_below(os.path.join(split.folder, name)) if name in split.classes else ([], [])
+        images, others = images_below(os.path.join(split.folder, name)) if name in split.classes else ([], [])
         paths += images
         unused += others
         counts.append(len(images))
@@ -236,7 +240,7 @@ def _list_images(split: _Split, classes: list[str]) -> _Found:
     return _Found(FileSource(paths, labels), lacking, unused)
 
 
-def _images_below(folder: str) -> tuple[list[str], list[str]]:
+def images_below(folder: str | Path) -> tuple[list[str], list[str]]:
     """Every image below a folder and every other file, both ordered by path."""
     images: list[str] = []
     unclear: list[str] = []
@@ -249,17 +253,17 @@ def _images_below(folder: str) -> tuple[list[str], list[str]]:
     return sorted(images), [path for path, reason in zip(unclear, reasons, strict=True) if reason is not None]
 
 
-def _files_below(folder: str) -> Iterator[str]:
+def _files_below(folder: str | Path) -> Iterator[str]:
     """Every file below a folder; a folder that links lead to again is read once."""
     seen: set[tuple[int, int]] = set()
-    waiting = [folder]
+    waiting = [os.fspath(folder)]
     while waiting:
         current = waiting.pop()
-        status = os.stat(current)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(current) as entries:
+        with _listing(current) as entries:
+            status = os.stat(current)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
             for entry in entries:
                 if _hidden(entry.name):
                     continue
@@ -270,8 +274,17 @@ def _files_below(folder: str) -> Iterator[str]:
                     yield entry.path
 
 
+@contextmanager
+def _listing(folder: str | Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield entries
+    except OSError as error:
+        raise UserError(f"{folder} cannot be listed: {error.strerror}") from None
+
+
 def _files(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
+    with _listing(folder) as entries:
         return sorted(entry.path for entry in entries if not _hidden(entry.name) and not _is_folder(entry))
 
 

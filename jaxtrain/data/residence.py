@@ -11,7 +11,7 @@ import numpy as np
 from jaxtrain.config import Config, DataConfig, chosen
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource
 from jaxtrain.data.decode import BadImageError, naming_memory_errors, read_image
-from jaxtrain.data.scan import parallel, refuse_more
+from jaxtrain.data.scan import parallel
 from jaxtrain.data.transforms import Interpolation, center_crop_resize, keeps_as_it_is
 from jaxtrain.errors import RunError, UserError
 
@@ -44,15 +44,16 @@ def make_resident(dataset: Dataset, config: Config) -> Dataset | None:
             "data.loader: random_resized crops of images of several sizes must be streamed; "
             "set augment.crop=pad or data.loader=stream"
         )
-    bad: list[str] = []
-    train = _decoded(dataset.train, config, None if native else size, bad, (height, width))
+    bad: dict[str, str] = {}
+    shape = dataset.uniform_size if native and dataset.uniform_size else (size, size)
+    train = _decoded(dataset.train, config, None if native else size, bad, shape)
     val = None if dataset.val is None else _decoded(dataset.val, config, size, bad, (size, size))
-    refuse_more(bad, data.max_bad_images)
-    return replace(dataset, train=train, val=val, bad_images=(*dataset.bad_images, *bad))
+    dataset.bad_images.add(bad.items())
+    return replace(dataset, train=train, val=val)
 
 
 def _decoded(
-    source: ImageSource, config: Config, size: int | None, bad: list[str], shape: tuple[int, int]
+    source: ImageSource, config: Config, size: int | None, bad: dict[str, str], shape: tuple[int, int]
 ) -> ArraySource:
     """All images as one array `uint8[images, *shape, channels]`, in threads; `bad` gets what was dropped."""
     data = config.data
@@ -71,18 +72,16 @@ def _decoded(
                 image = read_image(source, index, channels=channels, max_pixels=data.max_pixels)
                 image = image if size is None else center_crop_resize(image, size, crop_pct, interpolation)
         except BadImageError as error:
-            return f"{source.describe(index)}: {error}"
+            return str(error)
         if image.shape[:2] != shape:
-            return (
-                f"{source.describe(index)}: {image.shape[1]}x{image.shape[0]}, but {shape[1]}x{shape[0]} in its header"
-            )
+            return f"{image.shape[1]}x{image.shape[0]}, but {shape[1]}x{shape[0]} in its header"
         return image
 
     found = parallel(one, len(source), min(os.cpu_count() or 1, 16))
-    bad += [reason for reason in found if isinstance(reason, str)]
+    bad |= {source.describe(i): reason for i, reason in enumerate(found) if isinstance(reason, str)}
     images = [image for image in found if not isinstance(image, str)]
     if not images:
-        raise RunError(f"none of the {len(source)} images can be read; the first: {bad[0]}")
+        raise RunError(f"none of the {len(source)} images can be read; the first: {source.describe(0)}: {found[0]}")
     places = np.flatnonzero([not isinstance(image, str) for image in found])
     given = source.weights if isinstance(source, ArraySource) else None
     weights = None if given is None else given[places]

@@ -55,16 +55,12 @@ class Reporter:
         """The run directory, as short as can be."""
         return self._run_dir
 
-    def plan(self, plan: Plan, dataset: Dataset, resumed_at: str | None) -> None:
+    def plan(self, plan: Plan, resumed_at: str | None) -> None:
         """Before training."""
         self._look = plan.look
-        for warning in dataset.warnings:
-            _log.warning("%s", warning)
         if self._config.quiet:
             return
         show_plan(plan)
-        for name in dataset.bad_images:
-            _log.warning("skipped: %s", name)
         if resumed_at is not None:
             print(f"resuming at {resumed_at}")
 
@@ -123,6 +119,7 @@ class Reporter:
                 test_accuracy=summary["test_accuracy"],
                 test_loss=summary["test_loss"],
                 looks=looks,
+                skipped=summary["skipped_images"],
                 commands=commands,
             )
         )

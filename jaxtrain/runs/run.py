@@ -77,6 +77,7 @@ def begin(
         listening = StopRequest() if stop is None else contextlib.nullcontext(stop)
         with listening as stop, _failures_written(_error_log(opened.run_dir)):
             bound = technique.bind(opened.config)
+            dataset.bad_images.allowed = opened.config.data.max_bad_images
             yield Job(bound, dataset, opened.directory, opened.run_dir, reporter, stop, opened.resuming, part)
 
 
@@ -211,11 +212,13 @@ def under_way(job: Job) -> Iterator[None]:
         job.learning, job.tracker = learning, tracker
         with _tracked(tracker, job.reporter):
             plan = learning.plan(job.reporter.run_dir, look(tracker.uri) if tracker.uri else None)
-            job.reporter.plan(plan, learning.dataset, learning.position if job.resuming else None)
+            job.reporter.plan(plan, learning.position if job.resuming else None)
             yield
 
     def record() -> dict[str, Any]:
-        summary = {**job.result.summary, "mlflow_run_id": tracker.run_id}
+        skipped = job.dataset.bad_images.listed()
+        skips = {"skipped_images": len(skipped), "skipped": skipped}
+        summary = {**job.result.summary, **skips, "mlflow_run_id": tracker.run_id}
         job.directory.write_summary(summary)
         return summary
 

@@ -58,6 +58,7 @@ class Stepwise:
         self.member: Member | None = None
         """The run in the loop, once it trains."""
         if restored:
+            self.dataset.bad_images.add(restored.meta.get("bad_images", {}).items())
             setup.state = from_arrays(restored.state, like=setup.state)
         else:
             setup.state = job.technique.start(job, setup.state, setup.step.optimizer)
@@ -112,7 +113,7 @@ class Stepwise:
         """The run as it goes into the loop."""
         job = self._job
         telling = () if job.part is None else (Telling(job.part),)
-        saving = Saving(tracker, self._checkpoints)
+        saving = Saving(tracker, self._checkpoints, job.dataset.bad_images)
         callbacks = (Recording(tracker, job), *telling, saving, *job.technique.callbacks)
         best = self._restored.best if self._restored else None
         names = job.dataset.class_names
@@ -219,13 +220,13 @@ class Stepwise:
 
 def evaluator(setup: Setup, cut_off: Callable[[], bool]) -> Evaluate | None:
     """Validation metrics of a state; None where there is no validation set. `cut_off` is asked before each batch."""
-    val, inference = setup.dataset.val, setup.inference
+    val, inference, bad_images = setup.dataset.val, setup.inference, setup.dataset.bad_images
     if val is None:
         return None
     fixed = None if setup.streamed else resident_batches(inference, val)
 
     def batches() -> Batches:
-        for batch in inference.batches(val) if fixed is None else fixed:
+        for batch in inference.batches(val, bad_images) if fixed is None else fixed:
             if cut_off():
                 raise EvaluationStoppedError
             yield batch

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from jaxtrain.config import Config, DataConfig
+from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, Dataset, FileSource, ImageSource
 from jaxtrain.data.decode import decode_image
 from jaxtrain.data.order import Order
@@ -280,21 +281,21 @@ def broken(source, tmp_path):
 def test_bad_images_stop_the_run_at_once_by_default(broken):
     with (
         _eval(broken) as stream,
-        pytest.raises(RunError, match=r"1 unreadable .* allows 0: .*cut.jpg \(.*trunc.*\)"),
+        pytest.raises(RunError, match=r"1 unreadable .* allows 0: .*cut.jpg: .*trunc"),
     ):
         next(stream)
     with (
-        _eval(broken, max_bad_images=1) as stream,
-        pytest.raises(RunError, match=r"allows 1: .*cut.*; .*missing.jpg \(No such"),
+        _eval(broken, bad_images=BadImages(1)) as stream,
+        pytest.raises(RunError, match=r"allows 1: .*cut.*; .*missing.jpg: No such"),
     ):
         next(stream)
 
 
 def test_tolerated_bad_images_weigh_nothing_and_are_named(broken, source):
-    with _train(broken, max_bad_images=2, stop_step=5) as stream:
+    bad_images = BadImages(2)
+    with _train(broken, bad_images=bad_images, stop_step=5) as stream:
         batches = list(stream)
-    assert sorted(stream.bad_images) == [5, 11]
-    assert "cut.jpg" in stream.bad_images[5]
+    assert sorted(os.path.basename(name) for name in bad_images.reasons) == ["cut.jpg", "missing.jpg"]
     for batch, sound in zip(batches, _collect(_train(source, stop_step=5)), strict=True):
         bad = np.isin(batch.indices, [5, 11])
         np.testing.assert_array_equal(batch.weights, np.where(bad, 0, 1))
@@ -309,7 +310,7 @@ def test_too_many_pixels_count_as_unreadable(source):
 
 
 def test_a_bug_in_a_source_is_not_taken_for_a_bad_image(source):
-    with _eval(_Faulty(source), max_bad_images=10) as stream, pytest.raises(KeyError, match="a bug"):
+    with _eval(_Faulty(source), bad_images=BadImages(10)) as stream, pytest.raises(KeyError, match="a bug"):
         next(stream)
 
 
