@@ -52,6 +52,8 @@ class ArraySource:
     """Cropped and resized for the model already: nothing of that is done again."""
     weights: NDArray[np.float32] | None = None
     """`float32[images]`: how much each image counts in training; None: all the same."""
+    loaded: ImageSource | None = None
+    """The same images as they were before they were decoded or resized into this array; None: as they are here."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,15 +63,16 @@ class ArraySource:
         return np.asarray(self.images[index])
 
     def describe(self, index: int) -> str:
-        """For messages."""
-        return f"{self.origin} image {index}"
+        """As it was called before it was decoded, else by its number."""
+        return f"{self.origin} image {index}" if self.loaded is None else self.loaded.describe(index)
 
     def select(self, indices: NDArray[np.int64]) -> ImageSource:
         """The same images, fewer or in another order: a copy, or a view of a memory-mapped array."""
         if isinstance(self.images, np.memmap):
             return Subset(self, indices)
         weights = None if self.weights is None else self.weights[indices]
-        return replace(self, images=self.images[indices], labels=self.labels[indices], weights=weights)
+        loaded = None if self.loaded is None else self.loaded.select(indices)
+        return replace(self, images=self.images[indices], labels=self.labels[indices], weights=weights, loaded=loaded)
 
 
 @dataclass(frozen=True)

@@ -85,4 +85,7 @@ def _decoded(
     places = np.flatnonzero([not isinstance(image, str) for image in found])
     given = source.weights if isinstance(source, ArraySource) else None
     weights = None if given is None else given[places]
-    return ArraySource(np.stack(images), source.labels[places], prepared=size is not None, weights=weights)
+    loaded = source.select(places) if bad else source
+    return ArraySource(
+        np.stack(images), source.labels[places], prepared=size is not None, weights=weights, loaded=loaded
+    )
