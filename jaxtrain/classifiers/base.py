@@ -24,6 +24,7 @@ from jaxtrain.data.arrays import from_arrays
 from jaxtrain.data.augment import augment, mix, mix_weighted, normalize
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.sources import ARRAYS, load_dataset
+from jaxtrain.data.worker_watch import refuse_in_worker
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.models import create_model
 from jaxtrain.models.own import build_own, calling, synchronised
@@ -295,6 +296,7 @@ class BaseClassifier(Trained):
         opened once, at the end. `sample_weight` is `float[images]`: how much each image counts in training. Raises
         UserError for wrong input and RunError when the run can't go on.
         """
+        refuse_in_worker()
         set_cpu_devices(self.config.parallel)
         processes.start(self.config.parallel)
         with processes.together():

@@ -34,7 +34,7 @@ from jaxtrain.data.transforms import (
     random_resized_crop,
     resize,
 )
-from jaxtrain.data.worker_watch import WorkerWatch
+from jaxtrain.data.worker_watch import WorkerWatch, refuse_in_worker
 from jaxtrain.errors import RunError, UserError
 
 T = TypeVar("T")
@@ -145,6 +145,7 @@ class BatchStream(Iterator[HostBatch]):
     """
 
     def __init__(self, places: _Places, workers: int | None, prefetch: int, bad_images: BadImages | None) -> None:
+        refuse_in_worker()
         self._places = places
         self._bad_images = bad_images or BadImages()
         self._step = places.start_step
