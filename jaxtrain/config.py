@@ -61,8 +61,10 @@ class DataConfig(Section):
     """1 grey, 3 RGB; other images are converted (default: the data set's)."""
     val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the training set held out, stratified and seeded; unused where the source has a validation split."""
+    test_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of a source without a test set that is held out as one, stratified and seeded; validation comes after."""
     split_seed: int = 0
-    """Seed of the held-out split; kept apart from `seed` so that runs with other seeds compare on one split."""
+    """Seed of the held-out splits; kept apart from `seed` so that runs with other seeds compare on one split."""
     max_train_images: Count | None = None
     """Use only so many training images (stratified, seeded; after the split)."""
     shots: Count | None = None

@@ -40,20 +40,20 @@ def assemble(
 ) -> Dataset:
     """The data set as the rest of jaxtrain takes it.
 
-    Without a validation split of its own, `val_fraction` of the training images is held out. Arrays in memory
+    Without a test set of its own, `test_fraction` of the training images is held out, then `val_fraction` of the rest
+    without a validation split. Arrays in memory
     get the data set's channels here; other sources are converted image by image as they are read.
     """
     if len(class_names) < 2:
         raise UserError(f"{name} has one class only ({', '.join(class_names)}): a classifier needs two or more")
     channels = config.channels or natural_channels
+    drawn: ImageSource | None = None
+    if config.test_fraction > 0:
+        if open_test() is not None:
+            raise UserError(f"data.test_fraction: {name} has a test set of its own; leave the option out")
+        train, drawn = _hold_out(train, "test_fraction", config)
     if val is None and config.val_fraction > 0:
-        kept, held = stratified_split(train.labels, config.val_fraction, config.split_seed)
-        if not len(kept) or not len(held):
-            raise UserError(
-                f"data.val_fraction {config.val_fraction} of {len(train)} training images leaves "
-                f"{len(kept)} to train on and {len(held)} to validate on"
-            )
-        train, val = train.select(kept), train.select(held)
+        train, val = _hold_out(train, "val_fraction", config)
     if config.max_train_images is not None and config.max_train_images < len(train):
         train = train.select(_subset(train, config.max_train_images, config.split_seed))
     mean, std = _statistics(config, known, channels)
@@ -61,7 +61,7 @@ def assemble(
     _warn_if_dark(name, train, config, channels)
 
     def open_converted() -> ImageSource | None:
-        test = open_test()
+        test = open_test() if drawn is None else drawn
         return None if test is None else _readable(_with_channels(test, channels), config, channels, bad_images)
 
     return Dataset(
@@ -77,6 +77,18 @@ def assemble(
         std=std,
         bad_images=bad_images,
     )
+
+
+def _hold_out(train: ImageSource, option: str, config: DataConfig) -> tuple[ImageSource, ImageSource]:
+    """The images that remain for training, and the share that the option says."""
+    fraction = getattr(config, option)
+    kept, held = stratified_split(train.labels, fraction, config.split_seed)
+    if not len(kept) or not len(held):
+        raise UserError(
+            f"data.{option} {fraction} of {len(train)} training images leaves {len(kept)} to train on and "
+            f"{len(held)} held out"
+        )
+    return train.select(kept), train.select(held)
 
 
 def _warn_if_dark(name: str, train: ImageSource, config: DataConfig, channels: int) -> None:

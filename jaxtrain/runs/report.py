@@ -105,8 +105,11 @@ class Reporter:
         commands = {
             "look": self._look or f"less {shlex.quote(str(self._run_dir / 'metrics.jsonl'))}",
             "predict": command("predict", self._run_dir, "IMAGE"),
-            "compare": command("benchmark", self._run_dir, "OTHER_RUN"),
         }
+        if summary["test_accuracy"] is not None:
+            commands["compare"] = command("benchmark", self._run_dir, "OTHER_RUN")
+        else:
+            commands["test"] = "--data.test-fraction 0.2 (data={'test_fraction': 0.2} in Python) holds out a test set"
         show_result(
             Result(
                 title=f"{summary['technique'].upper()}: {summary['model']} on {summary['dataset']}",

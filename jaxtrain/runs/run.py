@@ -186,7 +186,7 @@ def _test(job: Job) -> dict[str, Any]:
         params_sha256=summary["params_sha256"],
     )
     if evaluation is None:
-        _log.warning("%s has no test images: nothing was tested", dataset.name)
+        _log.warning("%s has no test images: nothing was tested (data.test_fraction holds some out)", dataset.name)
         return {}
     metrics = evaluation.metrics
     tracker.log(summary["steps"], metrics)

@@ -9,6 +9,7 @@ import yaml
 from jaxtrain import PTClassifier
 from jaxtrain.config_io import load_config
 from jaxtrain.errors import UserError
+from jaxtrain.runs import report
 
 SECRET = "correct-horse"
 
@@ -91,3 +92,16 @@ def test_a_tracking_store_that_cannot_be_leaves_no_directory(tmp_path, monkeypat
     with pytest.raises(UserError, match="did you mean 'postgresql'"):
         model.fit(images, labels)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_what_to_do_next_is_what_can_be_done(tmp_path, monkeypatch, capsys, fraction):
+    """A run that was not tested cannot be compared; it can be given a test set."""
+    monkeypatch.setattr(report, "log_to_stderr", lambda: None)
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    options = {"model": {"name": "linear"}, "train": {"steps": 2}, "tracking": {"enabled": False}}
+    model = PTClassifier(**options, data={"test_fraction": fraction}, run_dir=tmp_path / "run")
+    model.fit(images, np.arange(60) % 3)
+    assert (model.summary["test_accuracy"] is None) == (fraction == 0)
+    shown = capsys.readouterr().out
+    assert ("benchmark" in shown, "test_fraction" in shown) == (fraction > 0, fraction == 0)
