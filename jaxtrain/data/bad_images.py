@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from threading import Lock
 
 from jaxtrain.errors import RunError
 
@@ -20,7 +19,6 @@ class BadImages:
         self.allowed = allowed
         self._named = named
         self._reasons: dict[str, str] = {}
-        self._lock = Lock()
 
     @property
     def reasons(self) -> Mapping[str, str]:
@@ -33,10 +31,9 @@ class BadImages:
 
     def add(self, found: Iterable[tuple[str, str]]) -> None:
         """Enter (name, reason) pairs, also known ones; RunError that lists all where they are more than `allowed`."""
-        with self._lock:
-            new = {name: reason for name, reason in found if name not in self._reasons}
-            self._reasons |= new
-            count = len(self._reasons)
+        new = {name: reason for name, reason in found if name not in self._reasons}
+        self._reasons |= new
+        count = len(self._reasons)
         if new and self.allowed is not None and count > self.allowed:
             listed = self.listed()
             shown = "; ".join(listed[:_SHOWN]) + ("; ..." if count > _SHOWN else "")
