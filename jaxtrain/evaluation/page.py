@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,7 @@ from jaxtrain.evaluation.findings import Shown, Slice
 from jaxtrain.evaluation.gallery import data_uri, thumbnail
 from jaxtrain.evaluation.statistics import Interval
 from jaxtrain.evaluation.wording import METRICS, cost, in_points, value
+from jaxtrain.files import optional
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,20 +96,14 @@ def _context(report: Content) -> dict[str, Any]:
     predictions = comparison.predictions
     with pictures.inked():
         figures = {
-            "leaderboard": picture(pictures.leaderboard(comparison), "Accuracy of each model with its interval"),
-            "pareto": picture(pictures.pareto(comparison), "Accuracy against costs"),
-            "calibration": picture(pictures.calibration(comparison), "Reliability, and mistakes by coverage"),
-            "per_class": picture(pictures.per_class(comparison), "Right answers by class and model"),
-            "curves": picture(pictures.learning_curves(comparison), "Learning curves of the runs"),
-            "robustness": picture(pictures.robustness(report.robustness), "Accuracy by severity of corruption"),
+            "leaderboard": picture(lambda: pictures.leaderboard(comparison), "Accuracy and interval of each model"),
+            "pareto": picture(lambda: pictures.pareto(comparison), "Accuracy against costs"),
+            "calibration": picture(lambda: pictures.calibration(comparison), "Reliability, and mistakes by coverage"),
+            "per_class": picture(lambda: pictures.per_class(comparison), "Right answers by class and model"),
+            "curves": picture(lambda: pictures.learning_curves(comparison), "Learning curves of the runs"),
+            "robustness": picture(lambda: pictures.robustness(report.robustness), "Accuracy by severity of corruption"),
         }
-        confusions = [
-            (
-                entry.name,
-                picture(plots.confusion_matrix(entry.measured.confusion, predictions.class_names), entry.name),
-            )
-            for entry in comparison.entries[:MAX_MATRIX]
-        ]
+        confusions = [_confusion(entry, predictions.class_names) for entry in comparison.entries[:MAX_MATRIX]]
     return {
         "title": predictions.dataset,
         "facts": _facts(report),
@@ -123,7 +118,7 @@ def _context(report: Content) -> dict[str, Any]:
         "calibration": _calibration(comparison.entries),
         "slices": _slices(report.slices),
         "figures": figures,
-        "confusions": confusions,
+        "confusions": [one for one in confusions if one is not None],
         "galleries": _galleries(report),
         "near": _near(report),
         "robustness": _robustness(report.robustness),
@@ -132,9 +127,16 @@ def _context(report: Content) -> dict[str, Any]:
     }
 
 
-def picture(figure: Figure | None, text: str) -> Picture | None:
-    """A figure as the page takes it."""
-    return None if figure is None else Picture(data_uri(pictures.to_svg(figure), "image/svg+xml"), text)
+def picture(make: Callable[[], Figure | None], text: str) -> Picture | None:
+    """A figure as the page takes it; None, with a warning, where it cannot be made."""
+    with optional(f"the picture '{text}'"):
+        if (figure := make()) is not None:
+            return Picture(data_uri(pictures.to_svg(figure), "image/svg+xml"), text)
+    return None
+
+
+def _confusion(entry: Entry, class_names: Sequence[str]) -> Picture | None:
+    return picture(lambda: plots.confusion_matrix(entry.measured.confusion, class_names), entry.name)
 
 
 def _facts(report: Content) -> list[tuple[str, str]]:

@@ -246,8 +246,9 @@ def track_report(report: Report, folder: Path, config: TrackingConfig, ids: Sequ
             "evaluations": " ".join(filter(None, ids)),
         },
     )
-    for name in FILES:
-        tracker.artifact(folder / name)
+    for path in (folder / name for name in FILES):
+        if path.is_file():
+            tracker.artifact(path)
     told = tracker.finish("FINISHED")
     if told.problem is not None:
         _log.warning("MLflow lacks the report (%s); it is in %s", told.problem, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,13 @@ def render(found: Results, best: str | None, test: Mapping[str, Any] | None) -> 
     return render_template("sweep.html.j2", _context(found, best, test), Path(__file__).parent)
 
 
-def figures(found: Results) -> dict[str, Any]:
-    """The pictures by name, None for those that would show nothing."""
-    return {
-        "settings": plots.settings(found),
-        "effects": plots.effects(found),
-        "importances": plots.importances(found),
-        "parallel": plots.parallel_coordinates(found),
-    }
-
-
+FIGURES = {
+    "settings": plots.settings,
+    "effects": plots.effects,
+    "importances": plots.importances,
+    "parallel": plots.parallel_coordinates,
+}
+"""What makes each picture; None where it would show nothing."""
 _TEXTS = {
     "settings": "The objective of every setting with its interval",
     "effects": "Main effects of every axis",
@@ -42,7 +40,7 @@ _TEXTS = {
 def _context(found: Results, best: str | None, test: Mapping[str, Any] | None) -> dict[str, Any]:
     sweep = found.sweep
     with inked():
-        shown = {name: picture(figure, _TEXTS[name]) for name, figure in figures(found).items()}
+        shown = {name: picture(partial(make, found), _TEXTS[name]) for name, make in FIGURES.items()}
     against = "baseline" if sweep.combine == "one_at_a_time" else "mean over all settings of the same seed"
     return {
         "title": sweep.name,

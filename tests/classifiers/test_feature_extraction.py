@@ -1,5 +1,6 @@
 """Feature extraction from Python: a backbone of our own, its embeddings computed once, heads on them."""
 
+import csv
 import json
 
 import numpy as np
@@ -120,14 +121,18 @@ def test_pictures_are_made(run):
     assert {"head_grid.png", "embeddings.png", "neighbours.png", "metrics.jsonl"} <= names
 
 
-def test_the_grid_is_in_the_journal(run):
+def test_the_grid_is_a_table_and_the_journal_has_the_chosen_setting_alone(run):
     classifier, _ = run
-    lines = [json.loads(line) for line in (classifier.run_dir / "metrics.jsonl").read_text().splitlines()]
-    grid = [line for line in lines if "grid/val_accuracy" in line]
-    assert len(grid) == classifier.summary["steps"] == 45
-    best = next(line for line in grid if "val/accuracy" in line)
-    assert best["grid/val_accuracy"] == classifier.summary["val_accuracy"]
-    assert best["grid/val_loss"] == min(x["grid/val_loss"] for x in grid)
+    summary, folder = classifier.summary, classifier.run_dir
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    validated = [record for record in records if "val/accuracy" in record]
+    assert [record["step"] for record in validated] == [summary["best_step"]]
+    assert validated[0]["val/accuracy"] == summary["val_accuracy"]
+    grid = list(csv.DictReader((folder / "head_grid.csv").open()))
+    assert len(grid) == summary["steps"] == 45
+    assert [place for place, row in enumerate(grid) if row["chosen"] == "True"] == [summary["best_step"]]
+    assert float(grid[summary["best_step"]]["val_loss"]) == min(float(row["val_loss"]) for row in grid)
+    assert not any("grid/" in name for record in records for name in record)
 
 
 def test_augmented_views_are_kept_apart_and_used(backbone, halves, tmp_path):

@@ -22,6 +22,8 @@ def vectors(images=120, classes=3, seed=0, features=4):
 
 TRAIN, VAL, TEST = vectors(), vectors(80, seed=1), vectors(80, seed=2)
 
+VAL_10 = vectors(80, seed=1, features=10)
+
 
 def config(name, **options):
     return HeadConfig(name=name if name == "xgboost" else f"sklearn:{name}", **options)
@@ -157,6 +159,17 @@ def test_xgboost_round_trip():
     head = fit_head(config("xgboost", trials=3), TRAIN, VAL, num_classes=3)
     assert (head.logits(TEST.x).argmax(1) == TEST.y).mean() > 0.7
     np.testing.assert_array_equal(restored(head).logits(TEST.x), head.logits(TEST.x))
+
+
+def test_a_setting_that_cannot_be_fitted_costs_no_other(caplog):
+    """Without regularisation QDA needs more images in each class than features."""
+    few = vectors(24, features=10)
+    head = fit_head(config("QuadraticDiscriminantAnalysis", trials=6), few, VAL_10, num_classes=3)
+    assert 1 <= len(head.curve) < 6
+    assert head.settings["reg_param"] > 0
+    assert "not full rank" in caplog.text
+    with pytest.raises(RunError, match="not full rank"):
+        fit_head(config("QuadraticDiscriminantAnalysis", trials=1), few, VAL_10, num_classes=3)
 
 
 def test_a_classifier_that_fails_names_the_cause():
