@@ -173,7 +173,7 @@ def _recipes(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
         row = [Cell(recipe.name, ", ".join(recipe.members) if len(recipe.members) > 1 else "", "name")]
         for name in names:
             mean, deviation, interval = recipe.metrics[name]
-            spread = f" ± {value(name, deviation)}" if len(recipe.members) > 1 else ""
+            spread = f" ± {value(name, deviation)}" if deviation else ""
             row.append(Cell(f"{value(name, mean)}{spread}", _range(name, interval)))
         rows.append(row)
     return ["recipe", *(METRICS[name] for name in names)], rows

@@ -38,7 +38,6 @@ from jaxtrain.trees import tree_digest
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FIGURES = ("loss", "accuracy")
 _log = logging.getLogger(__name__)
 
 
@@ -125,7 +124,7 @@ class HeadLearning:
             steps=len(head.curve),
             seconds=train.seconds + (val.seconds if val else 0.0) + head_seconds,
             images=computed,
-            val_accuracy=None if val is None else head.curve[head.chosen]["val_accuracy"],
+            val_accuracy=_val_accuracy(head, vectors),
             best_step=head.chosen,
             devices=[str(device.device_kind) for device in self.inference.strategy.devices],
             extra={"head": head.meta()},
@@ -215,9 +214,11 @@ class HeadLearning:
     def _record(self, head: FittedHead, val: Vectors | None, tracker: Tracker) -> None:
         """The chosen setting as parameters and as the run's metrics; every setting as a row of `head_grid.csv`."""
         entry = head.curve[head.chosen]
-        values = {f"train/{name}": entry[f"train_{name}"] for name in _FIGURES if f"train_{name}" in entry}
+        values: dict[str, Any] = {
+            f"train/{name}": entry[f"train_{name}"] for name in ("loss", "accuracy") if f"train_{name}" in entry
+        }
         if val is not None:
-            values |= {f"val/{name}": entry[f"val_{name}"] for name in _FIGURES}
+            values |= {"val/loss": entry["val_loss"], "val/accuracy": _val_accuracy(head, val)}
             own = self._technique.metrics
             values |= {name: float(metric(head.logits(val.x), val.y)) for name, metric in own.items()}
         tracker.log(head.chosen, values)
@@ -261,6 +262,13 @@ def fit_vectors(
     tree = {"params": dict(head.arrays), "frozen": {}, "model_state": {}}
     bound = technique.bind(config, Binding(len(names)))
     return Fitted(bound, tuple(map(str, names)), tree, {"head": head.meta()})
+
+
+def _val_accuracy(head: FittedHead, val: Vectors | None) -> float | None:
+    """Of the chosen setting, as a share of so many images to the last bit: heads sum in float32 or float64."""
+    if val is None:
+        return None
+    return round(head.curve[head.chosen]["val_accuracy"] * len(val.y)) / len(val.y)
 
 
 def vector_weights(config: Config, train: Vectors, classes: int) -> NDArray[np.float32] | None:

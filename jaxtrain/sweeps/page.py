@@ -50,7 +50,7 @@ def _context(found: Results, best: str | None, test: Mapping[str, Any] | None) -
         "test": _test(test),
         "settings": _settings(found),
         "effects": _effects(found),
-        "effect_text": f"Difference to the {against}, mean over seeds with the half width of its 95% interval.",
+        "effect_text": f"Difference to the {against}, mean over seeds with its 95% interval.",
         "interactions": _interactions(found),
         "runs": _runs(found),
         "figures": shown,
@@ -66,6 +66,12 @@ def warnings(found: Results) -> list[str]:
         lines.append(f"{len(ended)} of {len(found.outcomes)} runs have no result: they are in no mean")
     if len(found.sweep.seeds) < 3:
         lines.append("fewer than 3 seeds say little about what another seed would give")
+    if same := found.seedless:
+        some = "every setting" if len(same) == len(found.ranked) else f"{len(same)} settings"
+        lines.append(f"all seeds of {some} came to the same parameters: one result each, without an interval")
+    if tied := found.tied:
+        labels = "; ".join(one.setting.label for one in tied[:3]) + ("; ..." if len(tied) > 3 else "")
+        lines.append(f"a tie for the best, of which the cheapest was chosen (parameters, then seconds); also: {labels}")
     best, base = found.best, found.baseline
     if best is not None and best.setting.digest != base and best.against is not None:
         sign = 1.0 if found.sweep.higher_is_better else -1.0

@@ -61,14 +61,12 @@ def write_tables(found: Results, folder: Path) -> list[Path]:
 
 
 def in_words(one: Estimate, higher: bool, *, signed: bool = False) -> str:
-    """A mean with the half width of its interval; accuracies in percent or points."""
+    """A mean with its interval; accuracies in percent or points."""
     if one.count == 0:
         return ""
-    factor, digits = (100.0, 2) if higher else (1.0, 4)
-    text = f"{factor * one.mean:{'+' if signed else ''}.{digits}f}"
-    if not math.isfinite(one.low):
-        return text
-    return f"{text} ± {factor * (one.high - one.low) / 2:.{digits}f}"
+    factor, form = (100.0, ".2f") if higher else (1.0, ".4f")
+    mean, low, high = (f"{factor * value:{'+' if signed else ''}{form}}" for value in (one.mean, one.low, one.high))
+    return f"{mean} [{low}, {high}]" if math.isfinite(one.low) else mean
 
 
 def setting_row(found: Results, one: Ranked) -> dict[str, Any]:
