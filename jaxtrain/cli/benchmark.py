@@ -12,7 +12,6 @@ from jaxtrain.config import DataConfig, TrackingConfig
 
 # As many as fit 80 columns beside the names; the report has them all.
 _SHOWN = ("macro_f1", "ece")
-_COSTS = {"train_seconds": "training", "latency_ms_p50": "latency"}
 
 
 class Benchmark(Command):
@@ -76,7 +75,7 @@ class Benchmark(Command):
 
 
 def _show(report, folder: Path, tracking: TrackingConfig) -> None:  # type: ignore[no-untyped-def]
-    from jaxtrain.evaluation.wording import METRICS, cost, value
+    from jaxtrain.evaluation.wording import METRICS, cost, training_time, value
     from jaxtrain.screen.console import print_line, show_table
     from jaxtrain.tracking.store import tracking_uri
     from jaxtrain.tracking.tracker import look
@@ -91,7 +90,7 @@ def _show(report, folder: Path, tracking: TrackingConfig) -> None:  # type: igno
             "95%": f"{100 * low:.1f}-{100 * high:.1f}",
         }
         row |= {METRICS[name]: value(name, measured.metrics[name]) for name in _SHOWN}
-        row |= {name: cost(key, costs.get(key)) for key, name in _COSTS.items()}
+        row |= {"training": training_time(costs), "latency": cost("latency_ms_p50", costs.get("latency_ms_p50"))}
         rows.append(row)
     print_line("")
     show_table(rows, right=set(rows[0]) - {"model"})

@@ -13,6 +13,7 @@ from jaxtrain.evaluation import comparison_plots as pictures
 from jaxtrain.evaluation import plots
 from jaxtrain.evaluation.comparison import Comparison, Entry, Pair
 from jaxtrain.evaluation.content import Content
+from jaxtrain.evaluation.costs import Costs
 from jaxtrain.evaluation.findings import Shown, Slice
 from jaxtrain.evaluation.gallery import data_uri, thumbnail
 from jaxtrain.evaluation.statistics import Interval
@@ -29,8 +30,8 @@ _COSTS = {
     "params": "parameters",
     "trainable_params": "trained",
     "train_seconds": "training time",
-    "images_seen": "images seen",
-    "flops_per_image": "operations an image",
+    "images_seen": "images seen in the run",
+    "flops_per_image": "operations per image",
     "latency_ms_p50": "latency p50",
     "latency_ms_p95": "p95",
     "latency_ms_p99": "p99",
@@ -182,11 +183,16 @@ def _recipes(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
 def _costs(entries: Sequence[Entry]) -> tuple[list[str], list[list[Cell]]]:
     names = [name for name in _COSTS if any(name in entry.candidate.costs for entry in entries)]
     rows = [
-        [Cell(entry.name, "", "name"), *(Cell(cost(name, entry.candidate.costs.get(name))) for name in names)]
+        [Cell(entry.name, "", "name"), *(_cost(name, entry.candidate.costs) for name in names)]
         for entry in entries[:MAX_ROWS]
         if entry.candidate.costs
     ]
     return ["model", *(_COSTS[name] for name in names)], rows
+
+
+def _cost(name: str, costs: Costs) -> Cell:
+    more = name == "train_seconds" and costs.get("pretraining_unknown")
+    return Cell(cost(name, costs.get(name)), "plus pre-training" if more else "")
 
 
 def _matrix(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:

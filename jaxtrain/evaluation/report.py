@@ -13,7 +13,7 @@ from jaxtrain.evaluation.content import Content
 from jaxtrain.evaluation.findings import Shown
 from jaxtrain.evaluation.page import render
 from jaxtrain.evaluation.statistics import Interval
-from jaxtrain.evaluation.wording import METRICS, cost, value
+from jaxtrain.evaluation.wording import METRICS, cost, training_time, value
 from jaxtrain.files import optional, write_csv, write_text
 
 if TYPE_CHECKING:
@@ -76,7 +76,10 @@ class Report(Content):
             cells = [entry.name.replace("|", "\\|")]
             for name in _TABLE:
                 cells.append(_with_interval(name, entry.measured.metrics.get(name), entry.measured.intervals.get(name)))
-            cells += [cost(name, entry.candidate.costs.get(name)) for name in _COSTS]
+            costs = entry.candidate.costs
+            cells += [
+                training_time(costs) if name == "train_seconds" else cost(name, costs.get(name)) for name in _COSTS
+            ]
             lines.append(f"| {' | '.join(cells)} |")
         title = f"# {self.comparison.predictions.dataset}: {len(self.comparison.predictions.labels):,} test images"
         parts = [title, "\n".join(lines)]

@@ -21,6 +21,7 @@ from jaxtrain.config_io import without_passwords
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.digest import data_digest
 from jaxtrain.errors import JaxtrainError, RunError
+from jaxtrain.evaluation.costs import training_seconds
 from jaxtrain.evaluation.evaluate import evaluate_on_test, track_evaluation
 from jaxtrain.files import optional
 from jaxtrain.redact import redact
@@ -258,7 +259,7 @@ def _keep(job: Job, learned: Learned) -> Fitted:
 
 def _summary(job: Job, learned: Learned) -> dict[str, Any]:
     """Everything but the test figures and the MLflow run."""
-    dataset, count = job.dataset, _count(learned.weights["params"])
+    dataset, count, pretrained = job.dataset, _count(learned.weights["params"]), job.technique.pretrained
     return {
         "technique": job.technique.technique,
         "model": job.config.model.label,
@@ -274,6 +275,7 @@ def _summary(job: Job, learned: Learned) -> dict[str, Any]:
         "params_sha256": tree_digest(learned.weights["params"]),
         "devices": learned.devices,
         "versions": versions(),
+        **({} if pretrained is None else {"pretraining_seconds": training_seconds(Path(pretrained.source))}),
         **learned.summary,
     }
 

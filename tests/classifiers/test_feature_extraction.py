@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from jaxtrain import FEClassifier, PTClassifier, UserError, load
+from jaxtrain.evaluation.costs import costs_of_training
 
 OFF = {"enabled": False}
 
@@ -128,11 +129,21 @@ def test_the_grid_is_a_table_and_the_journal_has_the_chosen_setting_alone(run):
     validated = [record for record in records if "val/accuracy" in record]
     assert [record["step"] for record in validated] == [summary["best_step"]]
     assert validated[0]["val/accuracy"] == summary["val_accuracy"]
+    shares = round(summary["val_accuracy"] * 60) / 60  # of the images, in no other precision
+    assert summary["val_accuracy"] == shares
     grid = list(csv.DictReader((folder / "head_grid.csv").open()))
     assert len(grid) == summary["steps"] == 45
     assert [place for place, row in enumerate(grid) if row["chosen"] == "True"] == [summary["best_step"]]
     assert float(grid[summary["best_step"]]["val_loss"]) == min(float(row["val_loss"]) for row in grid)
     assert not any("grid/" in name for record in records for name in record)
+
+
+def test_the_training_of_the_weights_is_counted(run, backbone):
+    classifier, _ = run
+    before = json.loads((backbone / "summary.json").read_text())["wall_seconds"]
+    assert classifier.summary["pretraining_seconds"] == before > 0
+    costs = costs_of_training(classifier.summary)
+    assert costs["train_seconds"] == pytest.approx(before + classifier.summary["wall_seconds"])
 
 
 def test_augmented_views_are_kept_apart_and_used(backbone, halves, tmp_path):
