@@ -165,7 +165,7 @@ def open_test_set(dataset: Dataset) -> OpenTestSet | None:
 def predict(classifier: Predictor, test: OpenTestSet, *, technique: str, model: str, params_sha256: str) -> Predictions:
     """Logits for every test image, and for the validation images that can be read. Raises as `evaluate_on_test`."""
     dataset = test.dataset
-    order = _order_of_classes(tuple(classifier.class_names), dataset)
+    order = order_of_classes(tuple(classifier.class_names), dataset)
     logits = classifier.predict_logits(test.images)[:, order]
     bad = np.count_nonzero(~np.isfinite(logits).all(axis=1))
     if bad:
@@ -248,8 +248,8 @@ def track_evaluation(
     return tracker.finish("FINISHED")
 
 
-def _order_of_classes(known: tuple[str, ...], dataset: Dataset) -> list[int]:
-    """Where in the model's classes each class of the data set stands."""
+def order_of_classes(known: tuple[str, ...], dataset: Dataset) -> list[int]:
+    """Where in the model's classes each class of the data set stands. Raises UserError where they differ."""
     names = dataset.class_names
     here = f"the test set of {dataset.name}"
     if len(known) != len(names):
