@@ -56,7 +56,11 @@ class Sweep(Command):
             for line in describe(plan, 0):
                 print_line(line)
             return
-        self._work(plan, say)
+        from jaxtrain.sweeps.worker import to_continue
+        from jaxtrain.training.signals import stopped_at_once
+
+        with stopped_at_once(to_continue(plan)):
+            self._work(plan, say)
 
     def _work(self, plan: Plan, say: Say) -> None:
         from jaxtrain.sweeps.parent import Parent
