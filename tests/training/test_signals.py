@@ -40,14 +40,14 @@ def test_handlers_are_restored_also_after_an_error(number: int) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_between_runs_a_signal_ends_what_it_finds_also_a_picture(number: int) -> None:
+    def report() -> None:
+        with stopped_at_once("go on with: x"), optional("page"):
+            os.kill(os.getpid(), number)
+            pytest.fail("it went on")
+
     before = [signal.getsignal(each) for each in SIGNALS]
-    with (
-        pytest.raises(Interrupted, match="go on with: x") as caught,
-        stopped_at_once("go on with: x"),
-        optional("page"),
-    ):
-        os.kill(os.getpid(), number)
-        pytest.fail("it went on")
+    with pytest.raises(Interrupted, match="go on with: x") as caught:
+        report()
     assert caught.value.exit_code == 128 + number
     assert [signal.getsignal(each) for each in SIGNALS] == before
     with stopped_at_once("x"), StopRequest() as stop:  # inside, a run saves first
