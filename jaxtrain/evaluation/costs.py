@@ -114,7 +114,8 @@ def costs_of_training(summary: Mapping[str, Any]) -> Costs:
     if "wall_seconds" in summary:
         before = _pretraining_seconds(summary)
         costs["train_seconds"] = float(summary["wall_seconds"]) + (before or 0.0)
-        costs["images_seen"] = float(round(summary["images_per_second"] * summary["wall_seconds"]))
+        about = round(summary["images_per_second"] * summary["wall_seconds"])  # older summaries have no count
+        costs["images_seen"] = float(summary.get("images_seen", about))
         if before is None:
             costs["pretraining_unknown"] = 1.0
     return costs

@@ -210,7 +210,7 @@ def fit_head(
         num_classes: logits a vector; classes without training vectors keep their column.
         seed: of initialisation, order and search.
         class_weights: float32[classes], how much a vector of each class counts (default: all the same).
-        check: called several times a second meanwhile; what it raises ends training.
+        check: called at the start and several times a second meanwhile; what it raises ends training.
 
     Raises:
         UserError: vectors or labels are no such thing, or the options need what is not there.
@@ -249,6 +249,7 @@ def _attended(work: Callable[[], FittedHead], check: Check) -> FittedHead:
         except BaseException as error:
             done.set_exception(error)
 
+    check()
     threading.Thread(target=run, daemon=True, name="head").start()
     while not wait([done], _CHECK_SECONDS).done:
         check()

@@ -268,6 +268,7 @@ def _summary(job: Job, learned: Learned) -> dict[str, Any]:
         "steps": learned.steps,
         "wall_seconds": round(learned.seconds, 3),
         "images_per_second": round(learned.images / max(learned.seconds, 1e-9), 1),
+        "images_seen": learned.images,
         "val_accuracy": learned.val_accuracy,
         "best_step": learned.best_step,
         "params": count + _count(learned.weights["frozen"]),

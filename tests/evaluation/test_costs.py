@@ -78,6 +78,7 @@ def test_costs_of_training_are_those_of_the_summary():
         **{"params": 9, "trainable_params": 4, "train_seconds": 20},
         "images_seen": 1026,
     }
+    assert costs_of_training({**summary, "images_seen": 1024})["images_seen"] == 1024
     assert costs_of_training({}) == {}
 
 
