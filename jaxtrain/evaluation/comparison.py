@@ -311,11 +311,11 @@ def _recipes(entries: Sequence[Entry], margin: float) -> tuple[list[Recipe], lis
 def _recipe(number: int, members: Sequence[Entry]) -> tuple[Recipe, Resampled]:
     """What runs say together. Equal parameters are one result, however many seeds came to them."""
     names = tuple(member.name for member in members)
-    label = names[0] if len(names) == 1 else f"{_common_name(names)} ({len(names)} seeds)"
     results = list({member.candidate.predictions.params_sha256: member for member in members}.values())
     resampled = [each.measured.resampled for each in results]
-    if len(results) == 1:
-        label += ", all with one result" if len(names) > 1 else ""
+    same = ", one result" if len(results) == 1 else ""
+    label = names[0] if len(names) == 1 else f"{_common_name(names)} ({len(names)} seeds{same})"
+    if same:
         metrics = {
             name: (resampled[0].metrics[name], 0.0, interval)
             for name, interval in members[0].measured.intervals.items()

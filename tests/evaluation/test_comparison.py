@@ -91,7 +91,7 @@ def test_seeds_with_equal_parameters_are_one_result():
     comparison = compare(runs, resamples=200)
     alone = compare([Candidate("a", one), Candidate("b", other)], resamples=200)
     first, second = comparison.recipes
-    assert first.name == "a (3 seeds), all with one result"
+    assert first.name == "a (3 seeds, one result)"
     assert first.metrics["accuracy"] == (0.9, 0.0, alone.entries[0].measured.intervals["accuracy"])
     (pair,) = comparison.recipe_pairs
     assert pair.gaps == alone.pairs[0].gaps
