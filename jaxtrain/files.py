@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
+import io
+import logging
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from jaxtrain.errors import RunError
 
+_log = logging.getLogger(__name__)
 _PATH_SOURCES = ("folder", "idx", "npz")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -51,9 +56,19 @@ def write_text(path: Path, text: str) -> None:
     """A text file, whole, or as it was before. Raises RunError where it cannot be written."""
     try:
         with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
         raise RunError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """A table, whole: the columns are all keys in the order in which they come. Raises as `write_text`."""
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_text(path, text.getvalue())
+    return path
 
 
 def flush_folder(folder: Path) -> None:
@@ -143,6 +158,15 @@ def file_lock(path: Path, timeout: float = 120.0) -> Iterator[None]:
 
 
 # --- errors
+
+
+@contextlib.contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Around a picture, a page or an upload: where it fails, one line says so, and the run goes on."""
+    try:
+        yield
+    except Exception as error:
+        _log.warning("%s could not be made (%s: %s); nothing else is lost", what, type(error).__name__, reason(error))
 
 
 def reason(error: BaseException, folder: Path | None = None, need: int = 0) -> str:

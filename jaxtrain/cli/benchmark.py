@@ -9,10 +9,10 @@ from pydantic import Field, field_validator
 
 from jaxtrain.cli.command import Command, Positional
 from jaxtrain.config import DataConfig, TrackingConfig
+from jaxtrain.errors import UserError
 
 # As many as fit 80 columns beside the names; the report has them all.
 _SHOWN = ("macro_f1", "ece")
-_COSTS = {"train_seconds": "training", "latency_ms_p50": "latency"}
 
 
 class Benchmark(Command):
@@ -22,7 +22,7 @@ class Benchmark(Command):
     """
 
     runs: Annotated[tuple[Path, ...], Positional("RUN_DIR")] = ()
-    """Directories of finished runs (default: all under runs/)."""
+    """Directories of finished runs (default: all under runs/, a report for each test set)."""
     out: Path | None = None
     """Folder for the report (default: runs/benchmark/DATASET-N)."""
     margin: Annotated[float, Field(gt=0, lt=100)] = 1.0
@@ -53,14 +53,26 @@ class Benchmark(Command):
         return data
 
     def run(self) -> None:
-        """Compare, write the report, track it, and print what matters."""
+        """Compare, write the report, track it, and print what matters: once for each test set."""
+        from jaxtrain.evaluation.finished import by_test_set, finished_runs
+
+        if self.runs:
+            self._compare(list(self.runs))
+            return
+        groups = by_test_set(finished_runs(), self.data)
+        if self.out is not None and len(groups) > 1:
+            raise UserError(f"--out: the runs have {len(groups)} test sets, a report each; give run directories of one")
+        for paths in groups:
+            self._compare(paths)
+
+    def _compare(self, paths: list[Path]) -> None:
         from jaxtrain import load
         from jaxtrain.evaluation.comparison import compare
-        from jaxtrain.evaluation.runs import finished_runs, gather, make_report, report_folder, track, track_report
+        from jaxtrain.evaluation.runs import gather, make_report, report_folder, track, track_report
+        from jaxtrain.files import optional
         from jaxtrain.screen.console import print_line
 
         say = (lambda text: None) if self.quiet else print_line
-        paths = list(self.runs) or finished_runs()
         gathered = gather(paths, load, data=self.data, costs=not self.skip_costs, costs_again=self.costs_again, say=say)
         comparison = compare(gathered.candidates, margin=self.margin / 100, resamples=self.resamples, seed=self.seed)
         names = [candidate.name for candidate in gathered.candidates]
@@ -70,13 +82,14 @@ class Benchmark(Command):
         )
         folder = report.save(self.out or report_folder(comparison.predictions.dataset))
         ids = track(gathered, comparison, self.tracking)
-        track_report(report, folder, self.tracking, ids)
+        with optional("the report in MLflow"):
+            track_report(report, folder, self.tracking, ids)
         if not self.quiet:
             _show(report, folder, self.tracking)
 
 
 def _show(report, folder: Path, tracking: TrackingConfig) -> None:  # type: ignore[no-untyped-def]
-    from jaxtrain.evaluation.wording import METRICS, cost, value
+    from jaxtrain.evaluation.wording import METRICS, cost, training_time, value
     from jaxtrain.screen.console import print_line, show_table
     from jaxtrain.tracking.store import tracking_uri
     from jaxtrain.tracking.tracker import look
@@ -91,7 +104,7 @@ def _show(report, folder: Path, tracking: TrackingConfig) -> None:  # type: igno
             "95%": f"{100 * low:.1f}-{100 * high:.1f}",
         }
         row |= {METRICS[name]: value(name, measured.metrics[name]) for name in _SHOWN}
-        row |= {name: cost(key, costs.get(key)) for key, name in _COSTS.items()}
+        row |= {"training": training_time(costs), "latency": cost("latency_ms_p50", costs.get("latency_ms_p50"))}
         rows.append(row)
     print_line("")
     show_table(rows, right=set(rows[0]) - {"model"})

@@ -60,7 +60,7 @@ def guard(body: Callable[[], None]) -> None:
         processes.leave(error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print_error("by Ctrl-C; nothing was begun that could be continued", label="interrupted")
+        print_error("by Ctrl-C; what is finished is kept, and the same command goes on", label="interrupted")
         processes.leave(130)
         sys.exit(130)
     except BrokenPipeError:

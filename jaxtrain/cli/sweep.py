@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +56,11 @@ class Sweep(Command):
             for line in describe(plan, 0):
                 print_line(line)
             return
-        self._work(plan, say)
+        from jaxtrain.sweeps.worker import to_continue
+        from jaxtrain.training.signals import stopped_at_once
+
+        with stopped_at_once(to_continue(plan)):
+            self._work(plan, say)
 
     def _work(self, plan: Plan, say: Say) -> None:
         from jaxtrain.sweeps.parent import Parent
@@ -91,22 +96,22 @@ class Sweep(Command):
 def _report(plan: Plan, trials: Trials, parent: Parent, say: Say) -> tuple[Results, dict[str, Any] | None]:
     """Write the results, test the chosen setting and the baseline, and give everything to the sweep's MLflow run."""
     from jaxtrain.evaluation.plots import save
+    from jaxtrain.files import optional, write_text
     from jaxtrain.sweeps.final import final_test
-    from jaxtrain.sweeps.page import figures, render
+    from jaxtrain.sweeps.page import FIGURES, render
     from jaxtrain.sweeps.report import BEST, results, write_tables
 
     found, folder = results(plan, trials), plan.sweep.folder / "results"
     files = write_tables(found, folder)
     complete = trials.unfinished() == 0
     test = final_test(found, folder, say) if plan.sweep.test and complete else None
-    for name, figure in figures(found).items():
-        if figure is not None:
-            save(figure, folder / f"{name}.png")
-            files.append(folder / f"{name}.png")
+    for name, make in FIGURES.items():
+        files += save(partial(make, found), folder / f"{name}.png")
     best = (folder / BEST).read_text(encoding="utf-8") if found.best is not None else None
-    page = folder / "report.html"
-    page.write_text(render(found, best, test), encoding="utf-8")
-    problem = parent.finish([*files, page], *_for_mlflow(found, test), complete=complete)
+    with optional(str(page := folder / "report.html")):
+        write_text(page, render(found, best, test))
+        files.append(page)
+    problem = parent.finish(files, *_for_mlflow(found, test), complete=complete)
     if problem is not None:
         _log.warning("MLflow lacks results of the sweep (%s); they are in %s", problem, folder)
     return found, test

@@ -14,19 +14,30 @@ from numpy.typing import NDArray
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.costs import Costs
 from jaxtrain.evaluation.evaluate import Measured, measure
-from jaxtrain.evaluation.metrics import Floats
+from jaxtrain.evaluation.metrics import Floats, Outcomes
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.significance import (
     MARGIN,
+    difference_of_shares,
     equivalence,
     holm,
+    joint_width,
     mcnemar,
-    simultaneous,
     smallest_detectable_difference,
 )
-from jaxtrain.evaluation.statistics import RESAMPLES, Interval, Resampled, mean_of_seeds, percentile, seed_replicates
+from jaxtrain.evaluation.statistics import (
+    RESAMPLES,
+    Interval,
+    Resampled,
+    bounded,
+    mean_of_seeds,
+    percentile,
+    seed_replicates,
+)
 
 LEVEL = 0.05
+ALONE = 1.96
+"""Standard errors to each side of an interval of one pair."""
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
 
@@ -171,7 +182,7 @@ def compare(
         aligned_one = replace(candidate, predictions=predictions)
         entries.append(Entry(aligned_one, measured, predictions.logits.argmax(axis=1)))
     entries.sort(key=lambda entry: (-entry.accuracy, entry.measured.metrics["loss"], entry.name))
-    pairs = _pairs(entries, margin)
+    pairs = _pairs([(entry.name, entry.measured.resampled) for entry in entries], margin)
     recipes, recipe_pairs = _recipes(entries, margin)
     return Comparison(entries, pairs, recipes, recipe_pairs, margin, resamples, seed)
 
@@ -209,50 +220,66 @@ def aligned(predictions: Predictions, like: Predictions, name: str, other: str) 
     return replace(predictions, **changed)
 
 
-def _pairs(entries: Sequence[Entry], margin: float) -> list[Pair]:
-    places = list(itertools.combinations(range(len(entries)), 2))
-    if not places:
-        return []
-    gaps = _gaps([entry.measured.resampled for entry in entries], places)
-    labels = entries[0].candidate.predictions.labels
-    images = len(labels)
-    predicted = np.array([entry.predicted for entry in entries])
-    right = predicted == labels
-    i, j = np.array(places).T
-    only_first, only_second = (right[i] & ~right[j]).sum(axis=1), (~right[i] & right[j]).sum(axis=1)
+def _pairs(models: Sequence[tuple[str, Resampled]], margin: float) -> list[Pair]:
+    """Every two of them; counts of images for two models, none where one is a mean over seeds."""
+    places = list(itertools.combinations(range(len(models)), 2))
+    resampled = [each for _, each in models]
+    found = [(resampled[i].found, resampled[j].found) for i, j in places]
+    counted = {n: (one, other) for n, (one, other) in enumerate(found) if one is not None and other is not None}
+    paired = dict(zip(counted, _paired([*counted.values()], margin), strict=True))
+    gaps = _gaps(resampled, places, paired)
+    return [
+        Pair(models[i][0], models[j][0], gap, paired.get(n), _verdict(gap["accuracy"], paired.get(n), margin))
+        for n, ((i, j), gap) in enumerate(zip(places, gaps, strict=True))
+    ]
+
+
+def _paired(pairs: Sequence[tuple[Outcomes, Outcomes]], margin: float) -> list[Paired]:
+    only_first = np.array([np.sum(one.correct & ~other.correct) for one, other in pairs], np.int64)
+    only_second = np.array([np.sum(other.correct & ~one.correct) for one, other in pairs], np.int64)
+    images = len(pairs[0][0].labels) if pairs else 0
     p = mcnemar(only_first, only_second)
     p_holm, p_equivalent = holm(p), holm(equivalence(only_first, only_second, images, margin))
-    pairs = []
-    for number, (a, b) in enumerate(places):
-        differing = int(only_first[number] + only_second[number])
-        paired = Paired(
-            both_right=int((right[a] & right[b]).sum()),
-            only_first=int(only_first[number]),
-            only_second=int(only_second[number]),
-            both_wrong=int((~right[a] & ~right[b]).sum()),
-            agreement=float(np.mean(predicted[a] == predicted[b])),
-            p=float(p[number]),
-            p_holm=float(p_holm[number]),
-            p_equivalent=float(p_equivalent[number]),
-            detectable=smallest_detectable_difference(differing / images, images),
+    return [
+        Paired(
+            both_right=int((one.correct & other.correct).sum()),
+            only_first=int(only_first[n]),
+            only_second=int(only_second[n]),
+            both_wrong=int((~one.correct & ~other.correct).sum()),
+            agreement=float(np.mean(one.predicted == other.predicted)),
+            p=float(p[n]),
+            p_holm=float(p_holm[n]),
+            p_equivalent=float(p_equivalent[n]),
+            detectable=smallest_detectable_difference(float(only_first[n] + only_second[n]) / images, images),
         )
-        verdict = _verdict(gaps[number]["accuracy"], paired, margin)
-        pairs.append(Pair(entries[a].name, entries[b].name, gaps[number], paired, verdict))
-    return pairs
+        for n, (one, other) in enumerate(pairs)
+    ]
 
 
-def _gaps(resampled: Sequence[Resampled], places: Sequence[tuple[int, int]]) -> list[dict[str, Gap]]:
-    """Differences of every metric that all have, for each pair of places."""
+def _gaps(
+    resampled: Sequence[Resampled], places: Sequence[tuple[int, int]], paired: Mapping[int, Paired]
+) -> list[dict[str, Gap]]:
+    """Differences of every metric that all have, for each pair of places; of accuracy by counts where there are any."""
     found: list[dict[str, Gap]] = [{} for _ in places]
-    for name in resampled[0].metrics:
+    for name in resampled[0].metrics if places else ():
         if not all(name in each.metrics for each in resampled):
             continue
         differences = np.array([resampled[i].metrics[name] - resampled[j].metrics[name] for i, j in places])
         replicates = np.array([resampled[i].replicates[name] - resampled[j].replicates[name] for i, j in places])
         whole = np.nan_to_num(replicates, nan=0.0)
-        corrected = simultaneous(differences, whole)
-        for number, difference in enumerate(differences):
-            found[number][name] = Gap(float(difference), percentile(whole[number]), corrected[number])
+        width, errors = joint_width(differences, whole), (whole - differences[:, None]).std(axis=1)
+        ends = [
+            (percentile(each), Interval(float(middle - width * error), float(middle + width * error)))
+            for each, middle, error in zip(whole, differences, errors, strict=True)
+        ]
+        if name == "accuracy" and paired:
+            first, second = np.array([[each.only_first, each.only_second] for each in paired.values()]).T
+            exact = [difference_of_shares(first, second, resampled[0].images, each) for each in (ALONE, width)]
+            for n, *better in zip(paired, *exact, strict=True):
+                ends[n] = (better[0], better[1])
+        for n, (difference, both) in enumerate(zip(differences.tolist(), ends, strict=True)):
+            interval, corrected = (bounded(each, difference, name, difference=True) for each in both)
+            found[n][name] = Gap(difference, interval, corrected)
     return found
 
 
@@ -276,32 +303,29 @@ def _recipes(entries: Sequence[Entry], margin: float) -> tuple[list[Recipe], lis
         groups.setdefault(entry.candidate.recipe or f"alone: {entry.name}", []).append(entry)
     if len(groups) == len(entries):
         return [], []
-    recipes: list[tuple[Recipe, Resampled]] = []
-    for number, members in enumerate(groups.values()):
-        resampled = [member.measured.resampled for member in members]
-        if len(members) == 1:
-            metrics = {
-                name: (resampled[0].metrics[name], 0.0, interval)
-                for name, interval in members[0].measured.intervals.items()
-            }
-            recipes.append(
-                (Recipe(members[0].name, (members[0].name,), metrics, members[0].candidate.costs), resampled[0])
-            )
-            continue
-        names = [name for name in members[0].measured.intervals if all(name in each.metrics for each in resampled)]
-        metrics = {name: mean_of_seeds(resampled, name) for name in names}
-        replicates: dict[str, Floats] = {name: seed_replicates(resampled, name, number) for name in names}
-        means = Resampled({name: metrics[name][0] for name in names}, replicates, {}, resampled[0].images)
-        label = f"{_common_name([member.name for member in members])} ({len(members)} seeds)"
-        recipes.append((Recipe(label, tuple(m.name for m in members), metrics, _medians(members)), means))
+    recipes = [_recipe(number, members) for number, members in enumerate(groups.values())]
     recipes.sort(key=lambda pair: -pair[0].metrics["accuracy"][0])
-    places = list(itertools.combinations(range(len(recipes)), 2))
-    gaps = _gaps([means for _, means in recipes], places) if places else []
-    pairs = [
-        Pair(recipes[i][0].name, recipes[j][0].name, gap, None, _verdict(gap["accuracy"], None, margin))
-        for (i, j), gap in zip(places, gaps, strict=True)
-    ]
-    return [recipe for recipe, _ in recipes], pairs
+    return [recipe for recipe, _ in recipes], _pairs([(recipe.name, means) for recipe, means in recipes], margin)
+
+
+def _recipe(number: int, members: Sequence[Entry]) -> tuple[Recipe, Resampled]:
+    """What runs say together. Equal parameters are one result, however many seeds came to them."""
+    names = tuple(member.name for member in members)
+    results = list({member.candidate.predictions.params_sha256: member for member in members}.values())
+    resampled = [each.measured.resampled for each in results]
+    same = ", one result" if len(results) == 1 else ""
+    label = names[0] if len(names) == 1 else f"{_common_name(names)} ({len(names)} seeds{same})"
+    if same:
+        metrics = {
+            name: (resampled[0].metrics[name], 0.0, interval)
+            for name, interval in members[0].measured.intervals.items()
+        }
+        return Recipe(label, names, metrics, _medians(members)), resampled[0]
+    shared = [name for name in members[0].measured.intervals if all(name in each.metrics for each in resampled)]
+    metrics = {name: mean_of_seeds(resampled, name) for name in shared}
+    replicates: dict[str, Floats] = {name: seed_replicates(resampled, name, number) for name in shared}
+    means = Resampled({name: metrics[name][0] for name in shared}, replicates, {}, resampled[0].images)
+    return Recipe(label, names, metrics, _medians(members)), means
 
 
 def _common_name(names: Sequence[str]) -> str:

@@ -265,7 +265,7 @@ def _color(place: int) -> str:
 def _with_unit(name: str) -> str:
     return {
         "train_seconds": "training time, s",
-        "flops_per_image": "operations an image",
+        "flops_per_image": "operations per image",
         "latency_ms_p50": "latency of one image, ms",
     }[name]
 

@@ -83,7 +83,7 @@ class Content:
         few = [entry.name for entry in comparison.entries if (1 - entry.accuracy) * images < 10]
         if few:
             found.append(
-                f"fewer than ten mistakes of {', '.join(few)}: intervals other than that of accuracy may be too narrow"
+                f"fewer than ten mistakes of {', '.join(few)}: intervals other than those of accuracy may be too narrow"
             )
         if images < 100:
             found.append(f"{images} test images can hardly tell models apart")

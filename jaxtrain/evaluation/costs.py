@@ -106,14 +106,37 @@ def measure_costs(classifier: Costed, source: ImageSource | None = None) -> Cost
 def costs_of_training(summary: Mapping[str, Any]) -> Costs:
     """What `summary.json` says: parameters, and what it took to train them.
 
-    `train_seconds` are those of the clock, FE's with its embedding; `images_seen` counts an image each time that it
-    passed through the network.
+    `train_seconds` are those of the clock, FE's with its embedding, and with those of the run whose weights it started
+    from; `pretraining_unknown` is 1 where it is not known what these took. `images_seen` counts an image each time
+    that it passed through the network in the run itself.
     """
     costs = {name: float(summary[name]) for name in ("params", "trainable_params") if name in summary}
     if "wall_seconds" in summary:
-        costs["train_seconds"] = float(summary["wall_seconds"])
-        costs["images_seen"] = float(round(summary["images_per_second"] * summary["wall_seconds"]))
+        before = _pretraining_seconds(summary)
+        costs["train_seconds"] = float(summary["wall_seconds"]) + (before or 0.0)
+        about = round(summary["images_per_second"] * summary["wall_seconds"])  # older summaries have no count
+        costs["images_seen"] = float(summary.get("images_seen", about))
+        if before is None:
+            costs["pretraining_unknown"] = 1.0
     return costs
+
+
+def training_seconds(weights: Path) -> float | None:
+    """What it took to train the weights of a run (its directory or the model in it), all in all; None: not known."""
+    for folder in (weights, weights.parent) if weights.name == "model" else (weights,):
+        try:
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            before = _pretraining_seconds(summary)
+            return None if before is None else float(summary["wall_seconds"]) + before
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
+
+
+def _pretraining_seconds(summary: Mapping[str, Any]) -> float | None:
+    """Of the weights that a run started from: 0 where there were none; older summaries do not say."""
+    known = summary.get("pretraining_seconds", None if summary.get("technique") in ("fe", "ft") else 0.0)
+    return None if known is None else float(known)
 
 
 def kept_costs(path: Path, key: str, measure: Callable[[], Costs]) -> Costs:

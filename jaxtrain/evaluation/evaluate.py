@@ -5,8 +5,6 @@ Nothing else opens the test set.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -27,7 +25,7 @@ from jaxtrain.evaluation.looks import count_look
 from jaxtrain.evaluation.metrics import classification_metrics, confusion_matrix, outcomes, per_class_table, softmax
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.statistics import RESAMPLES, Interval, Resampled, intervals, resample
-from jaxtrain.files import write_text
+from jaxtrain.files import write_csv, write_text
 from jaxtrain.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -167,7 +165,7 @@ def open_test_set(dataset: Dataset) -> OpenTestSet | None:
 def predict(classifier: Predictor, test: OpenTestSet, *, technique: str, model: str, params_sha256: str) -> Predictions:
     """Logits for every test image, and for the validation images that can be read. Raises as `evaluate_on_test`."""
     dataset = test.dataset
-    order = _order_of_classes(tuple(classifier.class_names), dataset)
+    order = order_of_classes(tuple(classifier.class_names), dataset)
     logits = classifier.predict_logits(test.images)[:, order]
     bad = np.count_nonzero(~np.isfinite(logits).all(axis=1))
     if bad:
@@ -250,8 +248,8 @@ def track_evaluation(
     return tracker.finish("FINISHED")
 
 
-def _order_of_classes(known: tuple[str, ...], dataset: Dataset) -> list[int]:
-    """Where in the model's classes each class of the data set stands."""
+def order_of_classes(known: tuple[str, ...], dataset: Dataset) -> list[int]:
+    """Where in the model's classes each class of the data set stands. Raises UserError where they differ."""
     names = dataset.class_names
     here = f"the test set of {dataset.name}"
     if len(known) != len(names):
@@ -316,14 +314,10 @@ def write_evaluation(
 ) -> tuple[Path, ...]:
     """Write `predictions.npz`, `metrics.json`, `per_class.csv` and `confusion_matrix.png`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / name for name in ("predictions.npz", "metrics.json", "per_class.csv", "confusion_matrix.png")]
+    files = [folder / name for name in ("predictions.npz", "metrics.json", "per_class.csv")]
     predictions.save(files[0])
     summary = {**_about(predictions), **measured.flat(), **_counts(duplicates, looks)}
     write_text(files[1], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    rows = io.StringIO(newline="")
-    table = csv.DictWriter(rows, fieldnames=list(measured.per_class[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(measured.per_class)
-    write_text(files[2], rows.getvalue())
-    plots.save(plots.confusion_matrix(measured.confusion, predictions.class_names), files[3])
-    return tuple(files)
+    write_csv(files[2], measured.per_class)
+    matrix = folder / "confusion_matrix.png"
+    return (*files, *plots.save(lambda: plots.confusion_matrix(measured.confusion, predictions.class_names), matrix))

@@ -249,7 +249,8 @@ def _auroc_ovr(found: Outcomes, weights: Floats) -> Floats | None:
     possible = support * (support.sum(axis=0) - support)
     curves = (possible > 0).sum(axis=0)
     areas = _share(count(found, weights, classes), possible)
-    return np.where(curves > 0, areas.sum(axis=0) / np.maximum(curves, 1), np.nan)
+    # Sums in float32 may exceed the whole by their rounding.
+    return np.where(curves > 0, np.minimum(areas, 1.0).sum(axis=0) / np.maximum(curves, 1), np.nan)
 
 
 def _pairs_by_sorting(found: Outcomes, weights: Floats, classes: int) -> Floats:

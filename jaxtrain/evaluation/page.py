@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,10 +13,12 @@ from jaxtrain.evaluation import comparison_plots as pictures
 from jaxtrain.evaluation import plots
 from jaxtrain.evaluation.comparison import Comparison, Entry, Pair
 from jaxtrain.evaluation.content import Content
+from jaxtrain.evaluation.costs import Costs
 from jaxtrain.evaluation.findings import Shown, Slice
 from jaxtrain.evaluation.gallery import data_uri, thumbnail
 from jaxtrain.evaluation.statistics import Interval
 from jaxtrain.evaluation.wording import METRICS, cost, in_points, value
+from jaxtrain.files import optional
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,8 +30,8 @@ _COSTS = {
     "params": "parameters",
     "trainable_params": "trained",
     "train_seconds": "training time",
-    "images_seen": "images seen",
-    "flops_per_image": "operations an image",
+    "images_seen": "images seen in the run",
+    "flops_per_image": "operations per image",
     "latency_ms_p50": "latency p50",
     "latency_ms_p95": "p95",
     "latency_ms_p99": "p99",
@@ -95,20 +97,14 @@ def _context(report: Content) -> dict[str, Any]:
     predictions = comparison.predictions
     with pictures.inked():
         figures = {
-            "leaderboard": picture(pictures.leaderboard(comparison), "Accuracy of each model with its interval"),
-            "pareto": picture(pictures.pareto(comparison), "Accuracy against costs"),
-            "calibration": picture(pictures.calibration(comparison), "Reliability, and mistakes by coverage"),
-            "per_class": picture(pictures.per_class(comparison), "Right answers by class and model"),
-            "curves": picture(pictures.learning_curves(comparison), "Learning curves of the runs"),
-            "robustness": picture(pictures.robustness(report.robustness), "Accuracy by severity of corruption"),
+            "leaderboard": picture(lambda: pictures.leaderboard(comparison), "Accuracy and interval of each model"),
+            "pareto": picture(lambda: pictures.pareto(comparison), "Accuracy against costs"),
+            "calibration": picture(lambda: pictures.calibration(comparison), "Reliability, and mistakes by coverage"),
+            "per_class": picture(lambda: pictures.per_class(comparison), "Right answers by class and model"),
+            "curves": picture(lambda: pictures.learning_curves(comparison), "Learning curves of the runs"),
+            "robustness": picture(lambda: pictures.robustness(report.robustness), "Accuracy by severity of corruption"),
         }
-        confusions = [
-            (
-                entry.name,
-                picture(plots.confusion_matrix(entry.measured.confusion, predictions.class_names), entry.name),
-            )
-            for entry in comparison.entries[:MAX_MATRIX]
-        ]
+        confusions = [_confusion(entry, predictions.class_names) for entry in comparison.entries[:MAX_MATRIX]]
     return {
         "title": predictions.dataset,
         "facts": _facts(report),
@@ -123,7 +119,7 @@ def _context(report: Content) -> dict[str, Any]:
         "calibration": _calibration(comparison.entries),
         "slices": _slices(report.slices),
         "figures": figures,
-        "confusions": confusions,
+        "confusions": [one for one in confusions if one is not None],
         "galleries": _galleries(report),
         "near": _near(report),
         "robustness": _robustness(report.robustness),
@@ -132,9 +128,16 @@ def _context(report: Content) -> dict[str, Any]:
     }
 
 
-def picture(figure: Figure | None, text: str) -> Picture | None:
-    """A figure as the page takes it."""
-    return None if figure is None else Picture(data_uri(pictures.to_svg(figure), "image/svg+xml"), text)
+def picture(make: Callable[[], Figure | None], text: str) -> Picture | None:
+    """A figure as the page takes it; None, with a warning, where it cannot be made."""
+    with optional(f"the picture '{text}'"):
+        if (figure := make()) is not None:
+            return Picture(data_uri(pictures.to_svg(figure), "image/svg+xml"), text)
+    return None
+
+
+def _confusion(entry: Entry, class_names: Sequence[str]) -> Picture | None:
+    return picture(lambda: plots.confusion_matrix(entry.measured.confusion, class_names), entry.name)
 
 
 def _facts(report: Content) -> list[tuple[str, str]]:
@@ -171,7 +174,7 @@ def _recipes(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
         row = [Cell(recipe.name, ", ".join(recipe.members) if len(recipe.members) > 1 else "", "name")]
         for name in names:
             mean, deviation, interval = recipe.metrics[name]
-            spread = f" ± {value(name, deviation)}" if len(recipe.members) > 1 else ""
+            spread = f" ± {value(name, deviation)}" if deviation else ""
             row.append(Cell(f"{value(name, mean)}{spread}", _range(name, interval)))
         rows.append(row)
     return ["recipe", *(METRICS[name] for name in names)], rows
@@ -180,11 +183,16 @@ def _recipes(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
 def _costs(entries: Sequence[Entry]) -> tuple[list[str], list[list[Cell]]]:
     names = [name for name in _COSTS if any(name in entry.candidate.costs for entry in entries)]
     rows = [
-        [Cell(entry.name, "", "name"), *(Cell(cost(name, entry.candidate.costs.get(name))) for name in names)]
+        [Cell(entry.name, "", "name"), *(_cost(name, entry.candidate.costs) for name in names)]
         for entry in entries[:MAX_ROWS]
         if entry.candidate.costs
     ]
     return ["model", *(_COSTS[name] for name in names)], rows
+
+
+def _cost(name: str, costs: Costs) -> Cell:
+    more = name == "train_seconds" and costs.get("pretraining_unknown")
+    return Cell(cost(name, costs.get(name)), "plus pre-training" if more else "")
 
 
 def _matrix(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:

@@ -6,12 +6,14 @@ Figures are made without pyplot, so nothing is global and no display is needed.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from jaxtrain.files import optional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,23 +30,27 @@ MAX_CELLS = 250
 MAX_NAME = 23
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, 150 dots an inch; characters that the font lacks become boxes, without a warning."""
-    with warnings.catch_warnings():
+def save(make: Callable[[], Figure | None], path: Path) -> list[Path]:
+    """Make a figure and write it as a PNG, 150 dots an inch; the file, or nothing: no run ends for a picture.
+
+    Characters that the font lacks become boxes, without a warning.
+    """
+    with optional(str(path)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, dpi=150, format="png")
+        if (figure := make()) is not None:
+            figure.savefig(path, dpi=150, format="png")
+            return [path]
+    return []
 
 
-def learning_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
+def learning_curves(records: Sequence[Mapping[str, Any]], kept_step: int | None = None) -> Figure:
     """Loss, accuracy and learning rate over steps, from the records of `metrics.jsonl`.
 
     A record is `{"step": int, "train/loss": float, ...}` with whatever metrics were logged at that step.
-    The first step of the highest `val/accuracy` is marked. Panels without a value are left out.
+    `kept_step`, that of the weights that the run keeps, is marked. Panels without a value are left out.
     """
     from matplotlib.figure import Figure
 
-    steps, values = _series(records, "val/accuracy")
-    best_step = int(steps[np.nanargmax(values)]) if np.isfinite(values).any() else None
     panels = [
         ("loss", [("train/loss", "training", BLUE), ("val/loss", "validation", ORANGE)]),
         ("accuracy", [("train/accuracy", "training", BLUE), ("val/accuracy", "validation", ORANGE)]),
@@ -56,8 +62,8 @@ def learning_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         axes = figure.add_subplot(1, len(present), place)
         for name, label, color in lines:
             _draw_series(axes, *_series(records, name), label, color)
-        if best_step is not None and title != "learning rate":
-            axes.axvline(best_step, color=GREY, linewidth=1, linestyle=":", label=f"best step ({best_step:,})")
+        if kept_step is not None and title != "learning rate":
+            axes.axvline(kept_step, color=GREY, linewidth=1, linestyle=":", label=f"kept: step {kept_step:,}")
         axes.set_xlabel("step")
         axes.set_title(title)
         axes.grid(alpha=0.25)

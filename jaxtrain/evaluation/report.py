@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +13,8 @@ from jaxtrain.evaluation.content import Content
 from jaxtrain.evaluation.findings import Shown
 from jaxtrain.evaluation.page import render
 from jaxtrain.evaluation.statistics import Interval
-from jaxtrain.evaluation.wording import METRICS, cost, value
-from jaxtrain.files import replacing, write_text
+from jaxtrain.evaluation.wording import METRICS, cost, training_time, value
+from jaxtrain.files import optional, write_csv, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +76,10 @@ class Report(Content):
             cells = [entry.name.replace("|", "\\|")]
             for name in _TABLE:
                 cells.append(_with_interval(name, entry.measured.metrics.get(name), entry.measured.intervals.get(name)))
-            cells += [cost(name, entry.candidate.costs.get(name)) for name in _COSTS]
+            costs = entry.candidate.costs
+            cells += [
+                training_time(costs) if name == "train_seconds" else cost(name, costs.get(name)) for name in _COSTS
+            ]
             lines.append(f"| {' | '.join(cells)} |")
         title = f"# {self.comparison.predictions.dataset}: {len(self.comparison.predictions.labels):,} test images"
         parts = [title, "\n".join(lines)]
@@ -95,17 +96,14 @@ class Report(Content):
         """Write `results.json`, tables as CSV, `report.md` and `report.html` into a folder, which is made."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        texts = {
-            "results.json": json.dumps(self.results(), indent=1, ensure_ascii=False) + "\n",
-            "report.md": self.to_markdown(),
-            "report.html": self.to_html(),
-        }
-        for name, text in texts.items():
-            write_text(folder / name, text)
-        _write_table(folder / "leaderboard.csv", self.rows())
-        _write_table(folder / "pairs.csv", [_pair_row(pair) for pair in self.comparison.pairs])
+        write_text(folder / "results.json", json.dumps(self.results(), indent=1, ensure_ascii=False) + "\n")
+        write_csv(folder / "leaderboard.csv", self.rows())
+        write_csv(folder / "pairs.csv", [_pair_row(pair) for pair in self.comparison.pairs])
         classes = [{"model": e.name, **row} for e in self.comparison.entries for row in e.measured.per_class]
-        _write_table(folder / "per_class.csv", classes)
+        write_csv(folder / "per_class.csv", classes)
+        for name, page in (("report.md", self.to_markdown), ("report.html", self.to_html)):
+            with optional(str(folder / name)):
+                write_text(folder / name, page())
         return folder
 
     def _repr_html_(self) -> str:
@@ -165,11 +163,3 @@ def _pair_row(pair: Pair) -> dict[str, Any]:
 def _with_interval(name: str, number: float | None, interval: Interval | None) -> str:
     text = value(name, number)
     return text if interval is None else f"{text} [{value(name, interval.low)}, {value(name, interval.high)}]"
-
-
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)

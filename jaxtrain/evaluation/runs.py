@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxtrain.config import FREE_ON_RESUME, Config, DataConfig, TrackingConfig, chosen
-from jaxtrain.config_io import load_config
-from jaxtrain.data.sources import load_dataset
+from jaxtrain.config import DataConfig, TrackingConfig, chosen
 from jaxtrain.errors import JaxtrainError, UserError
 from jaxtrain.evaluation.comparison import Candidate, Comparison
 from jaxtrain.evaluation.costs import Costed, Costs, costs_of_training, folder_megabytes, kept_costs, measure_costs
@@ -23,17 +19,17 @@ from jaxtrain.evaluation.evaluate import (
     Predictor,
     Record,
     find_duplicates,
-    open_test_set,
     predict,
     track_evaluation,
     write_evaluation,
 )
+from jaxtrain.evaluation.finished import Run, TestSets, read_run
 from jaxtrain.evaluation.looks import count_look
 from jaxtrain.evaluation.near_duplicates import NearDuplicate, near_duplicates
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.report import FILES, Report
 from jaxtrain.evaluation.robustness import corruption_accuracy
-from jaxtrain.files import run_name
+from jaxtrain.files import optional, run_name
 from jaxtrain.tracking import Journal, Tracker
 
 _log = logging.getLogger(__name__)
@@ -45,56 +41,6 @@ class Model(Predictor, Costed, Protocol):
 
 Load = Callable[[Path], Model]
 """`jaxtrain.load`."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run directory."""
-
-    path: Path
-    config: Config
-    summary: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Technique and folder."""
-        return f"{self.config.technique}/{self.path.name}"
-
-    @property
-    def digest(self) -> str:
-        """Of the trained parameters."""
-        return str(self.summary["params_sha256"])
-
-    @property
-    def recipe(self) -> str:
-        """What runs share that differ in nothing but their seed."""
-        options = self.config.without((*FREE_ON_RESUME, "seed"))
-        return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
-
-
-def finished_runs() -> list[Path]:
-    """Directories of finished runs, `runs/TECHNIQUE/NAME`; UserError where there is none."""
-    found = sorted(
-        path.parent for path in Path("runs").glob("*/*/summary.json") if (path.parent / "config.yaml").is_file()
-    )
-    if not found:
-        raise UserError("runs holds no finished run: train one, or give run directories")
-    return found
-
-
-def read_run(path: Path) -> Run:
-    """Raises UserError where there is no finished run."""
-    try:
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        run = Run(path, load_config(path / "config.yaml"), summary)
-        if not (isinstance(summary, dict) and isinstance(summary.get("params_sha256"), str)):
-            raise ValueError("it names no parameters")
-        return run
-    except FileNotFoundError:
-        why = "the run is not finished" if (path / "config.yaml").is_file() else "no run is there"
-        raise UserError(f"{path}: {why}: {path / 'summary.json'} is missing") from None
-    except ValueError as error:
-        raise UserError(f"{path / 'summary.json'}: not the summary of a run ({error})") from None
 
 
 @dataclass
@@ -134,10 +80,16 @@ def gather(
     """
     runs = [read_run(path) for path in paths]
     names = names or _unique_names(runs)
-    test = _open(data or runs[0].config.data, needed=data is not None)
+    sets = TestSets(data)
+    digests = [sets.digest(run) for run in runs]
+    for name, run, digest in zip(names, runs, digests, strict=True):
+        if digest != digests[0]:
+            one, two = f"{name} ({run.config.data.name}, {digest[:8]})", f"{names[0]} ({digests[0][:8]})"
+            raise UserError(f"{one} has another test set than {two}: give --data.name to measure all on one")
+    test = sets.images(runs[0])
     gathered = Gathered(runs, [], [], [], test)
     for run, name in zip(runs, names, strict=True):
-        folder, predictions, fresh = _predictions(run, load, data, test, say)
+        folder, predictions, fresh = _predictions(run, load, sets, say)
         found: Costs = {}
         if costs:
             say(f"costs of {name}")
@@ -147,9 +99,6 @@ def gather(
         gathered.folders.append(folder)
         gathered.fresh.append(fresh)
         gathered.looks = count_look(looks_file, predictions.test_digest, run.digest, predictions.dataset)
-    if test is not None and test.digest != gathered.candidates[0].predictions.test_digest:
-        _log.warning("the test set of %s has changed since: no images are shown", test.dataset.name)
-        gathered.test = None
     if gathered.test is not None:
         gathered.duplicates = find_duplicates(gathered.test)
     return gathered
@@ -160,7 +109,7 @@ def track(gathered: Gathered, comparison: Comparison, config: TrackingConfig | N
 
     `config` defaults to that of each run. Returns the id of each MLflow run, None where MLflow did not answer.
     """
-    ids = []
+    ids: list[str | None] = []
     for run, folder, fresh, candidate in zip(
         gathered.runs, gathered.folders, gathered.fresh, gathered.candidates, strict=True
     ):
@@ -170,17 +119,19 @@ def track(gathered: Gathered, comparison: Comparison, config: TrackingConfig | N
             files = write_evaluation(predictions, entry.measured, gathered.duplicates, gathered.looks, folder)
         else:
             files = tuple(path for path in sorted(folder.iterdir()) if path.suffix in (".npz", ".csv", ".png"))
-        report = track_evaluation(
-            Record(predictions, entry.measured, gathered.duplicates, gathered.looks, files),
-            config or run.config.tracking,
-            folder=folder,
-            run_name=candidate.name.replace("/", "-"),
-            source_run_id=run.summary.get("mlflow_run_id"),
-            metrics={f"cost/{name}": value for name, value in candidate.costs.items()},
-        )
-        if report.problem is not None:
-            _log.warning("%s: MLflow lacks %d records (%s)", candidate.name, report.unsent_rows, report.problem)
-        ids.append(report.run_id)
+        ids.append(None)
+        with optional(f"the evaluation of {candidate.name} in MLflow"):
+            report = track_evaluation(
+                Record(predictions, entry.measured, gathered.duplicates, gathered.looks, files),
+                config or run.config.tracking,
+                folder=folder,
+                run_name=candidate.name.replace("/", "-"),
+                source_run_id=run.summary.get("mlflow_run_id"),
+                metrics={f"cost/{name}": value for name, value in candidate.costs.items()},
+            )
+            ids[-1] = report.run_id
+            if report.problem is not None:
+                _log.warning("%s: MLflow lacks %d records (%s)", candidate.name, report.unsent_rows, report.problem)
     return ids
 
 
@@ -246,8 +197,9 @@ def track_report(report: Report, folder: Path, config: TrackingConfig, ids: Sequ
             "evaluations": " ".join(filter(None, ids)),
         },
     )
-    for name in FILES:
-        tracker.artifact(folder / name)
+    for path in (folder / name for name in FILES):
+        if path.is_file():
+            tracker.artifact(path)
     told = tracker.finish("FINISHED")
     if told.problem is not None:
         _log.warning("MLflow lacks the report (%s); it is in %s", told.problem, folder)
@@ -266,38 +218,13 @@ def report_folder(dataset: str) -> Path:
     raise AssertionError
 
 
-def _open(data: DataConfig, *, needed: bool) -> OpenTestSet | None:
-    """The test set; where it is only wanted for its pictures, a missing one is a warning."""
-    try:
-        test = open_test_set(load_dataset(data))
-    except JaxtrainError as error:
-        if needed:
-            raise
-        _log.warning("no images are shown, and no duplicates looked for: %s", error)
-        return None
-    if test is None and needed:
-        raise UserError(f"{data.name} has no test images")
-    return test
-
-
-def _predictions(
-    run: Run, load: Load, data: DataConfig | None, test: OpenTestSet | None, say: Callable[[str], None]
-) -> tuple[Path, Predictions, bool]:
+def _predictions(run: Run, load: Load, sets: TestSets, say: Callable[[str], None]) -> tuple[Path, Predictions, bool]:
     """The folder of this evaluation, its predictions, and whether they were computed now."""
-    own = run.path / "benchmark"
-    kept = _kept(own, run)
-    if kept is not None and (data is None or (test is not None and kept.test_digest == test.digest)):
-        return own, kept, False
-    if data is None:
-        say(f"predictions of {run.name}")
-        test = _open(run.config.data, needed=True)
-    assert test is not None
-    folder = own if data is None else own / f"test-{test.digest[:12]}"
-    if folder != own:
-        kept = _kept(folder, run)
-        if kept is not None and kept.test_digest == test.digest:
-            return folder, kept, False
-        say(f"predictions of {run.name}")
+    folder, kept = sets.kept(run)
+    if kept is not None:
+        return folder, kept, False
+    say(f"predictions of {run.name}")
+    test = sets.open(run)
     model = str(run.summary["model"])
     try:
         predictions = predict(
@@ -319,14 +246,6 @@ def _costs(run: Run, load: Load, test: OpenTestSet | None, *, again: bool) -> Co
     source = None if test is None else test.images
     measured = kept_costs(folder / "costs.json", run.digest, lambda: measure_costs(load(run.path), source))
     return costs_of_training(run.summary) | {"model_mb": folder_megabytes(run.path / "model")} | measured
-
-
-def _kept(folder: Path, run: Run) -> Predictions | None:
-    path = folder / "predictions.npz"
-    if not path.is_file():
-        return None
-    predictions = Predictions.load(path)
-    return predictions if predictions.params_sha256 == run.digest else None
 
 
 def _unique_names(runs: Sequence[Run]) -> list[str]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.evaluation.metrics import Floats
 from jaxtrain.evaluation.statistics import CONFIDENCE, Interval
 
+Counts = NDArray[np.integer[Any]] | Floats
+"""Images, one number for each pair of models."""
 MARGIN = 0.01
 """Share of images: models whose accuracies differ by less are as good as each other."""
 POWER = 0.8
 
 
-def mcnemar(only_first: NDArray[np.integer], only_second: NDArray[np.integer]) -> Floats:  # type: ignore[type-arg]
+def mcnemar(only_first: Counts, only_second: Counts) -> Floats:
     """Two-sided p values of the exact test that two models are equally often right (McNemar 1947).
 
     Of each pair: how many images the first model alone has right, and the second alone.
@@ -32,22 +36,42 @@ def holm(p: Floats) -> Floats:
     return corrected
 
 
-def simultaneous(differences: Floats, replicates: Floats, confidence: float = CONFIDENCE) -> list[Interval]:
-    """Intervals that with `confidence` hold all true differences at once.
+def joint_width(differences: Floats, replicates: Floats, confidence: float = CONFIDENCE) -> float:
+    """How many standard errors wide intervals are, to each side, that hold all true differences at once.
 
-    `differences` is `float64[pairs]`, `replicates` `float64[pairs, resamples]` of the same resamples. In units of
-    its standard error each interval is as wide as the largest deviation among the pairs (the bootstrap form of Tukey's
-    method, Westfall & Young 1993): narrower than Bonferroni's, as pairs that share a model go together, and without
-    quantiles that so many resamples cannot tell.
+    `differences` is `float64[pairs]`, `replicates` `float64[pairs, resamples]` of the same resamples. It is the largest
+    deviation among the pairs (the bootstrap form of Tukey's method, Westfall & Young 1993), at most Bonferroni's: less,
+    as pairs that share a model go together. What one pair alone needs is the least.
     """
+    from scipy.special import ndtri
+
     deviations = replicates - differences[:, None]
     errors = deviations.std(axis=1)
+    alone, bonferroni = (float(ndtri(1 - (1 - confidence) / 2 / pairs)) for pairs in (1, max(len(errors), 1)))
     scaled = np.abs(deviations[errors > 0]) / errors[errors > 0, None]
-    width = float(np.quantile(scaled.max(axis=0), confidence)) if len(scaled) else 0.0
-    return [Interval(float(d - width * e), float(d + width * e)) for d, e in zip(differences, errors, strict=True)]
+    joint = float(np.quantile(scaled.max(axis=0), confidence)) if len(scaled) else alone
+    return min(max(joint, alone), bonferroni)
 
 
-def score(only_first: NDArray[np.integer], only_second: NDArray[np.integer], images: int, difference: float) -> Floats:  # type: ignore[type-arg]
+def difference_of_shares(first: Counts, second: Counts, images: int, width: float) -> list[Interval]:
+    """Tango's interval of each paired difference of shares: what his statistic puts within `width` standard errors.
+
+    `first` and `second` are how many images the first model alone has right, and the second alone. It covers also
+    where there are few or none of them, about which resamples say too little.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    ends = []
+    for end in (-1.0, 1.0):
+        inside, outside = (first - second) / images, np.full(first.shape, end)
+        for _ in range(50):
+            middle = (inside + outside) / 2
+            likely = np.abs(score(first, second, images, middle)) <= width
+            inside, outside = np.where(likely, middle, inside), np.where(likely, outside, middle)
+        ends.append(inside)
+    return [Interval(float(low), float(high)) for low, high in zip(*ends, strict=True)]
+
+
+def score(only_first: Counts, only_second: Counts, images: int, difference: float | Floats) -> Floats:
     """Tango's statistic of a paired difference of shares (Tango 1998): standard normal if it truly is `difference`.
 
     It holds with few or no images on which the models differ, where a t test has no variance to go by.
@@ -64,8 +88,8 @@ def score(only_first: NDArray[np.integer], only_second: NDArray[np.integer], ima
 
 
 def equivalence(
-    only_first: NDArray[np.integer],  # type: ignore[type-arg]
-    only_second: NDArray[np.integer],  # type: ignore[type-arg]
+    only_first: Counts,
+    only_second: Counts,
     images: int,
     margin: float = MARGIN,
 ) -> Floats:

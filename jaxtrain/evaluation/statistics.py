@@ -1,19 +1,17 @@
 """How sure a metric is: intervals by resampling the test images.
 
-Images are drawn again within their class, because a test set's class sizes are chosen, and because a rare class
-must not vanish from a resample. Of a class of n images n - 1 are drawn and weigh n / (n - 1) each: so the variance
-is right also for classes of few images (Rao & Wu 1988, doi 10.1080/01621459.1988.10478591), where drawing n of n
-is too sure by a factor (n - 1) / n. All models of a comparison are resampled with the same draws, so that the
-difference of their replicates is a paired bootstrap.
+One sampling model holds for all of them: the test images are drawn, each by itself, from the images to come. Wilson's
+interval and the tests of pairs assume it; where there is no formula, as many images are drawn again with replacement.
+All models of a comparison are resampled with the same draws, so that the difference of their replicates is a paired
+bootstrap. Every interval that is given holds its metric and lies in the metric's range.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jaxtrain.evaluation.metrics import Floats, Outcomes, calibration_gaps, weighted_metrics
 
@@ -40,7 +38,7 @@ _METHODS = {
     "macro_recall": "percentile",
     "macro_f1": "percentile",
     "mcc": "percentile",
-    # The rest is smooth enough for the correction of the median, which they need most where classes are small.
+    # The rest is smooth enough for the correction of the median.
     "macro_precision": "bias_corrected",
     "loss": "bias_corrected",
     "brier": "bias_corrected",
@@ -50,38 +48,26 @@ _METHODS = {
     "ece": "inversion",
     "adaptive_ece": "inversion",
 }
+_RANGES = {"mcc": (-1.0, 1.0), "loss": (0.0, np.inf), "brier": (0.0, 2.0)}
+"""Of the metrics that are no share of 1."""
 
 
-def resampling_weights(labels: NDArray[np.integer[Any]], resamples: int, seed: int) -> Iterator[Floats]:
-    """Weights `float64[images, part of the resamples]` of all resamples, in parts that fit the memory.
+def bounded(interval: Interval, value: float, name: str, *, difference: bool = False) -> Interval:
+    """An interval of a metric (or of a difference of two), widened to hold `value`, cut at the ends of the range."""
+    lowest, highest = _RANGES.get(name, (0.0, 1.0))
+    if difference:
+        lowest, highest = lowest - highest, highest - lowest
+    return Interval(max(min(interval.low, value), lowest), min(max(interval.high, value), highest))
 
-    They depend on `labels`, `resamples` and `seed` alone. Every class keeps its total weight, but that classes of a
-    single image are drawn as if they were one class (or part of the smallest other one).
-    """
+
+def resampling_weights(images: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each image is drawn, `float64[images, part of the resamples]`, in parts that fit the memory."""
     rng = np.random.default_rng(seed)
-    strata = _strata(labels)
-    step = max(_CHUNK // len(labels), 1)
+    step = max(_CHUNK // images, 1)
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
-        weights = np.ones((len(labels), count))
-        for members in strata:
-            size = len(members)
-            if size > 1:
-                drawn = rng.integers(size, size=(size - 1, count)) * count + np.arange(count)
-                times = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
-                weights[members] = times * (size / (size - 1))
-        yield weights
-
-
-def _strata(labels: NDArray[np.integer[Any]]) -> list[NDArray[np.int64]]:
-    """The images of each class, those of single-image classes together."""
-    order = np.argsort(labels, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-    groups.sort(key=len)
-    alone = [group for group in groups if len(group) == 1]
-    if len(alone) == 1 and len(groups) > 1:
-        alone = groups[:2]
-    return [np.concatenate(alone), *groups[len(alone) :]] if alone else groups
+        drawn = rng.integers(images, size=(images, count)) * count + np.arange(count)
+        yield np.bincount(drawn.ravel(), minlength=images * count).reshape(images, count).astype(np.float64)
 
 
 class Resampled(NamedTuple):
@@ -93,13 +79,15 @@ class Resampled(NamedTuple):
     gaps: dict[str, tuple[Floats, Floats]]
     """Of the calibration errors: gaps `float64[bins]` and their replicates `float64[bins, resamples]`."""
     images: int
+    found: Outcomes | None = None
+    """What it did with each image; None of a mean over seeds."""
 
 
 def resample(found: Outcomes, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
     """All metrics, and their values in every resample."""
     ones = np.ones((len(found.labels), 1))
     metrics, gaps = _both(found, ones)
-    parts = [_both(found, weights) for weights in resampling_weights(found.labels, resamples, seed)]
+    parts = [_both(found, weights) for weights in resampling_weights(len(found.labels), resamples, seed)]
     return Resampled(
         metrics={name: float(value[0]) for name, value in metrics.items()},
         replicates={name: np.concatenate([part[0][name] for part in parts]) for name in metrics},
@@ -108,6 +96,7 @@ def resample(found: Outcomes, resamples: int = RESAMPLES, seed: int = 0) -> Resa
             for name, value in gaps.items()
         },
         images=len(found.labels),
+        found=found,
     )
 
 
@@ -123,13 +112,16 @@ def intervals(resampled: Resampled, confidence: float = CONFIDENCE) -> dict[str,
         replicates = resampled.replicates[name]
         match _METHODS.get(name):
             case "wilson":
-                found[name] = wilson(value, resampled.images, confidence)
+                interval = wilson(value, resampled.images, confidence)
             case "percentile":
-                found[name] = percentile(replicates, confidence)
+                interval = percentile(replicates, confidence)
             case "bias_corrected":
-                found[name] = bias_corrected(value, replicates, confidence)
+                interval = bias_corrected(value, replicates, confidence)
             case "inversion":
-                found[name] = sum_of_gaps(*resampled.gaps[name], confidence)
+                interval = sum_of_gaps(*resampled.gaps[name], confidence)
+            case _:
+                continue
+        found[name] = bounded(interval, value, name)
     return found
 
 
@@ -178,10 +170,7 @@ def sum_of_gaps(gaps: Floats, replicates: Floats, confidence: float = CONFIDENCE
 def mean_of_seeds(resampled: Sequence[Resampled], name: str) -> tuple[float, float, Interval]:
     """Mean, standard deviation and 95% interval of one metric over runs that differ in their seed alone."""
     values = np.array([each.metrics[name] for each in resampled])
-    low, high = percentile(seed_replicates(resampled, name))
-    # Two or three seeds may say so little that the interval leaves the range of the metric.
-    lowest, highest = -1.0 if name == "mcc" else 0.0, {"loss": np.inf, "brier": 2.0}.get(name, 1.0)
-    interval = Interval(max(low, lowest), min(high, highest))
+    interval = bounded(percentile(seed_replicates(resampled, name)), float(values.mean()), name)
     return float(values.mean()), float(values.std(ddof=1)), interval
 
 

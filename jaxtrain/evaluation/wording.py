@@ -8,7 +8,7 @@ from jaxtrain.evaluation.comparison import Comparison, Pair
 from jaxtrain.evaluation.costs import Costs
 from jaxtrain.screen.terminal import clock
 
-COSTS = {"train_seconds": "training time", "flops_per_image": "operations an image", "latency_ms_p50": "latency"}
+COSTS = {"train_seconds": "training time", "flops_per_image": "operations per image", "latency_ms_p50": "latency"}
 """Costs that advice is given about, in words."""
 METRICS = {
     "accuracy": "accuracy", "top5_accuracy": "top-5 accuracy", "balanced_accuracy": "balanced accuracy",
@@ -53,6 +53,16 @@ def cost(name: str, number: float | None) -> str:
     if name == "train_seconds":
         return f"{number:.3g} s" if number < 120 else _clock(number)
     return with_prefix(number)
+
+
+def training_time(costs: Costs) -> str:
+    """Of a run and of the weights that it started from, with a word where the latter is not known.
+
+    >>> training_time({"train_seconds": 5}), training_time({"train_seconds": 5, "pretraining_unknown": 1.0})
+    ('5 s', '5 s plus pre-training')
+    """
+    more = " plus pre-training" if costs.get("pretraining_unknown") else ""
+    return cost("train_seconds", costs.get("train_seconds")) + more
 
 
 def in_points(margin: float) -> str:
@@ -103,27 +113,43 @@ def _choice(pair: Pair, costs_of_best: Costs, costs_of_other: Costs) -> str:
     gap = pair.gaps["accuracy"]
     interval = f"[{100 * gap.corrected.low:.1f}, {100 * gap.corrected.high:.1f}]"
     told = f"{pair.second} is {100 * gap.difference:.1f} points below {pair.first}, interval {interval}"
-    if gap.corrected.low <= 0 <= gap.corrected.high:
+    if gap.difference == 0:
+        told = f"{pair.second} is as accurate as {pair.first}, interval {interval}"
+    elif gap.corrected.low <= 0 <= gap.corrected.high:
         told += " (holds zero)"
     ratios = []
     for name, words in COSTS.items():
         of_best, of_other = costs_of_best.get(name), costs_of_other.get(name)
         if of_best and of_other:
-            ratios.append(f"{_ratio(of_other / of_best)} its {words}")
-    return told + (f", at {_listed(ratios)}" if ratios else "")
+            ratios.append(f"{_ratio(of_other / of_best)} {words}")
+            if name == "train_seconds":
+                ratios[-1] += _uncounted(pair, costs_of_best, costs_of_other)
+    return told + (f"; it takes {_listed(ratios)}" if ratios else "")
+
+
+def _uncounted(pair: Pair, costs_of_best: Costs, costs_of_other: Costs) -> str:
+    """What is missing in both training times of a comparison."""
+    match bool(costs_of_best.get("pretraining_unknown")), bool(costs_of_other.get("pretraining_unknown")):
+        case True, True:
+            return " (pre-training of both not counted)"
+        case False, True:
+            return " plus pre-training"
+        case True, False:
+            return f" (pre-training of {pair.first} not counted)"
+    return ""
 
 
 def _ratio(factor: float) -> str:
-    """As people say it: 1/37 of, 2.4 times.
+    """As people say it, before what is compared: 1/37 of the, 2.4 times the.
 
     >>> _ratio(1 / 37), _ratio(2.38), _ratio(1.01), _ratio(0.8)
-    ('1/37 of', '2.4 times', 'about the same as', '0.80 of')
+    ('1/37 of the', '2.4 times the', 'about the same', '0.80 of the')
     """
     if abs(factor - 1) < 0.05:
-        return "about the same as"
+        return "about the same"
     if factor > 1:
-        return f"{factor:.2g} times" if factor < 100 else f"{factor:,.0f} times"
-    return f"1/{1 / factor:,.0f} of" if factor < 2 / 3 else f"{factor:.2f} of"
+        return f"{factor:.2g} times the" if factor < 100 else f"{factor:,.0f} times the"
+    return f"1/{1 / factor:,.0f} of the" if factor < 2 / 3 else f"{factor:.2f} of the"
 
 
 def _listed(parts: list[str]) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]
+Check = Callable[[], None]
 
 UNSEEN = -30.0
 """Logit of a class that the training vectors do not have, and the least log-probability: e^-30 is about 1e-13."""
 
+_CHECK_SECONDS = 0.2
 _FORMAT = 1
 _BLOCK = 4096  # vectors a call of `apply`
 _MODULES = {
@@ -72,11 +76,13 @@ class Task:
     seed: int
     class_weights: Floats
     """float32[classes]"""
+    check: Check = lambda: None
+    """Called between settings or epochs; raises where training is no longer wanted."""
 
     def joined(self) -> Task:
         """The task of a refit: training and validation vectors together, nothing left to choose on."""
         assert self.val is not None, "only a head that chose on validation is refitted"
-        return Task(self.train.joined(self.val), None, self.num_classes, self.seed, self.class_weights)
+        return replace(self, train=self.train.joined(self.val), val=None)
 
     @functools.cached_property
     def present(self) -> NDArray[np.int32]:
@@ -103,6 +109,8 @@ class FittedHead(ABC):
 
     kind: ClassVar[str]
     """Name in the registry."""
+    follows: ClassVar[tuple[str, ...]] = ()
+    """Settings that training finds rather than tries."""
 
     num_classes: int
     num_features: int
@@ -122,6 +130,15 @@ class FittedHead(ABC):
     def name(self) -> str:
         """The name under which this head is asked for in the config."""
         return self.kind
+
+    @property
+    def chosen(self) -> int:
+        """The place of the chosen setting in the curve."""
+        return next(
+            place
+            for place, entry in enumerate(self.curve)
+            if all(entry.get(key, value) == value for key, value in self.settings.items())
+        )
 
     @property
     def digest(self) -> str:
@@ -182,6 +199,7 @@ def fit_head(
     num_classes: int,
     seed: int = 0,
     class_weights: Floats | None = None,
+    check: Check | None = None,
 ) -> FittedHead:
     """Trains the head that the config names; the same seed gives the same bits on the same machine.
 
@@ -192,6 +210,7 @@ def fit_head(
         num_classes: logits a vector; classes without training vectors keep their column.
         seed: of initialisation, order and search.
         class_weights: float32[classes], how much a vector of each class counts (default: all the same).
+        check: called at the start and several times a second meanwhile; what it raises ends training.
 
     Raises:
         UserError: vectors or labels are no such thing, or the options need what is not there.
@@ -211,8 +230,30 @@ def fit_head(
     weights = np.ones(num_classes, np.float32) if class_weights is None else np.asarray(class_weights, np.float32)
     if weights.shape != (num_classes,) or not (np.isfinite(weights).all() and (weights > 0).all()):
         raise UserError(f"class_weights must be {num_classes} positive numbers, one a class")
-    task = Task(train, val, num_classes, seed, weights)
-    return _module(config.name).fit(config.resolved(), task)
+    task, fit = Task(train, val, num_classes, seed, weights), _module(config.name).fit
+    if check is None:
+        return fit(config.resolved(), task)
+    return _attended(lambda: fit(config.resolved(), replace(task, check=check)), check)
+
+
+def _attended(work: Callable[[], FittedHead], check: Check) -> FittedHead:
+    """`work()` in a thread of its own, so that `check` is heard also while a library computes for minutes in C.
+
+    Where `check` raises, that thread is left behind: it ends at the next setting or epoch, or with the process.
+    """
+    done: Future[FittedHead] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    check()
+    threading.Thread(target=run, daemon=True, name="head").start()
+    while not wait([done], _CHECK_SECONDS).done:
+        check()
+    return done.result()
 
 
 def check_head(config: HeadConfig) -> None:

@@ -28,6 +28,7 @@ def batches(task: Task, batch_size: int, epoch: int) -> Iterator[tuple[Floats, A
     The weights have mean 1 over the training set. What is left at the end of the order after whole batches waits for
     another epoch.
     """
+    task.check()
     x, y, _ = task.train
     order = np.random.default_rng((task.seed, epoch)).permutation(len(x))
     weights = task.sample_weights() * len(x)

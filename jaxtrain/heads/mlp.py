@@ -30,6 +30,7 @@ class MLPHead(JaxHead):
     """ReLU between layers; the first sees scaled vectors."""
 
     kind = "mlp"
+    follows = ("epochs",)
 
     def apply(self, arrays: Mapping[str, Array], x: Array) -> Array:
         """Pure: float32[images, features] to float32[images, classes]."""

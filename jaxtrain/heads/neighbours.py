@@ -120,6 +120,7 @@ def fit(config: HeadConfig, task: Task) -> JaxHead:
     kind, size = _HEADS[config.name], (task.num_classes, task.train.x.shape[1])
     curve: list[dict[str, Any]] = []
     for scaling in scalings:
+        task.check()
         widest = {"scaling": scaling, **{axis: max(chosen(getattr(config, axis))) for axis in axes}}
         head = kind(*size, widest, [], _learn(config.name, scaling, task))
         settings = [dict(zip(axes, values, strict=True)) for values in grid]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
 
 from jaxtrain.config import HeadConfig, chosen
 from jaxtrain.errors import RunError, UserError
@@ -19,6 +22,8 @@ from jaxtrain.heads.measure import even, measure
 from jaxtrain.heads.scaling import fit_scaling
 from jaxtrain.heads.search_spaces import SPACES, Space
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, eq=False)
 class EstimatorHead(FittedHead):
@@ -26,6 +31,8 @@ class EstimatorHead(FittedHead):
 
     Decision values are divided by a temperature fitted on validation (Guo et al. 2017), so that losses mean something.
     """
+
+    follows: ClassVar = ("temperature",)
 
     estimator: Any
 
@@ -65,6 +72,7 @@ def fit(config: HeadConfig, task: Task) -> EstimatorHead:
     needs_validation(trials, task)
     best, curve = _search(maker, config, trials)
     if config.refit:
+        task.check()
         best = _Maker(config.name, task.joined())(best.options, best.temperature)
     settings = {"name": config.name, "temperature": best.temperature, **best.options}
     scaling = fit_scaling(best.options.get("scaling", "none"), best.task.train.x)
@@ -121,6 +129,10 @@ class _Maker:
             entry |= {f"{split}_loss": float(loss), f"{split}_accuracy": float(accuracy)}
         return _Tried(options, temperature, estimator, task, entry)
 
+    def defaults(self, tuned: Mapping[str, Any]) -> dict[str, Any]:
+        """The classifier's own values of what is tuned."""
+        return {name: "none" if name == "scaling" else self.type().get_params()[name] for name in tuned}
+
     def _make(self, options: dict[str, Any]) -> Any:
         known = self.type().get_params()
         seed = {"random_state": self.task.seed} if "random_state" in known else {}
@@ -144,15 +156,29 @@ def _search(maker: _Maker, config: HeadConfig, trials: int) -> tuple[_Tried, lis
     tuned = dict(maker.space.tuned)
     if maker.space.scaled:
         tuned["scaling"] = CategoricalDistribution(("none", "standard"))
-    best = maker({})  # the defaults, of which Optuna need not know
-    curve = [best.entry]
-    while len(curve) < trials and (config.seconds is None or time.monotonic() - started < config.seconds):
-        trial = study.ask(tuned)
-        tried = maker(trial.params)
+    best, curve, failed = None, list[dict[str, Any]](), list[RunError]()
+    for number in range(trials):
+        if number and config.seconds is not None and time.monotonic() - started >= config.seconds:
+            break
+        maker.task.check()
+        trial = study.ask(tuned) if number else None  # first the defaults, of which Optuna need not know
+        try:
+            tried = maker(maker.defaults(tuned) if trial is None else trial.params)
+        except RunError as error:
+            failed.append(error)
+            if trial is not None:
+                study.tell(trial, state=TrialState.FAIL)
+            continue
         curve.append(tried.entry)
-        if choose(curve, config.choose_by) == len(curve) - 1:
+        if best is None or choose(curve, config.choose_by) == len(curve) - 1:
             best = tried
-        study.tell(trial, tried.entry["val_loss"] if config.choose_by == "loss" else -tried.entry["val_accuracy"])
+        if trial is not None:
+            figure = tried.entry["val_loss"] if config.choose_by == "loss" else -tried.entry["val_accuracy"]
+            study.tell(trial, figure)
+    if best is None:
+        raise failed[0]
+    if failed:
+        _log.warning("%d of %d settings failed; the first: %s", len(failed), len(failed) + len(curve), failed[0])
     return best, curve
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.splits import few_shot
 from jaxtrain.errors import UserError
+from jaxtrain.files import write_csv
 from jaxtrain.heads import FittedHead, Vectors
 from jaxtrain.tracking import Tracker
 
@@ -68,13 +68,12 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 def summarize(test_accuracies: Sequence[float], few: FewShot, run_dir: Path, tracker: Tracker) -> dict[str, Any]:
     """Writes `few_shot.csv`, a row a draw, logs mean and interval, and returns them for `summary.json`."""
-    path = run_dir / "few_shot.csv"
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["draw", "shots", "val_accuracy", "test_accuracy"])
-        for draw, test in enumerate(test_accuracies):
-            val = few.val_accuracies[draw] if few.val_accuracies else ""
-            rows.writerow([draw, few.shots, val, test])
+    vals: Sequence[float | None] = few.val_accuracies or [None] * len(test_accuracies)
+    rows = [
+        {"draw": draw, "shots": few.shots, "val_accuracy": val, "test_accuracy": test}
+        for draw, (val, test) in enumerate(zip(vals, test_accuracies, strict=True))
+    ]
+    path = write_csv(run_dir / "few_shot.csv", rows)
     tracker.artifact(path)
     mean, half = mean_and_interval(test_accuracies)
     values = {"few_shot/test_accuracy_mean": mean} | ({} if half is None else {"few_shot/test_accuracy_ci95": half})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +17,8 @@ from jaxtrain.data.base import ArraySource, Dataset, ImageSource
 from jaxtrain.data.scan import why_unreadable
 from jaxtrain.data.splits import stratified_split
 from jaxtrain.errors import UserError
+from jaxtrain.evaluation.plots import save
+from jaxtrain.files import write_csv
 from jaxtrain.heads import FittedHead, Vectors, fit_head
 from jaxtrain.models.weights import adapt
 from jaxtrain.runs import pictures
@@ -33,6 +35,9 @@ from jaxtrain.training.inference import Inference, host_batches
 from jaxtrain.training.parallel import make_strategy
 from jaxtrain.training.technique import Binding
 from jaxtrain.trees import tree_digest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +99,7 @@ class HeadLearning:
 
     def learn(self, tracker: Tracker) -> Learned:
         """Embed, fit, choose."""
-        job, config = self._job, self._job.config
+        config = self._job.config
         train = self.embedded(self.dataset.train, "train", views=config.features.views)
         val = None if self.dataset.val is None else self.embedded(self.dataset.val, "val")
         self._train = train
@@ -109,9 +114,8 @@ class HeadLearning:
             head = self._few_shot.heads[0]
             self._few_shot.log(tracker)
         head_seconds = time.monotonic() - started
-        if job.stop.requested is not None:
-            raise job.interrupted("stopped; the embeddings are kept")
-        chosen_setting = _log_curve(head, vectors, tracker, self._technique.metrics)
+        self.check()
+        self._record(head, vectors, tracker)
         self._pictures(head, vectors, tracker)
         computed = train.computed + (val.computed if val else 0)
         return Learned(
@@ -121,8 +125,8 @@ class HeadLearning:
             steps=len(head.curve),
             seconds=train.seconds + (val.seconds if val else 0.0) + head_seconds,
             images=computed,
-            val_accuracy=None if val is None else head.curve[chosen_setting]["val_accuracy"],
-            best_step=chosen_setting,
+            val_accuracy=_val_accuracy(head, vectors),
+            best_step=head.chosen,
             devices=[str(device.device_kind) for device in self.inference.strategy.devices],
             extra={"head": head.meta()},
             summary={
@@ -144,10 +148,10 @@ class HeadLearning:
         """Neighbours of test images as a picture; few-shot: the test accuracy of every draw, as mean and interval."""
         vectors, labels = predictor.embed(test), test.labels
         assert self._train is not None
-        path = self._job.directory.path / "neighbours.png"
         places, data = self._train.places, self._job.config.data
         known = (self.dataset.train.select(places), self._train.vectors.x[: len(places)])
-        tracker.artifact(pictures.save_neighbours((test, vectors), known, self.dataset.class_names, data, path))
+        names = self.dataset.class_names
+        self._picture(tracker, "neighbours", lambda: pictures.neighbours((test, vectors), known, names, data))
         if self._few_shot is None:
             return {}
         accuracies = [float(np.mean(head.logits(vectors).argmax(1) == labels)) for head in self._few_shot.heads]
@@ -167,9 +171,15 @@ class HeadLearning:
                 num_classes=self.dataset.num_classes,
                 seed=seed,
                 class_weights=weights,
+                check=self.check,
             )
 
         return fit
+
+    def check(self) -> None:
+        """Raises Interrupted after a signal."""
+        if self._job.stop.requested is not None:
+            raise self._job.interrupted("stopped; the embeddings are kept")
 
     def embedded(self, source: ImageSource, name: str, views: int = 1) -> Embedded:
         """The readable images of a split as vectors, all views one after the other."""
@@ -205,13 +215,32 @@ class HeadLearning:
         )
         return np.delete(np.arange(len(x)), bad)
 
+    def _record(self, head: FittedHead, val: Vectors | None, tracker: Tracker) -> None:
+        """The chosen setting as parameters and as the run's metrics; every setting as a row of `head_grid.csv`."""
+        entry = head.curve[head.chosen]
+        values: dict[str, Any] = {
+            f"train/{name}": entry[f"train_{name}"] for name in ("loss", "accuracy") if f"train_{name}" in entry
+        }
+        if val is not None:
+            values |= {"val/loss": entry["val_loss"], "val/accuracy": _val_accuracy(head, val)}
+            own = self._technique.metrics
+            values |= {name: float(metric(head.logits(val.x), val.y)) for name, metric in own.items()}
+        tracker.log(head.chosen, values)
+        tracker.params({f"chosen_head.{name}": value for name, value in head.settings.items()})
+        path = self._job.directory.path / "head_grid.csv"
+        write_csv(path, [{**row, "chosen": place == head.chosen} for place, row in enumerate(head.curve)])
+        tracker.artifact(path)
+
     def _pictures(self, head: FittedHead, val: Vectors | None, tracker: Tracker) -> None:
-        run_dir = self._job.directory.path
-        if len(head.curve) > 1:
-            tracker.artifact(pictures.save_grid(head, run_dir / "head_grid.png"))
+        names, seed = self.dataset.class_names, self._job.config.seed
+        self._picture(tracker, "head_grid", lambda: pictures.grid(head))
         if val is not None and len(val.x) > 2:
-            names = self.dataset.class_names
-            tracker.artifact(pictures.save_projection(val, names, self._job.config.seed, run_dir / "embeddings.png"))
+            self._picture(tracker, "embeddings", lambda: pictures.projection(val, names, seed))
+
+    def _picture(self, tracker: Tracker, name: str, make: Callable[[], Figure | None]) -> None:
+        for path in save(make, self._job.directory.path / f"{name}.png"):
+            tracker.artifact(path)
+        self.check()
 
 
 def fit_vectors(
@@ -239,6 +268,13 @@ def fit_vectors(
     return Fitted(bound, tuple(map(str, names)), tree, {"head": head.meta()})
 
 
+def _val_accuracy(head: FittedHead, val: Vectors | None) -> float | None:
+    """Of the chosen setting, as a share of so many images to the last bit: heads sum in float32 or float64."""
+    if val is None:
+        return None
+    return round(head.curve[head.chosen]["val_accuracy"] * len(val.y)) / len(val.y)
+
+
 def vector_weights(config: Config, train: Vectors, classes: int) -> NDArray[np.float32] | None:
     """`train.class_weights` for vectors: inverse frequencies, 1 for a class without any; None: all count the same."""
     if config.train.class_weights == "none":
@@ -246,27 +282,6 @@ def vector_weights(config: Config, train: Vectors, classes: int) -> NDArray[np.f
     counts = np.bincount(train.y, minlength=classes)
     weights = len(train.y) / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return np.where(counts > 0, weights, 1.0).astype(np.float32)
-
-
-def _log_curve(head: FittedHead, val: Vectors | None, tracker: Tracker, own: Mapping[str, Any]) -> int:
-    """Every setting as a step of `grid/...`, and the chosen one as the run's metrics; returns its place."""
-    same = (all(entry.get(key, value) == value for key, value in head.settings.items()) for entry in head.curve)
-    place = list(same).index(True)
-    for number, entry in enumerate(head.curve):
-        values = {f"grid/{name}": float(value) for name, value in entry.items() if _is_number(value)}
-        if number == place:
-            values |= {
-                f"train/{name}": entry[f"train_{name}"] for name in ("loss", "accuracy") if f"train_{name}" in entry
-            }
-            if val is not None:
-                values |= {"val/loss": entry["val_loss"], "val/accuracy": entry["val_accuracy"]}
-                values |= {name: float(metric(head.logits(val.x), val.y)) for name, metric in own.items()}
-        tracker.log(number, values)
-    return place
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 __all__ = ["HeadLearning", "fit_vectors"]

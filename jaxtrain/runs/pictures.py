@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,57 +11,77 @@ from numpy.typing import NDArray
 from jaxtrain.config import DataConfig, chosen
 from jaxtrain.data.base import ImageSource
 from jaxtrain.data.decode import read_image
-from jaxtrain.evaluation.plots import BLUE, GREY, ORANGE, save
+from jaxtrain.evaluation.plots import BLUE, GREY, ORANGE
 from jaxtrain.heads import FittedHead, Vectors
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MAX_POINTS = 2000
 """Points of a projection; more are sampled, evenly over the classes."""
 _NEIGHBOURS, _QUERIES = 7, 8
+_MAX_GROUPS = 12
+_PANELS = (("val_accuracy", "validation accuracy, %", 100), ("val_loss", "validation loss", 1))
 _COLOURS = (BLUE, ORANGE, GREY, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def save_grid(head: FittedHead, path: Path) -> Path:
-    """Validation accuracy and losses of every setting that was tried: a line for each setting of the other options.
+def grid(head: FittedHead) -> Figure | None:
+    """Validation accuracy and loss of every setting that was tried: a line for each setting of the other options.
 
-    The axis is the numeric option with the most values.
+    The axis is the option with the most numbers; settings that have none there are horizontal lines. None where no
+    option varies.
     """
     from matplotlib.figure import Figure
 
     curve = head.curve
-    options = [key for key in head.settings if len({str(entry.get(key)) for entry in curve}) > 1]
-    axis = max(options, key=lambda key: (_numeric(curve, key), len({str(entry.get(key)) for entry in curve})))
+    values = {key: {str(entry.get(key)) for entry in curve} for key in head.settings if key not in head.follows}
+    options = [key for key in values if len(values[key]) > 1]
+    if not options:
+        return None
+    axis = max(options, key=lambda key: (len(_numbers(curve, key)), len(values[key])))
+    numeric = len(_numbers(curve, axis)) > 1
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for entry in curve:
         groups.setdefault(", ".join(f"{key} {entry.get(key)}" for key in options if key != axis), []).append(entry)
+    if len(groups) > _MAX_GROUPS:  # drawn values: hardly two share the other options
+        groups = {"": [*curve]}
     figure = Figure(figsize=(11, 4), layout="constrained")
-    panels = (("val_accuracy", "validation accuracy, %", 100), ("val_loss", "validation loss", 1))
-    for number, (name, title, factor) in enumerate(panels, start=1):
+    for number, (name, title, factor) in enumerate(_PANELS, start=1):
         axes = figure.add_subplot(1, 2, number)
         for place, (label, entries) in enumerate(groups.items()):
-            points = [(entry[axis], factor * entry[name]) for entry in entries if entry.get(name) is not None]
-            points.sort(key=lambda point: point[0])
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True), "o-", color=_COLOURS[place % 7], label=label or None, markersize=3
-                )
-        best = {key: head.settings.get(key) for key in options}
-        if _numeric(curve, axis):
-            _logarithmic(axes, [float(entry[axis]) for entry in curve])
-            axes.axvline(float(head.settings[axis]), color=GREY, linestyle=":", linewidth=1)
+            points = [(entry.get(axis), factor * entry[name]) for entry in entries if entry.get(name) is not None]
+            _line(axes, points, numeric, {"color": _COLOURS[place % 7], "label": label or None})
+        if numeric:
+            _logarithmic(axes, _numbers(curve, axis))
+            if _is_number(head.settings[axis]):
+                axes.axvline(head.settings[axis], color=GREY, linestyle=":", linewidth=1)
         axes.set_xlabel(axis.replace("_", " "))
         axes.set_title(title)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if number == 1:
-            chosen_one = ", ".join(f"{key} {value}" for key, value in best.items())
-            axes.set_title(f"{title} (chosen: {chosen_one})", fontsize=10)
-        if 1 < len(groups) <= 12:
+            chosen_one = ", ".join(f"{key} {_short(head.settings[key])}" for key in options)
+            axes.set_title(f"{title}\nchosen: {chosen_one}", fontsize=9, wrap=True)
+        if len(groups) > 1:
             axes.legend(frameon=False, fontsize=8)
-    save(figure, path)
-    return path
+    return figure
 
 
-def save_projection(vectors: Vectors, class_names: Sequence[str], seed: int, path: Path) -> Path:
+def _line(axes: Axes, points: Sequence[tuple[Any, float]], numeric: bool, style: dict[str, Any]) -> None:
+    """Values by the numbers of an axis, or by its words."""
+    if not numeric:
+        axes.plot([str(x) for x, _ in points], [y for _, y in points], "o", markersize=4, **style)
+        return
+    placed = sorted((x, y) for x, y in points if _is_number(x))
+    if placed:
+        axes.plot(*zip(*placed, strict=True), "o-" if len({x for x, _ in placed}) > 1 else "o", markersize=3, **style)
+    for x, y in points:
+        if not _is_number(x):
+            axes.axhline(y, linestyle="--", linewidth=1, color=style["color"], label=f"{x}")
+
+
+def projection(vectors: Vectors, class_names: Sequence[str], seed: int) -> Figure:
     """Embeddings in the plane, coloured by class: by principal components, and by t-SNE (van der Maaten 2008)."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -91,17 +110,15 @@ def save_projection(vectors: Vectors, class_names: Sequence[str], seed: int, pat
         figure.legend(
             *axes.get_legend_handles_labels(), loc="outside right center", fontsize=8, markerscale=2, frameon=False
         )
-    save(figure, path)
-    return path
+    return figure
 
 
-def save_neighbours(
+def neighbours(
     queries: tuple[ImageSource, NDArray[np.float32]],
     train: tuple[ImageSource, NDArray[np.float32]],
     class_names: Sequence[str],
     data: DataConfig,
-    path: Path,
-) -> Path:
+) -> Figure:
     """Some test images, evenly spread, each beside its nearest training images by cosine similarity."""
     from matplotlib.figure import Figure
 
@@ -124,8 +141,7 @@ def save_neighbours(
             axes.set_xticks([])
             axes.set_yticks([])
     grid[0][0].set_ylabel("test image", fontsize=8)
-    save(figure, path)
-    return path
+    return figure
 
 
 def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -139,11 +155,19 @@ def _sample(vectors: Vectors, seed: int) -> tuple[NDArray[np.float32], NDArray[n
     return vectors.x[places], vectors.y[places]
 
 
-def _numeric(curve: Sequence[Mapping[str, Any]], key: str) -> bool:
-    return all(isinstance(entry.get(key), (int, float)) and not isinstance(entry[key], bool) for entry in curve)
+def _numbers(curve: Sequence[Mapping[str, Any]], key: str) -> set[float]:
+    return {entry[key] for entry in curve if _is_number(entry.get(key))}
 
 
-def _logarithmic(axes: Any, values: Sequence[float]) -> None:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _logarithmic(axes: Any, values: Collection[float]) -> None:
     positive = [value for value in values if value > 0]
     if positive and max(positive) / min(positive) > 20:
         if len(positive) < len(values):

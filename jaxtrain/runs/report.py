@@ -148,13 +148,12 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0]} | {package: version(package) for package in packages}
 
 
-def write_curves(run_dir: Path, tracker: Tracker) -> None:
+def write_curves(run_dir: Path, tracker: Tracker, kept_step: int) -> None:
     """The learning curves as a picture in the run directory and in MLflow."""
     records = tracker.journal.records()
     if records:
-        path = run_dir / "learning_curves.png"
-        plots.save(plots.learning_curves(records), path)
-        tracker.artifact(path)
+        for path in plots.save(lambda: plots.learning_curves(records, kept_step), run_dir / "learning_curves.png"):
+            tracker.artifact(path)
 
 
 def stepwise_plan(setup: Setup, run_dir: Path, look: str | None) -> Plan:

@@ -21,7 +21,9 @@ from jaxtrain.config_io import without_passwords
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.digest import data_digest
 from jaxtrain.errors import JaxtrainError, RunError, UserError
+from jaxtrain.evaluation.costs import training_seconds
 from jaxtrain.evaluation.evaluate import evaluate_on_test, track_evaluation
+from jaxtrain.files import optional
 from jaxtrain.redact import redact
 from jaxtrain.runs.directory import RunDirectory
 from jaxtrain.runs.fitted import Fitted, read_model, save_model
@@ -163,10 +165,16 @@ def conclude(job: Job, learned: Learned) -> None:
     summary = _summary(job, learned) | {"test_accuracy": None, "test_loss": None}
     job.fitted = replace(_keep(job, learned), summary=summary)
     if job.part is None:
+        _heed_signals(job)
         job.fitted = replace(job.fitted, summary=summary | _test(job))
     else:
         for key, value in job.part.tags(True).items():
             job.tracker.tag(key, value)
+    _heed_signals(job)
+
+
+def _heed_signals(job: Job) -> None:
+    """All processes together."""
     job.stop.requested = processes.decided(lambda: job.stop.requested)
     if job.stop.requested is not None:
         raise job.interrupted("stopped after training, before the run was recorded", agreed=True)
@@ -192,13 +200,14 @@ def _test(job: Job) -> dict[str, Any]:
     tracker.log(summary["steps"], metrics)
     more = learning.after_test(evaluation.test, predictor, tracker)
     tracker.tag("params_sha256", summary["params_sha256"])
-    track_evaluation(
-        evaluation,
-        job.config.tracking,
-        folder=folder,
-        run_name=f"{technique}-{job.directory.path.name}",
-        source_run_id=tracker.wait_run_id(timeout=30.0),
-    )
+    with optional("the evaluation in MLflow"):
+        track_evaluation(
+            evaluation,
+            job.config.tracking,
+            folder=folder,
+            run_name=f"{technique}-{job.directory.path.name}",
+            source_run_id=tracker.wait_run_id(timeout=30.0),
+        )
     job.looks = evaluation.looks
     return {"test_accuracy": metrics["test/accuracy"], "test_loss": metrics["test/loss"], **more}
 
@@ -262,13 +271,14 @@ def _keep(job: Job, learned: Learned) -> Fitted:
     if processes.primary():
         save_model(fitted, model_dir)
     if job.config.tracking.log_model:
-        job.tracker.log_model(model_dir, learned.example, names, step=learned.best_step)
+        with optional("the model in MLflow"):
+            job.tracker.log_model(model_dir, learned.example, names, step=learned.best_step)
     return fitted
 
 
 def _summary(job: Job, learned: Learned) -> dict[str, Any]:
     """Everything but the test figures and the MLflow run."""
-    dataset, count = job.dataset, _count(learned.weights["params"])
+    dataset, count, pretrained = job.dataset, _count(learned.weights["params"]), job.technique.pretrained
     return {
         "technique": job.technique.technique,
         "model": job.config.model.label,
@@ -277,6 +287,7 @@ def _summary(job: Job, learned: Learned) -> dict[str, Any]:
         "steps": learned.steps,
         "wall_seconds": round(learned.seconds, 3),
         "images_per_second": round(learned.images / max(learned.seconds, 1e-9), 1),
+        "images_seen": learned.images,
         "val_accuracy": learned.val_accuracy,
         "best_step": learned.best_step,
         "params": count + _count(learned.weights["frozen"]),
@@ -284,6 +295,7 @@ def _summary(job: Job, learned: Learned) -> dict[str, Any]:
         "params_sha256": tree_digest(learned.weights["params"]),
         "devices": learned.devices,
         "versions": versions(),
+        **({} if pretrained is None else {"pretraining_seconds": training_seconds(Path(pretrained.source))}),
         **learned.summary,
     }
 

@@ -95,9 +95,10 @@ class Stepwise:
         self._checkpoints.wait()
         if self.member.interrupted:
             raise self._job.interrupted(f"stopped at step {self.step}, which is saved", agreed=True)
+        learned = self._learned(self.member)
         if self._job.part is None:
-            write_curves(self._job.directory.path, tracker)
-        return self._learned(self.member)
+            write_curves(self._job.directory.path, tracker, learned.best_step)
+        return learned
 
     @property
     def timetable(self) -> Timetable:

@@ -12,7 +12,7 @@ from jaxtrain.classifiers.files import load
 from jaxtrain.errors import JaxtrainError
 from jaxtrain.evaluation.comparison import compare
 from jaxtrain.evaluation.runs import gather, make_report, track, track_report
-from jaxtrain.files import write_text
+from jaxtrain.files import optional, write_text
 from jaxtrain.sweeps.results import Ranked, Results
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,9 @@ def _measure(
     report = make_report(gathered, comparison, columns={}, duplicates=True, corrupted={}, say=say)
     report.save(folder)
     tracking = found.sweep.base.tracking
-    track_report(report, folder, tracking, track(gathered, comparison, tracking))
+    ids = track(gathered, comparison, tracking)
+    with optional("the report in MLflow"):
+        track_report(report, folder, tracking, ids)
     result: dict[str, Any] = {"settings": {}, "looks": gathered.looks}
     for name, one in named.items():
         members = [f"{name}-s{seed}" for seed in sorted(one.values)]

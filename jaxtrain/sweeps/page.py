@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,13 @@ def render(found: Results, best: str | None, test: Mapping[str, Any] | None) -> 
     return render_template("sweep.html.j2", _context(found, best, test), Path(__file__).parent)
 
 
-def figures(found: Results) -> dict[str, Any]:
-    """The pictures by name, None for those that would show nothing."""
-    return {
-        "settings": plots.settings(found),
-        "effects": plots.effects(found),
-        "importances": plots.importances(found),
-        "parallel": plots.parallel_coordinates(found),
-    }
-
-
+FIGURES = {
+    "settings": plots.settings,
+    "effects": plots.effects,
+    "importances": plots.importances,
+    "parallel": plots.parallel_coordinates,
+}
+"""What makes each picture; None where it would show nothing."""
 _TEXTS = {
     "settings": "The objective of every setting with its interval",
     "effects": "Main effects of every axis",
@@ -42,7 +40,7 @@ _TEXTS = {
 def _context(found: Results, best: str | None, test: Mapping[str, Any] | None) -> dict[str, Any]:
     sweep = found.sweep
     with inked():
-        shown = {name: picture(figure, _TEXTS[name]) for name, figure in figures(found).items()}
+        shown = {name: picture(partial(make, found), _TEXTS[name]) for name, make in FIGURES.items()}
     against = "baseline" if sweep.combine == "one_at_a_time" else "mean over all settings of the same seed"
     return {
         "title": sweep.name,
@@ -52,7 +50,7 @@ def _context(found: Results, best: str | None, test: Mapping[str, Any] | None) -
         "test": _test(test),
         "settings": _settings(found),
         "effects": _effects(found),
-        "effect_text": f"Difference to the {against}, mean over seeds with the half width of its 95% interval.",
+        "effect_text": f"Difference to the {against}, mean over seeds with its 95% interval.",
         "interactions": _interactions(found),
         "runs": _runs(found),
         "figures": shown,
@@ -68,6 +66,12 @@ def warnings(found: Results) -> list[str]:
         lines.append(f"{len(ended)} of {len(found.outcomes)} runs have no result: they are in no mean")
     if len(found.sweep.seeds) < 3:
         lines.append("fewer than 3 seeds say little about what another seed would give")
+    if same := found.seedless:
+        some = "every setting" if len(same) == len(found.ranked) else f"{len(same)} settings"
+        lines.append(f"all seeds of {some} came to the same parameters: one result each, without an interval")
+    if tied := found.tied:
+        labels = "; ".join(one.setting.label for one in tied[:3]) + ("; ..." if len(tied) > 3 else "")
+        lines.append(f"a tie for the best, of which the cheapest was chosen (parameters, then seconds); also: {labels}")
     best, base = found.best, found.baseline
     if best is not None and best.setting.digest != base and best.against is not None:
         sign = 1.0 if found.sweep.higher_is_better else -1.0

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jaxtrain.config import Config
 from jaxtrain.config_io import dump_config, load_config
-from jaxtrain.files import write_text
+from jaxtrain.files import write_csv, write_text
 from jaxtrain.sweeps.plan import Plan
 from jaxtrain.sweeps.results import Estimate, Outcome, Ranked, Results, category, results_of
 from jaxtrain.sweeps.study import Trials
@@ -42,11 +42,11 @@ def write_tables(found: Results, folder: Path) -> list[Path]:
     """CSV and JSON of everything, and the best config as YAML; the files written."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [
-        _csv(folder / "runs.csv", [_run_row(found, one) for one in found.outcomes]),
-        _csv(folder / "settings.csv", [setting_row(found, one) for one in found.ranked]),
-        _csv(folder / "effects.csv", [_flat(asdict(one)) for one in found.effects]),
-        _csv(folder / "interactions.csv", [_flat(asdict(one)) for one in found.interactions]),
-        _csv(folder / "importances.csv", [{"axis": k, "share": v} for k, v in found.importances.items()]),
+        write_csv(folder / "runs.csv", [_run_row(found, one) for one in found.outcomes]),
+        write_csv(folder / "settings.csv", [setting_row(found, one) for one in found.ranked]),
+        write_csv(folder / "effects.csv", [_flat(asdict(one)) for one in found.effects]),
+        write_csv(folder / "interactions.csv", [_flat(asdict(one)) for one in found.interactions]),
+        write_csv(folder / "importances.csv", [{"axis": k, "share": v} for k, v in found.importances.items()]),
     ]
     tables = {path.stem: path for path in files}
     content = {
@@ -61,14 +61,12 @@ def write_tables(found: Results, folder: Path) -> list[Path]:
 
 
 def in_words(one: Estimate, higher: bool, *, signed: bool = False) -> str:
-    """A mean with the half width of its interval; accuracies in percent or points."""
+    """A mean with its interval; accuracies in percent or points."""
     if one.count == 0:
         return ""
-    factor, digits = (100.0, 2) if higher else (1.0, 4)
-    text = f"{factor * one.mean:{'+' if signed else ''}.{digits}f}"
-    if not math.isfinite(one.low):
-        return text
-    return f"{text} ± {factor * (one.high - one.low) / 2:.{digits}f}"
+    factor, form = (100.0, ".2f") if higher else (1.0, ".4f")
+    mean, low, high = (f"{factor * value:{'+' if signed else ''}{form}}" for value in (one.mean, one.low, one.high))
+    return f"{mean} [{low}, {high}]" if math.isfinite(one.low) else mean
 
 
 def setting_row(found: Results, one: Ranked) -> dict[str, Any]:
@@ -98,15 +96,6 @@ def _best_yaml(found: Results, best: Ranked) -> str:
         f"# The best setting of sweep {found.sweep.name}: {best.setting.label}\n"
         f"# {found.sweep.objective} {words} over {len(best.values)} seeds\n{dump_config(config)}"
     )
-
-
-def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

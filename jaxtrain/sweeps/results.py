@@ -59,6 +59,8 @@ class Ranked:
     """The difference to the baseline, seed by seed; None for the baseline itself."""
     unfinished: int
     """Runs that were pruned, diverged or failed."""
+    cost: tuple[float, float]
+    """Parameters, then the median of the seconds of training: of equally good settings the cheapest comes first."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,19 @@ class Results:
         """The chosen setting: the best mean among those with the most finished seeds; None where no run ended."""
         return self.ranked[0] if self.ranked and self.ranked[0].values else None
 
+    @property
+    def tied(self) -> list[Ranked]:
+        """Settings that are as good as the best one and not as cheap."""
+        best = self.best
+        if best is None:
+            return []
+        return [one for one in self.ranked[1:] if one.values and _goodness(one) == _goodness(best)]
+
+    @property
+    def seedless(self) -> list[Ranked]:
+        """Settings of which all seeds came to one result."""
+        return [one for one in self.ranked if len(one.values) > 1 and one.estimate.count == 1]
+
 
 def results_of(sweep: SweepConfig, axes: Sequence[Axis], outcomes: Sequence[Outcome], baseline: str) -> Results:
     """Everything that follows from the outcomes."""
@@ -114,8 +129,8 @@ def results_of(sweep: SweepConfig, axes: Sequence[Axis], outcomes: Sequence[Outc
     return Results(sweep, axes, outcomes, ranked, baseline, effects, interactions, importances(sweep, axes, finished))
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean of values that are independent, with Student's interval."""
+def estimate(values: Sequence[float], ends: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+    """Mean of values that are independent, with Student's interval, cut at the `ends` of what can be."""
     from scipy import stats
 
     array = np.asarray(values, np.float64)
@@ -124,7 +139,7 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(mean, math.nan, math.nan, math.nan, count)
     deviation = float(array.std(ddof=1))
     half = float(stats.t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
-    return Estimate(mean, mean - half, mean + half, deviation, count)
+    return Estimate(mean, max(mean - half, ends[0]), min(mean + half, ends[1]), deviation, count)
 
 
 def category(axis: Axis, options: Mapping[str, Any]) -> str:
@@ -166,31 +181,54 @@ def importances(sweep: SweepConfig, axes: Sequence[Axis], finished: Sequence[Out
 
 
 def _ranked(sweep: SweepConfig, outcomes: Sequence[Outcome], baseline: str) -> list[Ranked]:
-    by_setting: dict[str, list[Outcome]] = {}
+    by_setting: dict[str, dict[int, Outcome]] = {}
     for one in outcomes:
-        by_setting.setdefault(one.setting.digest, []).append(one)
-    base = {one.seed: one.value for one in by_setting.get(baseline, []) if one.value is not None}
+        by_setting.setdefault(one.setting.digest, {})[one.seed] = one
+    base = _finished(by_setting.get(baseline, {}))
+    sign, most = (-1.0, 1.0) if sweep.higher_is_better else (1.0, math.inf)
     found = []
     for digest, runs in by_setting.items():
-        values = {one.seed: one.value for one in runs if one.value is not None}
-        gaps = [value - base[seed] for seed, value in values.items() if seed in base]
+        done = _finished(runs)
+        # Seeds that came to the same parameters, here and in the baseline, are one result.
+        values = {_result(one): one.value for one in done.values()}
+        gaps = {
+            (_result(one), _result(base[seed])): one.value - base[seed].value  # type: ignore[operator]
+            for seed, one in done.items()
+            if seed in base
+        }
         found.append(
             Ranked(
-                setting=runs[0].setting,
-                values=values,
-                estimate=estimate(list(values.values()))
-                if values
-                else Estimate(math.nan, math.nan, math.nan, math.nan, 0),
-                against=estimate(gaps) if gaps and digest != baseline else None,
-                unfinished=len(runs) - len(values),
+                setting=next(iter(runs.values())).setting,
+                values={seed: float(one.value) for seed, one in done.items()},  # type: ignore[arg-type]
+                estimate=estimate([*values.values()], (0.0, most)) if values else NOTHING,  # type: ignore[list-item]
+                against=estimate([*gaps.values()], (-most, most)) if gaps and digest != baseline else None,
+                unfinished=len(runs) - len(done),
+                cost=_cost([*done.values()]),
             )
         )
-    sign = -1.0 if sweep.higher_is_better else 1.0
+    return sorted(found, key=lambda one: (-len(one.values), sign * _goodness(one), one.cost))
 
-    def order(one: Ranked) -> tuple[int, float]:
-        return -len(one.values), sign * one.estimate.mean if one.values else math.inf
 
-    return sorted(found, key=order)
+NOTHING = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
+
+
+def _finished(runs: Mapping[int, Outcome]) -> dict[int, Outcome]:
+    return {seed: one for seed, one in runs.items() if one.value is not None}
+
+
+def _result(one: Outcome) -> str:
+    """What is the same for runs that came to the same parameters."""
+    return str(one.summary.get("params_sha256") or one.name)
+
+
+def _goodness(one: Ranked) -> float:
+    """The mean, but for the rounding of its sum; the worst for none."""
+    return round(one.estimate.mean, 12) if one.values else math.nan
+
+
+def _cost(done: Sequence[Outcome]) -> tuple[float, float]:
+    params, seconds = ([float(one.summary.get(name, 0)) for one in done] for name in ("params", "wall_seconds"))
+    return (float(np.median(params)), float(np.median(seconds))) if done else (math.inf, math.inf)
 
 
 def _main_effects(axes: Sequence[Axis], finished: Sequence[Outcome]) -> list[Effect]:
@@ -271,9 +309,12 @@ def _groups(axis: Axis, finished: Sequence[Outcome]) -> list[str]:
 
 
 def _by_seed(finished: Sequence[Outcome]) -> list[NDArray[np.int64]]:
-    """Places of the runs of each seed."""
-    seeds = np.asarray([one.seed for one in finished])
-    return [np.flatnonzero(seeds == seed) for seed in np.unique(seeds)]
+    """Places of the runs of each seed; of seeds whose every run came to the same, those of the first."""
+    found: dict[frozenset[tuple[str, str]], list[int]] = {}
+    for seed in sorted({one.seed for one in finished}):
+        places = [place for place, one in enumerate(finished) if one.seed == seed]
+        found.setdefault(frozenset((finished[i].setting.digest, _result(finished[i])) for i in places), places)
+    return [np.asarray(places) for places in found.values()]
 
 
 def _numbers(finished: Sequence[Outcome]) -> Floats:

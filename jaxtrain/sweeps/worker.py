@@ -117,8 +117,7 @@ class Worker:
             else:
                 trained = [self._alone(slot, run) for slot, run in left]
         except Interrupted as stopped:
-            again = shlex.join(command("sweep", self.plan.source))
-            raise Interrupted(stopped.signum, f"the runs so far are saved; continue with: {again}") from None
+            raise Interrupted(stopped.signum, to_continue(self.plan)) from None
         outcomes |= {run.digest: outcome for (_, run), outcome in zip(left, trained, strict=True)}
         for slot, runs in claimed:
             values = [outcomes[run.digest] for run in runs]
@@ -180,6 +179,11 @@ class Worker:
         config = one.setting.config
         workshop = self.plan.workshop
         return together(self.plan.sweep, config.technique) and workshop.images(workshop.classifier(config))[1]
+
+
+def to_continue(plan: Plan) -> str:
+    """What is said of a sweep that a signal ends."""
+    return f"the runs so far are saved; continue with: {shlex.join(command('sweep', plan.source))}"
 
 
 def run_config(plan: Plan, one: Run) -> Config:

@@ -141,6 +141,10 @@ class Tracker:
         """Set a tag of the run."""
         self._request("tag", key=key, value=redact_option(key, value))
 
+    def params(self, params: Mapping[str, object]) -> None:
+        """Set parameters that are known only now."""
+        self._request("params", params={key: redact_option(key, str(value)) for key, value in params.items()})
+
     def log_input(
         self, name: str, source: str, digest: str, context: str, profile: Mapping[str, Any] | None = None
     ) -> None:

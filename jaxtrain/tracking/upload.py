@@ -324,6 +324,8 @@ class Upload:
                 self._client.log_artifact(run_id, request["path"], request["folder"])
             case "tag":
                 self._client.set_tag(run_id, safe_name(request["key"]), cut(request["value"], LONGEST_TAG))
+            case "params":
+                self._log_params(request["params"], self._client.get_run(run_id).data.params)
             case "input":
                 self._client.log_inputs(run_id, [_dataset_input(request)])
             case "model":

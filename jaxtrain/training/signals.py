@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -22,6 +24,26 @@ class Interrupted(JaxtrainError):  # noqa: N818  (it is no error: someone asked 
         self.agreed = agreed
         self.signum = signum or signal.SIGINT
         self.exit_code = 128 + self.signum
+
+
+@contextmanager
+def stopped_at_once(message: str) -> Iterator[None]:
+    """What is between runs ends where a SIGINT or SIGTERM finds it, as Interrupted with this message."""
+    came = signal.SIGINT
+
+    def stop(signum: int, _: FrameType | None) -> None:
+        nonlocal came
+        came = signal.Signals(signum)
+        raise KeyboardInterrupt  # which nobody takes for a failure that can be passed over
+
+    before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(came, message) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class StopRequest:

@@ -1,5 +1,6 @@
 """Feature extraction from Python: a backbone of our own, its embeddings computed once, heads on them."""
 
+import csv
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from jaxtrain import FEClassifier, PTClassifier, UserError, load
+from jaxtrain.evaluation.costs import costs_of_training
 
 OFF = {"enabled": False}
 
@@ -120,14 +122,28 @@ def test_pictures_are_made(run):
     assert {"head_grid.png", "embeddings.png", "neighbours.png", "metrics.jsonl"} <= names
 
 
-def test_the_grid_is_in_the_journal(run):
+def test_the_grid_is_a_table_and_the_journal_has_the_chosen_setting_alone(run):
     classifier, _ = run
-    lines = [json.loads(line) for line in (classifier.run_dir / "metrics.jsonl").read_text().splitlines()]
-    grid = [line for line in lines if "grid/val_accuracy" in line]
-    assert len(grid) == classifier.summary["steps"] == 45
-    best = next(line for line in grid if "val/accuracy" in line)
-    assert best["grid/val_accuracy"] == classifier.summary["val_accuracy"]
-    assert best["grid/val_loss"] == min(x["grid/val_loss"] for x in grid)
+    summary, folder = classifier.summary, classifier.run_dir
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    validated = [record for record in records if "val/accuracy" in record]
+    assert [record["step"] for record in validated] == [summary["best_step"]]
+    assert validated[0]["val/accuracy"] == summary["val_accuracy"]
+    shares = round(summary["val_accuracy"] * 60) / 60  # of the images, in no other precision
+    assert summary["val_accuracy"] == shares
+    grid = list(csv.DictReader((folder / "head_grid.csv").open()))
+    assert len(grid) == summary["steps"] == 45
+    assert [place for place, row in enumerate(grid) if row["chosen"] == "True"] == [summary["best_step"]]
+    assert float(grid[summary["best_step"]]["val_loss"]) == min(float(row["val_loss"]) for row in grid)
+    assert not any("grid/" in name for record in records for name in record)
+
+
+def test_the_training_of_the_weights_is_counted(run, backbone):
+    classifier, _ = run
+    before = json.loads((backbone / "summary.json").read_text())["wall_seconds"]
+    assert classifier.summary["pretraining_seconds"] == before > 0
+    costs = costs_of_training(classifier.summary)
+    assert costs["train_seconds"] == pytest.approx(before + classifier.summary["wall_seconds"])
 
 
 def test_augmented_views_are_kept_apart_and_used(backbone, halves, tmp_path):

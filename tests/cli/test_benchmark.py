@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxtrain import PTClassifier
@@ -55,6 +56,20 @@ def test_runs_are_compared_and_predictions_reused(here, capsys):
     run(["benchmark", *OFF, "--out", "elsewhere", "--skip-costs", "--skip-duplicates", "--quiet"])
     assert capsys.readouterr().out == ""
     assert len(json.loads(Path("elsewhere/results.json").read_text())["models"]) == 2
+
+
+@pytest.mark.slow
+def test_without_arguments_each_test_set_gets_a_report(here, capsys):
+    train("linear-0", 0)
+    rng = np.random.default_rng(0)
+    for name, test in (("tested", {"x_test": np.zeros((9, 8, 8), "u1"), "y_test": np.arange(9) % 3}), ("untested", {})):
+        np.savez(f"{name}.npz", x_train=rng.integers(0, 256, (90, 8, 8), np.uint8), y_train=np.arange(90) % 3, **test)
+        train(name, 0, data={"name": f"npz:{name}.npz"})
+    run(["benchmark", *OFF, "--skip-costs", "--skip-duplicates"])
+    printed = capsys.readouterr()
+    assert printed.out.count("report.html") == 2
+    with pytest.raises(UserError, match="--out: the runs have 2 test sets"):
+        run(["benchmark", *OFF, "--out", "elsewhere"])
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,37 @@ def test_runs_that_differ_in_their_seed_alone_are_grouped():
     assert wide.high - wide.low > 2 * (interval.high - interval.low) / 2
 
 
+def test_seeds_with_equal_parameters_are_one_result():
+    one, other = predictions(0.9, seed=1, images=100), predictions(0.88, seed=2, images=100)
+    runs = [Candidate(f"{name}-{i}", each, recipe=name) for name, each in (("a", one), ("b", other)) for i in range(3)]
+    comparison = compare(runs, resamples=200)
+    alone = compare([Candidate("a", one), Candidate("b", other)], resamples=200)
+    first, second = comparison.recipes
+    assert first.name == "a (3 seeds, one result)"
+    assert first.metrics["accuracy"] == (0.9, 0.0, alone.entries[0].measured.intervals["accuracy"])
+    (pair,) = comparison.recipe_pairs
+    assert pair.gaps == alone.pairs[0].gaps
+    assert pair.paired == alone.pairs[0].paired
+    assert second.members == ("b-0", "b-1", "b-2")
+
+
+def test_every_interval_of_a_comparison_holds_its_figure_and_stays_in_its_range():
+    runs = [*seeds("a", (1.0, 0.98), "r"), *seeds("b", (0.97, 0.99), "s", 3), candidate("x", 1.0, seed=7)]
+    comparison = compare([dataclasses.replace(run) for run in runs], resamples=100)
+    for pair in (*comparison.pairs, *comparison.recipe_pairs):
+        for name, gap in pair.gaps.items():
+            for low, high in (gap.interval, gap.corrected):
+                assert low <= gap.difference <= high
+                assert name == "loss" or -2 <= low <= high <= 2
+                assert name != "accuracy" or -1 <= low <= high <= 1
+    for recipe in comparison.recipes:
+        for name, (mean, _, (low, high)) in recipe.metrics.items():
+            assert low <= mean <= high
+            assert name == "loss" or high <= 2
+    perfect = next(p for p in comparison.pairs if p.paired.only_first + p.paired.only_second == 0)
+    assert perfect.gaps["accuracy"].interval.high > 0  # no difference among 400 images is not none at all
+
+
 def test_the_costs_of_a_recipe_are_medians():
     runs = [
         candidate(f"m{i}", 0.8, seed=i, recipe="r", costs={"params": 5, "train_seconds": t})

@@ -16,6 +16,7 @@ from jaxtrain.evaluation.costs import (
     folder_megabytes,
     kept_costs,
     measure_costs,
+    training_seconds,
 )
 
 FEATURES, CLASSES = 12 * 12 * 3, 7
@@ -77,7 +78,27 @@ def test_costs_of_training_are_those_of_the_summary():
         **{"params": 9, "trainable_params": 4, "train_seconds": 20},
         "images_seen": 1026,
     }
+    assert costs_of_training({**summary, "images_seen": 1024})["images_seen"] == 1024
     assert costs_of_training({}) == {}
+
+
+def test_training_time_is_that_of_the_whole_chain_of_runs(tmp_path):
+    def summary(name, technique, seconds, **more):
+        (tmp_path / name).mkdir()
+        content = {"technique": technique, "wall_seconds": seconds, "images_per_second": 1.0, **more}
+        (tmp_path / name / "summary.json").write_text(json.dumps(content))
+        return content
+
+    summary("pt", "pt", 100.0)
+    assert training_seconds(tmp_path / "pt") == training_seconds(tmp_path / "pt" / "model") == 100
+    fe = summary("fe", "fe", 2.0, pretraining_seconds=training_seconds(tmp_path / "pt"))
+    assert costs_of_training(fe)["train_seconds"] == 102
+    assert training_seconds(tmp_path / "fe") == 102
+    assert "pretraining_unknown" not in costs_of_training(fe)
+    for unknown in (summary("hub", "ft", 3.0, pretraining_seconds=None), summary("old", "ft", 3.0)):
+        assert costs_of_training(unknown)["train_seconds"] == 3
+        assert costs_of_training(unknown)["pretraining_unknown"] == 1
+    assert training_seconds(tmp_path / "hub") is training_seconds(tmp_path / "nowhere") is None
 
 
 def test_costs_are_measured_once_a_model_and_device(tmp_path):

@@ -46,7 +46,7 @@ def test_figures_show_the_figures():
     )
     panels = pictures.pareto(comparison).axes
     assert [panel.get_xlabel() for panel in panels] == [
-        "training time, s", "operations an image", "latency of one image, ms",
+        "training time, s", "operations per image", "latency of one image, ms",
     ]  # fmt: skip
     assert {text.get_text() for text in panels[0].texts} == {"ft", "fe"}
     curves = pictures.learning_curves(comparison).axes[0]

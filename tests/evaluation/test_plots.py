@@ -21,13 +21,13 @@ def panels(figure):
     return {axes.get_title(): axes for axes in figure.axes}
 
 
-def test_curves_show_the_logged_values_and_mark_the_first_best_step():
-    drawn = panels(plots.learning_curves(records()))
+def test_curves_show_the_logged_values_and_mark_the_step_that_is_kept():
+    drawn = panels(plots.learning_curves(records(), 80))
     assert list(drawn) == ["loss", "accuracy", "learning rate"]
     lines = {line.get_label(): line for line in drawn["loss"].lines}
     assert lines["training"].get_xydata().tolist() == [[s, 2 - s / 100] for s in range(10, 101, 10)]
-    assert list(lines["best step (40)"].get_xdata()) == [40, 40]
-    assert [line.get_label() for line in drawn["accuracy"].lines] == ["validation", "best step (40)"]
+    assert list(lines["kept: step 80"].get_xdata()) == [80, 80]
+    assert [line.get_label() for line in drawn["accuracy"].lines] == ["validation", "kept: step 80"]
 
 
 def test_the_last_value_of_a_repeated_step_counts():
@@ -51,7 +51,7 @@ def test_many_noisy_points_get_a_running_mean_over_the_same_steps():
 
 @pytest.mark.parametrize("rows", [[], [{"step": 1, "time": 0.0}], [{"step": 1, "val/accuracy": float("nan")}]])
 def test_curves_of_nearly_nothing(rows, tmp_path):
-    plots.save(plots.learning_curves(rows), tmp_path / "curves.png")
+    plots.save(lambda: plots.learning_curves(rows), tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size[0] > 0
 
 
@@ -85,9 +85,18 @@ def test_any_class_name_is_drawn_without_a_warning(tmp_path, classes):
     names = (["$x_{1$ \\frac", "猫", "a" * 80, "\t", ""] * classes)[:classes]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plots.save(plots.confusion_matrix(np.eye(classes, dtype=np.int64), names), tmp_path / "matrix.png")
+        plots.save(lambda: plots.confusion_matrix(np.eye(classes, dtype=np.int64), names), tmp_path / "matrix.png")
     picture = np.asarray(Image.open(tmp_path / "matrix.png").convert("L"))
     assert picture.std() > 10
+
+
+def test_a_picture_that_fails_is_one_warning(tmp_path, caplog):
+    assert plots.save(lambda: 1 / 0, tmp_path / "broken.png") == []
+    assert plots.save(lambda: None, tmp_path / "nothing.png") == []
+    (line,) = caplog.messages
+    assert "broken.png" in line
+    assert "ZeroDivisionError" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_pyplot_is_never_loaded():

@@ -13,9 +13,10 @@ from jaxtrain.errors import UserError
 from jaxtrain.evaluation import costs
 from jaxtrain.evaluation.comparison import compare
 from jaxtrain.evaluation.costs import ForwardPass
+from jaxtrain.evaluation.finished import by_test_set, finished_runs, read_run
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.report import FILES, Report
-from jaxtrain.evaluation.runs import finished_runs, gather, read_run, report_folder, track, track_report
+from jaxtrain.evaluation.runs import gather, report_folder, track, track_report
 from jaxtrain.tracking import TrackerReport
 
 DIGITS = tuple("0123456789")
@@ -152,6 +153,52 @@ def test_test_images_that_have_changed_are_not_shown(tmp_path, loaded, caplog):
     dataclasses.replace(kept, labels=labels.astype(np.int32), test_digest=digest).save(file)
     assert gather([path], loaded, costs=False).test is None
     assert "has changed since" in caplog.text
+
+
+def save_npz(path, *, test=20, classes=10, seed=0):
+    rng = np.random.default_rng(seed)
+    pixels, labels = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), np.arange(40) % classes
+    held = {"x_test": pixels[:test], "y_test": labels[:test]} if test else {}
+    np.savez(path, x_train=pixels, y_train=labels, **held)
+    return f"npz:{path}"
+
+
+def test_runs_are_grouped_by_test_set_and_what_is_left_out_is_named(tmp_path, loaded, caplog):
+    npz = save_npz(tmp_path / "npz.npz")
+    alone = make_run(tmp_path, "a0", **{"data.name": npz})
+    digits = [make_run(tmp_path, f"m{i}", seed=i) for i in range(2)]
+    untested = make_run(tmp_path, "t1", **{"data.name": save_npz(tmp_path / "no_test.npz", test=0)})
+    gone = make_run(tmp_path, "g1", **{"data.name": "folder:gone"})
+    broken = make_run(tmp_path, "x1")
+    (broken / "summary.json").write_text("{")
+    paths = [untested, alone, gone, *digits, broken]
+    assert by_test_set(paths) == [digits, [alone]]
+    assert not loaded.given
+    assert not list(tmp_path.rglob("predictions.npz"))
+    for path, reason in ((untested, "has no test images"), (gone, "gone"), (broken, "not the summary of a run")):
+        assert sum(str(path) in line and "left out" in line and reason in line for line in caplog.messages) == 1
+    with pytest.raises(UserError, match="no finished run has a test set"):
+        by_test_set([untested, gone])
+    data = DataConfig(name=save_npz(tmp_path / "other.npz", seed=1))
+    assert by_test_set([untested, *digits], data) == [[untested, *digits]]
+
+
+def test_test_sets_that_differ_are_found_before_anything_is_computed(tmp_path, loaded):
+    paths = [make_run(tmp_path, "m1"), make_run(tmp_path, "m2", **{"data.name": save_npz(tmp_path / "npz.npz")})]
+    with pytest.raises(UserError, match=r"pt/m2 .* has another test set than pt/m1 .*--data.name"):
+        gather(paths, loaded)
+    assert not loaded.given
+    assert not list(tmp_path.rglob("predictions.npz"))
+
+
+def test_kept_predictions_that_are_damaged_are_computed_again(tmp_path, loaded, caplog):
+    path = make_run(tmp_path, "m1")
+    whole = gather([path], loaded, costs=False)
+    (path / "benchmark" / "predictions.npz").write_bytes(b"no archive")
+    again = gather([path], loaded, costs=False)
+    assert again.fresh == [True]
+    assert np.array_equal(again.candidates[0].predictions.logits, whole.candidates[0].predictions.logits)
+    assert "computed again" in caplog.text
 
 
 def test_recipes_are_the_config_without_seed_and_place(tmp_path):

@@ -8,13 +8,15 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from jaxtrain.evaluation.significance import (
+    difference_of_shares,
     equivalence,
     holm,
+    joint_width,
     mcnemar,
     score,
-    simultaneous,
     smallest_detectable_difference,
 )
+from jaxtrain.evaluation.statistics import wilson
 
 
 def test_mcnemar_equals_statsmodels():
@@ -60,24 +62,39 @@ def test_models_that_never_differ_are_equivalent_only_on_enough_images():
     assert equivalence(0, 0, 100) > 0.05 > equivalence(0, 0, 300)
 
 
-def test_intervals_of_all_pairs_are_wider_than_one_and_never_wider_than_bonferroni():
+def test_all_pairs_need_more_than_one_and_no_more_than_bonferroni():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(4, 20_000))
     pairs = np.array([noise[i] - noise[j] for i in range(4) for j in range(i)])
     differences = np.arange(6.0)
-    found = simultaneous(differences, differences[:, None] + pairs)
-    half = np.array([interval.high - interval.low for interval in found]) / 2
     # Tukey's studentised range of 4 means is 3.633, that is 2.569 standard errors of a difference.
-    assert half == pytest.approx(2.569 * np.sqrt(2), rel=0.03)
-    assert [sum(interval) / 2 for interval in found] == pytest.approx(differences)
-    one = simultaneous(differences[:1], pairs[:1])[0]
-    assert (one.high - one.low) / 2 == pytest.approx(1.96 * np.sqrt(2), rel=0.03)
+    assert joint_width(differences, differences[:, None] + pairs) == pytest.approx(2.569, rel=0.03)
+    assert joint_width(differences[:1], pairs[:1]) == pytest.approx(1.96, rel=0.03)
+    heavy = rng.standard_cauchy((6, 20_000))
+    assert joint_width(np.zeros(6), heavy) <= 2.64
+    assert joint_width(np.zeros(2), np.zeros((2, 50))) == pytest.approx(1.96, abs=1e-3)
 
 
-def test_models_that_never_differ_have_an_interval_of_nothing():
-    replicates = np.array([np.zeros(50), np.linspace(-1, 1, 50)])
-    assert simultaneous(np.zeros(2), replicates)[0] == (0.0, 0.0)
-    assert simultaneous(np.zeros(1), np.zeros((1, 50))) == [(0.0, 0.0)]
+def test_the_interval_of_a_difference_is_where_the_score_says_so():
+    first, second, images = np.array([0, 1, 10, 0, 30]), np.array([0, 3, 10, 10, 0]), 90
+    for (low, high), one, other in zip(difference_of_shares(first, second, images, 1.96), first, second, strict=True):
+        assert -1 <= low <= (one - other) / images <= high <= 1
+        for end in (low, high):
+            assert abs(score(one, other, images, end)) == pytest.approx(1.96, abs=1e-6)
+    # 88.9% right against all of 90: as far as the interval of 88.9% says.
+    low, high = difference_of_shares(np.array([10]), np.array([0]), 90, 1.96)[0]
+    assert (1 - high, 1 - low) == pytest.approx(wilson(80 / 90, 90), abs=0.01)
+
+
+@pytest.mark.parametrize("simulations", [400, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("better", "worse", "both"), [(0.98, 0.97, 0.952), (0.99, 0.97, 0.965), (1.0, 0.97, 0.97)])
+def test_differences_are_covered_also_where_errors_are_rare(better, worse, both, simulations):
+    chances = [better - both, worse - both, both, 1 - better - worse + both]
+    first, second, *_ = np.random.default_rng(1).multinomial(144, np.clip(chances, 0, 1), simulations).T
+    found = difference_of_shares(first, second, 144, 1.96)
+    share = np.mean([low <= better - worse <= high for low, high in found])
+    slack = 0 if simulations > 1000 else 0.03
+    assert 0.93 - slack <= share <= 0.97 + slack
 
 
 def test_the_smallest_detectable_difference_is_detected_with_its_power():
@@ -107,7 +124,8 @@ def false_alarms(simulations, images, count, resamples):
         by_test += p.min() < 0.05
         weights = rng.multinomial(images, np.full(images, 1 / images), resamples) / images
         accuracy, replicates = right.mean(1), right.astype(float) @ weights.T
-        found = simultaneous(accuracy[i] - accuracy[j], replicates[i] - replicates[j])
+        width = joint_width(accuracy[i] - accuracy[j], replicates[i] - replicates[j])
+        found = difference_of_shares((right[i] & ~right[j]).sum(1), (~right[i] & right[j]).sum(1), images, width)
         by_interval += any(interval.low > 0 or interval.high < 0 for interval in found)
     return by_test / simulations, by_interval / simulations
 

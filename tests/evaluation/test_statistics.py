@@ -7,8 +7,10 @@ from statsmodels.stats.proportion import proportion_confint
 from jaxtrain.evaluation import statistics
 from jaxtrain.evaluation.metrics import classification_metrics, outcomes, softmax, weighted_metrics
 from jaxtrain.evaluation.statistics import (
+    Interval,
     Resampled,
     bias_corrected,
+    bounded,
     intervals,
     mean_of_seeds,
     percentile,
@@ -30,43 +32,22 @@ def population(classes=10, images=20_000, sharpness=1.0, imbalance=0.0, seed=0):
 
 
 def sample(labels, images, rng):
-    """Images drawn anew, so many of each class as its share."""
-    parts = [np.flatnonzero(labels == c) for c in range(labels.max() + 1)]
-    return np.concatenate([rng.choice(part, round(images * len(part) / len(labels))) for part in parts])
+    """Images drawn one by one."""
+    return rng.integers(len(labels), size=images)
 
 
 def weights_of(labels, resamples=400, seed=0):
-    return np.concatenate(list(resampling_weights(np.array(labels), resamples, seed)), axis=1)
+    return np.concatenate(list(resampling_weights(len(labels), resamples, seed)), axis=1)
 
 
-def test_every_class_keeps_its_weight():
-    labels = np.repeat([0, 1, 2, 5], [2, 3, 10, 85])
-    weights = weights_of(labels)
-    for c in (0, 1, 2, 5):
-        assert weights[labels == c].sum(axis=0) == pytest.approx(np.sum(labels == c))
-    assert weights.shape == (100, 400)
-    assert weights.min() == 0
-    assert len(np.unique(weights, axis=1).T) > 300
-
-
-def test_classes_of_one_image_are_drawn_together():
-    weights = weights_of([0] * 5 + [1] + [2] + [3])
-    assert weights[5:].sum(axis=0) == pytest.approx(3)
-    assert weights[5:].std(axis=1).min() > 0.5
-    # A single one joins the smallest other class; one image alone cannot be drawn.
-    weights = weights_of([0] * 5 + [1] * 2 + [2])
-    assert weights[5:].sum(axis=0) == pytest.approx(3)
-    assert (weights_of([0]) == 1).all()
-
-
-def test_the_variance_of_a_mean_is_right_for_small_classes():
-    labels = np.repeat(np.arange(50), 4)
-    values = np.random.default_rng(0).normal(size=200)
-    within = np.array([values[labels == c].var(ddof=1) for c in range(50)])
-    expected = np.sqrt((within / 4).mean() / 50)
-    means = values @ weights_of(labels, 20_000) / 200
-    assert means.std() == pytest.approx(expected, rel=0.03)
-    assert means.mean() == pytest.approx(values.mean(), abs=4 * expected / np.sqrt(20_000))
+def test_images_are_drawn_one_by_one_whatever_their_class():
+    weights = weights_of(range(100), 4000)
+    assert weights.shape == (100, 4000)
+    assert (weights.sum(axis=0) == 100).all()
+    rare = weights[:5].sum(axis=0)
+    assert rare.var() == pytest.approx(100 * 0.05 * 0.95, rel=0.1)
+    values = np.random.default_rng(0).normal(size=100)
+    assert (values @ weights / 100).std() == pytest.approx(values.std() / 10, rel=0.1)
 
 
 def test_draws_depend_on_the_seed_alone_and_come_in_parts(monkeypatch):
@@ -74,7 +55,7 @@ def test_draws_depend_on_the_seed_alone_and_come_in_parts(monkeypatch):
     assert np.array_equal(weights_of(labels), weights_of(labels))
     assert not np.array_equal(weights_of(labels), weights_of(labels, seed=1))
     monkeypatch.setattr(statistics, "_CHUNK", 60 * 7)
-    parts = list(resampling_weights(labels, 20, 0))
+    parts = list(resampling_weights(60, 20, 0))
     assert [part.shape for part in parts] == [(60, 7), (60, 7), (60, 6)]
     assert not np.array_equal(parts[0], parts[1])
     found = outcomes(*population(images=60))
@@ -137,8 +118,9 @@ def test_intervals_of_degenerate_cases_hold_the_metric(case):
         *("worst_class_accuracy", "coverage_at_1pct_risk", "coverage_at_5pct_risk")
     }
     for name, interval in found.items():
-        assert interval.low <= resampled.metrics[name] + 1e-9, name
-        assert interval.high >= resampled.metrics[name] - 1e-9, name
+        assert interval.low <= resampled.metrics[name] <= interval.high, name
+        lowest, highest = {"mcc": (-1, 1), "loss": (0, np.inf), "brier": (0, 2)}.get(name, (0, 1))
+        assert lowest <= interval.low <= interval.high <= highest, name
     assert found["accuracy"].high > found["accuracy"].low
 
 
@@ -170,7 +152,20 @@ def test_intervals_cover_in_a_few_simulations():
 )
 def test_intervals_cover_93_to_97_percent(sharpness):
     found = coverage(2000, 400, 1000, sharpness=sharpness)
-    assert {name: share for name, share in found.items() if not 0.93 <= share <= 0.97} == {}
+    # Those of calibration errors are widened to hold what was measured, which noise makes too large.
+    most = {"ece": 0.985, "adaptive_ece": 0.985}
+    assert {name: share for name, share in found.items() if not 0.93 <= share <= most.get(name, 0.97)} == {}
+
+
+def test_an_interval_holds_its_metric_and_stays_in_its_range():
+    assert bounded(Interval(0.0, 0.081), 0.091, "adaptive_ece") == (0.0, 0.091)
+    assert bounded(Interval(0.9, 1.133), 0.95, "accuracy") == (0.9, 1.0)
+    assert bounded(Interval(-3.0, 0.2), 0.1, "mcc", difference=True) == (-2.0, 0.2)
+    assert bounded(Interval(-1.0, 9.0), 3.0, "loss") == (0.0, 9.0)
+    labels = np.arange(3000) % 3
+    sure = np.full((3000, 3), 1e-4)
+    sure[np.arange(3000), labels] = 1 - 2e-4
+    assert resample(outcomes(labels, sure), 100).replicates["auroc_ovr"].max() <= 1
 
 
 def simulated_seeds(rng, seeds, between, images=200):

@@ -61,9 +61,29 @@ def test_advice_tells_what_a_choice_costs():
     )
     gap = comparison.pairs[0].gaps["accuracy"].corrected
     assert advice(comparison) == [
-        f"FE is 0.5 points below FT, interval [{100 * gap.low:.1f}, {100 * gap.high:.1f}] (holds zero), "
-        "at 1/37 of its training time and about the same as its latency"
+        f"FE is 0.5 points below FT, interval [{100 * gap.low:.1f}, {100 * gap.high:.1f}] (holds zero); "
+        "it takes 1/37 of the training time and about the same latency"
     ]
+
+
+@pytest.mark.parametrize(
+    ("best", "other", "end"),
+    [
+        ({}, {}, "it takes 8.1 times the training time and about the same operations per image"),
+        ({}, {"pretraining_unknown": 1.0}, "8.1 times the training time plus pre-training and about the same"),
+        ({"pretraining_unknown": 1.0}, {}, "(pre-training of FT not counted) and about the same operations per image"),
+        ({"pretraining_unknown": 1.0}, {"pretraining_unknown": 1.0}, "(pre-training of both not counted) and about"),
+    ],
+)
+def test_advice_says_where_pretraining_is_not_counted(best, other, end):
+    first = candidate("FT", 0.9, seed=1, costs={"train_seconds": 10.0, "flops_per_image": 5.0, **best})
+    second = candidate("FE", 0.88, seed=2, costs={"train_seconds": 81.0, "flops_per_image": 5.1, **other})
+    assert end in advice(compare([first, second], resamples=200))[0]
+
+
+def test_a_tie_is_one_in_words():
+    twins = [candidate(name, 0.9, seed=1) for name in ("FT", "FE")]
+    assert advice(compare(twins, resamples=200))[0].startswith("FT is as accurate as FE, interval [-")
 
 
 def test_advice_without_costs_and_for_seeds():

@@ -159,6 +159,17 @@ def test_xgboost_round_trip():
     np.testing.assert_array_equal(restored(head).logits(TEST.x), head.logits(TEST.x))
 
 
+def test_a_setting_that_cannot_be_fitted_costs_no_other(caplog):
+    """Without regularisation QDA takes no features that depend on each other."""
+    twice = [Vectors(np.concatenate([one.x, one.x], 1), one.y) for one in (TRAIN, VAL)]
+    head = fit_head(config("QuadraticDiscriminantAnalysis", trials=6), *twice, num_classes=3)
+    assert len(head.curve) == 5
+    assert head.settings["reg_param"] > 0
+    assert "not full rank" in caplog.text
+    with pytest.raises(RunError, match="not full rank"):
+        fit_head(config("QuadraticDiscriminantAnalysis", trials=1), *twice, num_classes=3)
+
+
 def test_a_classifier_that_fails_names_the_cause():
     negative = Vectors(-TRAIN.x, TRAIN.y)
     with pytest.raises(RunError, match="sklearn:MultinomialNB could not be fitted with its defaults: Negative values"):

@@ -29,7 +29,8 @@ def write(folder, *, steps=30, more=""):
 
 def start(path, *arguments):
     """The command, started in the folder of its file."""
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    paths = [str(SCRIPT.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(
         [sys.executable, SCRIPT, path, *arguments], cwd=path.parent, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

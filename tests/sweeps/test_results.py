@@ -1,5 +1,6 @@
 """Means, intervals, effects and interactions against SciPy, statsmodels and sums done by hand."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,6 +10,8 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from jaxtrain.config import Config
 from jaxtrain.sweeps.config import SweepConfig
+from jaxtrain.sweeps.page import warnings
+from jaxtrain.sweeps.report import in_words
 from jaxtrain.sweeps.results import Outcome, estimate, results_of
 from jaxtrain.sweeps.settings import axes_of, settings_of
 
@@ -99,6 +102,50 @@ def test_a_sweep_in_which_nothing_ended_has_no_best():
     found = results(lambda *_: None)
     assert found.best is None
     assert (list(found.effects), list(found.interactions), found.importances) == ([], [], {})
+
+
+def with_parameters(found, digest):
+    """The same results where each run came to the parameters that `digest` says, at a cost of its batch size."""
+    outcomes = [
+        dataclasses.replace(
+            one,
+            summary={
+                "params_sha256": digest(one.setting.label, one.seed),
+                "params": 9,
+                "wall_seconds": one.setting.options["train.batch_size"],
+            },
+        )
+        for one in found.outcomes
+    ]
+    return results_of(found.sweep, found.axes, outcomes, outcomes[0].setting.digest)
+
+
+def test_seeds_that_came_to_the_same_parameters_are_one_result():
+    found = results(lambda rate, size, _: 0.5 + 100 * rate + size / 1000)
+    same = with_parameters(found, lambda label, _: label)
+    assert [one.estimate.count for one in same.ranked] == [1] * 6
+    assert [one.against.count for one in same.ranked if one.against] == [1] * 5
+    assert {one.estimate.count for one in (*same.effects, *same.interactions)} == {1}
+    assert [one.estimate.mean for one in same.effects] == pytest.approx([one.estimate.mean for one in found.effects])
+    assert "[" not in in_words(same.ranked[0].estimate, True)
+    assert any("all seeds of every setting came to the same parameters" in line for line in warnings(same))
+    other = with_parameters(found, lambda label, seed: f"{label} {seed}")
+    assert [one.estimate.count for one in other.ranked] == [3] * 6
+    assert not other.seedless
+
+
+def test_a_tie_goes_to_the_cheapest_and_is_said():
+    tied = with_parameters(results(lambda rate, size, _: 139 / 144 if size > 16 else 0.9), lambda label, _: label)
+    assert tied.best.setting.options["train.batch_size"] == 32
+    assert {one.setting.options["train.batch_size"] for one in tied.tied} == {32, 64}
+    line = next(line for line in warnings(tied) if "a tie for the best" in line)
+    assert tied.tied[0].setting.label in line
+    assert not results(lambda rate, size, seed: rate + size + seed).tied
+
+
+def test_an_accuracy_beyond_one_is_not_in_an_interval():
+    found = results(lambda rate, size, seed: 0.8 + 0.1 * seed)
+    assert all(one.estimate.high == 1.0 and one.estimate.low >= 0 for one in found.ranked)
 
 
 def test_importance_goes_to_what_matters():

@@ -154,9 +154,9 @@ def test_postgresql_without_its_driver_names_the_extra(opened, monkeypatch):
     assert "secret" not in str(raised.value)
 
 
-@pytest.mark.skipif("JAXTRAIN_TEST_POSTGRES" not in os.environ, reason="needs the URL of an empty PostgreSQL database")
-def test_a_study_in_postgresql(opened):
-    where = {"storage": os.environ["JAXTRAIN_TEST_POSTGRES"], "name": f"s{time.time_ns()}"}
+@pytest.mark.slow
+def test_a_study_in_postgresql(opened, postgres):
+    where = {"storage": postgres, "name": "shared"}
     first, second = opened(**where), opened(**where)
     assert first.fill() == second.fill() == 3
     for trials in (first, second, first):

@@ -1,6 +1,7 @@
 """One command from file to results; three workers on one study, one of them killed."""
 
 import csv
+import os
 import re
 import shutil
 import signal
@@ -9,7 +10,9 @@ import time
 import pytest
 import yaml
 
+from jaxtrain.cli.main import run
 from jaxtrain.config_io import load_config
+from jaxtrain.training.signals import Interrupted
 from tests.sweeps.sweeping import finish, start, summaries, write
 
 
@@ -80,8 +83,10 @@ def test_run_directories_decide_what_is_done(tmp_path):
 
 
 @pytest.mark.slow
-def test_three_workers_share_a_study_and_one_is_killed(tmp_path, swept):
-    path = write(tmp_path, steps=400)
+@pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
+def test_three_workers_share_a_study_and_one_is_killed(tmp_path, request, storage):
+    more = "" if storage == "sqlite" else f"storage: {request.getfixturevalue('postgres')}\n"
+    path = write(tmp_path, steps=400, more=more)
     workers = [start(path) for _ in range(3)]
     deadline = time.monotonic() + 120
     folder = tmp_path / "runs/sweeps/tiny"
@@ -123,3 +128,21 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(tmp_path):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 143
     assert re.search(rf"continue with: .*sweep.* {path}\n", output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_results_are_written_names_the_command(swept, monkeypatch, number):
+    path, _ = swept
+    monkeypatch.chdir(path.parent)
+
+    def rendered(*_):
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxtrain.sweeps.page.render", rendered)
+        with pytest.raises(Interrupted, match=rf"continue with: .*sweep.*{path}") as caught:
+            run(["sweep", str(path), "--quiet"])
+    assert caught.value.exit_code == 128 + number
+    run(["sweep", str(path), "--quiet"])

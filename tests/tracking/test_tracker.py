@@ -51,6 +51,7 @@ def test_a_run_from_start_to_finish(tmp_path: Path, sqlite_uri: str) -> None:
     (run_dir / "config.yaml").write_text("a: 1")
     tracker.artifact(run_dir / "config.yaml")
     tracker.tag("note", "hello")
+    tracker.params({"chosen_head.C": 2.5, "lr": 0.1})
     report = tracker.finish("FINISHED", timeout=120)
     assert (report.unsent_rows, report.problem) == (0, None)
     assert State.load(run_dir).requests_refused == []
@@ -64,6 +65,9 @@ def test_a_run_from_start_to_finish(tmp_path: Path, sqlite_uri: str) -> None:
     with sqlite3.connect(tmp_path / "mlflow.db") as connection:
         (run,) = connection.execute("select run_uuid, status, name from runs").fetchall()
         tags = dict(connection.execute("select key, value from tags").fetchall())
+        params = dict(connection.execute("select key, value from params").fetchall())
+    assert params == {"lr": "0.1", "chosen_head.C": "2.5"}
+    assert "jaxtrain.param_drift" not in tags
     assert run == (report.run_id, "FINISHED", "trial")
     assert tags["technique"] == "pt"
     assert tags["note"] == "hello"

@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from jaxtrain.errors import JaxtrainError
-from jaxtrain.training.signals import Interrupted, StopRequest
+from jaxtrain.files import optional
+from jaxtrain.training.signals import Interrupted, StopRequest, stopped_at_once
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -35,6 +36,23 @@ def test_handlers_are_restored_also_after_an_error(number: int) -> None:
         assert caught == [number]
     finally:
         signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_between_runs_a_signal_ends_what_it_finds_also_a_picture(number: int) -> None:
+    def report() -> None:
+        with stopped_at_once("go on with: x"), optional("page"):
+            os.kill(os.getpid(), number)
+            pytest.fail("it went on")
+
+    before = [signal.getsignal(each) for each in SIGNALS]
+    with pytest.raises(Interrupted, match="go on with: x") as caught:
+        report()
+    assert caught.value.exit_code == 128 + number
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+    with stopped_at_once("x"), StopRequest() as stop:  # inside, a run saves first
+        os.kill(os.getpid(), number)
+        assert stop.requested == number
 
 
 @pytest.mark.parametrize("number", SIGNALS)

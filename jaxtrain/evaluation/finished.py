@@ -1,0 +1,156 @@
+"""Finished run directories: what they hold, and on which test set each was measured or can be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtrain.config import FREE_ON_RESUME, Config, DataConfig
+from jaxtrain.config_io import load_config
+from jaxtrain.data.sources import load_dataset
+from jaxtrain.errors import JaxtrainError, UserError
+from jaxtrain.evaluation.evaluate import OpenTestSet, open_test_set, order_of_classes
+from jaxtrain.evaluation.predictions import Predictions
+from jaxtrain.saved_tree import read_meta
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run directory."""
+
+    path: Path
+    config: Config
+    summary: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Technique and folder."""
+        return f"{self.config.technique}/{self.path.name}"
+
+    @property
+    def digest(self) -> str:
+        """Of the trained parameters."""
+        return str(self.summary["params_sha256"])
+
+    @property
+    def recipe(self) -> str:
+        """What runs share that differ in nothing but their seed."""
+        options = self.config.without((*FREE_ON_RESUME, "seed"))
+        return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+
+
+def finished_runs() -> list[Path]:
+    """Directories of finished runs, `runs/TECHNIQUE/NAME`; UserError where there is none."""
+    found = sorted(
+        path.parent for path in Path("runs").glob("*/*/summary.json") if (path.parent / "config.yaml").is_file()
+    )
+    if not found:
+        raise UserError("runs holds no finished run: train one, or give run directories")
+    return found
+
+
+def read_run(path: Path) -> Run:
+    """Raises UserError where there is no finished run."""
+    try:
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+        run = Run(path, load_config(path / "config.yaml"), summary)
+        if not (isinstance(summary, dict) and isinstance(summary.get("params_sha256"), str)):
+            raise ValueError("it names no parameters")
+        return run
+    except FileNotFoundError:
+        why = "the run is not finished" if (path / "config.yaml").is_file() else "no run is there"
+        raise UserError(f"{path}: {why}: {path / 'summary.json'} is missing") from None
+    except ValueError as error:
+        raise UserError(f"{path / 'summary.json'}: not the summary of a run ({error})") from None
+
+
+class TestSets:
+    """The test sets of runs, each opened once: another one for all of them, or their own."""
+
+    def __init__(self, data: DataConfig | None = None) -> None:
+        """`data`: of the test set for all runs; None: each has its own."""
+        self._data = data
+        self._opened: dict[str, OpenTestSet] = {}
+
+    def open(self, run: Run) -> OpenTestSet:
+        """The test set of a run with its images. Raises UserError where it has none, or they are gone."""
+        data = self._data or run.config.data
+        key = data.model_dump_json()
+        if key not in self._opened:
+            test = open_test_set(load_dataset(data))
+            if test is None:
+                raise UserError(f"{data.name} has no test images")
+            self._opened[key] = test
+        return self._opened[key]
+
+    def kept(self, run: Run) -> tuple[Path, Predictions | None]:
+        """Where the evaluation of a run on its test set is kept, and the predictions that are there."""
+        own = run.path / "benchmark"
+        kept = _kept(own, run)
+        if self._data is None or (kept is not None and kept.test_digest == self.open(run).digest):
+            return own, kept
+        folder = own / f"test-{self.open(run).digest[:12]}"
+        return folder, _kept(folder, run)
+
+    def digest(self, run: Run) -> str:
+        """Of the test set on which a run can be measured. Raises UserError where it cannot, before it computes."""
+        _, kept = self.kept(run)
+        if kept is not None:
+            return kept.test_digest
+        test, model = self.open(run), run.path / "model"
+        if not model.is_dir():
+            raise UserError(f"{run.path}: its model is gone")
+        if (model / "meta.json").is_file():
+            try:
+                order_of_classes(tuple(read_meta(model)["class_names"]), test.dataset)
+            except UserError as error:
+                raise UserError(f"{run.name}: {error}") from None
+        return test.digest
+
+    def images(self, run: Run) -> OpenTestSet | None:
+        """The test set of a run for its pictures; None, with a warning, where it is gone or another one by now."""
+        try:
+            test = self.open(run)
+        except JaxtrainError as error:
+            _log.warning("no images are shown, and no duplicates looked for: %s", error)
+            return None
+        if test.digest != self.digest(run):
+            _log.warning("the test set of %s has changed since: no images are shown", test.dataset.name)
+            return None
+        return test
+
+
+def by_test_set(paths: Sequence[Path], data: DataConfig | None = None) -> list[list[Path]]:
+    """The runs that can be compared with each other, the largest group first; warns of each that cannot, and why.
+
+    Nothing is computed. Raises UserError where none is left.
+    """
+    groups: dict[str, list[Path]] = {}
+    sets = TestSets(data)
+    for path in paths:
+        try:
+            groups.setdefault(sets.digest(read_run(path)), []).append(path)
+        except JaxtrainError as error:
+            _log.warning("%s is left out: %s", path, error)
+    if not groups:
+        raise UserError("no finished run has a test set that it can be measured on: give --data.name, or other runs")
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def _kept(folder: Path, run: Run) -> Predictions | None:
+    path = folder / "predictions.npz"
+    if not path.is_file():
+        return None
+    try:
+        predictions = Predictions.load(path)
+    except UserError as error:
+        _log.warning("%s; they are computed again", error)
+        return None
+    return predictions if predictions.params_sha256 == run.digest else None
