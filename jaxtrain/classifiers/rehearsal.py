@@ -45,7 +45,8 @@ def smoke(classifier: BaseClassifier) -> None:
     set_cpu_devices(config.parallel)
     height, width, channels, classes = _shape(classifier)
     small = _shortened(config)
-    images = max(_STEPS * small.train.batch_size, 2 * classes * (small.data.shots or 0))
+    batch = small.train.batch_size if small.acts("train.batch_size") else _LEAST_BATCH
+    images = max(_STEPS * batch, 2 * classes * (small.data.shots or 0))
     generator = np.random.default_rng(0)
 
     def generated(count: int) -> tuple[Any, Any]:
@@ -94,7 +95,7 @@ def debug(classifier: BaseClassifier) -> None:
             **{"train.epochs": None, "train.steps": 1, "train.early_stopping": None, "schedule.warmup_epochs": None},
             **{"train.steps_per_call": 1, "finetune.unfreeze_steps": None},  # everything takes part in the one step
         }
-        small = config.replace(**options)
+        small = config.replace(**{path: value for path, value in options.items() if config.acts(path)})
         if config.technique != "fe":
             check_shapes(*prepare(classifier.bind(classifier.resolve(small, dataset)), dataset))
         run(classifier.bind(small), dataset)
@@ -179,7 +180,7 @@ def _shortened(config: Config) -> Config:
         changes["finetune.unfreeze_steps"] = 1
     if config.model.weights and Path(config.model.weights).exists():
         changes["model.weights"] = str(Path(config.model.weights).absolute())
-    return config.replace(**changes)
+    return config.replace(**{path: value for path, value in changes.items() if config.acts(path)})
 
 
 def _store(config: Config, folder: Path) -> Path | None:

@@ -13,7 +13,7 @@ from jaxtrain.data.base import Dataset
 from jaxtrain.errors import UserError
 from jaxtrain.models import model_spec
 from jaxtrain.models.weights import Pretrained
-from jaxtrain.training.optimizers import resolve_optimizer
+from jaxtrain.training.optimizers import check_schedule, resolve_optimizer
 from jaxtrain.training.progress import Timetable
 
 DEFAULT_MODEL = "cnn_small"
@@ -55,6 +55,7 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
         config.augment, image_size=chosen(data.image_size), flips=dataset.flips, channels=chosen(data.channels)
     )
     optimizer = resolve_optimizer(config.optimizer)
+    check_schedule(config.schedule)
     resolved = config.model_copy(
         update={"data": data, "train": train, "model": model, "augment": augment, "optimizer": optimizer}
     )
