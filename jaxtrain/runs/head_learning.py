@@ -71,7 +71,7 @@ class HeadLearning:
         backbone, state, adapted = adapt(pretrained, shapes, head=job.technique.head_name)
         if not adapted.head and config.model.network is not None:
             backbone = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes["params"].items()} | backbone
-        self._notes = [note for note in adapted.notes if not note.startswith("the head")]
+        self._notes = adapted.notes
         self._weights = {"params": {}, "frozen": backbone, "model_state": state}
         digest = tree_digest({"backbone": self._weights["frozen"], "statistics": self._weights["model_state"]})
         weights = strategy.place(self._weights)
