@@ -35,7 +35,7 @@ from jaxtrain.runs.stepwise import Stepwise
 from jaxtrain.training import processes
 from jaxtrain.training.losses import checked, cross_entropy, soft_labels
 from jaxtrain.training.optimizers import Schedule, make_optimizer
-from jaxtrain.training.parallel import set_cpu_devices
+from jaxtrain.training.parallel import check_devices, set_cpu_devices
 from jaxtrain.training.state import Batch, TrainState, Tree
 from jaxtrain.training.technique import Binding, Metrics
 from jaxtrain.trees import leaf_name
@@ -282,6 +282,7 @@ class BaseClassifier(Trained):
         """
         set_cpu_devices(self.config.parallel)
         processes.start(self.config.parallel)
+        check_devices()
         with processes.together():
             technique = self.bind(self.config)
             data = technique.data_config

@@ -25,7 +25,7 @@ from jaxtrain.errors import RunError, UserError
 from jaxtrain.runs.resolve import mixes_images
 from jaxtrain.runs.run import run
 from jaxtrain.runs.setup import Setup, prepare
-from jaxtrain.training.parallel import set_cpu_devices
+from jaxtrain.training.parallel import check_devices, set_cpu_devices
 from jaxtrain.training.technique import Technique
 
 _STEPS = 4
@@ -43,6 +43,7 @@ def smoke(classifier: BaseClassifier) -> None:
     start = time.monotonic()
     config = classifier.config
     set_cpu_devices(config.parallel)
+    check_devices()
     height, width, channels, classes = _shape(classifier)
     small = _shortened(config)
     batch = small.train.batch_size if small.acts("train.batch_size") else _LEAST_BATCH
@@ -81,6 +82,7 @@ def debug(classifier: BaseClassifier) -> None:
     """
     config = classifier.config
     set_cpu_devices(config.parallel)
+    check_devices()
     dataset = load_dataset(classifier.data_config)
     batch = min(config.train.batch_size, len(dataset.train))
     dataset = replace(

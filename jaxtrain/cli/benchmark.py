@@ -71,7 +71,9 @@ class Benchmark(Command):
         from jaxtrain.evaluation.comparison import compare
         from jaxtrain.evaluation.runs import finished_runs, gather, make_report, report_folder, track, track_report
         from jaxtrain.screen.console import print_line
+        from jaxtrain.training.parallel import check_devices
 
+        check_devices()
         say = (lambda text: None) if self.quiet else print_line
         tracking = TrackingConfig(**self.tracking.model_dump())
         paths = list(self.runs) or finished_runs()

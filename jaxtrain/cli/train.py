@@ -69,7 +69,9 @@ class Train(Config, Command):
             REHEARSALS["smoke" if self.smoke else "debug"](classifier)
         elif self.print_config:
             from jaxtrain.data.sources import load_dataset
+            from jaxtrain.training.parallel import check_devices
 
+            check_devices()
             sys.stdout.write(dump_config(classifier.resolve(config, load_dataset(classifier.data_config))))
         else:
             classifier.fit()

@@ -29,7 +29,7 @@ from jaxtrain.screen.progress import Progress
 from jaxtrain.tracking import Tracker
 from jaxtrain.training import processes
 from jaxtrain.training.inference import Inference, host_batches
-from jaxtrain.training.parallel import make_strategy
+from jaxtrain.training.parallel import check_devices, make_strategy
 from jaxtrain.training.technique import Binding
 from jaxtrain.trees import tree_digest
 
@@ -214,6 +214,7 @@ def fit_vectors(
     technique: Learns, vectors: ArrayLike, labels: ArrayLike, validation: tuple[ArrayLike, ArrayLike] | None
 ) -> Fitted:
     """A head on vectors that somebody brings: `[images, features]` and `[images]`, integers or strings."""
+    check_devices()
     config = technique.config
     x, values = np.asarray(vectors, np.float32), np.asarray(labels)
     if x.ndim != 2 or len(x) != len(values):
