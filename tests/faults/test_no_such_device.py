@@ -41,8 +41,11 @@ def folder(tmp_path_factory):
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="there may be CUDA")
 @pytest.mark.parametrize(
     ("command", "platform"),
-    [(COMMANDS[0], "cuda"), *(pytest.param(one, "cuda", marks=pytest.mark.slow) for one in COMMANDS[1:])]
-    + [pytest.param(COMMANDS[0], "nonsense", marks=pytest.mark.slow)],
+    [
+        (COMMANDS[0], "cuda"),
+        pytest.param(COMMANDS[0], "nonsense", marks=pytest.mark.slow),
+        *(pytest.param(command, "cuda", marks=pytest.mark.slow) for command in COMMANDS[1:]),
+    ],
 )
 def test_it_is_one_line_and_nothing_is_left(command, platform, folder):
     before = sorted(folder.rglob("*"))
