@@ -34,7 +34,7 @@ from jaxtrain.tracking.outbox import JOURNAL, LOCK, OUTBOX, State, append_reques
 from jaxtrain.tracking.points import unsent_rows
 from jaxtrain.tracking.process import Sidecar, sidecar
 from jaxtrain.tracking.provenance import process_identity
-from jaxtrain.tracking.store import tracking_uri
+from jaxtrain.tracking.store import database_file, sqlite_uri, tracking_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -325,10 +325,8 @@ def look(uri: str) -> str:
     uri = redact(uri)
     if uri.startswith(("http://", "https://")):
         return uri
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///"))
-        shown = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path
-        uri = f"sqlite:///{shown}"
+    if (file := database_file(uri)) is not None and file.is_relative_to(Path.cwd()):
+        uri = sqlite_uri(file.relative_to(Path.cwd()))
     return f"mlflow server --backend-store-uri {shlex.quote(uri)}"
 
 
