@@ -35,9 +35,11 @@ from jaxtrain.tracking.points import unsent_rows
 from jaxtrain.tracking.process import Sidecar, sidecar
 from jaxtrain.tracking.provenance import process_identity
 from jaxtrain.tracking.store import database_file, sqlite_uri, tracking_uri
+from jaxtrain.tracking.surroundings import parent_run
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+_PARENT = "mlflow.parentRunId"
 _HEAR_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _log = logging.getLogger("jaxtrain.tracking")
@@ -92,7 +94,7 @@ class Tracker:
         `history` is what the journal held at the checkpoint from which training goes on (records as
         `Journal.records` gives them); the journal is cut back to it. Steps that MLflow already has are not
         sent again. `params` of a run that is continued are compared with the stored ones; changes stand in
-        the tag `jaxtrain.param_drift`.
+        the tag `jaxtrain.param_drift`. The run is nested under the caller's active one, if that is in the same store.
 
         Raises UserError for a store that MLflow cannot use, before anything is written.
         """
@@ -103,6 +105,8 @@ class Tracker:
         if uri is None:
             return tracker
         started = first_start(run_dir)
+        if _PARENT not in tags and (parent := parent_run(uri)) is not None:
+            tags = {**tags, _PARENT: parent}
         append_request(
             run_dir,
             {
