@@ -55,7 +55,7 @@ class DataConfig(Section):
     """Folder of prepared tensorflow-datasets (default: that library's own)."""
     layout: Literal["auto", "classes"] = "auto"
     """Folders of `folder:PATH`: auto finds training, validation and test folders; classes: each is a class."""
-    image_size: Count | None = None
+    image_size: Annotated[int, Field(ge=1, le=8192)] | None = None
     """Side in pixels of the square images that the model sees (default: the data set's, else the model's)."""
     channels: Literal[1, 3] | None = None
     """1 grey, 3 RGB; other images are converted (default: the data set's)."""
@@ -85,7 +85,7 @@ class DataConfig(Section):
     """Batches decoded ahead of the step."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel in 0..1, subtracted from the images (default: the data set's)."""
-    std: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
     """Standard deviation of each channel in 0..1, by which the images are divided (default: the data set's)."""
     crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Share of the resized image's side that the central crop keeps, in evaluation and in training without

@@ -11,12 +11,16 @@ import yaml
 from pydantic import ValidationError
 
 from jaxtrain.config import Config, Section
-from jaxtrain.errors import UserError, nearest
+from jaxtrain.errors import DamagedError, UserError, nearest
+from jaxtrain.readers import read_bytes, reading
 from jaxtrain.redact import redact
 
 RECIPES = Path(__file__).with_name("recipes")
 """Folder of the config files that come with the package."""
 _SHOWN_ERRORS = 3
+_YAML_BYTES, _YAML_NODES, _YAML_DIGITS = 1 << 17, 20_000, 300
+"""What a file may have, and a number in it: far more than any config needs."""
+_COUNTED = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
 _WORDS = {
     word: options.split("|")
     for options, words in {
@@ -133,17 +137,23 @@ def config_from(tree: Mapping[str, Any], source: str) -> Config:
 def read_yaml(path: Path, example: str) -> dict[str, Any]:
     """The mapping in a YAML file, empty for an empty file; UserError where there is none."""
     try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
-        raise UserError(f"{path}: is no text in UTF-8") from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
-        raise UserError(f"{path}:{place} {' '.join(str(error.problem).split())}") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: is nested too deeply") from error
+        text = read_bytes(path, _YAML_BYTES)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    try:
+        with reading(path, "YAML file", "correct it"):
+            tree = yaml.load(text.decode(), Loader=_Loader)
+    except DamagedError as error:
+        cause = error.__cause__
+        if isinstance(cause, UnicodeDecodeError | yaml.reader.ReaderError):
+            raise DamagedError(f"{path}: is not valid UTF-8 text") from cause
+        if isinstance(cause, yaml.MarkedYAMLError):
+            mark = cause.problem_mark
+            place = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
+            raise DamagedError(f"{path}:{place} {_cut(str(cause.problem), 200)}") from cause
+        if isinstance(cause, RecursionError):
+            raise DamagedError(f"{path}: is nested too deeply") from cause
+        raise
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must be a mapping of options, as {example}, not {_shown(tree)}")
@@ -239,19 +249,45 @@ def _shown(value: object) -> str:
     return _cut(f"'{value}'" if isinstance(value, str) else str(value))
 
 
-def _cut(text: str) -> str:
+def _cut(text: str, most: int = 60) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= 60 else f"{line[:57]}..."
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, and an option given twice is an error, not the last of the two."""
+    """Safe and bounded, and an option given twice is an error, not the last of the two."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, after its parts were counted: an alias counts as often as it is used."""
+        document = super().get_single_node()
+        waiting, count = [document] if document else [], 0
+        while waiting:
+            node, count = waiting.pop(), count + 1
+            if count + len(waiting) > _YAML_NODES:
+                raise yaml.MarkedYAMLError(problem=f"holds more than {_YAML_NODES:,} values, or refers to itself")
+            if isinstance(node, yaml.SequenceNode):
+                waiting += node.value
+            elif isinstance(node, yaml.MappingNode):
+                waiting += [part for pair in node.value for part in pair]
+        return document
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value; where YAML's own rules for numbers and dates fail on it, the error says where it is."""
+        try:
+            if node.tag in _COUNTED and len(node.value) > _YAML_DIGITS:
+                raise OverflowError
+            return super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError):
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{_cut(str(node.value))} is not a valid {kind}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value}: is given twice", problem_mark=key.start_mark)
+                    problem = f"{_cut(key.value)}: is given twice"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)

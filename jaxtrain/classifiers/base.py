@@ -29,11 +29,12 @@ from jaxtrain.errors import UserError, nearest
 from jaxtrain.models import create_model
 from jaxtrain.models.own import build_own, calling, synchronised
 from jaxtrain.models.weights import Pretrained, adapt, load_pretrained
-from jaxtrain.runs.fitted import Fitted, Predictor, read_model
+from jaxtrain.runs.fitted import Fitted, Predictor, read_model, restored
 from jaxtrain.runs.learning import Job, Learning
 from jaxtrain.runs.resolve import DEFAULT_MODEL, resolve
-from jaxtrain.runs.run import restored, run
+from jaxtrain.runs.run import run
 from jaxtrain.runs.stepwise import Stepwise
+from jaxtrain.saved_model import SavedModel
 from jaxtrain.training import processes
 from jaxtrain.training.losses import checked, cross_entropy, soft_labels
 from jaxtrain.training.optimizers import Schedule, make_optimizer
@@ -344,16 +345,16 @@ class BaseClassifier(Trained):
         `network`: of one's own, where it cannot be imported by the path that is recorded. Raises UserError if there is
         no model, or its network or class cannot be found.
         """
-        weights, meta = read_model(Path(path))
-        if meta["technique"] != cls.technique:
-            kind = f"technique {meta['technique']}, not {cls.technique}"
+        saved = read_model(Path(path))
+        if saved.about.technique != cls.technique:
+            kind = f"technique {saved.about.technique}, not {cls.technique}"
             raise UserError(f"{path}: holds a model of {kind}; use jaxtrain.load")
-        return cls.of_saved(weights, meta, network=network)
+        return cls.of_saved(saved, network=network)
 
     @classmethod
-    def of_saved(cls, weights: Tree, meta: Mapping[str, Any], *, network: Any = None) -> Self:
+    def of_saved(cls, saved: SavedModel, *, network: Any = None) -> Self:
         """A trained classifier from what `jaxtrain.runs.fitted.read_model` gives; UserError as of `load`."""
-        config = Config.model_validate(meta["config"])
+        config = saved.about.config
         kind, own = cls, config.own.classifier
         if own is not None and cls.__module__.startswith("jaxtrain."):
             name = own.rpartition(":")[2]
@@ -364,7 +365,7 @@ class BaseClassifier(Trained):
             advice = f"give it: {cls.__name__}.load(..., network={config.model.label})"
             network = find(config.model.network, "model.network", advice)
         classifier = kind(config) if network is None else kind(config, network=network)
-        classifier._fitted = restored(classifier, weights, meta, run_dir=None, summary={})
+        classifier._fitted = restored(classifier, saved, run_dir=None, summary={})
         return classifier
 
 

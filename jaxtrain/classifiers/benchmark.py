@@ -21,7 +21,7 @@ from jaxtrain.evaluation.evaluate import LOOKS_FILE, OpenTestSet, Predictor, fin
 from jaxtrain.evaluation.looks import count_look
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.report import Report
-from jaxtrain.evaluation.runs import Gathered, gather, make_report
+from jaxtrain.evaluation.runs import Gathered, gather, leaving_out, make_report
 from jaxtrain.evaluation.significance import MARGIN
 from jaxtrain.evaluation.statistics import RESAMPLES
 from jaxtrain.trees import tree_digest
@@ -66,15 +66,20 @@ def benchmark(
     options = DataConfig(name=data) if isinstance(data, str) else data
     if len(paths) == len(named) and (options is None or isinstance(options, DataConfig)):
         gathered = gather(list(paths.values()), load, data=options, costs=costs, names=list(paths))
-        used: Mapping[str, Any] = paths
+        used: dict[str, Any] = dict(paths)
     else:
         if options is None:
             raise UserError("no data: give the name of a data set, a Dataset, or (images, labels)")
-        used = {name: load(model) if name in paths else model for name, model in named.items()}
+        used = {}
+        for name, model in named.items():
+            with leaving_out(name):
+                used[name] = load(model) if name in paths else model
+        if not used:
+            raise UserError("nothing to compare: no run has a sound model")
         gathered = _gather_classifiers(used, options, costs)
     comparison = compare(gathered.candidates, margin=margin, resamples=resamples, seed=seed)
-    corrupted = used if robustness else {}
-    corrupted = {name: load(model) if isinstance(model, Path) else model for name, model in corrupted.items()}
+    kept = {candidate.name: used[candidate.name] for candidate in gathered.candidates} if robustness else {}
+    corrupted = {name: load(model) if isinstance(model, Path) else model for name, model in kept.items()}
     return make_report(gathered, comparison, columns=columns or {}, duplicates=duplicates, corrupted=corrupted)
 
 

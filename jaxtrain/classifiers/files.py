@@ -20,5 +20,5 @@ def load(path: str | Path, *, network: Any = None) -> BaseClassifier:
     `network`: of one's own, where it cannot be imported by the path that is recorded. Raises UserError if there is no
     model, or its network or class cannot be found.
     """
-    weights, meta = read_model(Path(path))
-    return TECHNIQUES[meta["technique"]].of_saved(weights, meta, network=network)
+    saved = read_model(Path(path))
+    return TECHNIQUES[saved.about.technique].of_saved(saved, network=network)

@@ -92,8 +92,8 @@ class Benchmark(Command):
         tracking = TrackingConfig(**self.tracking.model_dump())
         gathered = gather(paths, load, data=self.data, costs=not self.skip_costs, costs_again=self.costs_again, say=say)
         comparison = compare(gathered.candidates, margin=self.margin / 100, resamples=self.resamples, seed=self.seed)
-        names = [candidate.name for candidate in gathered.candidates]
-        corrupted = dict(zip(names, map(load, paths), strict=True)) if self.robustness else {}
+        models = zip(gathered.candidates, gathered.runs, strict=True)
+        corrupted = {candidate.name: load(run.path) for candidate, run in models} if self.robustness else {}
         report = make_report(
             gathered, comparison, columns={}, duplicates=not self.skip_duplicates, corrupted=corrupted, say=say
         )

@@ -36,13 +36,18 @@ class Predict(Command):
         source, bad_images = FileSource(paths, np.zeros(len(paths), np.int32)), BadImages(allowed=None, named=False)
         if paths:
             logits = classifier.fitted.predictor.predict_logits(source, bad_images)
+            broken = 0
             for index, row in enumerate(softmax(logits)):
                 name, best = source.describe(index), row.argmax()
                 reason = bad_images.reasons.get(name)
+                if reason is None and not np.isfinite(row).all():
+                    reason, broken = "the model gives no number", broken + 1
                 label = (
                     f"{classifier.class_names[best]}\t{row[best]:.4f}" if reason is None else f"unreadable: {reason}"
                 )
                 print(f"{name}\t{label}")
+            if broken:
+                raise RunError(f"{self.run_dir}: the model gives no finite numbers for {broken} of {len(paths)} images")
         if bad_images.reasons:
             raise RunError(f"{len(bad_images.reasons)} of {len(paths)} images cannot be read")
         if not paths:

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, NonNegativeFloat, StrictStr
+
 from jaxtrain.config import FREE_ON_RESUME, Config, DataConfig
 from jaxtrain.config_io import load_config
 from jaxtrain.data.sources import load_dataset
-from jaxtrain.errors import JaxtrainError, UserError
+from jaxtrain.errors import DamagedError, JaxtrainError, UserError
 from jaxtrain.evaluation.evaluate import OpenTestSet, open_test_set, order_of_classes
 from jaxtrain.evaluation.predictions import Predictions
-from jaxtrain.saved_tree import read_meta
+from jaxtrain.readers import read_json, reading
+from jaxtrain.saved_model import SavedModel
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +49,18 @@ class Run:
         return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
 
+class _Summary(BaseModel):
+    """What a comparison takes from `summary.json`; older ones lack the rest."""
+
+    params_sha256: StrictStr
+    model: StrictStr
+    wall_seconds: NonNegativeFloat | None = None
+    images_per_second: NonNegativeFloat | None = None
+    images_seen: NonNegativeFloat | None = None
+    pretraining_seconds: NonNegativeFloat | None = None
+    mlflow_run_id: StrictStr | None = None
+
+
 def finished_runs() -> list[Path]:
     """Directories of finished runs, `runs/TECHNIQUE/NAME`; UserError where there is none."""
     found = sorted(
@@ -59,16 +74,13 @@ def finished_runs() -> list[Path]:
 def read_run(path: Path) -> Run:
     """Raises UserError where there is no finished run."""
     try:
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        run = Run(path, load_config(path / "config.yaml"), summary)
-        if not (isinstance(summary, dict) and isinstance(summary.get("params_sha256"), str)):
-            raise ValueError("it names no parameters")
-        return run
+        summary = read_json(path / "summary.json", "summary of a run")
     except FileNotFoundError:
         why = "the run is not finished" if (path / "config.yaml").is_file() else "no run is there"
         raise UserError(f"{path}: {why}: {path / 'summary.json'} is missing") from None
-    except ValueError as error:
-        raise UserError(f"{path / 'summary.json'}: not the summary of a run ({error})") from None
+    with reading(path / "summary.json", "summary of a run"):
+        _Summary.model_validate(summary)
+    return Run(path, load_config(path / "config.yaml"), summary)
 
 
 class TestSets:
@@ -109,7 +121,9 @@ class TestSets:
             raise UserError(f"{run.path}: its model is gone")
         if (model / "meta.json").is_file():
             try:
-                order_of_classes(tuple(read_meta(model)["class_names"]), test.dataset)
+                order_of_classes(SavedModel.open(model).about.class_names, test.dataset)
+            except DamagedError:
+                raise
             except UserError as error:
                 raise UserError(f"{run.name}: {error}") from None
         return test.digest

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.errors import RunError, UserError
+from jaxtrain.errors import DamagedError, JaxtrainError, RunError, UserError
 from jaxtrain.files import reason
-from jaxtrain.saved_tree import DamagedError, load_tree, read_meta, recover, save_tree
+from jaxtrain.saved_tree import load_tree, read_meta, recover, save_tree
 from jaxtrain.trees import Tree, flat_parts, nested_parts
 
 __all__ = ["Checkpoints", "Restored", "load_tree", "save_tree"]
@@ -205,6 +205,6 @@ class Checkpoints:
         if step not in self._best_of:
             try:
                 self._best_of[step] = read_meta(self._path(step))["best"]
-            except (RunError, OSError):
+            except (JaxtrainError, OSError):
                 self._best_of[step] = None
         return self._best_of[step]

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain.config import Config
 from jaxtrain.errors import RunError, UserError, nearest
 from jaxtrain.files import reason
 from jaxtrain.models.weights.descriptions import Description, describe, describe_name
 from jaxtrain.models.weights.hub import WEIGHTS, Get, folder_files, hub_files, read_json, weight_files
 from jaxtrain.models.weights.layout import Arrays
 from jaxtrain.models.weights.torch_file import read_torch_file
-from jaxtrain.saved_tree import load_tree
+from jaxtrain.saved_model import SavedModel
 from jaxtrain.trees import flat
 
 OURS = "jaxtrain"
@@ -203,17 +202,11 @@ def _folder(path: Path) -> Found:
 
 def _saved_model(folder: Path) -> Found:
     """The model of a finished run: its best parameters, averaged ones where the run had them."""
-    weights, meta = load_tree(folder)
-    try:
-        config = Config.model_validate(meta["config"])
-        # A head of fe may be anything and is no part of the network; the frozen backbone is.
-        trained = {} if config.technique == "fe" else weights["params"]
-        params = {**flat(trained), **flat(weights["frozen"])}
-        tree = {"params": params, "model_state": weights["model_state"]}
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"model.weights: {folder} is no model that this version of jaxtrain saved ({reason(error)})"
-        ) from None
+    saved = SavedModel.open(folder)
+    config, weights = saved.about.config, saved.weights()
+    # A head of fe may be anything and is no part of the network; the frozen backbone is.
+    trained = {} if config.technique == "fe" else weights["params"]
+    tree = {"params": {**trained, **weights["frozen"]}, "model_state": weights["model_state"]}
     data = config.data
     about = Description(
         model=config.model.name,
@@ -226,7 +219,7 @@ def _saved_model(folder: Path) -> Found:
         std=data.std,
         crop_pct=data.crop_pct,
         interpolation=data.interpolation,
-        class_names=tuple(meta["class_names"]),
+        class_names=saved.about.class_names,
     )
     return Found(about, tree=tree)
 
