@@ -35,10 +35,10 @@ def reading(path: Path | str, kind: str, advice: str = "bring it back from a cop
         raise DamagedError(f"{path}: {error}") from error
     except JaxtrainError:
         raise
-    except OSError as error:
-        raise DamagedError(f"{path}: {error.strerror or error}") from error
     except Exception as error:
-        raise DamagedError(f"{path} is not a sound {kind} ({why(error)}); {advice}") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DamagedError(f"{path}: {error.strerror}") from error
+        raise DamagedError(f"{path}: is not a sound {kind} ({why(error)}); {advice}") from error
 
 
 def why(error: Exception) -> str:
@@ -47,7 +47,7 @@ def why(error: Exception) -> str:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         text = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, "))))
     elif isinstance(error, KeyError):
-        text = f"{error} is missing"
+        text = str(error.args[0]) if " " in str(error.args[0]) else f"{error} is missing"
     elif isinstance(error, RecursionError):
         text = "nested too deeply"
     elif isinstance(error, MemoryError):

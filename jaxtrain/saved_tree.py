@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -214,10 +214,7 @@ def _verified(path: Path) -> _Body:
         names = set(_files(path)) - {_META}
         for name in sorted(names ^ body.files.keys()):
             raise DamagedError(f"{path} is damaged: {name} {'was added' if name in names else 'is missing'}")
-        size = sum((path / name).stat().st_size for name in names)
-        need = sum(math.prod(shape) * dtype.itemsize for dtype, shape, _ in body.described.values())
-        if size > 2 * need + _SLACK or need > 64 * size + _SLACK:
-            raise DamagedError(f"{path} is damaged: its arrays have {need:,} bytes, its files {size:,}")
+        check_sizes(path, [(dtype, shape) for dtype, shape, _ in body.described.values()])
         for name in sorted(names):
             if _file_digest(path / name) != body.files[name]:
                 raise DamagedError(f"{path} is damaged: {name} changed")
@@ -226,6 +223,14 @@ def _verified(path: Path) -> _Body:
     except OSError as error:
         raise DamagedError(f"{path} is damaged: {reason(error)}") from error
     return body
+
+
+def check_sizes(path: Path, arrays: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]) -> None:
+    """DamagedError where the files in a folder are far from what arrays of these types and shapes take."""
+    size = sum((path / name).stat().st_size for name in _files(path))
+    need = sum(math.prod(shape) * dtype.itemsize for dtype, shape in arrays)
+    if size > 2 * need + _SLACK or need > 64 * size + _SLACK:
+        raise DamagedError(f"{path} is damaged: its arrays have {need:,} bytes, its files {size:,}")
 
 
 def _encode(body: Mapping[str, Any]) -> str:

@@ -77,7 +77,7 @@ def gather(
 
     `data` names another test set than the runs' own. A run whose files are damaged, or whose model gives no finite
     numbers, is left out with a warning that names it. Raises UserError for directories without a finished run, data
-    that cannot be found, models whose classes are not those of the data, and where no run is left. `names` are those of the candidates
+    that cannot be found, models whose classes are not those of the data, and where no run is left. `names` are theirs
     (default: technique and folder); `costs_again` measures costs that are kept anew; `say` is told what takes a while.
     """
     sets = TestSets(data)

@@ -292,7 +292,7 @@ def restore_head(meta: Mapping[str, Any], arrays: Arrays) -> FittedHead:
             about.name, about.classes, about.features, about.settings, about.curve, arrays
         )
         scores = head.logits(np.zeros((1, about.features), np.float32))
-        if scores.shape != (1, about.classes) or np.isnan(scores).any():
+        if scores.shape != (1, about.classes) or not np.isfinite(scores).all():
             raise ValueError("its logits are not numbers, one for each class")
     return head
 
