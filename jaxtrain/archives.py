@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.readers import open_file, reading
 
-_DEFLATE = 1032
+DEFLATE = 1032
 """No byte of a deflated member becomes more bytes than this."""
 _PACKED, _PACKED_BYTES = 50, 64 << 20
 """How many times its size a packed archive may unpack to, and what is always allowed."""
@@ -70,6 +70,14 @@ def open_npz(path: Path, kind: str, advice: str = "bring it back from a copy", *
             yield Npz(archive)
 
 
+def read_npy(path: Path, kind: str, advice: str) -> NDArray[Any]:
+    """The array in a `.npy` file. Raises FileNotFoundError, or DamagedError for anything else than an array."""
+    with open_file(path) as file, reading(path, kind, advice):
+        read_header(file, os.fstat(file.fileno()).st_size, path.name)
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
 def check_archive(archive: zipfile.ZipFile, size: int, *, packed: bool = True) -> None:
     """ValueError where the members of an archive of `size` bytes cannot be what its directory says.
 
@@ -81,7 +89,7 @@ def check_archive(archive: zipfile.ZipFile, size: int, *, packed: bool = True) -
     for member in members:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
             raise ValueError(f"{member.filename} is encrypted or compressed in an unusual way")
-        ratio = 1 if member.compress_type == zipfile.ZIP_STORED else _DEFLATE
+        ratio = 1 if member.compress_type == zipfile.ZIP_STORED else DEFLATE
         if member.file_size > ratio * member.compress_size:
             raise ValueError(f"{member.filename} has fewer bytes than its directory says")
     whole = sum(member.file_size for member in members)

@@ -38,10 +38,15 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _no_truth_for_a_number_and_no_bytes(cls, value: Any, info: ValidationInfo) -> Any:
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"must not be {str(value).lower()}")  # pydantic reads true (in YAML also: yes, on) as 1
+        if isinstance(value, str | Path) and not (text := str(value)).isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # a path whose name no config.yaml can hold
+                raise ValueError(f"{text!a} is not valid UTF-8; rename it") from None
         return value
 
 

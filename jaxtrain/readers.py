@@ -79,6 +79,11 @@ def open_file(path: Path | str, most: int | None = None) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def without_name(error: DamagedError, path: Path | str) -> str:
+    """What `open_file` says of a file, for who names it in another way."""
+    return str(error).removeprefix(f"{path}").removeprefix(":").lstrip()
+
+
 def read_bytes(path: Path | str, most: int) -> bytes:
     """A whole file of at most so many bytes. Raises as `open_file`."""
     with open_file(path, most) as file:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 
 from jaxtrain.data.base import Images, ImageSource
-from jaxtrain.errors import RunError
+from jaxtrain.errors import DamagedError, RunError
+from jaxtrain.readers import without_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -136,6 +137,8 @@ def read_encoded(source: ImageSource, index: int) -> bytes | Images:
     """`source.read(index)`; raises `BadImageError` where the file cannot be read."""
     try:
         return source.read(index)
+    except DamagedError as error:
+        raise BadImageError(without_name(error, source.describe(index))) from None
     except OSError as error:
         raise BadImageError(error.strerror or _one_line(error)) from None
 
@@ -206,6 +209,7 @@ def _plain_jpeg(data: bytes) -> _JpegHeader | None:
 
 def png_without_pixels(file: BinaryIO) -> bytes:
     """A PNG as Pillow sees its header, with the metadata that may also stand behind the pixels, which are not read."""
+    size = file.seek(0, io.SEEK_END)
     file.seek(len(PNG_SIGNATURE))
     parts, behind = [PNG_SIGNATURE], False
     while len(head := file.read(8)) == 8:
@@ -216,7 +220,7 @@ def png_without_pixels(file: BinaryIO) -> bytes:
         elif kind == b"IEND":
             break
         elif not behind or kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
-            body = file.read(length + 4)
+            body = file.read(min(length, size - file.tell()) + 4)
             # Of what comes late, Pillow checks no sum.
             late_sum = zlib.crc32(kind + body[:length]).to_bytes(4, "big")
             parts.append(head + (body[:length] + late_sum if behind else body))

@@ -11,8 +11,9 @@ from typing import Any
 from jaxtrain.classifiers.files import load
 from jaxtrain.errors import JaxtrainError
 from jaxtrain.evaluation.comparison import compare
-from jaxtrain.evaluation.runs import gather, make_report, track, track_report
+from jaxtrain.evaluation.runs import gather, leaving_out, make_report, track, track_report
 from jaxtrain.files import optional, write_text
+from jaxtrain.readers import read_json
 from jaxtrain.sweeps.results import Ranked, Results
 
 _log = logging.getLogger(__name__)
@@ -35,9 +36,10 @@ def final_test(found: Results, folder: Path, say: Callable[[str], None]) -> dict
     runs = {f"{name}-s{seed}": one.setting.run_name(seed) for name, one in named.items() for seed in sorted(one.values)}
     record = folder / "test.json"
     if record.is_file():
-        kept = json.loads(record.read_text(encoding="utf-8"))
-        if kept["runs"] == runs:
-            return dict(kept["result"])
+        with leaving_out(str(record)):
+            kept = read_json(record, "test of a sweep", "it is done again")
+            if kept.get("runs") == runs and isinstance(kept.get("result"), dict):
+                return dict(kept["result"])
     try:
         result = _measure(found, named, runs, folder / "benchmark", say)
     except JaxtrainError as error:

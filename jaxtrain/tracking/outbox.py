@@ -14,7 +14,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from jaxtrain.errors import DamagedError
 from jaxtrain.files import replacing
+from jaxtrain.readers import json_object, open_file, read_json
 from jaxtrain.tracking.journal import complete_lines, open_at_line
 
 JOURNAL = "metrics.jsonl"
@@ -57,9 +61,10 @@ class State:
     def load(cls, run_dir: Path) -> State:
         """The saved state, or a new one where there is none or it is damaged (MLflow is then asked)."""
         try:
-            tree = json.loads((run_dir / STATE).read_text())
-            return cls(**{key: value for key, value in tree.items() if key in cls.__dataclass_fields__})
-        except (OSError, ValueError, TypeError, AttributeError):
+            tree = read_json(run_dir / STATE, "state of tracking")
+            known = {key: value for key, value in tree.items() if key in cls.__dataclass_fields__}
+            return TypeAdapter(cls).validate_python(known, strict=True)
+        except (OSError, DamagedError, ValidationError):
             return cls()
 
     def save(self, run_dir: Path) -> None:
@@ -90,13 +95,12 @@ def read_requests(run_dir: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     requests = []
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         for line in complete_lines(file):
             try:
-                request = json.loads(line)
+                requests.append(json_object(line))
             except ValueError:
-                request = {}
-            requests.append(request if isinstance(request, dict) else {})
+                requests.append({})
     return requests
 
 

@@ -8,6 +8,8 @@ import socket
 import subprocess
 from pathlib import Path
 
+from jaxtrain.readers import json_object
+
 PROCESS_TAG = "jaxtrain.process"
 
 
@@ -35,7 +37,7 @@ def process_is_gone(identity: str) -> bool:
     import psutil
 
     try:
-        run = json.loads(identity)
+        run = json_object(identity)
         here = json.loads(process_identity(os.getpid()))
         if (run["host"], run["machine"]) != (here["host"], here["machine"]):
             return False
@@ -49,7 +51,7 @@ def process_is_gone(identity: str) -> bool:
             return abs(process.create_time() - run["started"]) > 5 or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return False
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxtrain.errors import DamagedError, JaxtrainError, RunError, UserError
 from jaxtrain.files import reason
+from jaxtrain.readers import reading
 from jaxtrain.saved_tree import load_tree, read_meta, recover, save_tree
 from jaxtrain.trees import Tree, flat_parts, nested_parts
 
@@ -161,6 +162,10 @@ class Checkpoints:
 
     def _load(self, step: int) -> Restored:
         path = self._path(step)
+        with reading(path, "checkpoint"):
+            return self._read(path, step)
+
+    def _read(self, path: Path, step: int) -> Restored:
         state, meta = load_tree(path)
         if meta["step"] != step:
             raise DamagedError(f"{path} is damaged: it holds step {meta['step']}")
