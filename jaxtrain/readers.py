@@ -6,6 +6,7 @@ Who reads a file opens it here, and parses it inside `reading`. Nothing here exe
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import stat
@@ -57,6 +58,17 @@ def why(error: Exception) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
+class _Bounded(io.BufferedReader):
+    """A file of which no more is asked for than there is: Python would allocate as much as a header says first."""
+
+    def __init__(self, raw: io.FileIO, size: int) -> None:
+        super().__init__(raw)
+        self._size = size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size if size is None or size < 0 else min(size, max(self._size - self.tell(), 0)))
+
+
 def open_file(path: Path | str, most: int | None = None) -> BinaryIO:
     """A regular file, open for reading; `most`: bytes that it may have.
 
@@ -76,7 +88,7 @@ def open_file(path: Path | str, most: int | None = None) -> BinaryIO:
     if problem is not None:
         os.close(descriptor)
         raise DamagedError(f"{path} {problem}")
-    return os.fdopen(descriptor, "rb")
+    return _Bounded(io.FileIO(descriptor), status.st_size)
 
 
 def without_name(error: DamagedError, path: Path | str) -> str:

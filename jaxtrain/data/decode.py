@@ -209,7 +209,6 @@ def _plain_jpeg(data: bytes) -> _JpegHeader | None:
 
 def png_without_pixels(file: BinaryIO) -> bytes:
     """A PNG as Pillow sees its header, with the metadata that may also stand behind the pixels, which are not read."""
-    size = file.seek(0, io.SEEK_END)
     file.seek(len(PNG_SIGNATURE))
     parts, behind = [PNG_SIGNATURE], False
     while len(head := file.read(8)) == 8:
@@ -220,7 +219,7 @@ def png_without_pixels(file: BinaryIO) -> bytes:
         elif kind == b"IEND":
             break
         elif not behind or kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
-            body = file.read(min(length, size - file.tell()) + 4)
+            body = file.read(length + 4)
             # Of what comes late, Pillow checks no sum.
             late_sum = zlib.crc32(kind + body[:length]).to_bytes(4, "big")
             parts.append(head + (body[:length] + late_sum if behind else body))

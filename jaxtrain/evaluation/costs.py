@@ -116,7 +116,7 @@ def costs_of_training(summary: Mapping[str, Any]) -> Costs:
     if "wall_seconds" in summary:
         before = _pretraining_seconds(summary)
         costs["train_seconds"] = float(summary["wall_seconds"]) + (before or 0.0)
-        about = round(summary["images_per_second"] * summary["wall_seconds"])  # older summaries have no count
+        about = round(summary.get("images_per_second", 0.0) * summary["wall_seconds"])  # older summaries have no count
         costs["images_seen"] = float(summary.get("images_seen", about))
         if before is None:
             costs["pretraining_unknown"] = 1.0

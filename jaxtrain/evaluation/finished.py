@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, NonNegativeFloat, StrictStr
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, StrictStr
 
 from jaxtrain.config import FREE_ON_RESUME, Config, DataConfig
 from jaxtrain.config_io import load_config
@@ -52,11 +52,15 @@ class Run:
 class _Summary(BaseModel):
     """What a comparison takes from `summary.json`; older ones lack the rest."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     params_sha256: StrictStr
     model: StrictStr
-    wall_seconds: NonNegativeFloat | None = None
-    images_per_second: NonNegativeFloat | None = None
-    images_seen: NonNegativeFloat | None = None
+    params: NonNegativeInt = 0
+    trainable_params: NonNegativeInt = 0
+    wall_seconds: NonNegativeFloat = 0.0
+    images_per_second: NonNegativeFloat = 0.0
+    images_seen: NonNegativeFloat = 0.0
     pretraining_seconds: NonNegativeFloat | None = None
     mlflow_run_id: StrictStr | None = None
 
