@@ -63,7 +63,7 @@ class State:
         try:
             tree = read_json(run_dir / STATE, "state of tracking")
             known = {key: value for key, value in tree.items() if key in cls.__dataclass_fields__}
-            return TypeAdapter(cls).validate_python(known, strict=True)
+            return TypeAdapter(cls).validate_json(json.dumps(known), strict=True)
         except (OSError, DamagedError, ValidationError):
             return cls()
 

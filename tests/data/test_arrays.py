@@ -217,7 +217,7 @@ def test_what_is_no_npz_and_what_is_damaged(tmp_path):
     with pytest.raises(UserError, match="is not a sound npz file"):
         load_dataset(DataConfig(name=f"npz:{tmp_path / 'a.npz'}"))
     np.save(tmp_path / "b.npy", _images())
-    with pytest.raises(UserError, match="one array only"):
+    with pytest.raises(UserError, match="one array without a name"):
         load_dataset(DataConfig(name=f"npz:{tmp_path / 'b.npy'}"))
     config = _npz(tmp_path / "c.npz", x_train=_images(), y_train=_labels())
     data = bytearray((tmp_path / "c.npz").read_bytes())

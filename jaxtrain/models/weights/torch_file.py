@@ -92,7 +92,7 @@ class _Name(NamedTuple):
 
 def _refusal(name: str) -> UserError:
     return UserError(
-        f"is refused: it asks for {name}, and only tensors in dicts are read; "
+        f"is refused: it asks for {name[:100]}, and only tensors in dicts are read; "
         "save the state dict alone, best as .safetensors"
     )
 
