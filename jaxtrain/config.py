@@ -49,17 +49,22 @@ class DataConfig(Section):
     """Where the images come from and how they reach the device."""
 
     name: str = "digits"
-    """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | idx:PATH | npz:PATH."""
+    """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | idx:PATH | npz:PATH;
+    arrays: those that were given to fit()."""
     dir: Path | None = None
     """Folder of prepared tensorflow-datasets (default: that library's own)."""
+    layout: Literal["auto", "classes"] = "auto"
+    """Folders of `folder:PATH`: auto finds training, validation and test folders; classes: each is a class."""
     image_size: Count | None = None
     """Side in pixels of the square images that the model sees (default: the data set's, else the model's)."""
     channels: Literal[1, 3] | None = None
     """1 grey, 3 RGB; other images are converted (default: the data set's)."""
     val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the training set held out, stratified and seeded; unused where the source has a validation split."""
+    test_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of a source without a test set that is held out as one, stratified and seeded; validation comes after."""
     split_seed: int = 0
-    """Seed of the held-out split; kept apart from `seed` so that runs with other seeds compare on one split."""
+    """Seed of the held-out splits; kept apart from `seed` so that runs with other seeds compare on one split."""
     max_train_images: Count | None = None
     """Use only so many training images (stratified, seeded; after the split)."""
     shots: Count | None = None
@@ -135,8 +140,8 @@ class ModelConfig(Section):
     """A network of your own by import path (`package.module:Name`) instead of `name`: an nnx.Module class or a function
     (num_classes, rngs) -> nnx.Module, or a Linen module class."""
     weights: str | None = None
-    """Pre-trained weights to start from (fe, ft): the directory of a run, hf:ORG/NAME, package:efficientnet_lite0, or a
-    file of weights (default for fe and ft: package:efficientnet_lite0)."""
+    """Pre-trained weights to start from: the directory of a run, hf:ORG/NAME, package:efficientnet_lite0, or a file of
+    weights (default for fe and ft: package:efficientnet_lite0; for pt: none, it starts from the seed)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Computation type (parameters stay float32); auto: bfloat16 on GPU and TPU, float32 on CPU."""
     drop_rate: Rate | None = None
@@ -469,6 +474,8 @@ class OwnConfig(Section):
 
     classifier: str | None = None
     """The class that trains, where it is not one of jaxtrain's."""
+    overrides: tuple[str, ...] = ()
+    """The methods of jaxtrain's class that it replaces."""
     loss: str | None = None
     """A function (logits, targets) -> loss, of the batch or of each image (ft, pt)."""
     optimizer: str | None = None
@@ -478,10 +485,10 @@ class OwnConfig(Section):
 TECHNIQUE_SECTIONS = {"features": "fe", "head": "fe", "finetune": "ft"}
 """Sections that one technique alone has."""
 FREE_ON_RESUME = (
-    *("name", "run_dir", "tracking", "checkpoint", "parallel"),
+    *("name", "run_dir", "quiet", "tracking", "checkpoint", "parallel"),
     *("train.log_every", "train.steps_per_call", "train.microbatch", "train.hang_minutes"),
     *("train.on_nonfinite", "train.nonfinite_limit", "data.dir", "data.workers", "data.prefetch"),
-    *("features.store", "features.batch_size"),
+    *("data.max_bad_images", "data.max_pixels", "data.device_budget_mb", "features.store", "features.batch_size"),
 )
 """Options and sections that may differ when a run is continued: they do not decide what is learned."""
 
@@ -527,8 +534,6 @@ class Config(Section):
         if self.technique == "fe" and (self.own.loss or self.own.optimizer):
             option = "loss" if self.own.loss else "optimizer"
             raise ValueError(f"own.{option} is an option of techniques ft and pt: fe fits a head to convergence")
-        if self.technique == "pt" and self.model.weights is not None:
-            raise ValueError("model.weights is an option of techniques fe and ft: pt starts from a seed")
         return self
 
     def get(self, path: str) -> Any:

@@ -16,17 +16,19 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ValidationError
 
 from jaxtrain.classifiers.parts import Metric, Parts, find
+from jaxtrain.classifiers.starting_point import record, recorded, replaced
 from jaxtrain.classifiers.trained import Trained
 from jaxtrain.config import Config, DataConfig, chosen
 from jaxtrain.config_io import explain
 from jaxtrain.data.arrays import from_arrays
-from jaxtrain.data.augment import augment, mix, normalize
+from jaxtrain.data.augment import augment, mix, mix_weighted, normalize
 from jaxtrain.data.base import Dataset
-from jaxtrain.data.sources import load_dataset
+from jaxtrain.data.sources import ARRAYS, load_dataset
+from jaxtrain.data.worker_watch import refuse_in_worker
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.models import create_model
 from jaxtrain.models.own import build_own, calling, synchronised
-from jaxtrain.models.weights import Pretrained
+from jaxtrain.models.weights import Pretrained, adapt, load_pretrained
 from jaxtrain.runs.fitted import Fitted, Predictor, read_model
 from jaxtrain.runs.learning import Job, Learning
 from jaxtrain.runs.resolve import DEFAULT_MODEL, resolve
@@ -133,7 +135,10 @@ class BaseClassifier(Trained):
         if binding.class_weights is not None:
             each = jnp.asarray(binding.class_weights, jnp.float32)[batch.label]
             weight = each if weight is None else weight * each
-        image, label = mix(self.config.augment, keys, image, label)
+        if weight is None:
+            image, label = mix(self.config.augment, keys, image, label)
+        else:
+            image, label, weight = mix_weighted(self.config.augment, keys, image, label, weight)
         return Batch(normalize(image, chosen(data.mean), chosen(data.std)), label, weight)
 
     def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -211,7 +216,8 @@ class BaseClassifier(Trained):
     @cached_property
     def pretrained(self) -> Pretrained | None:
         """The weights that training starts from; None: from the seed. Raises UserError where they can't be read."""
-        return None
+        weights = self.config.model.weights
+        return None if weights is None else load_pretrained(weights, self.config.model)
 
     def resolve(self, config: Config, dataset: Dataset, run_dir: Path | None = None) -> Config:
         """`config` with everything chosen that it leaves open. Raises UserError where options contradict.
@@ -219,7 +225,8 @@ class BaseClassifier(Trained):
         `run_dir`: of a run that may have begun already.
         """
         self.check_parts(config, run_dir)
-        return resolve(config, dataset, self.pretrained)
+        begun = recorded(run_dir) is not None  # nothing is open any more, and the weights may have gone
+        return resolve(config, dataset, None if begun else self.pretrained)
 
     def check_parts(self, config: Config, run_dir: Path | None) -> None:
         """Raises UserError where a part of one's own is missing, or the run in `run_dir` is another class's."""
@@ -236,16 +243,25 @@ class BaseClassifier(Trained):
             raise UserError(f"train.monitor: {name} is not measured; {nearest(name, known)}")
 
     def start(self, job: Job, fresh: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
-        """The state before the first step, from the freshly initialised one; not called on resuming."""
-        return fresh
+        """The state before the first step, from the freshly initialised one; not called on resuming.
+
+        Raises UserError where the weights aren't those that the run began with.
+        """
+        if self.pretrained is None:
+            return fresh
+        shapes, names = {"params": fresh.params, "model_state": fresh.model_state}, job.dataset.class_names
+        weights, statistics, adapted = adapt(self.pretrained, shapes, class_names=names, head=self.head_name)
+        record(job.directory.path, self.pretrained, adapted)
+        return replaced(fresh, weights, statistics, optimizer)
 
     def merged(self, weights: Tree) -> Tree:
         """Trained weights {"params", "frozen", "model_state"} as the network has them that predicts."""
         return weights
 
     def about(self, job: Job) -> dict[str, Any]:
-        """What the technique adds to `summary.json`."""
-        return {}
+        """What the technique adds to `summary.json`: which weights training started from."""
+        start = recorded(job.run_dir)
+        return {} if start is None else {"weights": start["source"], "weights_sha256": start["sha256"]}
 
     def learning(self, job: Job) -> Learning:
         """How it is learned: by gradient steps."""
@@ -280,10 +296,12 @@ class BaseClassifier(Trained):
         opened once, at the end. `sample_weight` is `float[images]`: how much each image counts in training. Raises
         UserError for wrong input and RunError when the run can't go on.
         """
+        refuse_in_worker()
         set_cpu_devices(self.config.parallel)
         processes.start(self.config.parallel)
         with processes.together():
-            technique = self.bind(self.config)
+            given = images is not None
+            technique = self.bind(self.config.replace(**{"data.name": ARRAYS}) if given else self.config)
             data = technique.data_config
             if images is None:
                 dataset = load_dataset(data)

@@ -13,6 +13,7 @@ from jaxtrain.config import DataConfig, chosen
 from jaxtrain.data.arrays import as_source, encode_labels
 from jaxtrain.data.base import ArraySource, Dataset
 from jaxtrain.data.sources import load_dataset
+from jaxtrain.data.worker_watch import refuse_in_worker
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.comparison import Candidate, compare
 from jaxtrain.evaluation.costs import Costed, costs_of_training, measure_costs
@@ -57,6 +58,7 @@ def benchmark(
     The look at the test set is counted. Nothing is tracked: `jaxtrain benchmark` does that. Raises UserError for
     models without a name of their own, not trained, of other classes, or measured on different test sets.
     """
+    refuse_in_worker()
     named = dict(models) if isinstance(models, Mapping) else _named(models)
     if not named:
         raise UserError("nothing to compare: no model was given")

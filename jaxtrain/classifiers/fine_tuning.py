@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ from flax import nnx
 from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.classifiers.hyper_rule import hyper_rule
 from jaxtrain.classifiers.linear_probe import probed_head
-from jaxtrain.classifiers.starting_point import record, recorded
+from jaxtrain.classifiers.starting_point import record, recorded, replaced
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import UserError
@@ -129,13 +128,7 @@ class FTClassifier(BaseClassifier):
             weights |= {f"{self.head_name}/{name}": leaf for name, leaf in probed.items()}
         elif not adapted.head:
             weights |= {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in network.items() if name not in weights}
-        params, frozen = (
-            {name: np.array(weights.get(name, leaf)) for name, leaf in part.items()}
-            for part in (fresh.params, fresh.frozen)
-        )
-        average = {} if not fresh.ema else jax.tree.map(np.array, {"params": params, "model_state": model_state})
-        moments = jax.jit(optimizer.init)(params)
-        return replace(fresh, params=params, frozen=frozen, model_state=model_state, opt_state=moments, ema=average)
+        return replaced(fresh, weights, model_state, optimizer)
 
     def merged(self, weights: Tree) -> Tree:
         """LoRA's updates merged into their kernels."""
@@ -148,12 +141,7 @@ class FTClassifier(BaseClassifier):
 
     def about(self, job: Job) -> dict[str, Any]:
         """Strategy, and which weights training started from."""
-        start = recorded(job.run_dir) or {}
-        return {
-            "strategy": self.config.finetune.strategy,
-            "weights": start.get("source"),
-            "weights_sha256": start.get("sha256"),
-        }
+        return {"strategy": self.config.finetune.strategy, **super().about(job)}
 
     def _rate_factor(self, name: str, step: jax.Array) -> jax.Array | float:
         """What the learning rate of a parameter is multiplied by."""

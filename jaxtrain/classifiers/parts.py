@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import getattr_static
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,13 @@ class Parts:
         """Options of a config with the import paths of these parts, and of the class that trains."""
         tree = {key: dict(value) if isinstance(value, Mapping) else value for key, value in options.items()}
         own = {"loss": self.loss, "optimizer": self.optimizer}
-        own["classifier"] = None if kind.__module__.startswith("jaxtrain.") else kind
-        paths = {name: import_path(part) for name, part in own.items() if part is not None}
+        base = next(one for one in kind.__mro__ if one.__module__.startswith("jaxtrain."))
+        own["classifier"] = None if kind is base else kind
+        paths: dict[str, Any] = {name: import_path(part) for name, part in own.items() if part is not None}
+        if kind is not base:
+            public = [name for name in dir(base) if not name.startswith("_")]
+            changed = (name for name in public if getattr_static(kind, name) is not getattr_static(base, name))
+            paths["overrides"] = tuple(changed)
         if paths:
             tree["own"] = {**tree.get("own", {}), **paths}
         if self.network is not None:

@@ -1,4 +1,4 @@
-"""PTClassifier: everything is learned, from a seed."""
+"""PTClassifier: everything is learned, from a seed or from the weights of another run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from jaxtrain.classifiers.base import BaseClassifier
 
 
 class PTClassifier(BaseClassifier):
-    """Pre-training from scratch: all parameters of the network start from `config.seed` and get gradients.
+    """Pre-training from scratch: all parameters of the network start from `config.seed`, or from
+    `model.weights` to go on where another run ended, and get gradients.
 
     It is `BaseClassifier` as it stands: supervised cross-entropy on augmented images.
     """

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
+import optax
 
 from jaxtrain.errors import UserError
 from jaxtrain.files import write_text
 from jaxtrain.models.weights import Adapted, Pretrained
+from jaxtrain.training.state import TrainState, Tree
 
 _RECORD = "weights.json"
 _log = logging.getLogger(__name__)
@@ -33,3 +40,16 @@ def record(run_dir: Path, pretrained: Pretrained, adapted: Adapted) -> None:
     write_text(run_dir / _RECORD, json.dumps(content, indent=2) + "\n")
     for note in adapted.notes if known is None else ():  # a run that goes back to its start has told
         _log.warning("%s: %s", pretrained.source, note)
+
+
+def replaced(
+    fresh: TrainState, weights: Mapping[str, Any], model_state: Tree, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """A fresh state with these weights where they have them, and with the moments and the average of such a start."""
+    params, frozen = (
+        {name: np.array(weights.get(name, leaf)) for name, leaf in part.items()}
+        for part in (fresh.params, fresh.frozen)
+    )
+    average = {} if not fresh.ema else jax.tree.map(np.array, {"params": params, "model_state": model_state})
+    moments = jax.jit(optimizer.init)(params)
+    return replace(fresh, params=params, frozen=frozen, model_state=model_state, opt_state=moments, ema=average)

@@ -11,15 +11,21 @@ from pydantic import BaseModel
 
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.arrays import as_source, encode_labels
+from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ImageSource
-from jaxtrain.errors import UserError
+from jaxtrain.errors import RunError, UserError
 from jaxtrain.evaluation.costs import ForwardPass
 from jaxtrain.evaluation.metrics import classification_metrics, softmax
 from jaxtrain.runs.fitted import Fitted, save_model
 
 
 class Trained:
-    """What can be done with the result of `fit` or `load`."""
+    """What can be done with the result of `fit` or `load`.
+
+    Images are arrays, or an `ImageSource` such as `FileSource` of image files. Of one that cannot be read, which is
+    named in a warning, logits, probabilities and embeddings are NaN, and its class is -1; what is measured on
+    labelled images has no place for it and raises RunError.
+    """
 
     config: Config
     """As given."""
@@ -59,7 +65,7 @@ class Trained:
 
     def predict_logits(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
         """`float32[images, classes]`."""
-        return self.fitted.predictor.predict_logits(self._source(images))
+        return self.fitted.predictor.predict_logits(self._source(images), BadImages(allowed=None))
 
     def predict_proba(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
         """Softmax probabilities: `float32[images, classes]`, columns in the order of `class_names`."""
@@ -68,24 +74,27 @@ class Trained:
     def predict(self, images: ArrayLike | ImageSource) -> NDArray[Any]:
         """The most probable class of each image `[images]`: as labels were given to `fit` (strings, integers).
 
-        Of a data set by name: `int32[images]`, an index into `class_names`.
+        Of a data set by name: `int32[images]`, an index into `class_names`. An image that cannot be read is -1; among
+        strings there is no such label, and RunError names it.
         """
-        places = np.argmax(self.predict_logits(images), axis=-1).astype(np.int32)
-        return places if self.fitted.classes is None else self.classes_[places]
+        strings = self.classes_.dtype.kind == "U"
+        logits = self._logits_of_all(images) if strings else self.predict_logits(images)
+        labels = self.classes_[np.argmax(logits, axis=-1)]
+        return labels if strings else np.where(np.isnan(logits).all(axis=-1), -1, labels)
 
     def embed(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
         """The vector before the head: `float32[images, features]`."""
-        return self.fitted.predictor.embed(self._source(images))
+        return self.fitted.predictor.embed(self._source(images), BadImages(allowed=None))
 
     def evaluate(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         """Accuracy, loss and more (`jaxtrain.evaluation.metrics`) on labelled images."""
-        logits = self.predict_logits(images)
+        logits = self._logits_of_all(images)
         places = encode_labels(labels, self.class_names, len(logits), self.fitted.classes)
         return classification_metrics(places, softmax(logits), logits)
 
     def score(self, images: ArrayLike, labels: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy on labelled images, each counted by its weight."""
-        logits = self.predict_logits(images)
+        logits = self._logits_of_all(images)
         places = encode_labels(labels, self.class_names, len(logits), self.fitted.classes)
         weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
         return float(np.average(logits.argmax(1) == places, weights=weights))
@@ -96,7 +105,7 @@ class Trained:
     def classes_(self) -> NDArray[Any]:
         """What `predict` gives, in the order of the logits: `[classes]` strings or integers."""
         classes = self.fitted.classes
-        return np.arange(len(self.class_names)) if classes is None else np.asarray(classes)
+        return np.arange(len(self.class_names), dtype=np.int32) if classes is None else np.asarray(classes)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """What the classifier was made with; `deep`: and every option, as `train__epochs`."""
@@ -126,6 +135,14 @@ class Trained:
         images = InputTags(two_d_array=False, three_d_array=True)
         target = TargetTags(required=False)
         return Tags("classifier", target, classifier_tags=ClassifierTags(), input_tags=images)
+
+    def _logits_of_all(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
+        """`predict_logits`; RunError where an image cannot be read."""
+        bad_images = BadImages(allowed=None, named=False)
+        logits = self.fitted.predictor.predict_logits(self._source(images), bad_images)
+        if listed := bad_images.listed():
+            raise RunError(f"{len(listed)} of {len(logits)} images cannot be read: {'; '.join(listed[:20])}")
+        return logits
 
     def _source(self, images: ArrayLike | ImageSource) -> ImageSource:
         if isinstance(images, ImageSource):

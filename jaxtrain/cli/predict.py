@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 from jaxtrain.cli.command import Command, Positional
-from jaxtrain.errors import UserError
+from jaxtrain.errors import RunError
 
 
 class Predict(Command):
-    """Label image files with a trained model: file, label and probability, one line per image."""
+    """Label image files with a trained model: file, label and probability, one line per image.
+
+    A file that cannot be read gets a line that says why, and the exit code is 1 then.
+    """
 
     run_dir: Annotated[Path, Positional("RUN_DIR")]
     """Run directory, or a folder written by save()."""
     images: Annotated[tuple[Path, ...], Positional("IMAGE")]
-    """Image files."""
+    """Image files, or folders of them."""
 
     def run(self) -> None:
-        """Print a line for each."""
+        """Print a line for each; RunError at the end where some could not be read."""
         import numpy as np
 
         from jaxtrain import load
+        from jaxtrain.data.bad_images import BadImages
         from jaxtrain.data.base import FileSource
+        from jaxtrain.data.folder import images_below
+        from jaxtrain.evaluation.metrics import softmax
 
-        for path in self.images:
-            if not path.is_file():
-                raise UserError(f"{path}: no such file")
         classifier = load(self.run_dir)
-        source = FileSource(list(self.images), np.zeros(len(self.images), np.int32))
-        for path, row in zip(self.images, classifier.predict_proba(source), strict=True):
-            best = row.argmax()
-            print(f"{path}\t{classifier.class_names[best]}\t{row[best]:.4f}")
+        paths = [file for path in self.images for file in (images_below(path)[0] if path.is_dir() else [path])]
+        source, bad_images = FileSource(paths, np.zeros(len(paths), np.int32)), BadImages(allowed=None, named=False)
+        if paths:
+            logits = classifier.fitted.predictor.predict_logits(source, bad_images)
+            for index, row in enumerate(softmax(logits)):
+                name, best = source.describe(index), row.argmax()
+                reason = bad_images.reasons.get(name)
+                label = (
+                    f"{classifier.class_names[best]}\t{row[best]:.4f}" if reason is None else f"unreadable: {reason}"
+                )
+                print(f"{name}\t{label}")
+        if bad_images.reasons:
+            raise RunError(f"{len(bad_images.reasons)} of {len(paths)} images cannot be read")
+        if not paths:
+            raise RunError("the folders hold no images: " + ", ".join(map(os.fspath, self.images)))

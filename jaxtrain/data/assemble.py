@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 
 from jaxtrain.config import DataConfig
+from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource, Subset
-from jaxtrain.data.decode import to_channels
+from jaxtrain.data.decode import BadImageError, read_image, to_channels
 from jaxtrain.data.known import Known
-from jaxtrain.data.scan import find_bad_images, readable_test
+from jaxtrain.data.scan import drop_bad, find_bad_images
 from jaxtrain.data.splits import Indices, stratified_split, stratified_subset
 from jaxtrain.errors import UserError
 
 _LUMA = np.array([19595, 38470, 7471], np.uint32)
 _ROWS = 1024
+_SAMPLED = 64
+_log = logging.getLogger(__name__)
 
 
 def assemble(
@@ -31,31 +36,33 @@ def assemble(
     natural_channels: int,
     uniform_size: tuple[int, int] | None,
     known: Known,
-    bad_images: tuple[str, ...] = (),
+    bad_images: BadImages | None = None,
 ) -> Dataset:
     """The data set as the rest of jaxtrain takes it.
 
-    Without a validation split of its own, `val_fraction` of the training images is held out. Arrays in memory
+    Without a test set of its own, `test_fraction` of the training images is held out, then `val_fraction` of the rest
+    without a validation split. Arrays in memory
     get the data set's channels here; other sources are converted image by image as they are read.
     """
     if len(class_names) < 2:
         raise UserError(f"{name} has one class only ({', '.join(class_names)}): a classifier needs two or more")
     channels = config.channels or natural_channels
+    drawn: ImageSource | None = None
+    if config.test_fraction > 0:
+        if open_test() is not None:
+            raise UserError(f"data.test_fraction: {name} has a test set of its own; leave the option out")
+        train, drawn = _hold_out(train, "test_fraction", config)
     if val is None and config.val_fraction > 0:
-        kept, held = stratified_split(train.labels, config.val_fraction, config.split_seed)
-        if not len(kept) or not len(held):
-            raise UserError(
-                f"data.val_fraction {config.val_fraction} of {len(train)} training images leaves "
-                f"{len(kept)} to train on and {len(held)} to validate on"
-            )
-        train, val = train.select(kept), train.select(held)
+        train, val = _hold_out(train, "val_fraction", config)
     if config.max_train_images is not None and config.max_train_images < len(train):
         train = train.select(_subset(train, config.max_train_images, config.split_seed))
     mean, std = _statistics(config, known, channels)
+    bad_images = bad_images or BadImages(config.max_bad_images)
+    _warn_if_dark(name, train, config, channels)
 
     def open_converted() -> ImageSource | None:
-        test = open_test()
-        return None if test is None else _readable(_with_channels(test, channels), config, channels)
+        test = open_test() if drawn is None else drawn
+        return None if test is None else _readable(_with_channels(test, channels), config, channels, bad_images)
 
     return Dataset(
         name=name,
@@ -72,16 +79,44 @@ def assemble(
     )
 
 
-def _readable(test: ImageSource, config: DataConfig, channels: int) -> ImageSource:
-    """The test images without those that only decoding shows to be unreadable; these are named in a warning.
+def _hold_out(train: ImageSource, option: str, config: DataConfig) -> tuple[ImageSource, ImageSource]:
+    """The images that remain for training, and the share that the option says."""
+    fraction = getattr(config, option)
+    kept, held = stratified_split(train.labels, fraction, config.split_seed)
+    if not len(kept) or not len(held):
+        raise UserError(
+            f"data.{option} {fraction} of {len(train)} training images leaves {len(kept)} to train on and "
+            f"{len(held)} held out"
+        )
+    return train.select(kept), train.select(held)
+
+
+def _warn_if_dark(name: str, train: ImageSource, config: DataConfig, channels: int) -> None:
+    """Warns where a sample of the images never passes an eighth of the range: 12 bits in 16, or a range of 0..1."""
+    brightest, places = -1, np.linspace(0, len(train) - 1, min(len(train), _SAMPLED)).astype(int)
+    for place in places.tolist():
+        with suppress(BadImageError):
+            image = read_image(train, place, channels=channels, max_pixels=config.max_pixels)
+            brightest = max(brightest, int(image.max()))
+        if brightest >= 32:  # nearly always the first one
+            return
+    if brightest >= 0:
+        advice = "rescale arrays to 0..255, and the samples of 16-bit files to 0..65535"
+        _log.warning(
+            "%s: %d training images are all no brighter than %d of 255: %s", name, len(places), brightest, advice
+        )
+
+
+def _readable(test: ImageSource, config: DataConfig, channels: int, bad_images: BadImages) -> ImageSource:
+    """The test images without those that only decoding shows to be unreadable, which are entered in `bad_images`.
 
     They are looked for where some are allowed: else the first one that comes up stops the test, and is named then.
-    Raises RunError where there are more than `data.max_bad_images`.
+    Raises RunError where there are more than allowed.
     """
     if not config.max_bad_images or isinstance(test, ArraySource):
         return test
     bad = find_bad_images(test, channels=channels, max_pixels=config.max_pixels, workers=min(os.cpu_count() or 1, 16))
-    return readable_test(test, bad, config.max_bad_images)
+    return drop_bad({"test": (test, bad)}, bad_images)["test"]
 
 
 def _subset(train: ImageSource, size: int, seed: int) -> Indices:

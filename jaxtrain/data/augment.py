@@ -168,6 +168,22 @@ def mix(config: AugmentConfig, keys: Array, images: Array, labels: Array) -> tup
     return mix_pairs(images, labels, keys, _MIX, mixup=mixup, cutmix=cutmix)
 
 
+def mix_weighted(
+    config: AugmentConfig, keys: Array, images: Array, labels: Array, weights: Array
+) -> tuple[Array, Array, Array]:
+    """`mix` of images that do not all count alike: a label takes its weight along to where its share goes.
+
+    weights: `float32[batch]`. Of a mixed image each target counts by its share and by its own weight; what comes back
+    are distributions again, `float32[batch, classes]`, and what each image counts in all, `float32[batch]`.
+    """
+    mixed, terms = mix(config, keys, images, labels * weights[:, None])
+    if mixed is images:
+        return images, labels, weights
+    total = terms.sum(axis=-1)
+    shares = terms / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[:, None]
+    return mixed, jnp.where(total[:, None] > 0, shares, labels), total
+
+
 def _geometry(options: Any, keys: Array, images: Array, image_size: int) -> Array:
     batch, height, width, _ = images.shape
     resized = options.crop == "random_resized" or (height, width) != (image_size, image_size)

@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.data.bad_images import BadImages
+
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int32]
 
@@ -50,6 +52,8 @@ class ArraySource:
     """Cropped and resized for the model already: nothing of that is done again."""
     weights: NDArray[np.float32] | None = None
     """`float32[images]`: how much each image counts in training; None: all the same."""
+    loaded: ImageSource | None = None
+    """The same images as they were before they were decoded or resized into this array; None: as they are here."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,15 +63,16 @@ class ArraySource:
         return np.asarray(self.images[index])
 
     def describe(self, index: int) -> str:
-        """For messages."""
-        return f"{self.origin} image {index}"
+        """As it was called before it was decoded, else by its number."""
+        return f"{self.origin} image {index}" if self.loaded is None else self.loaded.describe(index)
 
     def select(self, indices: NDArray[np.int64]) -> ImageSource:
         """The same images, fewer or in another order: a copy, or a view of a memory-mapped array."""
         if isinstance(self.images, np.memmap):
             return Subset(self, indices)
         weights = None if self.weights is None else self.weights[indices]
-        return replace(self, images=self.images[indices], labels=self.labels[indices], weights=weights)
+        loaded = None if self.loaded is None else self.loaded.select(indices)
+        return replace(self, images=self.images[indices], labels=self.labels[indices], weights=weights, loaded=loaded)
 
 
 @dataclass(frozen=True)
@@ -143,8 +148,10 @@ class Dataset:
     mean: tuple[float, ...] | None = None
     """Known channel means in 0..1; None: 0.5."""
     std: tuple[float, ...] | None = None
-    bad_images: tuple[str, ...] = ()
-    """Unreadable images that were skipped, as `describe` names them."""
+    bad_images: BadImages = field(default_factory=BadImages)
+    """Unreadable images that were skipped, or are yet to be met; the same object in all copies."""
+    taken: str = ""
+    """Which folders became which split, where that is not plain."""
     classes: tuple[int, ...] | tuple[str, ...] | None = None
     """What labels were given as, in the order of `class_names`; None: places in it."""
 

@@ -4,25 +4,51 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
 from jaxtrain.data.base import Images, ImageSource
+from jaxtrain.errors import RunError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Named, so that no plug-in runs an outside program (EPS) or reads a format nobody trains on.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "PCX", "ICO", "JPEG2000", "AVIF")
+_SIGNED = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "JPEG2000", "AVIF")
+# Those without a real signature come last: TGA would take an ICO for its own.
+_FORMATS = (*_SIGNED, "PCX", "TGA")
 _ORIENTATION = 0x0112
 # Start-of-frame markers of baseline, extended and progressive JPEG; the rarer kinds go to Pillow.
 _PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)
 # Chunks that may hold an orientation: EXIF in its own chunk or as text, and XMP.
 _PNG_METADATA = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_NO_PIXELS = b"\0\0\0\0IDAT\x35\xaf\x06\x1e"
+
+NOT_AN_IMAGE = "not an image, or cut off in its header"
+# What often stands where an image should: where, which bytes (in lower case), what it is and what to do.
+_STRANGERS = (
+    (
+        4,
+        (b"ftypheic", b"ftypheix", b"ftypheim", b"ftyphevc", b"ftypmif1", b"ftypmsf1"),
+        "a HEIC photo; save it as JPEG",
+    ),
+    (4, (b"ftyp",), "a video"),
+    (0, (b"\xff\x0a", b"\0\0\0\x0cjxl "), "a JPEG XL image; save it as PNG or JPEG"),
+    (0, (b"<!doctype html", b"<html", b"<head"), "a web page (HTML); download the image again"),
+    (0, (b"version https://git-lfs",), "a pointer of Git LFS; `git lfs pull` fetches the image"),
+    (0, (b"<svg",), "an SVG drawing; save it as PNG"),
+    (0, (b"<?xml",), "an XML file"),
+    (0, (b"%pdf",), "a PDF document; save its pages as PNG"),
+    (0, (b"8bps",), "a Photoshop document; save it as PNG"),
+    (0, (b"pk\x03\x04", b"\x1f\x8b", b"rar!", b"7z\xbc\xaf"), "an archive; unpack it"),
+    (128, (b"dicm",), "a DICOM file; save its pixels as PNG"),
+)
 
 
 class BadImageError(ValueError):
@@ -65,10 +91,11 @@ def decode_image(data: bytes, *, channels: int, max_pixels: int, shrink: int = 1
         return _decode_with_pillow(data, channels, max_pixels)
 
 
-def image_size_of(data: bytes) -> tuple[int, int, str]:
+def image_size_of(data: bytes, *, signed: bool = False) -> tuple[int, int, str]:
     """(height, width, mode) as `decode_image` will see it, from the header alone; mode is Pillow's ("L").
 
-    Raises `BadImageError` where the header is no image's.
+    Of a PNG, all of it must be given, or what `png_without_pixels` makes of it. `signed`: only formats that cannot be
+    taken for another. Raises `BadImageError` where the header is no image's.
     """
     header = _plain_jpeg(data)
     if header is not None and not header.has_metadata:
@@ -76,8 +103,10 @@ def image_size_of(data: bytes) -> tuple[int, int, str]:
     plain = _plain_png(data)
     if plain is not None:
         return plain
+    if data.startswith(PNG_SIGNATURE):
+        data = png_without_pixels(io.BytesIO(data))
     with _reasons():
-        image = _open(data)
+        image = _open(data, _SIGNED if signed else _FORMATS)
         width, height = image.size
         # Pillow itself turns TIFFs, already in `size`.
         if image.format != "TIFF" and _orientation(image) >= 5:
@@ -116,6 +145,17 @@ def pixels_of(encoded: bytes | Images, *, channels: int, max_pixels: int, shrink
     if isinstance(encoded, bytes):
         return decode_image(encoded, channels=channels, max_pixels=max_pixels, shrink=shrink)
     return to_channels(encoded, channels)
+
+
+@contextlib.contextmanager
+def naming_memory_errors(source: ImageSource, index: int) -> Iterator[None]:
+    """Around work on one image: RunError that names it where memory runs out, which OpenCV says in its own way."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or re.search("std::bad_alloc|Insufficient memory", str(error)):
+            raise RunError(f"{source.describe(index)}: memory does not suffice for this image") from error
+        raise
 
 
 def to_channels(image: Images, channels: int) -> Images:
@@ -164,9 +204,30 @@ def _plain_jpeg(data: bytes) -> _JpegHeader | None:
     return None
 
 
+def png_without_pixels(file: BinaryIO) -> bytes:
+    """A PNG as Pillow sees its header, with the metadata that may also stand behind the pixels, which are not read."""
+    file.seek(len(PNG_SIGNATURE))
+    parts, behind = [PNG_SIGNATURE], False
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind in (b"IDAT", b"acTL", b"fcTL", b"fdAT"):
+            file.seek(length + 4, io.SEEK_CUR)
+            behind = behind or kind == b"IDAT"
+        elif kind == b"IEND":
+            break
+        elif not behind or kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+            body = file.read(length + 4)
+            # Of what comes late, Pillow checks no sum.
+            late_sum = zlib.crc32(kind + body[:length]).to_bytes(4, "big")
+            parts.append(head + (body[:length] + late_sum if behind else body))
+        else:
+            file.seek(length + 4, io.SEEK_CUR)
+    return b"".join((*parts, _NO_PIXELS))
+
+
 def _plain_png(data: bytes) -> tuple[int, int, str] | None:
-    """Height, width and mode of a PNG without metadata (for whose orientation Pillow decodes all of it)."""
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or len(data) < 33:
+    """Height, width and mode of a PNG without metadata."""
+    if data[:8] != PNG_SIGNATURE or data[12:16] != b"IHDR" or len(data) < 33:
         return None
     width, height, depth, kind = struct.unpack_from(">IIBB", data, 16)
     sound = zlib.crc32(data[12:29]) == int.from_bytes(data[29:33], "big")
@@ -177,15 +238,25 @@ def _plain_png(data: bytes) -> tuple[int, int, str] | None:
     return None if mode is None else (height, width, mode)
 
 
-def _open(data: bytes) -> Image:
+def _open(data: bytes, formats: tuple[str, ...] = _FORMATS) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     if not data:
         raise BadImageError("empty file")
     try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
+        return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
-        raise BadImageError("not an image, or cut off in its header") from None
+        raise BadImageError(_stranger(data)) from None
+
+
+def _stranger(data: bytes) -> str:
+    """The reason why a file is no image, which says what it is where that is easily seen."""
+    head = data[:200].lower()
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for place, signatures, name in _STRANGERS:
+        if head.startswith(signatures, place) or (place == 0 and text.startswith(signatures)):
+            return f"not an image that can be read: it is {name}"
+    return NOT_AN_IMAGE
 
 
 def _decode_with_pillow(data: bytes, channels: int, max_pixels: int) -> Images:
@@ -213,8 +284,11 @@ def _one_line(error: Exception) -> str:
 
 def _orientation(image: Image) -> int:
     """EXIF (or XMP) orientation, 1 to 8; 1 where there is none or it makes no sense."""
+    from PIL import Image
+
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        # Not PngImageFile's own, which would decode a PNG for it: what stands behind the pixels is there already.
+        value = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:  # broken metadata round sound pixels
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -242,6 +316,9 @@ def _pixels(image: Image, channels: int) -> Images:
     elif image.mode == "F":
         raise BadImageError("float samples have no known range: convert the file to 8 or 16 bits")
     elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        clear = image.info.get("transparency")
+        if isinstance(clear, tuple) and max(clear) > 255:  # of 16 bits, of which Pillow keeps the upper half
+            image.info["transparency"] = tuple(value >> 8 for value in clear)
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     array = np.array(image.convert("L" if channels == 1 else "RGB"))
@@ -252,4 +329,8 @@ def _from_16_bits(image: Image) -> Images:
     samples = np.asarray(image)
     if samples.min() < 0 or samples.max() > 65535:
         raise BadImageError("32-bit samples have no known range: convert the file to 8 or 16 bits")
-    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    grey = ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):  # as other transparency, on white
+        grey[samples == clear] = 255
+    return grey

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.base import ArraySource, FileSource, Images, ImageSource, Labels
+from jaxtrain.data.decode import to_channels
 from jaxtrain.data.scan import parallel
 from jaxtrain.data.splits import Indices
 
@@ -65,29 +66,47 @@ def data_digest(source: ImageSource) -> str:
     return digest.hexdigest()
 
 
-def duplicates(train: ImageSource, test: ImageSource, *, workers: int = 8) -> list[tuple[int, int]]:
+def duplicates(train: ImageSource, test: ImageSource, *, workers: int = 8) -> list[tuple[int, int]] | None:
     """Test images that stand in the training set too: (the first such training image, test image).
 
-    Equal means equal bytes of the encoded file, or equal pixels of an array; a re-encoded copy is not found.
-    Of files, only those are read whose size occurs on both sides.
+    Images are compared as they were loaded. Equal means equal bytes of the encoded file, or equal pixels of an array in
+    the fewer channels of the two; a re-encoded copy is not found. Of files, only those are read whose size occurs on
+    both sides. None where it cannot be known, as one side holds encoded files, the other pixels.
     """
-    candidates = np.arange(len(train)), np.arange(len(test))
+    train, test = _as_loaded(train), _as_loaded(test)
+    if not len(train) or not len(test):
+        return []
+    candidates, channels = (np.arange(len(train)), np.arange(len(test))), None
     if isinstance(train, FileSource) and isinstance(test, FileSource):
         train_sizes, test_sizes = _file_sizes(train, workers), _file_sizes(test, workers)
         candidates = (
             np.flatnonzero(np.isin(train_sizes, test_sizes)),
             np.flatnonzero(np.isin(test_sizes, train_sizes)),
         )
+    elif images := [image for image in (train.read(0), test.read(0)) if not isinstance(image, bytes)]:
+        if len(images) == 1:
+            return None
+        channels = min(image.shape[-1] for image in images)
     first: dict[bytes, int] = {}
-    for digest, index in _digests(train, candidates[0], workers):
+    for digest, index in _digests(train, candidates[0], workers, channels):
         first.setdefault(digest, index)
-    of_test = _digests(test, candidates[1], workers)
+    of_test = _digests(test, candidates[1], workers, channels)
     return [(first[digest], index) for digest, index in of_test if digest in first]
 
 
-def _digests(source: ImageSource, indices: Indices, workers: int) -> list[tuple[bytes, int]]:
+def _as_loaded(source: ImageSource) -> ImageSource:
+    loaded = source.loaded if isinstance(source, ArraySource) else None
+    return source if loaded is None else loaded
+
+
+def _digests(source: ImageSource, indices: Indices, workers: int, channels: int | None) -> list[tuple[bytes, int]]:
     places = indices.tolist()
-    return parallel(lambda i: (_digest(source.read(places[i])), places[i]), len(places), workers)
+
+    def one(place: int) -> tuple[bytes, int]:
+        image = source.read(place)
+        return _digest(image if isinstance(image, bytes) or channels is None else to_channels(image, channels)), place
+
+    return parallel(lambda i: one(places[i]), len(places), workers)
 
 
 def _file_sizes(source: FileSource, workers: int) -> NDArray[np.int64]:

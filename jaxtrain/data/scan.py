@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,15 +10,20 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ImageSource
-from jaxtrain.data.decode import BadImageError, image_size_of, read_image
-from jaxtrain.errors import RunError
+from jaxtrain.data.decode import (
+    NOT_AN_IMAGE,
+    PNG_SIGNATURE,
+    BadImageError,
+    image_size_of,
+    png_without_pixels,
+    read_image,
+)
 
 # Enough for the header of nearly every file, a JPEG's EXIF with a thumbnail included.
 _HEAD_BYTES = 32 * 1024
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
-_SHOWN = 20
-_log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -52,10 +56,10 @@ Header = tuple[int, int, bool] | str
 """Height, width and whether grey; or the reason why it cannot be read."""
 
 
-def header_of(data: bytes) -> Header:
-    """The header of an encoded image, of which only the first part need be given."""
+def header_of(data: bytes, *, signed: bool = False) -> Header:
+    """The header of an encoded image; of all but PNG only the first part need be given. See `image_size_of`."""
     try:
-        height, width, mode = image_size_of(data)
+        height, width, mode = image_size_of(data, signed=signed)
     except BadImageError as error:
         return str(error)
     if not height * width:
@@ -63,17 +67,27 @@ def header_of(data: bytes) -> Header:
     return height, width, mode in _GREY_MODES or mode.startswith("I;16")
 
 
-def header_of_file(path: str) -> Header:
+def header_of_file(path: str, *, signed: bool = False) -> Header:
     """As `header_of`, reading no more of the file than it takes."""
     try:
         with open(path, "rb", buffering=0) as file:
             head = file.read(_HEAD_BYTES)
-            header = header_of(head)
-            if isinstance(header, str) and len(head) == _HEAD_BYTES:
-                header = header_of(head + file.read())
+            if len(head) < _HEAD_BYTES:
+                return header_of(head, signed=signed)
+            if head.startswith(PNG_SIGNATURE):
+                return header_of(png_without_pixels(file), signed=signed)
+            header = header_of(head, signed=signed)
+            return header_of(head + file.read(), signed=signed) if isinstance(header, str) else header
     except OSError as error:
         return error.strerror or str(error)
-    return header
+
+
+def why_no_image(path: str) -> str | None:
+    """None for an image, whatever its name; else what the file is, "" where that is not known."""
+    header = header_of_file(path, signed=True)
+    if not isinstance(header, str):
+        return None
+    return "" if header == NOT_AN_IMAGE else header.rpartition("it is ")[2]
 
 
 def collect(headers: Sequence[Header]) -> Headers:
@@ -105,15 +119,17 @@ def scan_files(paths: Sequence[str], max_pixels: int, workers: int = 16) -> Head
 def find_bad_images(source: ImageSource, *, channels: int, max_pixels: int, workers: int = 4) -> dict[int, str]:
     """Decode every image in full: the index and the reason of each that cannot be."""
 
-    def reason(index: int) -> str | None:
-        try:
-            read_image(source, index, channels=channels, max_pixels=max_pixels)
-        except BadImageError as error:
-            return str(error)
-        return None
-
-    reasons = parallel(reason, len(source), workers)
+    reasons = parallel(lambda i: why_unreadable(source, i, max_pixels, channels), len(source), workers)
     return {i: text for i, text in enumerate(reasons) if text is not None}
+
+
+def why_unreadable(source: ImageSource, index: int, max_pixels: int, channels: int = 3) -> str | None:
+    """Why an image cannot be decoded; None where it can."""
+    try:
+        read_image(source, index, channels=channels, max_pixels=max_pixels)
+    except BadImageError as error:
+        return str(error)
+    return None
 
 
 def parallel(function: Callable[[int], Result], count: int, workers: int) -> list[Result]:
@@ -124,33 +140,11 @@ def parallel(function: Callable[[int], Result], count: int, workers: int) -> lis
         return [result for part in parts for result in part]
 
 
-def refuse_more(bad: Sequence[str], allowed: int) -> None:
-    """Raises `RunError` that lists the unreadable images where there are more than `allowed`."""
-    if len(bad) > allowed:
-        shown = "; ".join(bad[:_SHOWN]) + ("; ..." if len(bad) > _SHOWN else "")
-        many = f"{len(bad)} unreadable image{'s' * (len(bad) > 1)}"
-        raise RunError(f"{many}, data.max_bad_images allows {allowed}: {shown}")
-
-
-def readable_test(test: ImageSource, bad: dict[int, str], allowed: int) -> ImageSource:
-    """The test images without unreadable ones, which are named in a warning. Raises as `drop_bad` does."""
-    kept, listed = drop_bad({"test": (test, bad)}, allowed)
-    for image in listed:
-        _log.warning("left out of the test: %s", image)
-    return kept["test"]
-
-
-def drop_bad(
-    splits: dict[str, tuple[ImageSource, dict[int, str]]], allowed: int
-) -> tuple[dict[str, ImageSource], tuple[str, ...]]:
-    """The splits without their unreadable images, and the list of those: "PATH: reason".
-
-    Raises `RunError` when there are more than `allowed` in all.
-    """
-    listed = tuple(f"{source.describe(i)}: {reason}" for source, bad in splits.values() for i, reason in bad.items())
-    refuse_more(listed, allowed)
+def drop_bad(splits: Mapping[str, tuple[ImageSource, Mapping[int, str]]], bad: BadImages) -> dict[str, ImageSource]:
+    """The splits without their unreadable images, which are entered in `bad`. Raises as `BadImages.add` does."""
+    bad.add((source.describe(i), reason) for source, reasons in splits.values() for i, reason in reasons.items())
     kept: dict[str, ImageSource] = {}
-    for name, (source, bad) in splits.items():
-        good = np.setdiff1d(np.arange(len(source)), np.fromiter(bad, np.int64, len(bad)))
-        kept[name] = source.select(good) if bad else source
-    return kept, listed
+    for name, (source, reasons) in splits.items():
+        good = np.setdiff1d(np.arange(len(source)), np.fromiter(reasons, np.int64, len(reasons)))
+        kept[name] = source.select(good) if reasons else source
+    return kept

@@ -14,6 +14,8 @@ from jaxtrain.data.known import KNOWN
 from jaxtrain.data.tfds_source import tfds_dataset
 from jaxtrain.errors import UserError, nearest
 
+ARRAYS = "arrays"
+"""The name in the config of a run on arrays that were given in Python."""
 _SCHEMES = {
     "folder": folder_dataset,
     "idx": idx_dataset,
@@ -35,6 +37,11 @@ def load_dataset(config: DataConfig) -> Dataset:
     """
     if config.name == "digits":
         return digits_dataset(config)
+    if config.name == ARRAYS:
+        raise UserError(
+            "data.name: arrays: the images were given to fit() in Python and are in no file; call fit() with them, or "
+            "name a data set"
+        )
     if config.name == "elpv":
         return elpv_dataset(config, "")
     scheme, colon, rest = config.name.partition(":")

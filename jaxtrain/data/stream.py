@@ -22,10 +22,10 @@ from typing import Any, Literal, Self, SupportsIndex, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import Images, ImageSource, Labels
-from jaxtrain.data.decode import BadImageError, pixels_of, read_encoded, size_to_shrink
+from jaxtrain.data.decode import BadImageError, naming_memory_errors, pixels_of, read_encoded, size_to_shrink
 from jaxtrain.data.order import Order
-from jaxtrain.data.scan import refuse_more
 from jaxtrain.data.transforms import (
     Interpolation,
     center_crop_resize,
@@ -34,7 +34,7 @@ from jaxtrain.data.transforms import (
     random_resized_crop,
     resize,
 )
-from jaxtrain.data.worker_watch import WorkerWatch
+from jaxtrain.data.worker_watch import WorkerWatch, refuse_in_worker
 from jaxtrain.errors import RunError, UserError
 
 T = TypeVar("T")
@@ -112,7 +112,8 @@ class _Places:
         for slot, index in enumerate(self.indices(start, stop).tolist()):
             if index >= 0:
                 try:
-                    images[slot] = self._read(index, start + slot)
+                    with naming_memory_errors(self.source, index):
+                        images[slot] = self._read(index, start + slot)
                 except BadImageError as error:
                     bad.append((slot, str(error)))
         return {"images": images, "bad": bad}
@@ -139,21 +140,18 @@ class _Places:
 class BatchStream(Iterator[HostBatch]):
     """Batches in order, decoded ahead. Close it (or use it in `with`): no worker process outlives that.
 
-    Up to `max_bad_images` unreadable images get weight 0 where they come, and stand in `bad_images`. Raises
-    `RunError` once there are more, listing them, or when a worker process died or hangs.
+    Unreadable images get weight 0 where they come, and are entered in `bad_images`. Raises `RunError` once there are
+    more than that allows, or when a worker process died or hangs.
     """
 
-    bad_images: dict[int, str]
-    """Unreadable images met so far: position in the source -> name and reason."""
-
-    def __init__(self, places: _Places, workers: int | None, prefetch: int, max_bad_images: int) -> None:
+    def __init__(self, places: _Places, workers: int | None, prefetch: int, bad_images: BadImages | None) -> None:
+        refuse_in_worker()
         self._places = places
-        self._max_bad = max_bad_images
+        self._bad_images = bad_images or BadImages()
         self._step = places.start_step
         workers = _processes(workers)
         self._watch = WorkerWatch() if workers else None
         self._chunks = _start(places, workers, prefetch)
-        self.bad_images = {}
 
     def __enter__(self) -> Self:
         return self
@@ -187,7 +185,7 @@ class BatchStream(Iterator[HostBatch]):
             images[first : first + _CHUNK] = chunk["images"]
             for slot, reason in chunk["bad"]:
                 weights[first + slot] = 0.0
-                self._note_bad(int(indices[first + slot]), reason)
+                self._enter(int(indices[first + slot]), reason)
         self._step += 1
         labels = np.where(indices >= 0, places.source.labels[indices], 0).astype(np.int32)
         return HostBatch(images, labels, weights, indices)
@@ -204,11 +202,12 @@ class BatchStream(Iterator[HostBatch]):
             self.close()
             raise RunError(self._watch.notice()) from None
 
-    def _note_bad(self, index: int, reason: str) -> None:
-        self.bad_images.setdefault(index, f"{self._places.source.describe(index)} ({reason})")
-        if len(self.bad_images) > self._max_bad:
+    def _enter(self, index: int, reason: str) -> None:
+        try:
+            self._bad_images.add([(self._places.source.describe(index), reason)])
+        except RunError:
             self.close()
-            refuse_more(list(self.bad_images.values()), self._max_bad)
+            raise
 
 
 def train_batches(
@@ -225,7 +224,7 @@ def train_batches(
     seed: int,
     workers: int | None = None,
     prefetch: int = 4,
-    max_bad_images: int = 0,
+    bad_images: BadImages | None = None,
     max_pixels: int = 50_000_000,
     start_step: int = 0,
     stop_step: int | None = None,
@@ -235,7 +234,8 @@ def train_batches(
     """The training batches of steps start..stop (None: for ever), the same for any start and workers.
 
     `workers` processes decode; 0: threads of this process; None: threads on up to 8 cores, else one process
-    for every 8. About `prefetch` batches are decoded ahead. Flips, colour and normalisation are the device's.
+    for every 8. About `prefetch` batches are decoded ahead. Without `bad_images` the first unreadable image is an
+    error. Flips, colour and normalisation are the device's.
 
     Raises `UserError` where the batch does not divide by the processes; for the rest see `BatchStream`.
     """
@@ -254,7 +254,7 @@ def train_batches(
         interpolation=interpolation,
         random_crop=(seed, scale, ratio) if crop == "random_resized" else None,
     )
-    return BatchStream(places, workers, prefetch, max_bad_images)
+    return BatchStream(places, workers, prefetch, bad_images)
 
 
 def eval_batches(
@@ -267,7 +267,7 @@ def eval_batches(
     interpolation: Interpolation = "bilinear",
     workers: int | None = None,
     prefetch: int = 4,
-    max_bad_images: int = 0,
+    bad_images: BadImages | None = None,
     max_pixels: int = 50_000_000,
     process_index: int = 0,
     process_count: int = 1,
@@ -291,7 +291,7 @@ def eval_batches(
         interpolation=interpolation,
         random_crop=None,
     )
-    return BatchStream(places, workers, prefetch, max_bad_images)
+    return BatchStream(places, workers, prefetch, bad_images)
 
 
 def prefetch_to_device(

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import DataConfig
 from jaxtrain.data.assemble import assemble
+from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import Dataset, ImageSource, Labels
 from jaxtrain.data.known import KNOWN, Known
 from jaxtrain.data.records import features_of, open_records
-from jaxtrain.data.scan import Header, Headers, collect, drop_bad, header_of, parallel, readable_test, refuse_large
+from jaxtrain.data.scan import Header, Headers, collect, drop_bad, header_of, parallel, refuse_large
 from jaxtrain.errors import UserError, nearest
 
 _CACHE_AFTER_SECONDS = 2.0
@@ -88,9 +89,8 @@ def tfds_dataset(config: DataConfig, text: str) -> Dataset:
         unlabelled = int((source.labels < 0).sum())
         if unlabelled:
             raise UserError(f"tfds:{text} {split} has {unlabelled:,} images without a label")
-    kept, bad_images = drop_bad(
-        {split: (source, headers.bad) for split, (source, headers) in read.items()}, config.max_bad_images
-    )
+    bad_images = BadImages(config.max_bad_images)
+    kept = drop_bad({split: (source, headers.bad) for split, (source, headers) in read.items()}, bad_images)
 
     def open_test() -> ImageSource | None:
         if "test" not in splits:
@@ -98,7 +98,7 @@ def tfds_dataset(config: DataConfig, text: str) -> Dataset:
         test, headers = _read_split(folder, "test", features, config.max_pixels)
         if (test.labels < 0).all():
             return None
-        return readable_test(test, headers.bad, config.max_bad_images - len(bad_images))
+        return drop_bad({"test": (test, headers.bad)}, bad_images)["test"]
 
     return assemble(
         config,

@@ -7,15 +7,36 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import active_children, resource_tracker
+from multiprocessing import active_children, current_process, resource_tracker
 from typing import Any
+
+from jaxtrain.errors import UserError
 
 SECONDS = 60.0
 """For so long a worker may take over 32 images, its start included."""
+_NAME = "grain-process-prefetch"
+_UNGUARDED = 78
+"""Exit code of a worker in which the script that started it has begun anew."""
+_GUARD = 'put what it does under `if __name__ == "__main__":`'
+
+
+def refuse_in_worker() -> None:
+    """To be called before anything is made or computed: ends an input worker whose script begins again while it starts.
+
+    A worker process imports the script that started it, all of which runs again where it is not guarded. The parent
+    says so (`WorkerWatch.notice`); of a process that is not one of our workers, UserError does.
+    """
+    process = current_process()
+    # What multiprocessing itself goes by (spawn._check_not_importing_main), though only for starting processes.
+    if not getattr(process, "_inheriting", False):
+        return
+    if process.name.startswith(_NAME):
+        raise SystemExit(_UNGUARDED)
+    raise UserError(f"the script runs again in a process that it started: {_GUARD}")
 
 
 def _grain_workers() -> list[Any]:
-    return sorted((p for p in active_children() if p.name.startswith("grain-process-prefetch")), key=lambda p: p.pid)
+    return sorted((p for p in active_children() if p.name.startswith(_NAME)), key=lambda p: p.pid)
 
 
 class WorkerWatch:
@@ -80,19 +101,21 @@ class WorkerWatch:
                 f"an input worker hangs: process {self._hung.pid} ({self._hung.name}) gave nothing for {SECONDS:.0f} "
                 f"seconds and was ended. Does its disk answer? {instead}"
             )
+        if any(process.exitcode == _UNGUARDED for process in self._workers):
+            return f"the script runs again in every input worker: {_GUARD}; or {instead}"
         dead = [f"process {p.pid} ({p.name}), exit code {p.exitcode}" for p in self._workers if p.exitcode]
-        return (
-            f"an input worker died: {'; '.join(dead) or 'at its start'}. Killed, short of memory, or a"
-            f' script without `if __name__ == "__main__":`; {instead}'
-        )
+        return f"an input worker died: {'; '.join(dead) or 'at its start'}. Killed, or short of memory; {instead}"
 
     def _find(self) -> None:
-        self._workers = [process for process in _grain_workers() if process.pid not in self._others]
+        found = [process for process in _grain_workers() if process.pid not in self._others]
+        self._workers = sorted({*self._workers, *found}, key=lambda process: process.pid)
 
     def _watch(self) -> None:
         seen, idle = -1, 0.0
-        tick = min(1.0, SECONDS / 10)
+        tick = min(0.2, SECONDS / 10)
         while not self._over.wait(tick):
+            if not self._asked and self._waiting:
+                self._find()  # those that end before the first delivery, too
             if not self._waiting or self._asked != seen:
                 seen, idle = self._asked, 0.0
                 continue

@@ -264,11 +264,15 @@ def order_of_classes(known: tuple[str, ...], dataset: Dataset) -> list[int]:
 
 
 def find_duplicates(test_set: OpenTestSet) -> dict[str, list[tuple[int, int]]]:
-    """Exact duplicates between test and other images, warned about."""
+    """Exact duplicates between test and other images, warned about; a set of which that is unknown is left out."""
     dataset, test = test_set.dataset, test_set.images
     found = {}
     for name, source in (("training", dataset.train), ("validation", dataset.val)):
         pairs = duplicates(source, test) if source is not None else []
+        if pairs is None:
+            reason = "one holds encoded files, the other pixels"
+            _log.warning("%s: whether test images are also in the %s set is unknown: %s", dataset.name, name, reason)
+            continue
         found[name] = pairs
         if source is not None and pairs:
             other, index = pairs[0]

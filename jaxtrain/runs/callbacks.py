@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from jaxtrain.data.bad_images import BadImages
 from jaxtrain.runs.learning import Job, Part
 from jaxtrain.tracking import Tracker
 from jaxtrain.training import processes
@@ -32,11 +33,10 @@ class Recording(Callback):
 
 
 class Saving(Callback):
-    """Checkpoints, with the metric history and what identifies the images."""
+    """Checkpoints, with the metric history and the images that were skipped."""
 
-    def __init__(self, tracker: Tracker, checkpoints: Checkpoints, data: str) -> None:
-        """`data`: digest of the training images."""
-        self._tracker, self._checkpoints, self._data = tracker, checkpoints, data
+    def __init__(self, tracker: Tracker, checkpoints: Checkpoints, bad_images: BadImages) -> None:
+        self._tracker, self._checkpoints, self._bad_images = tracker, checkpoints, bad_images
 
     def checkpoint(self, step: int, metrics: Mapping[str, float], run: RunView) -> None:
         """Begins to write one; all processes take part in gathering the state."""
@@ -46,7 +46,7 @@ class Saving(Callback):
         meta = {
             "progress": run.progress.to_meta(),
             "history": self._tracker.journal.records(),
-            "data": self._data,
+            "bad_images": dict(self._bad_images.reasons),
         }
         self._checkpoints.save(step, state, meta, best=None if best is None else (run.progress.best_step, best))
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -20,8 +21,13 @@ from jaxtrain.config import FREE_ON_RESUME, Config, put
 from jaxtrain.config_io import dump_config, explain, load_config
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import open_lock, run_name, take_lock, temporary_name, write_text
+from jaxtrain.runs.resolve import shared_steps
+from jaxtrain.training.checkpoints import Checkpoints
 
-_LOCK, _CONFIG = "run.lock", "config.yaml"
+_LOCK, _CONFIG, _DATA = "run.lock", "config.yaml", "data.json"
+_OF_A_START = {_LOCK, _CONFIG, _DATA, "weights.json", "error.log"}
+"""Files of a run that has done nothing yet."""
+_LENGTH = {"train.epochs", "train.steps"}
 _log = logging.getLogger(__name__)
 
 
@@ -86,8 +92,8 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(refused=kind is not None and issubclass(kind, UserError))
 
     @property
     def config_path(self) -> Path:
@@ -125,7 +131,7 @@ class RunDirectory:
         if not self.config_path.exists():
             return given
         begun = load_config(self.config_path)
-        tree, new = begun.model_dump(), _options(given, given_only=True)
+        tree, new = {**begun.model_dump(), "quiet": given.quiet}, _options(given, given_only=True)
         new = {
             path: value
             for path, value in new.items()
@@ -147,22 +153,57 @@ class RunDirectory:
             refusal = self._refusal(changed, old, new) if changed else explain(error, str(self.config_path))
             raise UserError(refusal) from None
 
-    def check_config(self, resolved: Config) -> bool:
+    def check_config(self, resolved: Config, images: int) -> bool:
         """Writes the config of a new run (False), or checks that it is that of the run so far (True).
+
+        A longer one goes on where the schedule lets the steps so far be the same; `images` is the number of training
+        images.
 
         Raises:
             UserError: options differ that decide what is learned; each is named with its old and new value.
         """
         resuming = self.config_path.exists()
         if resuming:
-            old, new = _options(load_config(self.config_path)), _options(resolved)
-            changed = [path for path in new if old[path] != new[path] and not _is_free(path)]
-            if changed:
+            begun = load_config(self.config_path)
+            old, new = _options(begun), _options(resolved)
+            changed = [
+                path for path in new if old[path] not in (new[path], "auto") and not _is_free(path)
+            ]  # an earlier version left some as auto
+            if set(changed) <= _LENGTH and changed and (shared := shared_steps(begun, resolved, images)) is not None:
+                self._lengthen(shared)
+            elif changed:
                 raise UserError(self._refusal(changed, old, new))
         text = dump_config(resolved)
         if not resuming or self.config_path.read_text(encoding="utf-8") != text:
             write_text(self.config_path, text)
         return resuming
+
+    def _lengthen(self, shared: int) -> None:
+        """Has a run, finished or not, go on from a step that the longer run shares with it."""
+        if not Checkpoints(self.checkpoints, keep=1).go_back(shared):
+            raise UserError(
+                f"run directory {self.path} has no checkpoint of step {shared:,} or before, from which a longer run "
+                f"could go on; start another from its weights: --from {self.path}"
+            )
+        self.summary.unlink(missing_ok=True)
+
+    def check_data(self, data: Mapping[str, Any]) -> None:
+        """Notes what a new run learns from, or checks that it is the same as in the run so far.
+
+        Raises:
+            UserError: it is not; what differs is named with its old and new value.
+        """
+        path = self.path / _DATA
+        if not path.exists():  # a new run, or one that an earlier version began
+            write_text(path, json.dumps(data) + "\n")
+            return
+        old = json.loads(path.read_text(encoding="utf-8"))
+        changed = [f"{what} {_shown(old.get(what))} -> {_shown(new)}" for what, new in data.items() if old[what] != new]
+        if changed:
+            raise UserError(
+                f"run directory {self.path} was begun with other data: {', '.join(changed)}; bring the old images and "
+                "labels back, or give another --run-dir or --name"
+            )
 
     def record(self, option: str, value: Any) -> None:
         """Notes an option that was chosen after the run began, so that the run goes on with it when it is resumed."""
@@ -171,8 +212,12 @@ class RunDirectory:
     def _refusal(self, changed: list[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         shown = ", ".join(f"{path} {_shown(old[path])} -> {_shown(new[path])}" for path in changed[:6])
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-        length = {"train.epochs", "train.steps"} & set(changed)
-        why = "; the length of training shapes the learning rate from the first step" if length else ""
+        why = ""
+        if _LENGTH & set(changed):
+            why = (
+                "; the length of training shapes the learning rate from the first step (but for schedule.name constant "
+                f"and wsd, which may go on for longer): --from {self.path} starts another run from its weights"
+            )
         return (
             f"run directory {self.path} was begun with other options: {shown}{more}{why}; give the old ones, "
             f"or another --run-dir or --name (free to change: {', '.join(FREE_ON_RESUME)})"
@@ -199,12 +244,15 @@ class RunDirectory:
             raise RunError(explain(error, str(self.summary))) from error
         write_text(self.summary, checked.model_dump_json(indent=2) + "\n")
 
-    def close(self) -> None:
-        """Gives the lock back; a directory that was named here and in which nothing was begun goes away."""
+    def close(self, *, refused: bool = False) -> None:
+        """Gives the lock back; a directory that was named here and in which nothing was begun goes away.
+
+        refused: a UserError ended the run; then a config alone is nothing.
+        """
         with contextlib.suppress(OSError):
-            if self._named_here and os.listdir(self.path) == [_LOCK]:
-                (self.path / _LOCK).unlink()
-                self.path.rmdir()
+            files = {str(path.relative_to(self.path)) for path in self.path.rglob("*") if not path.is_dir()}
+            if self._named_here and files <= (_OF_A_START if refused else {_LOCK}):
+                shutil.rmtree(self.path)
         self._lock.release()
 
 
@@ -295,4 +343,8 @@ def _is_free(path: str) -> bool:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value[:10]))}{', ...' if len(value) > 10 else ''}]"
+    if isinstance(value, str) and len(value) == 64:
+        return value[:12]  # a digest
     return "(default)" if value is None else str(value)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import chosen
 from jaxtrain.data.augment import augment, normalize
+from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, Images, ImageSource, Labels
 from jaxtrain.data.digest import images_fingerprint
 from jaxtrain.embeddings.key import EmbeddingKey
@@ -27,8 +28,16 @@ _OF_THE_NETWORK = ("patch_size", "pool", "registers", "stem")
 class Extractor:
     """The frozen backbone on the devices, and the store that its embeddings go to."""
 
-    def __init__(self, technique: Technique, inference: Inference, weights: Tree, digest: str) -> None:
-        """`weights` are placed; `digest` is that of the backbone's arrays."""
+    def __init__(
+        self,
+        technique: Technique,
+        inference: Inference,
+        weights: Tree,
+        digest: str,
+        bad_images: BadImages | None = None,
+    ) -> None:
+        """`weights` are placed; `digest` is that of the backbone's arrays; `bad_images`: see `host_batches`."""
+        self._bad_images = bad_images
         self._technique, self._inference, self._weights, self._digest = technique, inference, weights, digest
         self._store = EmbeddingStore(chosen(inference.config.features.store))
         self._views: dict[int, Callable[[Tree, Batch], Any]] = {}
@@ -75,7 +84,7 @@ class Extractor:
     def _rows(self, source: ImageSource, view: int) -> Iterator[NDArray[np.float32]]:
         function = self._inference.compiled("embed") if view == 0 else self._augmented(view)
         left = len(source)
-        batches = self._inference.batches(source)
+        batches = self._inference.batches(source, self._bad_images)
         for rows in map_batches(function, self._weights, batches, ahead=self._inference.ahead):
             yield rows[:left]
             left -= len(rows)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.config import Config
+from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ImageSource
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.costs import ForwardPass
@@ -76,15 +77,18 @@ class Predictor:
         self.class_names = fitted.class_names
         self.config = fitted.config
 
-    def predict_logits(self, source: ImageSource) -> NDArray[np.float32]:
-        """`float32[images, classes]`; NaN for an image that could not be read."""
-        inference, weights = self._placed
-        return inference.logits(weights, source)
+    def predict_logits(self, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
+        """`float32[images, classes]`; NaN for an image that could not be read, which is entered in `bad_images`.
 
-    def embed(self, source: ImageSource) -> NDArray[np.float32]:
-        """`float32[images, features]`; NaN for an image that could not be read."""
+        Without `bad_images` up to `data.max_bad_images` are passed over, and more raise RunError.
+        """
         inference, weights = self._placed
-        return inference.embed(weights, source)
+        return inference.logits(weights, source, bad_images)
+
+    def embed(self, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
+        """`float32[images, features]`; NaN as in `predict_logits`."""
+        inference, weights = self._placed
+        return inference.embed(weights, source, bad_images)
 
     def forward_pass(self) -> ForwardPass:
         """How predictions are computed, for who takes the time of it (`jaxtrain.evaluation.costs`)."""
@@ -129,19 +133,19 @@ class HeadPredictor(Predictor):
         """The backbone's."""
         return {**self._fitted.weights, "params": {}}
 
-    def predict_logits(self, source: ImageSource) -> NDArray[np.float32]:
+    def predict_logits(self, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
         """`float32[images, classes]`; NaN for an image that could not be read."""
-        vectors = self.embed(source)
+        vectors = self.embed(source, bad_images)
         readable = np.isfinite(vectors).all(axis=1)
         logits = np.full((len(vectors), len(self.class_names)), np.nan, np.float32)
         logits[readable] = self.head.logits(vectors[readable])
         return logits
 
-    def embed(self, source: ImageSource) -> NDArray[np.float32]:
+    def embed(self, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
         """The vector that the head sees: `float32[images, features]`."""
         if self._extractor is not None:
             return self._extractor(source).load()
-        return super().embed(source)
+        return super().embed(source, bad_images)
 
     def forward_pass(self) -> ForwardPass:
         """The backbone, then the head on the host."""

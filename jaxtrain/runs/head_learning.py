@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.config import Config
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource
+from jaxtrain.data.scan import why_unreadable
 from jaxtrain.data.splits import stratified_split
-from jaxtrain.errors import RunError, UserError
+from jaxtrain.errors import UserError
 from jaxtrain.evaluation.plots import save
 from jaxtrain.files import write_csv
 from jaxtrain.heads import FittedHead, Vectors, fit_head
@@ -80,7 +81,7 @@ class HeadLearning:
         self._weights = {"params": {}, "frozen": backbone, "model_state": state}
         digest = tree_digest({"backbone": self._weights["frozen"], "statistics": self._weights["model_state"]})
         weights = strategy.place(self._weights)
-        self._extractor = Extractor(self._technique, self.inference, weights, digest)
+        self._extractor = Extractor(self._technique, self.inference, weights, digest, self.dataset.bad_images)
         self._source = pretrained.source
         self._train: Embedded | None = None
         self._few_shot: FewShot | None = None
@@ -204,11 +205,14 @@ class HeadLearning:
         return Embedded(joined, places, computed, seconds)
 
     def _readable(self, x: NDArray[np.float32], source: ImageSource) -> NDArray[np.int64]:
-        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-        allowed = self._job.config.data.max_bad_images
-        if len(bad) > allowed:
-            names = "; ".join(source.describe(int(index)) for index in bad[:20])
-            raise RunError(f"{len(bad)} images cannot be read (data.max_bad_images is {allowed}): {names}")
+        """Places of the images that have an embedding; why others have none, in the store maybe, is looked up."""
+        bad = np.flatnonzero(~np.isfinite(x).all(axis=1)).tolist()
+        met, data = self.dataset.bad_images, self._job.config.data
+        unknown = [index for index in bad if source.describe(index) not in met.reasons]
+        met.add(
+            (source.describe(i), why_unreadable(source, i, data.max_pixels) or "its embedding is not finite")
+            for i in unknown
+        )
         return np.delete(np.arange(len(x)), bad)
 
     def _record(self, head: FittedHead, val: Vectors | None, tracker: Tracker) -> None:

@@ -20,7 +20,7 @@ from jaxtrain.config import FREE_ON_RESUME, Config, put
 from jaxtrain.runs.resolve import total_steps
 from jaxtrain.training.drop_rates import RATES, WithDropRates
 from jaxtrain.training.inference import Inference
-from jaxtrain.training.optimizers import make_schedule
+from jaxtrain.training.optimizers import Followed, make_schedule
 from jaxtrain.training.parallel import Strategy
 from jaxtrain.training.state import Batch, TrainState
 from jaxtrain.training.step import TrainStep
@@ -100,11 +100,13 @@ class Program:
         """What the step is made of, for these values."""
         config, images = with_values(self._technique.config, values), self._images
         learner = self._technique.bind(config)
-        schedule = make_schedule(
-            config.schedule,
-            peak=0.0 if config.optimizer.learning_rate is None else config.optimizer.learning_rate,
-            steps=total_steps(config, images),
-            warmup_steps=math.floor((config.schedule.warmup_epochs or 0.0) * images / config.train.batch_size),
+        schedule = Followed(
+            make_schedule(
+                config.schedule,
+                peak=0.0 if config.optimizer.learning_rate is None else config.optimizer.learning_rate,
+                steps=total_steps(config, images),
+                warmup_steps=math.floor((config.schedule.warmup_epochs or 0.0) * images / config.train.batch_size),
+            )
         )
         built = self._technique.config
         factors = {path.rpartition(".")[2]: values[path] / built.get(path) for path in RATES if path in values}

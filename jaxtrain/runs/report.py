@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxtrain.config import Config, FinetuneConfig
 from jaxtrain.data.base import Dataset
+from jaxtrain.data.sources import ARRAYS
 from jaxtrain.evaluation import plots
 from jaxtrain.runs.resolve import total_steps
 from jaxtrain.runs.setup import Setup
@@ -54,14 +55,12 @@ class Reporter:
         """The run directory, as short as can be."""
         return self._run_dir
 
-    def plan(self, plan: Plan, dataset: Dataset, resumed_at: str | None) -> None:
+    def plan(self, plan: Plan, resumed_at: str | None) -> None:
         """Before training."""
         self._look = plan.look
         if self._config.quiet:
             return
         show_plan(plan)
-        for name in dataset.bad_images:
-            _log.warning("skipped: %s", name)
         if resumed_at is not None:
             print(f"resuming at {resumed_at}")
 
@@ -87,6 +86,8 @@ class Reporter:
 
     def resume_command(self) -> str:
         """What continues this run."""
+        if self._config.data.name == ARRAYS or self._config.own.classifier is not None:
+            return f"the same fit(), with run_dir={str(self._run_dir)!r}"
         return shlex.join(command("train", "--technique", self._config.technique, "--run-dir", self._run_dir))
 
     def tracking_ended(self, report: TrackerReport) -> None:
@@ -104,8 +105,11 @@ class Reporter:
         commands = {
             "look": self._look or f"less {shlex.quote(str(self._run_dir / 'metrics.jsonl'))}",
             "predict": command("predict", self._run_dir, "IMAGE"),
-            "compare": command("benchmark", self._run_dir, "OTHER_RUN"),
         }
+        if summary["test_accuracy"] is not None:
+            commands["compare"] = command("benchmark", self._run_dir, "OTHER_RUN")
+        else:
+            commands["test"] = "--data.test-fraction 0.2 (data={'test_fraction': 0.2} in Python) holds out a test set"
         show_result(
             Result(
                 title=f"{summary['technique'].upper()}: {summary['model']} on {summary['dataset']}",
@@ -118,15 +122,19 @@ class Reporter:
                 test_accuracy=summary["test_accuracy"],
                 test_loss=summary["test_loss"],
                 looks=looks,
+                skipped=summary["skipped_images"],
                 commands=commands,
             )
         )
 
 
 def flat_config(config: Config) -> dict[str, object]:
-    """Every option by its dotted path, as MLflow parameters."""
+    """Every option that acts by its dotted path, as MLflow parameters."""
     flat: dict[str, object] = {}
-    for name, value in config.model_dump(mode="json").items():
+    tree = config.model_dump(mode="json")
+    if _own_optimizer(config):  # which is given the schedule
+        tree["optimizer"] = {"learning_rate": config.optimizer.learning_rate}
+    for name, value in tree.items():
         if isinstance(value, Mapping):
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
@@ -158,7 +166,7 @@ def stepwise_plan(setup: Setup, run_dir: Path, look: str | None) -> Plan:
         trainable=size_of(shapes["params"]),
         class_names=setup.dataset.class_names,
         images=class_counts(setup.dataset),
-        settings=_settings(setup),
+        settings=_folders(setup.dataset) | _settings(setup),
         run_dir=run_dir,
         look=look,
     )
@@ -178,7 +186,8 @@ def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: P
         trainable=0,
         class_names=dataset.class_names,
         images=class_counts(dataset),
-        settings={
+        settings=_folders(dataset)
+        | {
             "weights": str(config.model.weights),
             "input": f"{data.image_size} x {data.image_size} x {data.channels}, {features.batch_size} images at once",
             "vector": f"{pooled}{joined}{views}",
@@ -189,6 +198,11 @@ def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: P
         run_dir=run_dir,
         look=look,
     )
+
+
+def _folders(dataset: Dataset) -> dict[str, str]:
+    """Which folder is which split, where the data set has something to say of it."""
+    return {"folders": dataset.taken} if dataset.taken else {}
 
 
 def class_counts(dataset: Dataset) -> dict[str, list[int]]:
@@ -213,18 +227,26 @@ def _settings(setup: Setup) -> dict[str, str]:
     devices = setup.strategy.devices
     steps = total_steps(config, images)
     size = config.data.image_size
-    adapted = {} if config.model.weights is None else {
-        "weights": config.model.weights, "adaptation": _adaptation(config.finetune)
-    }  # fmt: skip
+    adapted = {} if config.model.weights is None else {"weights": config.model.weights}
+    if config.technique == "ft":
+        adapted["adaptation"] = _adaptation(config.finetune)
     return adapted | {
         "input": f"{size} x {size} x {config.data.channels}, "
         + ("streamed from disk" if setup.streamed else "on the device"),
         "devices": f"{len(devices)} x {devices[0].device_kind}, {config.parallel.strategy}, {config.model.dtype}",
         "length": f"{steps:,} steps of {train.batch_size} images, {steps * train.batch_size / images:.4g} epochs",
-        "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g} ({schedule.name}, "
+        "optimizer": _own_optimizer(config)
+        or f"{optimizer.name}, learning rate {optimizer.learning_rate:g} ({schedule.name}, "
         f"{schedule.warmup_epochs:.3g} epochs of warmup), weight decay {optimizer.weight_decay:g}",
         "augmentation": _in_words(config),
     }
+
+
+def _own_optimizer(config: Config) -> str | None:
+    """What stands in the place of the options' optimizer."""
+    if "make_optimizer" in config.own.overrides:
+        return f"{config.own.classifier}.make_optimizer"
+    return config.own.optimizer
 
 
 def _adaptation(finetune: FinetuneConfig) -> str:

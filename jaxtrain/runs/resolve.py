@@ -10,10 +10,11 @@ import jax
 from jaxtrain.config import Config, DataConfig, ModelConfig, chosen
 from jaxtrain.data.augment import resolve_augment
 from jaxtrain.data.base import Dataset
+from jaxtrain.data.residence import loader
 from jaxtrain.errors import UserError
 from jaxtrain.models import model_spec
 from jaxtrain.models.weights import Pretrained
-from jaxtrain.training.optimizers import resolve_optimizer
+from jaxtrain.training.optimizers import decay_steps, resolve_optimizer
 from jaxtrain.training.progress import Timetable
 
 DEFAULT_MODEL = "cnn_small"
@@ -54,6 +55,9 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
     augment = resolve_augment(
         config.augment, image_size=chosen(data.image_size), flips=dataset.flips, channels=chosen(data.channels)
     )
+    if config.technique != "fe":
+        where = loader(dataset, data, native=augment.crop == "random_resized")
+        data = data.model_copy(update={"loader": where})
     optimizer = resolve_optimizer(config.optimizer)
     resolved = config.model_copy(
         update={"data": data, "train": train, "model": model, "augment": augment, "optimizer": optimizer}
@@ -152,4 +156,23 @@ def timetable(config: Config, images: int, *, streamed: bool) -> Timetable:
         save_steps=config.checkpoint.every_steps,
         patience=train.early_stopping,
         skip_limit=train.nonfinite_limit,
+        pinned=_last_stable(config, images),
     )
+
+
+def _last_stable(config: Config, images: int) -> int | None:
+    """The last step at the end of a call before wsd decays; None for schedules that decay all the time, or never."""
+    if config.schedule.name != "wsd":
+        return None
+    total = total_steps(config, images)
+    stable = total - decay_steps(config.schedule, total)
+    calls = config.train.steps_per_call or 1
+    return max(stable // calls * calls, 0)
+
+
+def shared_steps(old: Config, new: Config, images: int) -> int | None:
+    """Steps that a longer run has in common with a shorter one; None where its length shapes every step."""
+    ends = total_steps(old, images)
+    if total_steps(new, images) <= ends or old.data.shots is not None:
+        return None
+    return ends if old.schedule.name == "constant" else _last_stable(old, images)

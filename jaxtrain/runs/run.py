@@ -20,7 +20,7 @@ from jaxtrain.config import Config
 from jaxtrain.config_io import without_passwords
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.digest import data_digest
-from jaxtrain.errors import JaxtrainError, RunError
+from jaxtrain.errors import JaxtrainError, RunError, UserError
 from jaxtrain.evaluation.costs import training_seconds
 from jaxtrain.evaluation.evaluate import evaluate_on_test, track_evaluation
 from jaxtrain.files import optional
@@ -71,12 +71,15 @@ def begin(
         reporter = Reporter(opened.config, opened.run_dir)
         if opened.done is not None:
             weights, meta = read_model(opened.run_dir)
+            if list(dataset.class_names) != meta["class_names"]:  # begun by a version that noted no more of the data
+                raise UserError(f"{opened.run_dir} knows the classes {meta['class_names']}, not {dataset.class_names}")
             reporter.already_done(opened.done)
             yield restored(technique, weights, meta, run_dir=opened.run_dir, summary=opened.done)
             return
         listening = StopRequest() if stop is None else contextlib.nullcontext(stop)
         with listening as stop, _failures_written(_error_log(opened.run_dir)):
             bound = technique.bind(opened.config)
+            dataset.bad_images.allowed = opened.config.data.max_bad_images
             yield Job(bound, dataset, opened.directory, opened.run_dir, reporter, stop, opened.resuming, part)
 
 
@@ -113,27 +116,41 @@ def _open(technique: Learns, dataset: Dataset, stack: contextlib.ExitStack) -> _
     """
     given = config = technique.config
     directory: RunDirectory | None = None
-    digest = data_digest(dataset.train) if processes.count() > 1 else None
+    data = _identity(dataset)
 
     def open_directory() -> dict[str, Any]:
         nonlocal directory, config
         if given.tracking.enabled:
             tracking_uri(given.tracking.uri)  # a wrong one leaves no directory behind
-        name = f"{dataset.name}-{technique.model_name}"
+        placed = given.run_dir is not None or given.name is not None
+        name = "" if placed else f"{dataset.name}-{technique.model_name}"  # which reads the weights
         directory = stack.enter_context(RunDirectory.open(given, default_name=name))
         config = technique.resolve(directory.continued(given), dataset, directory.path)
-        resuming = directory.check_config(_for_disk(config))
-        told = {"run_dir": str(directory.path), "config": config.model_dump(mode="json"), "data": digest}
+        resuming = directory.check_config(_for_disk(config), len(dataset.train))
+        directory.check_data(data)
+        told = {"run_dir": str(directory.path), "config": config.model_dump(mode="json"), "data": data}
         return {**told, "resuming": resuming, "done": directory.finished()}
 
     told = processes.decided(open_directory)
     if directory is None:
-        if told["data"] != digest:
+        if told["data"] != data:
             raise RunError(f"the training images of {dataset.name} here are not those of process 0")
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxtrain-"))
         directory = stack.enter_context(RunDirectory(Path(scratch)))
         config = Config.model_validate(told["config"]).replace(**{"quiet": True, "tracking.enabled": False})
     return _Opened(directory, Path(told["run_dir"]), config, told["resuming"], told["done"])
+
+
+def _identity(dataset: Dataset) -> dict[str, Any]:
+    """What a run learns from, as JSON: it goes on with the same alone."""
+    val = dataset.val
+    return {
+        "classes": list(dataset.class_names),
+        "training images": len(dataset.train),
+        "validation images": 0 if val is None else len(val),
+        "sha256": data_digest(dataset.train),
+        "sha256 of validation": None if val is None else data_digest(val),
+    }
 
 
 def _error_log(run_dir: Path) -> Path:
@@ -177,7 +194,7 @@ def _test(job: Job) -> dict[str, Any]:
         params_sha256=summary["params_sha256"],
     )
     if evaluation is None:
-        _log.warning("%s has no test images: nothing was tested", dataset.name)
+        _log.warning("%s has no test images: nothing was tested (data.test_fraction holds some out)", dataset.name)
         return {}
     metrics = evaluation.metrics
     tracker.log(summary["steps"], metrics)
@@ -204,11 +221,13 @@ def under_way(job: Job) -> Iterator[None]:
         job.learning, job.tracker = learning, tracker
         with _tracked(tracker, job.reporter):
             plan = learning.plan(job.reporter.run_dir, look(tracker.uri) if tracker.uri else None)
-            job.reporter.plan(plan, learning.dataset, learning.position if job.resuming else None)
+            job.reporter.plan(plan, learning.position if job.resuming else None)
             yield
 
     def record() -> dict[str, Any]:
-        summary = {**job.result.summary, "mlflow_run_id": tracker.run_id}
+        skipped = job.dataset.bad_images.listed()
+        skips = {"skipped_images": len(skipped), "skipped": skipped}
+        summary = {**job.result.summary, **skips, "mlflow_run_id": tracker.run_id}
         job.directory.write_summary(summary)
         return summary
 
@@ -282,9 +301,9 @@ def _summary(job: Job, learned: Learned) -> dict[str, Any]:
 
 
 def _for_disk(config: Config) -> Config:
-    """As it is kept: without the place of this run, so that the file starts another one, and without a password."""
+    """As it is kept: without what belongs to this start, so that the file starts another run, and no password."""
     of_this_start = ("run_dir", "name", "parallel.coordinator", "parallel.num_processes", "parallel.process_id")
-    return without_passwords(config).replace(**dict.fromkeys(of_this_start))
+    return without_passwords(config).replace(**dict.fromkeys(of_this_start), quiet=False)
 
 
 def _count(tree: Any) -> int:

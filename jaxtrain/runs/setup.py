@@ -85,7 +85,7 @@ def make_feed(config: Config, dataset: Dataset, program: Program, *, streamed: b
     if streamed:
         if isinstance(dataset.train, ArraySource) and dataset.train.weights is not None:
             raise UserError("sample_weight: for images that are on the device; give data.loader device")
-        return open_stream(dataset.train, order, config, strategy)
+        return open_stream(dataset.train, order, config, strategy, dataset.bad_images)
     assert isinstance(dataset.train, ArraySource)
     calls = config.train.steps_per_call or 1
     feed = ResidentFeed(dataset.train, order, strategy, steps_per_call=calls, data=program.data)

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import jax
 import numpy as np
 
 from jaxtrain.data.base import ImageSource
-from jaxtrain.data.digest import data_digest
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.runs.callbacks import Recording, Saving, Telling
 from jaxtrain.runs.fitted import Fitted, Predictor
@@ -47,10 +45,11 @@ class Stepwise:
     """A run of optimizer steps, resumed from its newest sound checkpoint."""
 
     def __init__(self, job: Job) -> None:
-        """Builds everything up to the first step. Raises RunError where the images are not those of the run so far."""
+        """Builds everything up to the first step."""
         self._job = job
         self._checkpoints = Checkpoints(job.directory.checkpoints, keep=job.config.checkpoint.keep)
         self._technique, self.setup = prepare(job.technique, job.dataset, job.part.programs if job.part else None)
+        self._checkpoints.pinned = self.timetable.pinned
         setup = self.setup
         self.dataset = setup.dataset
         self._restored = restored = restore_everywhere(self._checkpoints)
@@ -59,7 +58,7 @@ class Stepwise:
         self.member: Member | None = None
         """The run in the loop, once it trains."""
         if restored:
-            self._check_same_data(restored)
+            self.dataset.bad_images.add(restored.meta.get("bad_images", {}).items())
             setup.state = from_arrays(restored.state, like=setup.state)
         else:
             setup.state = job.technique.start(job, setup.state, setup.step.optimizer)
@@ -115,7 +114,7 @@ class Stepwise:
         """The run as it goes into the loop."""
         job = self._job
         telling = () if job.part is None else (Telling(job.part),)
-        saving = Saving(tracker, self._checkpoints, self._data)
+        saving = Saving(tracker, self._checkpoints, job.dataset.bad_images)
         callbacks = (Recording(tracker, job), *telling, saving, *job.technique.callbacks)
         best = self._restored.best if self._restored else None
         names = job.dataset.class_names
@@ -191,18 +190,6 @@ class Stepwise:
         setup.state = moved_to(state, error.step)
         self._restored, self._progress = restored, progress
 
-    @cached_property
-    def _data(self) -> str:
-        """What identifies the training images."""
-        return data_digest(self.dataset.train)
-
-    def _check_same_data(self, restored: Restored) -> None:
-        if restored.meta["data"] != self._data:
-            raise RunError(
-                f"the training images of {self.dataset.name} are not those that this run began with; start a new run, "
-                "or bring the images back"
-            )
-
     def _learned(self, member: Member) -> Learned:
         """The selected weights, and what the summary says of the way to them."""
         setup, progress = self.setup, member.progress
@@ -234,13 +221,13 @@ class Stepwise:
 
 def evaluator(setup: Setup, cut_off: Callable[[], bool]) -> Evaluate | None:
     """Validation metrics of a state; None where there is no validation set. `cut_off` is asked before each batch."""
-    val, inference = setup.dataset.val, setup.inference
+    val, inference, bad_images = setup.dataset.val, setup.inference, setup.dataset.bad_images
     if val is None:
         return None
     fixed = None if setup.streamed else resident_batches(inference, val)
 
     def batches() -> Batches:
-        for batch in inference.batches(val) if fixed is None else fixed:
+        for batch in inference.batches(val, bad_images) if fixed is None else fixed:
             if cut_off():
                 raise EvaluationStoppedError
             yield batch

@@ -66,6 +66,8 @@ class Result:
     test_loss: float | None = None
     looks: int | None = None
     """How many models were measured on this test set."""
+    skipped: int = 0
+    """Images that could not be read."""
     commands: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     """What to do next, and how: a command line, or its words, which are then quoted."""
 
@@ -114,6 +116,8 @@ def show_result(result: Result) -> None:
         facts["val accuracy"] = f"{result.val_accuracy:.2%}{where}"
     speed = f", {result.images_per_second:,.0f} images/s" if result.images_per_second else ""
     facts["training"] = f"{result.steps:,} steps in {clock(result.seconds)}{speed}"
+    if result.skipped:
+        facts["skipped"] = f"{result.skipped:,} unreadable images, listed in summary.json"
     facts["run directory"] = str(result.run_dir)
     console.print()
     console.print(f"Done: {plain(result.title)}", style="bold")

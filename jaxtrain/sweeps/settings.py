@@ -18,7 +18,6 @@ from jaxtrain.errors import UserError
 from jaxtrain.files import run_name
 from jaxtrain.sweeps.config import Range, SweepConfig
 
-_NEVER = ("quiet", *FREE_ON_RESUME)
 _NAME_LENGTH = 60
 
 
@@ -51,7 +50,7 @@ class Setting:
     @property
     def digest(self) -> str:
         """Of every option that decides what is learned, but for the seed."""
-        tree = self.config.without((*_NEVER, "seed"))
+        tree = self.config.without((*FREE_ON_RESUME, "seed"))
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -161,7 +160,7 @@ def _axis(sweep: SweepConfig, name: str, given: tuple[Any, ...] | Range) -> Axis
             raise UserError(f"axes: {path}: unknown option, {nearest_option(path)}")
         if path == "seed":
             raise UserError("axes: seed: is given as seeds")
-        if any(path == never or path.startswith(f"{never}.") for never in _NEVER):
+        if any(path == never or path.startswith(f"{never}.") for never in FREE_ON_RESUME):
             raise UserError(f"axes: {path}: decides nothing about what is learned")
     if isinstance(given, Range):
         return _range_axis(sweep, paths, given)

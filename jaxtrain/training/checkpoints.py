@@ -48,6 +48,9 @@ class Checkpoints:
     damaged: list[str]
     """What `restore` could not use, one line each."""
 
+    pinned: int | None = None
+    """Step of a checkpoint that stays besides the newest."""
+
     def __init__(self, directory: Path, *, keep: int) -> None:
         import orbax.checkpoint  # noqa: F401  (half a second: now, not in the middle of training)
 
@@ -102,6 +105,15 @@ class Checkpoints:
         """Waits for the save in flight, ends the thread, and raises RunError if that save failed."""
         self._thread.shutdown(wait=True)
         self.wait()
+
+    def go_back(self, step: int) -> bool:
+        """Deletes the checkpoints of later steps, where there is one of this step or before: whether there is."""
+        steps = self.steps()
+        if not steps or steps[0] > step:
+            return False
+        for later in (one for one in steps if one > step):
+            shutil.rmtree(self._path(later))
+        return True
 
     def restore(self) -> Restored | None:
         """The newest sound checkpoint, or None where there never was one.
@@ -175,11 +187,13 @@ class Checkpoints:
     def _prune(self) -> None:
         """Deletes all but the newest checkpoints, and every best that none of the kept ones refers to."""
         steps = self.steps()
-        wanted = {self._refers_to(step) for step in steps[-self._keep :]}
+        kept = {*steps[-self._keep :], self.pinned}
+        wanted = {self._refers_to(step) for step in steps if step in kept}
         bests = [path for path in self._directory.iterdir() if _BEST_NAME.match(path.name)]
         try:
-            for step in steps[: -self._keep]:
-                shutil.rmtree(self._path(step))
+            for step in steps:
+                if step not in kept:
+                    shutil.rmtree(self._path(step))
             for path in bests:
                 if int(path.name.removeprefix("best-")) not in wanted:
                     shutil.rmtree(path)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxtrain.config import Config, chosen
+from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, ImageSource
 from jaxtrain.data.order import Order
 from jaxtrain.data.stream import HostBatch, prefetch_to_device, train_batches
@@ -109,7 +110,9 @@ class StreamFeed:
             self._stream = None
 
 
-def open_stream(source: ImageSource, order: Order, config: Config, strategy: Strategy) -> StreamFeed:
+def open_stream(
+    source: ImageSource, order: Order, config: Config, strategy: Strategy, bad_images: BadImages
+) -> StreamFeed:
     """A feed whose images are decoded and cropped by worker processes and placed on the devices ahead of the step."""
     data, augment = config.data, config.augment
 
@@ -130,7 +133,7 @@ def open_stream(source: ImageSource, order: Order, config: Config, strategy: Str
             seed=config.seed,
             workers=data.workers,
             prefetch=data.prefetch,
-            max_bad_images=data.max_bad_images,
+            bad_images=bad_images,
             max_pixels=data.max_pixels,
             start_step=step,
             process_index=strategy.share[0],

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.augment import normalize, prepare_eval
+from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, ImageSource
 from jaxtrain.data.stream import eval_batches
 from jaxtrain.data.transforms import keeps_as_it_is
@@ -37,13 +38,13 @@ class Inference:
         self.network = Network.of(technique, strategy.axis_name)
         self._compiled: dict[str, Callable[..., Any]] = {}
 
-    def logits(self, weights: Tree, source: ImageSource) -> NDArray[np.float32]:
+    def logits(self, weights: Tree, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
         """`float32[images, classes]`; NaN for an image that could not be read."""
-        return self._run("logits", weights, self.batches(source), len(source))
+        return self._run("logits", weights, self.batches(source, bad_images), len(source))
 
-    def embed(self, weights: Tree, source: ImageSource) -> NDArray[np.float32]:
+    def embed(self, weights: Tree, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
         """`float32[images, features]`; NaN for an image that could not be read."""
-        return self._run("embed", weights, self.batches(source), len(source))
+        return self._run("embed", weights, self.batches(source, bad_images), len(source))
 
     def metrics(self, weights: Tree, batches: Batches, labels: NDArray[np.int32]) -> dict[str, float]:
         """Validation metrics (`val/...`) over the images that could be read."""
@@ -60,10 +61,10 @@ class Inference:
         found = {f"val/{name}": float(np.mean(rows, dtype=np.float64)) for name, rows in kept.items()}
         return found | {name: float(metric(logits, labels[read])) for name, metric in self._technique.metrics.items()}
 
-    def batches(self, source: ImageSource) -> Batches:
-        """All images in order, placed on the devices."""
-        strategy = self.strategy
-        for batch in host_batches(self.config, source, eval_batch_size(self.config, strategy), strategy.share):
+    def batches(self, source: ImageSource, bad_images: BadImages | None = None) -> Batches:
+        """All images in order, placed on the devices; see `host_batches`."""
+        strategy, size = self.strategy, eval_batch_size(self.config, self.strategy)
+        for batch in host_batches(self.config, source, size, strategy.share, bad_images):
             yield strategy.shard(Batch(batch.image, batch.label)), strategy.rows(np.asarray(batch.weight)) > 0
 
     def _run(self, output: str, weights: Tree, batches: Batches, images: int) -> Any:
@@ -119,11 +120,16 @@ def eval_batch_size(config: Config, strategy: Strategy) -> int:
 
 
 def host_batches(
-    config: Config, source: ImageSource, batch_size: int, share: tuple[int, int] = (0, 1)
+    config: Config,
+    source: ImageSource,
+    batch_size: int,
+    share: tuple[int, int] = (0, 1),
+    bad_images: BadImages | None = None,
 ) -> Iterator[Batch]:
     """Evaluation batches of numpy arrays at the model's size, the last one padded with weight 0.
 
-    share: (index, count) of the processes, of which each gets its rows of every batch.
+    share: (index, count) of the processes, of which each gets its rows of every batch. bad_images: where images that
+    cannot be read are entered; without, `data.max_bad_images` of them are passed over in silence.
     """
     data = config.data
     size, crop_pct = chosen(data.image_size), chosen(data.crop_pct)
@@ -143,7 +149,7 @@ def host_batches(
         interpolation=chosen(data.interpolation),
         workers=0 if isinstance(source, ArraySource) else data.workers,
         prefetch=data.prefetch,
-        max_bad_images=data.max_bad_images,
+        bad_images=bad_images or BadImages(data.max_bad_images, named=False),
         max_pixels=data.max_pixels,
         process_index=share[0],
         process_count=share[1],

@@ -99,7 +99,8 @@ class Loop:
                 self._leave(interrupted=True)
                 return
             every = self._table.save_steps
-            if save or (every is not None and self._step % every < self._length):
+            grid = every is not None and self._step % every < self._length
+            if save or grid or self._step == self._table.pinned:
                 self._save()
                 self._restart_clocks()
 

@@ -116,7 +116,7 @@ class Meter:
 
     def _add_row(self, step: int, metrics: dict[str, float]) -> None:
         progress, timetable = self._progress, self._timetable
-        rate = metrics.pop("learning_rate")
+        rate = metrics.pop("learning_rate", None)
         if metrics.pop("skipped", 0.0):
             self._skip(step, metrics["loss"])
         elif not math.isfinite(metrics["loss"]):
@@ -132,7 +132,8 @@ class Meter:
         if progress.skipped:
             record["train/skipped_steps"] = float(progress.skipped)
         progress.pending_steps, progress.pending = 0, {}
-        record["learning_rate"] = rate
+        if rate is not None:
+            record["learning_rate"] = rate
         record["epoch"] = step / timetable.steps_per_epoch
         if self._speed:
             record["images_per_second"] = self._speed

@@ -42,6 +42,11 @@ def resolve_optimizer(config: OptimizerConfig) -> OptimizerConfig:
     return config.model_copy(update=values)
 
 
+def decay_steps(config: ScheduleConfig, steps: int) -> int:
+    """Of wsd, at the end of so many."""
+    return max(round(steps * config.decay_fraction), 1)
+
+
 def make_schedule(config: ScheduleConfig, *, peak: float, steps: int, warmup_steps: int) -> Schedule:
     """The learning rate as a function of the step (a traced or plain integer).
 
@@ -58,7 +63,7 @@ def make_schedule(config: ScheduleConfig, *, peak: float, steps: int, warmup_ste
         case "cosine":
             main = optax.cosine_decay_schedule(peak, rest, alpha=config.final_ratio)
         case "wsd":
-            decay = max(round(steps * config.decay_fraction), 1)
+            decay = decay_steps(config, steps)
             main = optax.join_schedules(
                 [optax.constant_schedule(peak), optax.linear_schedule(peak, end, decay)],
                 [max(rest - decay, 0)],
@@ -77,6 +82,27 @@ def make_schedule(config: ScheduleConfig, *, peak: float, steps: int, warmup_ste
     # The first step already moves: warmup goes over 1/w, 2/w, ..., 1 instead of starting with a wasted step at 0.
     warmup = optax.linear_schedule(peak / warmup_steps, peak, max(warmup_steps - 1, 1))
     return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+class Followed:
+    """A schedule that remembers whether it was asked: an optimizer of one's own need not go by it."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule, self.asked = schedule, False
+
+    def __call__(self, step: Any) -> Any:
+        """The learning rate at a step."""
+        self.asked = True
+        return self._schedule(step)
+
+
+def rate_in_force(opt_state: Any, schedule: Followed | None, step: jax.Array) -> jax.Array | None:
+    """The learning rate of an update, when it was traced: of `optax.inject_hyperparams`, or of a schedule that was
+    asked; None where neither says."""
+    kept = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
+    if kept:
+        return jnp.asarray(kept[0][1], jnp.float32)
+    return jnp.asarray(schedule(step), jnp.float32) if schedule is not None and schedule.asked else None
 
 
 def decay_mask(params: Tree) -> Tree:

@@ -23,6 +23,8 @@ class Timetable:
     patience: int | None = None
     skip_limit: int = 5
     """Skipped steps in a row at which training ends."""
+    pinned: int | None = None
+    """Where a checkpoint is saved that stays: a longer run goes on from there."""
 
     def next_evaluation(self, step: int) -> int:
         """The first evaluation after `step`: at whole multiples of `eval_epochs`, rounded up to whole calls."""

@@ -63,7 +63,7 @@ class Batch:
     label: Array
     """`int32[batch]` from the feed, `float32[batch, classes]` after `inputs`."""
     weight: Array | None = None
-    """`float32[batch]`: 0 for an image that could not be read; None: all count."""
+    """`float32[batch]`: how much each image counts, 0 for one that could not be read; None: all the same."""
 
 
 def to_arrays(state: TrainState) -> dict[str, Any]:

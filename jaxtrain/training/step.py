@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxtrain.training.losses import cross_entropy
 from jaxtrain.training.network import Network, Trainable
-from jaxtrain.training.optimizers import Schedule, ema_update
+from jaxtrain.training.optimizers import Followed, ema_update, rate_in_force
 from jaxtrain.training.state import Batch, TrainState, Tree
 from jaxtrain.training.technique import Learner, Metrics
 
@@ -34,8 +34,8 @@ class TrainStep:
     learner: Learner
     network: Network
     optimizer: optax.GradientTransformation
-    schedule: Schedule | None = None
-    """For the metric `learning_rate`."""
+    schedule: Followed | None = None
+    """That the optimizer was made with, for the metric `learning_rate`."""
     accumulate: int = 1
     ema_decay: float | None = None
     skip_nonfinite: bool = False
@@ -62,8 +62,9 @@ class TrainStep:
             old = {name: getattr(state, name) for name in new}
             new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
             metrics["skipped"] = 1.0 - finite
-        if self.schedule is not None:
-            metrics["learning_rate"] = jnp.asarray(self.schedule(state.step), jnp.float32)
+        rate = rate_in_force(opt_state, self.schedule, state.step)
+        if rate is not None:
+            metrics["learning_rate"] = rate
         return replace(state, step=state.step + 1, **new), metrics
 
     def start(self, weights: tuple[Tree, Tree, Tree], key: jax.Array, values: Tree | None = None) -> TrainState:

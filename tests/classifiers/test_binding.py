@@ -22,9 +22,9 @@ def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def backbone(tmp_path):
-    model = PTClassifier(run_dir=tmp_path / "backbone", model={"name": "vit_test"}, **SHORT)
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    model = PTClassifier(run_dir=tmp_path_factory.mktemp("pt") / "backbone", model={"name": "vit_test"}, **SHORT)
     return str(model.fit(*images(32, 3, 255, 4)).run_dir)
 
 

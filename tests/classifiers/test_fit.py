@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,10 @@ from sklearn.metrics import accuracy_score, log_loss
 
 import jaxtrain
 from jaxtrain import BaseClassifier, PTClassifier, RunError, UserError
+from jaxtrain.config import AugmentConfig
+from jaxtrain.data.augment import resolve_augment
+from jaxtrain.training.state import Batch
+from jaxtrain.training.technique import Binding
 
 FAST = {
     "model": {"name": "mlp_tiny"},
@@ -135,6 +140,26 @@ def test_class_weights_and_accumulation_and_ema_train(digits, tmp_path):
     classifier = PTClassifier(run_dir=tmp_path / "run", **{**FAST, "train": train})
     classifier.fit(images[:1200], labels[:1200])
     assert classifier.evaluate(images[1200:], labels[1200:])["accuracy"] > 0.7
+
+
+@pytest.mark.parametrize(
+    "augment", [{"policy": "none"}, {"policy": "none", "mixup": 0.2}, {"policy": "none", "mixup": 0.8, "cutmix": 1.0}]
+)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_balanced_classes_share_the_loss_equally_however_images_are_mixed(augment, smoothing):
+    """Nine images of ten are of one class."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (400, 8, 8, 1), np.uint8), (np.arange(400) % 10 == 0).astype(np.int32)
+    options = resolve_augment(AugmentConfig(**augment), image_size=8, flips=True, channels=1)
+    data = {"image_size": 8, "channels": 1, "mean": (0.5,), "std": (0.5,)}
+    model = PTClassifier(augment=options, data=data, train={"label_smoothing": smoothing})
+    bound = model.bind(model.config, Binding(2, class_weights=(400 / 720, 400 / 80)))
+    terms = np.zeros(2)
+    for step in range(5):
+        rows, keys = rng.permutation(400), jax.random.split(jax.random.key(step), 400)
+        batch = bound.inputs(Batch(jnp.asarray(images[rows]), jnp.asarray(labels[rows])), keys)
+        terms += (np.asarray(batch.weight)[:, None] * np.asarray(batch.label)).sum(0)
+    np.testing.assert_allclose(terms / terms.sum(), [0.5, 0.5], atol=1e-4)
 
 
 def test_a_finished_run_is_not_repeated(trained, digits):

@@ -55,10 +55,28 @@ def test_split_seed_alone_decides():
 
 def test_a_split_that_leaves_nothing_is_refused():
     images, labels = np.zeros((2, 2, 2), np.uint8), [0, 1]
-    with pytest.raises(UserError, match=r"data.val_fraction 0.1 of 2 .* 0 to validate on"):
+    with pytest.raises(UserError, match=r"data.val_fraction 0.1 of 2 .* 0 held out"):
         from_arrays(images, labels)
     with pytest.raises(UserError, match=r"data.max_train_images 3 is too few: 3 images cannot hold 4 classes"):
         _assemble(DataConfig(max_train_images=3))
+
+
+def test_a_test_set_is_drawn_first_where_there_is_none():
+    whole, tested = _assemble(DataConfig()), _assemble(DataConfig(test_fraction=0.2))
+    held = tested.open_test()
+    assert np.bincount(held.labels).tolist() == [5, 5, 5, 5]
+    assert sorted(_ids(held) + _ids(tested.train) + _ids(tested.val)) == list(range(100))
+    assert (len(tested.val), len(tested.train)) == (8, 72)
+    assert _ids(_assemble(DataConfig(test_fraction=0.2, val_fraction=0.0, channels=3)).open_test()) == _ids(held)
+    assert _ids(_assemble(DataConfig(test_fraction=0.2, split_seed=1)).open_test()) != _ids(held)
+    assert whole.open_test() is None
+    images, labels = np.full((40, 2, 2), 99, np.uint8), np.arange(40) % 2
+    assert len(from_arrays(images, labels, config=DataConfig(test_fraction=0.25)).open_test()) == 10
+
+
+def test_a_test_set_that_is_there_is_never_added_to():
+    with pytest.raises(UserError, match=r"data\.test_fraction: x has a test set of its own"):
+        _assemble(DataConfig(test_fraction=0.2), test=_source(4))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -111,3 +129,13 @@ def test_statistics_fit_the_channels(options, channels, known, mean, std):
 def test_statistics_of_a_wrong_length_are_refused():
     with pytest.raises(UserError, match=r"data.std has 3 values, the images have 1 channels"):
         _assemble(DataConfig(std=(0.1, 0.1, 0.1)))
+
+
+def test_images_that_never_pass_an_eighth_of_the_range_are_warned_about(caplog):
+    pixels = np.full((20, 4, 4), 16, np.uint8)
+    from_arrays(pixels, np.arange(20) % 2)
+    assert "no brighter than 16 of 255" in caplog.text
+    caplog.clear()
+    pixels[::5, 1, 1] = 32
+    from_arrays(pixels, np.arange(20) % 2)
+    assert caplog.text == ""

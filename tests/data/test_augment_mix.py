@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from jaxtrain.config import AugmentConfig
-from jaxtrain.data.augment import mix, normalize, resolve_augment
+from jaxtrain.data.augment import mix, mix_weighted, normalize, resolve_augment
 from jaxtrain.errors import UserError
 
 SIDE = 20
@@ -126,3 +126,23 @@ def test_alphas_may_be_vmapped_and_0_mixes_nothing():
     np.testing.assert_array_equal(soft[0], labels)
     for i in (1, 2):
         np.testing.assert_allclose(mixed[i], _mixup(alphas[i], *pairs())[0][:4], atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
+def test_a_weight_goes_where_its_targets_share_goes(options):
+    """Share by share against the definition: pixels say how much of each image there is."""
+    keys, images, labels = pairs()
+    weights = jnp.tile(jnp.array([5.0, 0.5, 0.0, 2.0]), BATCH // 4)  # the third of four could not be read
+    mixed, soft, total = jax.jit(mix_weighted, static_argnums=0)(config(**options), keys, images, labels, weights)
+    white = np.asarray(mixed).mean((1, 2, 3))
+    of_pair = np.repeat(np.asarray(weights).reshape(-1, 2), 2, axis=0)
+    terms = np.stack([1 - white, white], -1) * of_pair
+    np.testing.assert_allclose(np.asarray(soft) * np.asarray(total)[:, None], terms, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(soft).sum(-1), 1, atol=1e-5)
+
+
+def test_weights_stay_as_they_are_where_nothing_is_mixed():
+    keys, images, labels = (array[:4] for array in pairs())
+    weights = jnp.array([1.0, 0.0, 2.0, 3.0])
+    same = mix_weighted(config(), keys, images, labels, weights)
+    assert (same[0] is images, same[1] is labels, same[2] is weights) == (True, True, True)

@@ -186,6 +186,14 @@ def test_16_bits_are_scaled_not_clipped(kind):
     np.testing.assert_array_equal(_decode(data, 3), np.repeat(expected[..., None], 3, -1))
 
 
+def test_a_transparent_level_of_16_bits_is_white():
+    samples = _sixteen_bits()
+    level = int(samples[9, 9])
+    data = _save(Image.fromarray(samples), "PNG", transparency=level)
+    expected = np.where(samples == level, 255, np.rint(samples / 257.0))
+    np.testing.assert_array_equal(_decode(data, 1)[..., 0], expected)
+
+
 @pytest.mark.parametrize("samples", [np.float32(0.5), np.int32(2**24)])
 def test_samples_without_a_known_range_are_refused(samples):
     data = _save(Image.fromarray(np.full((4, 4), samples)), "TIFF")
@@ -237,6 +245,28 @@ def test_the_reason_is_one_line(data, reason):
     assert "\n" not in str(caught.value)
     with pytest.raises(BadImageError, match=reason):
         image_size_of(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"\0\0\0\x18ftypheic" + bytes(99), "HEIC"),
+        (b"\n <!DOCTYPE HTML><html>404</html>", "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "git lfs pull"),
+        (b"%PDF-1.7", "PDF"),
+        (bytes(128) + b"DICM" + bytes(99), "DICOM"),
+        (b"PK\x03\x04" + bytes(99), "archive"),
+    ],
+)
+def test_what_stands_where_an_image_should_is_named(data, name):
+    for read in (_decode, image_size_of):
+        with pytest.raises(BadImageError, match=name):
+            read(data)
+
+
+def test_formats_without_a_signature_come_last():
+    data = _save(_picture("RGBA").resize((128, 130)), "ICO", sizes=[(128, 130)], bitmap_format="bmp")
+    assert image_size_of(data)[:2] == _decode(data).shape[:2] == (130, 128)  # to TGA it is 32 pixels wide
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "tiff", "webp", "jpeg-exif-6"])

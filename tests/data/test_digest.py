@@ -3,6 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from jaxtrain.data.assemble import convert_channels
 from jaxtrain.data.base import ArraySource, FileSource
 from jaxtrain.data.digest import data_digest, duplicates, images_fingerprint
 
@@ -90,3 +91,20 @@ def test_empty_sides_have_no_duplicates(empty_side):
     sides = [_source(_noise(5)), _source(_noise(5))]
     sides[empty_side] = _source(_noise(0))
     assert duplicates(*sides) == []
+
+
+def test_images_are_compared_as_they_were_loaded_or_not_at_all(tmp_path):
+    train, test = _files(tmp_path / "train", [b"aa", b"bb"]), _files(tmp_path / "test", [b"cc", b"bb"])
+    decoded = ArraySource(_noise(2), train.labels, loaded=train)
+    assert duplicates(decoded, test) == duplicates(train, test) == [(1, 1)]
+    assert decoded.describe(1) == train.describe(1)
+    assert duplicates(decoded.select(np.array([1])), test) == [(0, 1)]
+    assert duplicates(_source(_noise(2)), test) is None
+    assert duplicates(train, _source(_noise(2))) is None
+
+
+def test_copies_with_more_channels_are_found():
+    grey = _noise(9)
+    colour = np.random.default_rng(5).integers(0, 256, (9, 3, 4, 3), dtype=np.uint8)
+    assert duplicates(_source(grey), _source(grey[[4]].repeat(3, axis=-1))) == [(4, 0)]
+    assert duplicates(_source(convert_channels(colour, 1)), _source(colour[[2, 7]])) == [(2, 0), (7, 1)]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, FileSource
 from jaxtrain.data.scan import collect, drop_bad, find_bad_images, header_of, parallel, scan_files
 from jaxtrain.errors import RunError
@@ -90,18 +91,19 @@ def test_bad_images_are_dropped_up_to_the_limit_and_listed():
         train = FileSource([f"train/{i}" for i in range(4)], labels)
         return {"train": (train, {2: "empty"}), "val": (FileSource(["val/0"], labels[:1]), {})}
 
-    kept, listed = drop_bad(splits(), allowed=1)
+    bad = BadImages(allowed=1)
+    kept = drop_bad(splits(), bad)
     assert list(kept["train"].paths) == ["train/0", "train/1", "train/3"]
     assert kept["train"].labels.tolist() == [0, 1, 3]
-    assert listed == ("train/2: empty",)
+    assert bad.listed() == ["train/2: empty"]
     with pytest.raises(RunError, match=r"^1 unreadable image, data.max_bad_images allows 0: train/2: empty$"):
-        drop_bad(splits(), allowed=0)
+        drop_bad(splits(), BadImages())
 
 
 def test_of_many_bad_images_twenty_are_listed():
     source = FileSource([f"{i}.jpg" for i in range(50)], np.zeros(50, np.int32))
     with pytest.raises(RunError) as error:
-        drop_bad({"train": (source, dict.fromkeys(range(50), "empty"))}, allowed=3)
+        drop_bad({"train": (source, dict.fromkeys(range(50), "empty"))}, BadImages(3))
     assert str(error.value).startswith("50 unreadable images, data.max_bad_images allows 3: 0.jpg: empty; ")
     assert str(error.value).count("empty") == 20
     assert str(error.value).endswith("; ...")

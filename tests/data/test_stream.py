@@ -15,9 +15,12 @@ import psutil
 import pytest
 from PIL import Image
 
-from jaxtrain.data.base import ArraySource, FileSource, ImageSource
+from jaxtrain.config import Config, DataConfig
+from jaxtrain.data.bad_images import BadImages
+from jaxtrain.data.base import ArraySource, Dataset, FileSource, ImageSource
 from jaxtrain.data.decode import decode_image
 from jaxtrain.data.order import Order
+from jaxtrain.data.residence import make_resident
 from jaxtrain.data.stream import HostBatch, eval_batches, prefetch_to_device, train_batches
 from jaxtrain.data.transforms import center_crop_resize, crop_generator, random_resized_crop
 from jaxtrain.errors import RunError, UserError
@@ -278,21 +281,21 @@ def broken(source, tmp_path):
 def test_bad_images_stop_the_run_at_once_by_default(broken):
     with (
         _eval(broken) as stream,
-        pytest.raises(RunError, match=r"1 unreadable .* allows 0: .*cut.jpg \(.*trunc.*\)"),
+        pytest.raises(RunError, match=r"1 unreadable .* allows 0: .*cut.jpg: .*trunc"),
     ):
         next(stream)
     with (
-        _eval(broken, max_bad_images=1) as stream,
-        pytest.raises(RunError, match=r"allows 1: .*cut.*; .*missing.jpg \(No such"),
+        _eval(broken, bad_images=BadImages(1)) as stream,
+        pytest.raises(RunError, match=r"allows 1: .*cut.*; .*missing.jpg: No such"),
     ):
         next(stream)
 
 
 def test_tolerated_bad_images_weigh_nothing_and_are_named(broken, source):
-    with _train(broken, max_bad_images=2, stop_step=5) as stream:
+    bad_images = BadImages(2)
+    with _train(broken, bad_images=bad_images, stop_step=5) as stream:
         batches = list(stream)
-    assert sorted(stream.bad_images) == [5, 11]
-    assert "cut.jpg" in stream.bad_images[5]
+    assert sorted(os.path.basename(name) for name in bad_images.reasons) == ["cut.jpg", "missing.jpg"]
     for batch, sound in zip(batches, _collect(_train(source, stop_step=5)), strict=True):
         bad = np.isin(batch.indices, [5, 11])
         np.testing.assert_array_equal(batch.weights, np.where(bad, 0, 1))
@@ -307,7 +310,7 @@ def test_too_many_pixels_count_as_unreadable(source):
 
 
 def test_a_bug_in_a_source_is_not_taken_for_a_bad_image(source):
-    with _eval(_Faulty(source), max_bad_images=10) as stream, pytest.raises(KeyError, match="a bug"):
+    with _eval(_Faulty(source), bad_images=BadImages(10)) as stream, pytest.raises(KeyError, match="a bug"):
         next(stream)
 
 
@@ -460,3 +463,23 @@ def test_workers_follow_a_killed_parent(source, tmp_path):
     assert not alive
     # The tracker frees what it was told of: of some 30 parts all but those that a worker had made and not yet told.
     _assert_freed(shared, left=len(family) - 1)
+
+
+class _Hungry(ArraySource):
+    def read(self, index):
+        if index == 5:
+            raise MemoryError
+        return super().read(index)
+
+
+@pytest.mark.parametrize("loader", ["stream", "device"])
+def test_where_memory_runs_out_the_image_is_named(loader):
+    hungry = _Hungry(np.full((9, 8, 9, 3), 99, np.uint8), np.zeros(9, np.int32), "hungry")
+    data = DataConfig(loader="device", image_size=8, channels=3, crop_pct=1.0, interpolation="bilinear")
+    dataset = Dataset("x", ("a", "b"), hungry, None, lambda: None, 3, (8, 9))
+
+    def read():
+        return list(_eval(hungry)) if loader == "stream" else make_resident(dataset, Config(technique="pt", data=data))
+
+    with pytest.raises(RunError, match="hungry image 5: memory"):
+        read()

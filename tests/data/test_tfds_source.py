@@ -127,11 +127,11 @@ def test_broken_images_are_named_or_dropped(folder, caplog):
         _load(folder, "tiny/broken")
     data = _load(folder, "tiny/broken", max_bad_images=1)
     assert len(data.train) == 19
-    assert len(data.bad_images) == 1
+    assert len(data.bad_images.reasons) == 1
     with pytest.raises(RunError, match="test record"):  # the limit is for all splits together
         data.open_test()
     assert len(_load(folder, "tiny/broken", max_bad_images=2).open_test()) == 5
-    assert re.search(r"left out of the test: .* test record [0-9]+: empty", caplog.text)
+    assert re.search(r"skipped: .* test record [0-9]+: empty", caplog.text)
 
 
 def test_a_set_without_images_is_refused(folder):
@@ -206,7 +206,7 @@ def test_a_slow_first_pass_is_kept_and_used_while_the_files_are_the_same(folder,
     monkeypatch.setattr(tfds_source, "_look", None)  # would fail if records were read again
     second = _load(folder, "tiny/broken", max_bad_images=1)
     assert _contents(second.train) == _contents(first.train)
-    assert (second.bad_images, second.uniform_size) == (first.bad_images, first.uniform_size)
+    assert (second.bad_images.reasons, second.uniform_size) == (first.bad_images.reasons, first.uniform_size)
     for file in (tmp_path / "cache" / "jaxtrain" / "tfds").glob("*.npz"):
         file.write_bytes(b"damaged")
     with pytest.raises(TypeError):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxtrain.data import transforms
 from jaxtrain.data.transforms import (
     Box,
     center_crop_resize,
@@ -202,3 +203,25 @@ def test_what_is_said_to_stay_as_it_is_does(shape, crop_pct, interpolation):
     image = _photo(*shape)
     same = np.array_equal(center_crop_resize(image, shape[0], crop_pct, interpolation), image)
     assert keeps_as_it_is((5, *image.shape), shape[0], crop_pct) == same
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("height", "width"), [(10, 300), (300, 10), (3, 1000), (64, 641), (1, 400)])
+def test_of_elongated_images_only_the_part_around_the_centre_is_resized(monkeypatch, height, width, interpolation):
+    image, sizes, whole = _photo(height, width), [], transforms.resize
+    scaled = whole(image, *_short_to_32(height, width), interpolation)
+    top, left = round((scaled.shape[0] - 32) / 2), round((scaled.shape[1] - 32) / 2)
+    monkeypatch.setattr(transforms, "resize", lambda *a: sizes.append(a[1] * a[2]) or whole(*a))
+    out = center_crop_resize(image, 32, 1.0, interpolation)
+    assert sizes[0] <= 8 * 32 * 32
+    difference = np.abs(out.astype(int) - scaled[top : top + 32, left : left + 32])
+    assert difference.max() <= (0 if max(height, width) % min(height, width) == 0 else 3)
+
+
+def _short_to_32(height, width):
+    return (32, 32 * width // height) if height <= width else (32 * height // width, 32)
+
+
+def test_a_line_of_pixels_costs_no_more_than_other_images():
+    line = np.full((1, 65_535, 3), 128, np.uint8)
+    assert (center_crop_resize(line, 224) == 128).all()  # of the whole line resized: 10 GB

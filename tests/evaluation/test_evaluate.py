@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 import jaxtrain
 from jaxtrain.config import TrackingConfig
-from jaxtrain.data.base import ArraySource, Dataset
+from jaxtrain.data.base import ArraySource, Dataset, FileSource
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.evaluation.calibration import fit_temperature
 from jaxtrain.evaluation.evaluate import evaluate_on_test, track_evaluation
@@ -118,6 +118,36 @@ def test_images_that_were_trained_on_are_counted_and_named(tmp_path, caplog):
     assert "test image 5 is val image 0" in caplog.text
     summary = json.loads((tmp_path / "run" / "benchmark" / "metrics.json").read_text())
     assert (summary["test/duplicates_in_training"], summary["test/duplicates_in_validation"]) == (2, 1)
+
+
+def test_where_copies_cannot_be_known_none_are_counted_and_that_is_said(tmp_path, caplog):
+    (tmp_path / "0.png").write_bytes(b"encoded")
+    train = FileSource([tmp_path / "0.png"], np.zeros(1, np.int32))
+    evaluation = evaluate(dataset(source(2, 12, "test"), train)[0], tmp_path)
+    assert "training" not in evaluation.duplicates
+    assert "training set is unknown" in caplog.text
+    summary = json.loads((tmp_path / "run" / "benchmark" / "metrics.json").read_text())
+    assert "test/duplicates_in_training" not in summary
+
+
+@pytest.mark.parametrize("loader", ["device", "stream"])
+def test_a_run_finds_copies_of_its_training_files_however_they_are_fed(tmp_path, loader):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 8, 3), np.uint8)
+    for split in ("train", "test"):
+        for label, images in zip(("cat", "dog"), pixels, strict=True):
+            (tmp_path / split / label).mkdir(parents=True)
+            for number, image in enumerate(images):
+                Image.fromarray(image).save(tmp_path / split / label / f"{number}.png")
+    data = {"name": f"folder:{tmp_path}", "loader": loader, "image_size": 8, "val_fraction": 0.25}
+    options = {
+        "augment": {"policy": "none"},
+        "tracking": {"enabled": False},
+        "quiet": True,
+        "model": {"name": "linear"},
+    }
+    jaxtrain.PTClassifier(data=data, train={"steps": 1}, **options, run_dir=tmp_path / "run").fit()
+    figures = json.loads((tmp_path / "run" / "benchmark" / "metrics.json").read_text())
+    assert (figures["test/duplicates_in_training"], figures["test/duplicates_in_validation"]) == (12, 4)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 import jaxtrain
-from jaxtrain import PTClassifier
+from jaxtrain import Callback, FEClassifier, PTClassifier
+from jaxtrain.cli.main import run
 from jaxtrain.config import DataConfig
+from jaxtrain.data.base import FileSource
 from jaxtrain.data.digest import image_ids
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import RunError, UserError
@@ -20,6 +22,7 @@ from tests.faults.small_run import merged
 
 COUNT = 12
 BAD = ("bomb.png", "empty.png", "text.png", "truncated.png")
+TRUNCATED = "truncated.png: image file is truncated"
 
 
 def picture(path, seed):
@@ -73,8 +76,87 @@ def test_as_many_as_are_allowed_are_left_out_and_named(folder, tmp_path, caplog,
         model = fit(folder, tmp_path / "run", loader=loader, max_bad_images=4)
     assert model.summary["steps"] == 6
     assert np.isfinite(model.summary["val_accuracy"])
+    assert model.summary["skipped_images"] == len(model.summary["skipped"]) == 4
+    for name in BAD:
+        assert sum(f"cat/{name}: " in entry for entry in model.summary["skipped"]) == 1
+        assert caplog.text.count(f"cat/{name}: ") == 1
     with pytest.raises(RunError, match=r"data\.max_bad_images allows 2"):
         fit(folder, tmp_path / "other", loader=loader, max_bad_images=2)
+
+
+def only_truncated(folder):
+    for name in BAD[:3]:
+        (folder / "cat" / name).unlink()
+
+
+def test_what_was_skipped_before_a_run_was_stopped_is_in_its_summary(folder, tmp_path):
+    class Stop(Callback):
+        def checkpoint(self, step, metrics, run):
+            raise RunError("enough")
+
+    only_truncated(folder)
+    data = {"name": f"folder:{folder}", "image_size": 8, "loader": "stream", "max_bad_images": 1, "val_fraction": 0.0}
+    options = merged({"train": {"steps": 6, "batch_size": 8}, "data": data, "checkpoint": {"every_steps": 5}})
+    with pytest.raises(RunError, match="enough"):
+        PTClassifier(**options, run_dir=tmp_path / "run", callbacks=[Stop()]).fit()
+    picture(folder / "cat" / "truncated.png", 99)
+    model = PTClassifier(**options, run_dir=tmp_path / "run").fit()
+    assert model.summary["steps"] == 6
+    assert [Path(entry.partition(": ")[0]).name for entry in model.summary["skipped"]] == ["truncated.png"]
+
+
+@pytest.mark.slow
+def test_embeddings_from_the_store_lack_the_same_images_for_the_same_reason(folder, tmp_path):
+    only_truncated(folder)
+    fit(folder, tmp_path / "pt", max_bad_images=1)
+    for name in ("computed", "kept"):
+        data = {"name": f"folder:{folder}", "image_size": 8, "max_bad_images": 1}
+        options = {"model": {"weights": str(tmp_path / "pt")}, "data": data, "tracking": {"enabled": False}}
+        features = {"store": str(tmp_path / "store")}
+        model = FEClassifier(**options, features=features, quiet=True, run_dir=tmp_path / name).fit()
+        assert model.summary["cache_hit"] == (name == "kept")
+        assert [re.sub(".*/", "", entry) for entry in model.summary["skipped"]] == [TRUNCATED]
+        options["data"] = data | {"max_bad_images": 0}
+        with pytest.raises(RunError, match=r"1 unreadable image, data\.max_bad_images allows 0: .*truncated\.png"):
+            FEClassifier(**options, features=features, quiet=True, run_dir=tmp_path / f"{name}-strict").fit()
+
+
+def new_images(folder, *names):
+    paths = [folder / "cat" / name for name in names]
+    return paths, FileSource(paths, np.zeros(len(paths), np.int32))
+
+
+def test_predictions_of_what_cannot_be_read(folder, tmp_path, capsys):
+    paths, images = new_images(folder, "00.png", "truncated.png", "01.png", "text.png", "missing.png")
+    model = fit(folder, tmp_path / "run", max_bad_images=9)
+    right = model.predict(new_images(folder, "00.png", "01.png")[1]).tolist()
+    assert model.predict(images).tolist() == [right[0], -1, right[1], -1, -1]
+    assert np.isnan(model.predict_proba(images)).any(axis=1).tolist() == [False, True, False, True, True]
+    with pytest.raises(RunError, match=r"3 of 5 images cannot be read: .*truncated\.png: .*text\.png: "):
+        model.evaluate(images, images.labels)
+    with pytest.raises(RunError, match="3 of 5 images cannot be read"):
+        run(["predict", str(tmp_path / "run"), *map(str, paths)])
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == list(map(str, paths))
+    assert [line[1].startswith("unreadable: ") for line in lines] == [False, True, False, True, True]
+    assert [len(line) for line in lines] == [3, 2, 3, 2, 2]
+
+
+def test_a_folder_is_predicted_with_all_in_it(folder, tmp_path, capsys):
+    fit(folder, tmp_path / "run", max_bad_images=9)
+    capsys.readouterr()
+    run(["predict", str(tmp_path / "run"), str(folder / "dog")])
+    assert len(capsys.readouterr().out.splitlines()) == COUNT
+
+
+def test_among_strings_there_is_no_label_for_what_cannot_be_read(folder, tmp_path):
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), np.uint8), np.array(["a", "b"] * 12)
+    model = PTClassifier(**merged({"train": {"steps": 2, "batch_size": 8}}), run_dir=tmp_path / "run").fit(
+        pixels, labels
+    )
+    assert set(model.predict(new_images(folder, "00.png")[1])) <= {"a", "b"}
+    with pytest.raises(RunError, match=r"1 of 2 images cannot be read: .*truncated\.png"):
+        model.predict(new_images(folder, "00.png", "truncated.png")[1])
 
 
 @pytest.fixture
@@ -92,7 +174,7 @@ def tested_folder(tmp_path):
 
 def test_bad_test_images_that_are_allowed_are_named_and_not_tested(tested_folder, tmp_path, caplog):
     model = fit(tested_folder, tmp_path / "run", max_bad_images=1)
-    assert re.search(r"left out of the test: .*test/cat/07\.png: .*truncated", caplog.text)
+    assert re.search(r"skipped: .*test/cat/07\.png: .*truncated", caplog.text)
     predictions = Predictions.load(tmp_path / "run" / "benchmark" / "predictions.npz")
     (tested_folder / "test" / "cat" / "07.png").unlink()
     rest = load_dataset(DataConfig(name=f"folder:{tested_folder}")).open_test()

@@ -64,7 +64,7 @@ def test_a_signal_in_any_phase(tmp_path, whole, monkeypatch, phase, number):
             again()
     assert time.monotonic() - seen[-1] < 30
     assert caught.value.exit_code == 128 + number
-    assert re.search(rf"continue with: .*train.* --technique {technique} --run-dir", str(caught.value))
+    assert re.search(r"continue with: .*fit\(\).* run_dir=", str(caught.value))  # no command has these arrays
     assert not (tmp_path / "run" / "summary.json").exists()
     if technique == "pt":
         saved = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("0*"))

@@ -31,9 +31,13 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def check(directory: RunDirectory, config: Config) -> bool:
+    return directory.check_config(config, images=100)
+
+
 def begun(path: Path, **changes: Any) -> Path:
     with RunDirectory.open(Config(run_dir=path), "x") as directory:
-        directory.check_config(Config(run_dir=path).replace(**changes))
+        check(directory, Config(run_dir=path).replace(**changes))
     return path
 
 
@@ -59,7 +63,7 @@ def test_unnamed_runs_are_numbered(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         with RunDirectory.open(Config(), "digits-cnn") as directory:
             assert directory.path == tmp_path / "runs" / "pt" / f"digits-cnn-{number}"
-            directory.check_config(Config())
+            check(directory, Config())
 
 
 def test_an_unnamed_run_that_was_not_begun_leaves_nothing(tmp_path: Path) -> None:
@@ -161,7 +165,7 @@ def test_a_start_killed_before_its_config_was_written_is_a_fresh_one(tmp_path: P
     (tmp_path / "run" / "run.lock").write_text("")
     (tmp_path / "run" / ".config.yaml.tmp").write_text("technique: p")
     with RunDirectory.open(Config(run_dir=tmp_path / "run"), "x") as directory:
-        assert directory.check_config(Config()) is False
+        assert check(directory, Config()) is False
     assert sorted(os.listdir(tmp_path / "run")) == ["config.yaml", "run.lock"]
 
 
@@ -275,7 +279,7 @@ def test_a_new_run_writes_its_config_and_a_resumed_one_finds_it(tmp_path: Path) 
     config = Config(run_dir=tmp_path / "run", train=TrainConfig(epochs=3.0))
     for resuming in (False, True, True):
         with RunDirectory.open(config, "x") as directory:
-            assert directory.check_config(config) is resuming
+            assert check(directory, config) is resuming
             assert load_config(directory.config_path) == config
 
 
@@ -294,14 +298,14 @@ def test_a_new_run_writes_its_config_and_a_resumed_one_finds_it(tmp_path: Path) 
     ],
 )
 def test_options_that_decide_what_is_learned_may_not_change(tmp_path: Path, option: str, value: object) -> None:
-    run = begun(tmp_path / "run")
+    run = begun(tmp_path / "run", **{"data.loader": "device", "train.epochs": 3.0})
     before = (run / "config.yaml").read_bytes()
     with RunDirectory.open(Config(run_dir=run), "x") as directory, pytest.raises(UserError) as caught:
-        directory.check_config(Config(run_dir=run).replace(**{option: value}))
+        check(directory, Config(run_dir=run).replace(**{"data.loader": "device", "train.epochs": 3.0, option: value}))
     message = str(caught.value)
     assert f"{option} " in message
     assert f" -> {value}" in message
-    assert "free to change: name, run_dir, tracking, checkpoint" in message
+    assert "free to change: name, run_dir, " in message
     assert ("length of training" in message) == (option == "train.epochs")
     assert "\n" not in message
     assert (run / "config.yaml").read_bytes() == before
@@ -314,7 +318,7 @@ def test_every_changed_option_is_named_with_both_values(tmp_path: Path) -> None:
         RunDirectory.open(Config(run_dir=run), "x") as directory,
         pytest.raises(UserError, match=r"options: seed 0 -> 3, optimizer.learning_rate \(default\) -> 0.5; give"),
     ):
-        directory.check_config(changed)
+        check(directory, changed)
 
 
 def test_other_options_may_change_and_are_written_down(tmp_path: Path) -> None:
@@ -325,7 +329,7 @@ def test_other_options_may_change_and_are_written_down(tmp_path: Path) -> None:
         **{"data.prefetch": 9, "data.dir": Path("elsewhere"), "run_dir": Path("moved")},
     }
     with RunDirectory.open(Config(run_dir=run), "x") as directory:
-        assert directory.check_config(Config().replace(**changes)) is True
+        assert check(directory, Config().replace(**changes)) is True
     assert load_config(run / "config.yaml") == Config().replace(**changes)
 
 
@@ -344,7 +348,7 @@ def test_a_config_of_something_else(tmp_path: Path) -> None:
         RunDirectory.open(Config(run_dir=tmp_path / "run"), "x") as directory,
         pytest.raises(UserError, match=r"config.yaml: hydra: unknown section"),
     ):
-        directory.check_config(Config())
+        check(directory, Config())
 
 
 def test_what_is_left_open_continues_as_it_was(tmp_path: Path) -> None:
@@ -354,7 +358,7 @@ def test_what_is_left_open_continues_as_it_was(tmp_path: Path) -> None:
     with RunDirectory.open(given, "x") as directory:
         continued = directory.continued(given)
         assert continued == Config(run_dir=run).replace(**resolved, **{"checkpoint.keep": 9})
-        assert directory.check_config(continued) is True
+        assert check(directory, continued) is True
         # as from a command line, where every option has been set
         everything = Config.model_validate(given.model_dump())
         assert directory.continued(everything).model_dump() == given.replace(**{**resolved, "seed": 0}).model_dump()
@@ -367,7 +371,7 @@ def test_a_length_in_steps_takes_the_place_of_one_in_epochs(tmp_path: Path) -> N
         RunDirectory.open(given, "x") as directory,
         pytest.raises(UserError, match=r"train.epochs 20.0 -> \(default\), train.steps \(default\) -> 100"),
     ):
-        directory.check_config(directory.continued(given))
+        check(directory, directory.continued(given))
 
 
 def test_options_that_contradict_those_of_the_run_so_far_are_named(tmp_path: Path) -> None:
@@ -386,14 +390,14 @@ def test_parts_of_a_batch_that_were_found_to_fit_stay(tmp_path: Path) -> None:
     given = Config(run_dir=tmp_path / "run").replace(**{"train.microbatch": "auto"})
     given = Config.model_validate(given.model_dump())
     with RunDirectory.open(given, "x") as directory:
-        directory.check_config(given)
+        check(directory, given)
         directory.record("train.accumulate", 4)
         continued = directory.continued(given)
-        assert directory.check_config(continued) is True
+        assert check(directory, continued) is True
         assert continued.train.accumulate == 4
         more = directory.continued(given.replace(**{"train.accumulate": 8}))
         with pytest.raises(UserError, match=r"train.accumulate 4 -> 8"):
-            directory.check_config(more)
+            check(directory, more)
 
 
 def test_a_run_that_did_not_fit_can_be_continued_in_parts(tmp_path: Path) -> None:

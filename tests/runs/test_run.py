@@ -9,6 +9,7 @@ import yaml
 from jaxtrain import PTClassifier
 from jaxtrain.config_io import load_config
 from jaxtrain.errors import UserError
+from jaxtrain.runs import report
 
 SECRET = "correct-horse"
 
@@ -60,14 +61,28 @@ def test_no_password_is_in_any_file(run):
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
-def test_the_same_data_is_asked_for_on_resume(run, tmp_path):
-    images = np.zeros((60, 8, 8), np.uint8)
-    (run.run_dir / "summary.json").rename(tmp_path / "summary.json")
-    try:
-        with pytest.raises(Exception, match="are not those that this run began with"):
-            PTClassifier(run_dir=run.run_dir, quiet=True, tracking={"enabled": False}).fit(images, np.arange(60) % 3)
-    finally:
-        (tmp_path / "summary.json").rename(run.run_dir / "summary.json")
+def test_a_refused_start_leaves_no_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"model": {"name": "linear"}, "augment": {"mixup": 0.2}, "train": {"batch_size": 3}}
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"train\.batch_size"):
+            PTClassifier(**options, quiet=True, tracking={"enabled": False}).fit(
+                np.zeros((40, 4, 4), np.uint8), np.arange(40) % 2
+            )
+    assert list(tmp_path.rglob("*-linear-*")) == []
+
+
+def test_what_changes_no_number_may_change_on_the_way(tmp_path, capsys):
+    data = np.zeros((40, 4, 4), np.uint8), np.arange(40) % 2
+    options = {"model": {"name": "linear"}, "train": {"steps": 2}, "tracking": {"enabled": False}}
+    PTClassifier(**options, quiet=True, run_dir=tmp_path / "run").fit(*data)
+    assert load_config(tmp_path / "run" / "config.yaml").quiet is False
+    (tmp_path / "run" / "summary.json").unlink()
+    assert capsys.readouterr().out == ""
+    free = {"max_bad_images": 3, "device_budget_mb": 1, "max_pixels": 10**6}
+    again = PTClassifier(**options, data=free, run_dir=tmp_path / "run").fit(*data)
+    assert "resuming at step 2" in capsys.readouterr().out
+    assert again.fitted.config.data.loader == "device"
 
 
 def test_a_tracking_store_that_cannot_be_leaves_no_directory(tmp_path, monkeypatch):
@@ -77,3 +92,16 @@ def test_a_tracking_store_that_cannot_be_leaves_no_directory(tmp_path, monkeypat
     with pytest.raises(UserError, match="did you mean 'postgresql'"):
         model.fit(images, labels)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_what_to_do_next_is_what_can_be_done(tmp_path, monkeypatch, capsys, fraction):
+    """A run that was not tested cannot be compared; it can be given a test set."""
+    monkeypatch.setattr(report, "log_to_stderr", lambda: None)
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    options = {"model": {"name": "linear"}, "train": {"steps": 2}, "tracking": {"enabled": False}}
+    model = PTClassifier(**options, data={"test_fraction": fraction}, run_dir=tmp_path / "run")
+    model.fit(images, np.arange(60) % 3)
+    assert (model.summary["test_accuracy"] is None) == (fraction == 0)
+    shown = capsys.readouterr().out
+    assert ("benchmark" in shown, "test_fraction" in shown) == (fraction > 0, fraction == 0)

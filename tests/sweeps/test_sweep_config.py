@@ -51,7 +51,6 @@ MISTAKES = [
         "base: {}\naxes: {train.epochs: [1, 2, 3]}\nbudget: {trials: 2}",
         "budget.trials: 2, but combine grid makes 3 settings",
     ),
-    ("base: {model: {weights: x}}\naxes: {technique: [pt]}", "model.weights is an option of techniques fe and ft"),
 ]
 
 

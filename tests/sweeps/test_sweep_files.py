@@ -12,7 +12,7 @@ from jaxtrain.sweeps.study import Trials
 from jaxtrain.sweeps.worker import Worker
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "configs" / "sweeps").glob("*.yaml"))
-SLOW = {"techniques_digits", "pt_digits"}
+SLOW = {"techniques_digits", "pt_digits", "pt_digits_tpe"}
 
 
 def small(sweep):

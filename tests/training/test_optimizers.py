@@ -38,11 +38,15 @@ def test_every_optimizer_descends_and_decays_only_kernels(name):
     def loss(params):
         return sum(jnp.sum((leaf - 0.1) ** 2) for leaf in jax.tree.leaves(params))
 
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
     params, state = PARAMS, optimizer.init(PARAMS)
     start = loss(params)
     for _ in range(30):
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = step(params, state)
     assert loss(params) < start
     # With no gradient at all, decay moves kernels towards zero and leaves everything else where it is.
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
