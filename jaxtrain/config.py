@@ -7,7 +7,7 @@ directory's `config.yaml`, which is enough to repeat the run.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -454,7 +454,7 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept; the best by validation metric is kept besides."""
 
 
-class TrackingConfig(Section):
+class StoreConfig(Section):
     """MLflow. `metrics.jsonl` in the run directory is written always."""
 
     enabled: bool = True
@@ -463,6 +463,11 @@ class TrackingConfig(Section):
     """Tracking server or store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory)."""
     experiment_prefix: str = ""
     """Put before the experiment names FE, FT, PT and Benchmark."""
+
+
+class TrackingConfig(StoreConfig):
+    """MLflow. `metrics.jsonl` in the run directory is written always."""
+
     log_model: bool = True
     """Store the final model in MLflow, loadable by mlflow.pyfunc."""
     system_metrics: bool = True
@@ -482,8 +487,20 @@ class OwnConfig(Section):
     """A function (schedule) -> optax transform (ft, pt)."""
 
 
-TECHNIQUE_SECTIONS = {"features": "fe", "head": "fe", "finetune": "ft"}
-"""Sections that one technique alone has."""
+_IDLE = {
+    "fe": (
+        *("optimizer", "schedule", "checkpoint", "finetune", "own.loss", "own.optimizer"),
+        *(f"train.{option}" for option in TrainConfig.model_fields if option != "class_weights"),
+        *("augment.mixup", "augment.cutmix", "augment.test_flips", "data.loader", "data.device_budget_mb"),
+        *("model.drop_rate", "model.drop_path_rate", "model.remat"),
+    ),
+    "ft": ("features", "head", "data.draws"),
+    "pt": ("features", "head", "finetune", "data.draws"),
+}
+"""Options and sections that have no effect under a technique."""
+TECHNIQUES = tuple(_IDLE)
+_RECORDED = ("train.steps_per_call", "optimizer.learning_rate", "optimizer.weight_decay", "schedule.warmup_epochs")
+"""What is chosen for every run, fe's too, where none of it acts; in version 0.1 its `config.yaml` had it all."""
 FREE_ON_RESUME = (
     *("name", "run_dir", "quiet", "tracking", "checkpoint", "parallel"),
     *("train.log_every", "train.steps_per_call", "train.microbatch", "train.hang_minutes"),
@@ -520,21 +537,39 @@ class Config(Section):
     own: OwnConfig = OwnConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_was_filled_in(cls, tree: Any) -> Any:
+        """A config of fe with everything chosen is read without what has no effect: nobody gave that."""
+        if not isinstance(tree, Mapping) or tree.get("technique") != "fe":
+            return tree
+        sections = {name: value for name, value in tree.items() if isinstance(value, Mapping)}
+        recorded = (path.split(".") for path in _RECORDED)
+        whole = all(sections.get(section, {}).get(option) is not None for section, option in recorded)
+        return acting("fe", tree) if whole else tree
+
     @model_validator(mode="after")
-    def _sections_of_the_technique(self) -> Config:
-        for name, technique in TECHNIQUE_SECTIONS.items():
-            section = getattr(self, name)
-            if technique != self.technique and section != type(section)():
-                option = next(key for key in type(section).model_fields if key in section.model_fields_set)
-                raise ValueError(f"{name}.{option} is an option of technique {technique}, not of {self.technique}")
-        if self.data.draws > 1 and (self.technique != "fe" or self.data.shots is None):
+    def _options_of_the_technique(self) -> Config:
+        if self.data.draws > 1 and self.data.shots is None:
             raise ValueError("data.draws needs technique fe and data.shots: each draw is a head on so few images")
-        if self.technique == "fe" and self.augment.test_flips != "none":
-            raise ValueError("augment.test_flips is an option of techniques ft and pt: fe embeds an image once")
-        if self.technique == "fe" and (self.own.loss or self.own.optimizer):
-            option = "loss" if self.own.loss else "optimizer"
-            raise ValueError(f"own.{option} is an option of techniques ft and pt: fe fits a head to convergence")
+        default = {name: field.get_default() for name, field in type(self).model_fields.items()}
+        for section in default:
+            for option in type(default[section]).model_fields if isinstance(default[section], Section) else ():
+                value, path = getattr(getattr(self, section), option), f"{section}.{option}"
+                if value != getattr(default[section], option) and not self.acts(path):
+                    raise ValueError(self._no_effect(path))
         return self
+
+    def _no_effect(self, path: str) -> str:
+        owners = [name for name, idle in _IDLE.items() if not {path, path.partition(".")[0]} & set(idle)]
+        if self.technique in owners:
+            return f"{path} has no effect: technique fe embeds each image as it is where features.views is 1"
+        techniques = f"technique {owners[0]}" if len(owners) == 1 else f"techniques {' and '.join(sorted(owners))}"
+        return f"{path} is an option of {techniques}, not of {self.technique}"
+
+    def acts(self, path: str) -> bool:
+        """Whether an option, named as on the command line, has an effect under this technique."""
+        return not {path, path.partition(".")[0]} & _idle(self.technique, self.features.views)
 
     def get(self, path: str) -> Any:
         """The value of an option, or a section, named as on the command line: `config.get("train.epochs")`."""
@@ -554,6 +589,23 @@ class Config(Section):
             section, _, key = path.rpartition(".")
             (tree[section] if section else tree).pop(key)
         return tree
+
+
+def acting(technique: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A dumped config without the options that have no effect under a technique."""
+    idle = _idle(technique, (tree.get("features") or {}).get("views", 1))
+
+    def kept(section: str, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {option: each for option, each in value.items() if f"{section}.{option}" not in idle}
+
+    return {name: kept(name, value) for name, value in tree.items() if name not in idle}
+
+
+def _idle(technique: str, views: int) -> set[str]:
+    """Options and sections without effect; fe changes images only for the views that it adds."""
+    return {*_IDLE[technique], *(("augment",) if technique == "fe" and views == 1 else ())}
 
 
 def put(tree: dict[str, Any], path: str, value: Any) -> None:

@@ -10,13 +10,77 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from jaxtrain.config import TECHNIQUE_SECTIONS, Config, Section
+from jaxtrain.config import Config, Section
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.redact import redact
 
 RECIPES = Path(__file__).with_name("recipes")
 """Folder of the config files that come with the package."""
 _SHOWN_ERRORS = 3
+_WORDS = {
+    word: options.split("|")
+    for options, words in {
+        "train.epochs": "epoch num_epochs max_epochs total_epochs n_epochs nb_epochs num_train_epochs",
+        "train.steps": "max_steps total_steps num_steps iterations iters num_train_steps",
+        "train.batch_size": "bs b batch batchsize global_batch_size train_batch_size per_device_train_batch_size",
+        "train.accumulate": "accum accum_steps grad_accum grad_accum_steps accumulate_grad_batches "
+        "gradient_accumulation_steps",
+        "train.label_smoothing": "smoothing label_smoothing_factor",
+        "train.class_weights balanced": "class_weight balanced",
+        "train.ema_decay": "ema model_ema model_ema_decay",
+        "train.eval_every": "eval_interval eval_freq check_val_every_n_epoch validation_freq val_check_interval",
+        "train.log_every": "log_interval print_freq logging_steps log_every_n_steps log_training_steps",
+        "train.early_stopping": "patience early_stop",
+        "optimizer.learning_rate": "lr learning_rate base_lr lr_base peak_lr eta",
+        "optimizer.weight_decay": "wd decay l2 weightdecay",
+        "optimizer.name": "opt optim optimizer optimiser optax_name",
+        "optimizer.clip_norm": "clip clip_grad grad_clip grad_clip_norm max_grad_norm gradient_clip_val clipnorm",
+        "schedule.name": "sched schedule scheduler lr_schedule lr_scheduler lr_scheduler_type",
+        "schedule.warmup_epochs": "warmup warmup_epoch warmup_steps warmup_ratio",
+        "schedule.final_ratio": "min_lr lr_min final_lr",
+        "data.name": "data dataset dataset_name data_name data_set",
+        "data.dir": "data_dir data_path data_root dataset_dir",
+        "data.image_size": "img_size imgsz input_size image_size resolution res size",
+        "data.channels": "in_chans in_channels num_channels",
+        "data.val_fraction": "val_split validation_split validation_fraction val_size val_frac valid_fraction",
+        "data.max_train_images": "limit limit_train_batches max_train_samples subset",
+        "data.workers": "num_workers n_workers j dataloader_num_workers",
+        "augment.policy": "aug augment augmentation augmentations aa auto_augment",
+        "augment.policy none": "no_aug no_augment no_augmentation",
+        "augment.erasing": "reprob random_erasing",
+        "augment.randaugment_layers": "randaugment rand_augment",
+        "model.name": "model arch architecture backbone net model_name",
+        "model.network": "network",
+        "model.weights": "pretrained weights initial_checkpoint init finetune_from model_init model_name_or_path",
+        "model.drop_rate": "drop dropout dropout_rate drop_rate",
+        "model.drop_path_rate": "drop_path stochastic_depth",
+        "model.dtype": "precision mixed_precision",
+        "model.dtype bfloat16": "bf16 fp16 amp half",
+        "model.remat": "grad_checkpointing gradient_checkpointing checkpointing",
+        "parallel.strategy": "strategy",
+        "parallel.devices": "device gpus gpu n_gpu num_gpus num_devices accelerator",
+        "parallel.coordinator": "dist_url master_addr",
+        "run_dir|out": "output output_dir out_dir outdir out save_dir log_dir logdir workdir work_dir default_root_dir",
+        "run_dir": "resume resume_from ckpt_path resume_from_checkpoint restore",
+        "checkpoint.every_steps": "save_steps ckpt_steps checkpoint_every save_interval",
+        "checkpoint.keep": "checkpoint_hist save_total_limit keep_checkpoints",
+        "name": "run_name experiment experiment_name exp_name",
+        "seed": "random_seed rng_seed random_state",
+        "tracking.enabled": "tracking mlflow logger track log",
+        "tracking.enabled False": "no_tracking no_mlflow no_track no_log no_logging disable_tracking",
+        "tracking.uri|uri": "tracking_uri mlflow_uri",
+        "quiet": "silent verbose q verbosity",
+        "smoke": "dry_run fast_dev_run test_run smoke_test",
+        "config": "cfg conf config_file yaml",
+        "technique": "method mode task",
+        "finetune.strategy head": "freeze freeze_backbone linear_probing",
+        "finetune.strategy lora": "lora",
+        "head.k": "neighbors neighbours n_neighbors",
+    }.items()
+    for word in words.split()
+}
+"""What people who come from timm, Keras, Lightning, big_vision or transformers type for an option, and what it is here:
+the first of those that the command has, some with the value that is meant."""
 
 
 def dump_config(config: Config) -> str:
@@ -101,12 +165,15 @@ def nearest_option(path: str, valid: Sequence[str] | None = None) -> str:
     """
     valid = option_paths() if valid is None else valid
     section, _, name = path.rpartition(".")
-    for matches in (lambda key: key == name, lambda key: "".join(word[0] for word in key.split("_")) == name):
-        found = [option for option in valid if matches(option.rpartition(".")[2])]
-        general = [option for option in found if option.partition(".")[0] not in TECHNIQUE_SECTIONS]
-        found = general or found
-        if len(found) == 1:
-            return f"did you mean '{found[0]}'?"
+    for meant in _WORDS.get(name.replace("-", "_"), ()):
+        option = meant.partition(" ")[0]
+        own = f"{section}.{option.rpartition('.')[2]}"
+        if own in valid or option in valid:
+            return f"did you mean '{own if own in valid else meant}'?"
+    found = [option for option in valid if option.rpartition(".")[2] == name]
+    found = [option for option in found if option.partition(".")[0] not in ("head", "features", "finetune")] or found
+    if len(found) == 1:
+        return f"did you mean '{found[0]}'?"
     siblings = [option.rpartition(".")[2] for option in valid if option.rpartition(".")[0] == section]
     if section and siblings:
         return nearest(name, siblings).replace("'", f"'{section}.", 1)
@@ -152,7 +219,9 @@ def _problem(details: Mapping[str, Any]) -> str:
         if names:
             return f"unknown value '{_cut(given)}', {nearest(given, names)}"
     if kind == "model_type":
-        return f"must be a mapping of options, not {_shown(given)}"
+        path = ".".join(map(str, details["loc"]))
+        name = f", did you mean '{path}.name'?" if isinstance(given, str) and f"{path}.name" in option_paths() else ""
+        return f"must be a mapping of options, not {_shown(given)}{name}"
     if kind == "missing":
         return "a value is missing"
     if kind == "value_error":

@@ -18,9 +18,12 @@ _USER_INFO = re.compile(
 _ASSIGNMENT = re.compile(
     rf"(?<![\w.-])((?:[\w.-]{{0,64}}(?:{_WORDS})[\w.-]{{0,64}}"
     rf"|(?:[\w.-]{{0,64}}[._-])?(?:{_SHORT_WORDS})(?:[._-][\w.-]{{0,64}})?)"
-    r"['\"]?\s*[=:]\s*['\"]?)[^\s&;,'\"<>]+",
+    r"['\"]?\s*[=:]\s*['\"]?)([^\s&;,'\"<>]+)",
     re.IGNORECASE,
 )
+# Tracebacks show source code. No secret is one of these words; of names without digits `key` alone is common in code.
+_CODE = re.compile(r"(?:lambda|None|True|False|str|bytes|int|float|bool)\b[^\w-]*")
+_CODE_AFTER_KEY = re.compile(r"[A-Za-z_][A-Za-z_.]*(?:[(\[].*|[\])}:|]*)")
 _BEARER = re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _KNOWN_TOKEN = re.compile(
     r"\b(?:gh[oprsu]_|github_pat_|glpat-|hf_|sk-|xox[abprs]-|dapi|AKIA|ASIA|eyJ)[A-Za-z0-9_.-]{12,}"
@@ -41,8 +44,17 @@ def redact(text: str) -> str:
     """
     text = _USER_INFO.sub(rf"\1{HIDDEN}@", text)
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)
-    text = _ASSIGNMENT.sub(rf"\1{HIDDEN}", text)
+    text = _ASSIGNMENT.sub(_hidden, text)
     return _KNOWN_TOKEN.sub(HIDDEN, text)
+
+
+def _hidden(assignment: re.Match[str]) -> str:
+    """An assignment without its value, unless that is plainly source code: `key=lambda key: ...`, `token: str`."""
+    name, value = assignment[1], assignment[2]
+    before = assignment.string[: assignment.start()][-1:]
+    quoted, address = "'" in name or '"' in name, before in ("?", "&")
+    code = _CODE_AFTER_KEY if re.split(r"[\s=:]", name)[0] == "key" else _CODE
+    return assignment[0] if not (quoted or address) and code.fullmatch(value) else f"{name}{HIDDEN}"
 
 
 def redact_option(name: str, value: str) -> str:

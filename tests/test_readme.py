@@ -32,6 +32,7 @@ def test_python_programs(project):
         [sys.executable, "-c", program], cwd=project, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert float(done.stdout.partition("] ")[2].split()[0]) > 0.9  # of the images of other writers
     assert len(list((project / "runs" / "pt").iterdir())) == 2
 
 

@@ -35,9 +35,9 @@ from jaxtrain.runs.resolve import DEFAULT_MODEL, resolve
 from jaxtrain.runs.run import restored, run
 from jaxtrain.runs.stepwise import Stepwise
 from jaxtrain.training import processes
-from jaxtrain.training.losses import cross_entropy, soft_labels
+from jaxtrain.training.losses import checked, cross_entropy, soft_labels
 from jaxtrain.training.optimizers import Schedule, make_optimizer
-from jaxtrain.training.parallel import set_cpu_devices
+from jaxtrain.training.parallel import check_devices, set_cpu_devices
 from jaxtrain.training.state import Batch, TrainState, Tree
 from jaxtrain.training.technique import Binding, Metrics
 from jaxtrain.trees import leaf_name
@@ -145,7 +145,7 @@ class BaseClassifier(Trained):
         """Mean cross-entropy of a batch from `inputs`, and scalars to log (`train/NAME`)."""
         logits = model(batch.image, train=True, key=key)
         own = self.own("loss")
-        each = cross_entropy(logits, batch.label) if own is None else jnp.asarray(own(logits, batch.label))
+        each = cross_entropy(logits, batch.label) if own is None else checked(own(logits, batch.label), len(logits))
         if each.ndim == 0 and self.binding.class_weights is not None:
             raise UserError(
                 "train.class_weights: the loss of your own gives one number for the batch, not one per image"
@@ -299,6 +299,7 @@ class BaseClassifier(Trained):
         refuse_in_worker()
         set_cpu_devices(self.config.parallel)
         processes.start(self.config.parallel)
+        check_devices()
         with processes.together():
             given = images is not None
             technique = self.bind(self.config.replace(**{"data.name": ARRAYS}) if given else self.config)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from jaxtrain.classifiers.feature_extraction import FEClassifier
-from jaxtrain.config import Config, HeadConfig
+from jaxtrain.config import Config, HeadConfig, acting
 from jaxtrain.heads import fit_head
 from jaxtrain.models.weights import Pretrained
 from jaxtrain.runs.few_shot import few_shot_indices
@@ -16,7 +16,7 @@ from jaxtrain.runs.learning import Job
 from jaxtrain.runs.resolve import resolve_features
 from jaxtrain.training.state import Tree
 
-_SHARED = {"seed", "quiet", "data", "model", "augment", "parallel"}
+_SHARED = {"seed", "quiet", "data", "model", "parallel"}
 
 
 def probed_head(job: Job, pretrained: Pretrained) -> Tree:
@@ -25,8 +25,8 @@ def probed_head(job: Job, pretrained: Pretrained) -> Tree:
     Embeddings come from the store that technique fe uses, or go there. The setting is chosen on validation images;
     without any, it is scikit-learn's default (C = 1) on standardised features.
     """
-    shared = job.config.replace(**{"augment.test_flips": "none"})  # an embedding is of one view
-    config = resolve_features(Config.model_validate({**shared.model_dump(include=_SHARED), "technique": "fe"}))
+    shared = acting("fe", job.config.model_dump(include=_SHARED))
+    config = resolve_features(Config.model_validate({**shared, "technique": "fe"}))
     technique = FEClassifier(config).bind(config, pretrained=pretrained)
     dataset = job.dataset
     if config.data.shots is not None:

@@ -25,7 +25,7 @@ from jaxtrain.errors import RunError, UserError
 from jaxtrain.runs.resolve import mixes_images
 from jaxtrain.runs.run import run
 from jaxtrain.runs.setup import Setup, prepare
-from jaxtrain.training.parallel import set_cpu_devices
+from jaxtrain.training.parallel import check_devices, set_cpu_devices
 from jaxtrain.training.technique import Technique
 
 _STEPS = 4
@@ -43,9 +43,11 @@ def smoke(classifier: BaseClassifier) -> None:
     start = time.monotonic()
     config = classifier.config
     set_cpu_devices(config.parallel)
+    check_devices()
     height, width, channels, classes = _shape(classifier)
     small = _shortened(config)
-    images = max(_STEPS * small.train.batch_size, 2 * classes * (small.data.shots or 0))
+    batch = small.train.batch_size if small.acts("train.batch_size") else _LEAST_BATCH
+    images = max(_STEPS * batch, 2 * classes * (small.data.shots or 0))
     generator = np.random.default_rng(0)
 
     def generated(count: int) -> tuple[Any, Any]:
@@ -80,6 +82,7 @@ def debug(classifier: BaseClassifier) -> None:
     """
     config = classifier.config
     set_cpu_devices(config.parallel)
+    check_devices()
     dataset = load_dataset(classifier.data_config)
     batch = min(config.train.batch_size, len(dataset.train))
     dataset = replace(
@@ -94,7 +97,7 @@ def debug(classifier: BaseClassifier) -> None:
             **{"train.epochs": None, "train.steps": 1, "train.early_stopping": None, "schedule.warmup_epochs": None},
             **{"train.steps_per_call": 1, "finetune.unfreeze_steps": None},  # everything takes part in the one step
         }
-        small = config.replace(**options)
+        small = config.replace(**{path: value for path, value in options.items() if config.acts(path)})
         if config.technique != "fe":
             check_shapes(*prepare(classifier.bind(classifier.resolve(small, dataset)), dataset))
         run(classifier.bind(small), dataset)
@@ -179,7 +182,7 @@ def _shortened(config: Config) -> Config:
         changes["finetune.unfreeze_steps"] = 1
     if config.model.weights and Path(config.model.weights).exists():
         changes["model.weights"] = str(Path(config.model.weights).absolute())
-    return config.replace(**changes)
+    return config.replace(**{path: value for path, value in changes.items() if config.acts(path)})
 
 
 def _store(config: Config, folder: Path) -> Path | None:

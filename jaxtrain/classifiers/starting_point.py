@@ -36,7 +36,8 @@ def record(run_dir: Path, pretrained: Pretrained, adapted: Adapted) -> None:
             f"model.weights: {pretrained.source} holds other weights than when {run_dir} was begun; bring those back, "
             "or start another run"
         )
-    content = {"source": pretrained.source, "sha256": pretrained.digest, "notes": list(adapted.notes)}
+    head = "comes along" if adapted.why is None else f"starts afresh: {adapted.why}"
+    content = {"source": pretrained.source, "sha256": pretrained.digest, "head": head, "notes": list(adapted.notes)}
     write_text(run_dir / _RECORD, json.dumps(content, indent=2) + "\n")
     for note in adapted.notes if known is None else ():  # a run that goes back to its start has told
         _log.warning("%s: %s", pretrained.source, note)

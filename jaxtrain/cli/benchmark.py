@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from jaxtrain.cli.command import Command, Positional
-from jaxtrain.config import DataConfig, TrackingConfig
+from jaxtrain.config import DataConfig, StoreConfig, TrackingConfig
 from jaxtrain.errors import UserError
 
 # As many as fit 80 columns beside the names; the report has them all.
 _SHOWN = ("macro_f1", "ece")
+_OF_TRAINING = {
+    *("val_fraction", "max_train_images", "shots", "draws", "loader", "device_budget_mb", "workers", "prefetch"),
+    *("image_size", "mean", "std", "crop_pct", "interpolation"),  # each model has its own
+}
+"""Options of a data set that have no effect on a test set."""
+_COSTS = {"train_seconds": "training", "latency_ms_p50": "latency"}
 
 
 class Benchmark(Command):
@@ -43,14 +49,22 @@ class Benchmark(Command):
     """Print nothing but warnings and errors."""
     data: DataConfig | None = None
     """Another test set than that of the runs."""
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: StoreConfig = StoreConfig()
 
     @field_validator("data")
     @classmethod
     def _named(cls, data: DataConfig | None) -> DataConfig | None:
         if data is not None and "name" not in data.model_fields_set:
             raise ValueError("data.name is missing: these options are for another test set than that of the runs")
+        if data is not None and (idle := _OF_TRAINING & data.model_fields_set):
+            raise ValueError(f"data.{min(idle)} has no effect on a test set")
         return data
+
+    @model_validator(mode="after")
+    def _costs_or_none(self) -> Benchmark:
+        if self.skip_costs and self.costs_again:
+            raise ValueError("--skip-costs and --costs-again: give one of them")
+        return self
 
     def run(self) -> None:
         """Compare, write the report, track it, and print what matters: once for each test set."""
@@ -71,8 +85,11 @@ class Benchmark(Command):
         from jaxtrain.evaluation.runs import gather, make_report, report_folder, track, track_report
         from jaxtrain.files import optional
         from jaxtrain.screen.console import print_line
+        from jaxtrain.training.parallel import check_devices
 
+        check_devices()
         say = (lambda text: None) if self.quiet else print_line
+        tracking = TrackingConfig(**self.tracking.model_dump())
         gathered = gather(paths, load, data=self.data, costs=not self.skip_costs, costs_again=self.costs_again, say=say)
         comparison = compare(gathered.candidates, margin=self.margin / 100, resamples=self.resamples, seed=self.seed)
         names = [candidate.name for candidate in gathered.candidates]
@@ -81,11 +98,11 @@ class Benchmark(Command):
             gathered, comparison, columns={}, duplicates=not self.skip_duplicates, corrupted=corrupted, say=say
         )
         folder = report.save(self.out or report_folder(comparison.predictions.dataset))
-        ids = track(gathered, comparison, self.tracking)
+        ids = track(gathered, comparison, tracking)
         with optional("the report in MLflow"):
-            track_report(report, folder, self.tracking, ids)
+            track_report(report, folder, tracking, ids)
         if not self.quiet:
-            _show(report, folder, self.tracking)
+            _show(report, folder, tracking)
 
 
 def _show(report, folder: Path, tracking: TrackingConfig) -> None:  # type: ignore[no-untyped-def]

@@ -42,11 +42,12 @@ class Command(Section):
         """The command that the words give. Raises UserError naming the option, the value and what would be valid."""
         options = options_of(cls)
         given = _read(options, words)
+        tree = merge(cls.below(given), given)
         for option in options:
-            if option.field.is_required() and option.path not in given:
+            if option.field.is_required() and option.path not in tree:
                 raise UserError(f"{option.shown} is missing: {option.field.description}")
         try:
-            return cls.model_validate(merge(cls.below(given), given))
+            return cls.model_validate(tree)
         except ValidationError as error:
             raise UserError(explain(error, "command line")) from None
 
@@ -167,13 +168,15 @@ def _is_flag(word: str) -> bool:
 
 
 def _named(options: Sequence[Option], flag: str) -> Option:
-    if not flag.startswith("--"):
-        raise UserError(f"{flag}: no such option; options start with two dashes, --help lists them")
-    path, by_path = flag[2:].replace("-", "_"), {option.path: option for option in options if not option.place}
-    if path not in by_path:
-        hint = nearest_option(path, list(by_path)).replace("'", "'--", 1).replace("_", "-")
-        raise UserError(f"{flag}: no such option; {hint}")
-    return by_path[path]
+    path, by_path = flag.lstrip("-").replace("-", "_"), {option.path: option for option in options if not option.place}
+    if flag.startswith("--") and path in by_path:
+        return by_path[path]
+    hint = nearest_option(path, list(by_path)).replace("'", "'--", 1).replace("_", "-")
+    if not by_path:
+        hint = f"it takes {' and '.join(option.shown for option in options)} alone"
+    elif not flag.startswith("--") and not hint.startswith("did"):
+        hint = "options start with two dashes, --help lists them"
+    raise UserError(f"{flag}: no such option; {hint}")
 
 
 def _following(option: Option, waiting: deque[str]) -> list[str]:

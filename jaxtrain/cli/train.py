@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from jaxtrain.cli.command import Command, merge
 from jaxtrain.config import Config
 from jaxtrain.config_io import RECIPES, dump_config, find_config, load_config, recipe_names
-from jaxtrain.errors import UserError
 
 _ACTIONS = ("print_config", "smoke", "debug")
 
@@ -24,6 +23,7 @@ class Train(Config, Command):
     before: defaults, the run directory (when it is resumed), --config, the command line.
     """
 
+    technique: Literal["fe", "ft", "pt"] = Field(description=Config.model_fields["technique"].description)
     config: Path | None = None
     """YAML file of options, or the name of a recipe, as `pt/digits` (`jaxtrain recipes` lists them); options on the
     command line win."""
@@ -50,8 +50,6 @@ class Train(Config, Command):
             tree = load_config(stored).model_dump(exclude_unset=True)
         if given.get("config"):
             tree = merge(tree, load_config(find_config(given["config"])).model_dump(exclude_unset=True))
-        if "technique" not in given and "technique" not in tree:
-            raise UserError("--technique is missing; valid: fe, ft, pt")
         return tree
 
     @property
@@ -71,7 +69,9 @@ class Train(Config, Command):
             REHEARSALS["smoke" if self.smoke else "debug"](classifier)
         elif self.print_config:
             from jaxtrain.data.sources import load_dataset
+            from jaxtrain.training.parallel import check_devices
 
+            check_devices()
             sys.stdout.write(dump_config(classifier.resolve(config, load_dataset(classifier.data_config))))
         else:
             classifier.fit()

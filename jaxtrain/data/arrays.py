@@ -210,6 +210,11 @@ def _images(images: ArrayLike, where: str) -> Images:
         array = images if isinstance(images, np.ndarray) else np.asarray(images)
     except ValueError:
         raise UserError(f"{where} images have different shapes: stack images of one size") from None
+    if array.dtype.kind in "UST" or (array.dtype == object and array.size and isinstance(array.flat[0], str | Path)):
+        raise UserError(
+            f"{where} images are given as file paths; give their pixels, uint8[images, height, width, channels], or "
+            "name their folder: data.name=folder:PATH to train, `jaxtrain predict RUN_DIR IMAGE ...` to label them"
+        )
     if array.dtype != np.uint8:
         seen = _range(array)
         values = f" in {seen[0]:g}..{seen[1]:g}" if seen else ""
@@ -262,20 +267,32 @@ def _label_values(labels: ArrayLike, where: str, count: int) -> NDArray[Any]:
     if values.dtype == object and all(isinstance(value, str) for value in values.flat):
         values = values.astype(str)
     if values.ndim != 1:
-        hint = ": labels.argmax(1) where they are one-hot" if values.ndim == 2 else ""
-        raise UserError(f"{where} labels have shape {list(values.shape)}, must be [images]{hint}")
+        raise UserError(f"{where} labels have shape {list(values.shape)}, must be [images]{_why_a_matrix(values)}")
     if len(values) != count:
         raise UserError(f"{where} has {count} images and {len(values)} labels")
     if values.dtype.kind == "f":
         if np.isnan(values).any():
             raise UserError(f"{where} label {int(np.isnan(values).argmax())} is NaN")
-        raise UserError(f"{where} labels are {values.dtype}, must be integers or strings: labels.astype(int)")
+        whole = bool((values == np.floor(values)).all())
+        hint = (
+            "labels.astype(int)" if whole else "numbers with fractions are no classes, and regression is not supported"
+        )
+        raise UserError(f"{where} labels are {values.dtype}, must be integers or strings: {hint}")
     if values.dtype.kind not in "iubU":
         raise UserError(f"{where} labels are {values.dtype}, must be integers or strings")
     if values.dtype.kind == "i" and (values < 0).any():
         place = int((values < 0).argmax())
         raise UserError(f"{where} label {place} is {values[place]}: labels must not be negative")
     return values
+
+
+def _why_a_matrix(values: NDArray[Any]) -> str:
+    """What to do about labels in rows, where that is known."""
+    if values.ndim != 2 or values.dtype.kind not in "iubf" or not np.isin(values, (0, 1)).all():
+        return ""
+    if (values.sum(axis=1) == 1).all():
+        return ": labels.argmax(1), for the rows are one-hot"
+    return ": some rows name several classes or none, and multi-label classification is not supported yet"
 
 
 def _class_indices(values: NDArray[Any], classes: NDArray[Any], where: str) -> Labels:

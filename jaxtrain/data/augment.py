@@ -117,7 +117,7 @@ def augment(config: AugmentConfig, keys: Array, images: Array, *, image_size: in
     Result: `float32[batch, image_size, image_size, channels]` in 0..1.
     Image i depends on `keys[i]` and `images[i]` only.
     """
-    options = _resolved(config)
+    options = _resolved(config, but=("mixup", "cutmix"))
     images = _geometry(options, keys, images, image_size)
     if _on(options.color_jitter):
         images = ops.color_jitter(images, ops.uniforms(keys, _JITTER, 3), options.color_jitter)
@@ -237,9 +237,9 @@ def _geometry(options: Any, keys: Array, images: Array, image_size: int) -> Arra
     return images
 
 
-def _resolved(config: AugmentConfig) -> Any:
-    """The config, its numbers possibly traced; refuses one with options left open."""
-    missing = [name for name in AugmentConfig.model_fields if getattr(config, name) is None]
+def _resolved(config: AugmentConfig, but: Sequence[str] = ()) -> Any:
+    """The config, its numbers possibly traced; refuses one with options left open, except for those in `but`."""
+    missing = [name for name in AugmentConfig.model_fields if name not in but and getattr(config, name) is None]
     if missing:
         raise ValueError(f"augment.{missing[0]} is None: call resolve_augment first")
     return config

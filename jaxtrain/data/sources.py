@@ -35,6 +35,9 @@ def load_dataset(config: DataConfig) -> Dataset:
     Raises `UserError` for names, paths and files that are not what they should be, `RunError` for damaged
     data.
     """
+    scheme, colon, rest = config.name.partition(":")
+    if config.dir is not None and scheme in {"digits", *_SCHEMES} - {"tfds"}:
+        raise UserError(f"data.dir is an option of tfds:NAME, not of {config.name}")
     if config.name == "digits":
         return digits_dataset(config)
     if config.name == ARRAYS:
@@ -44,7 +47,6 @@ def load_dataset(config: DataConfig) -> Dataset:
         )
     if config.name == "elpv":
         return elpv_dataset(config, "")
-    scheme, colon, rest = config.name.partition(":")
     if not colon or scheme not in _SCHEMES:
         raise UserError(f"data.name: unknown data set '{config.name}': {_suggestion(config.name)}")
     if not rest:

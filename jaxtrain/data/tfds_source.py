@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
+import ssl
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +30,7 @@ from jaxtrain.data.scan import Header, Headers, collect, drop_bad, header_of, pa
 from jaxtrain.errors import UserError, nearest
 
 _CACHE_AFTER_SECONDS = 2.0
+_CONNECT_SECONDS = 10.0
 
 
 class _Features(NamedTuple):
@@ -114,8 +122,23 @@ def tfds_dataset(config: DataConfig, text: str) -> Dataset:
     )
 
 
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """Without the warnings of what tensorflow-datasets looks for and does not find; its errors become ours."""
+    loggers = [logging.getLogger(name) for name in ("absl", "urllib3")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@_errors_only()
 def _prepared(text: str, config: DataConfig) -> Any:
-    """The builder of a set that lies prepared on disk."""
+    """The builder of a set that lies prepared on disk, or that is prepared now."""
     import tensorflow_datasets as tfds
 
     if config.dir is not None and (config.dir / "dataset_info.json").is_file():
@@ -137,16 +160,35 @@ def _prepare(text: str, options: dict[str, Any]) -> Any:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(text, file_format="array_record", **options)
+    folder = builder.data_path.parents[1 if builder.builder_config is None else 2]
     try:
+        _check_connection(builder, folder / "downloads")
         builder.download_and_prepare()
     except (Exception, SystemExit) as error:
-        folder = builder.data_path.parents[1 if builder.builder_config is None else 2]
         raise UserError(
             f"tfds:{text} is not prepared in {folder} and cannot be prepared here ({_one_line(error)}): "
             f"where TensorFlow and the network are at hand, run "
             f"`tfds build {text} --data_dir=DIR`, then give --data.dir DIR"
         ) from None
     return builder
+
+
+def _check_connection(builder: Any, downloads: Path) -> None:
+    """Raises ConnectionError at once where what is to be downloaded cannot be reached; the library tries for minutes.
+
+    `downloads`: what it has downloaded before, which may be all that it needs.
+    """
+    address = next((url for url in builder.url_infos or {} if url.startswith("http")), None)
+    if address is None or (downloads.is_dir() and any(downloads.iterdir())):
+        return
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_CONNECT_SECONDS):
+            pass
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(error, urllib.error.HTTPError) or isinstance(reason, ssl.SSLError):
+            return  # something answers; the library has certificates of its own
+        raise ConnectionError(f"{urllib.parse.urlsplit(address).hostname} cannot be reached: {reason}") from None
 
 
 def _choices(text: str, folder: Path | None) -> str:

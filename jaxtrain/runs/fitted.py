@@ -20,7 +20,7 @@ from jaxtrain.heads import FittedHead, restore_head
 from jaxtrain.runs.extraction import Extractor
 from jaxtrain.saved_tree import load_tree, save_tree
 from jaxtrain.training.inference import Inference
-from jaxtrain.training.parallel import make_strategy
+from jaxtrain.training.parallel import check_devices, make_strategy
 from jaxtrain.training.state import Batch, Tree
 from jaxtrain.training.technique import Technique
 from jaxtrain.trees import flat_parts, nested_parts
@@ -173,5 +173,6 @@ def read_model(path: Path) -> tuple[Tree, dict[str, Any]]:
     folder = path / "model" if (path / "model").is_dir() else path
     if not (folder / "meta.json").is_file():
         raise UserError(f"{path}: no model there; give the directory of a finished run, or a folder written by save()")
+    check_devices()  # Orbax reads through them, and would call the model damaged
     tree, meta = load_tree(folder)
     return flat_parts(tree), meta

@@ -32,7 +32,7 @@ from jaxtrain.screen.progress import Progress
 from jaxtrain.tracking import Tracker
 from jaxtrain.training import processes
 from jaxtrain.training.inference import Inference, host_batches
-from jaxtrain.training.parallel import make_strategy
+from jaxtrain.training.parallel import check_devices, make_strategy
 from jaxtrain.training.technique import Binding
 from jaxtrain.trees import tree_digest
 
@@ -77,7 +77,7 @@ class HeadLearning:
         backbone, state, adapted = adapt(pretrained, shapes, head=job.technique.head_name)
         if not adapted.head and config.model.network is not None:
             backbone = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes["params"].items()} | backbone
-        self._notes = [note for note in adapted.notes if not note.startswith("the head")]
+        self._notes = adapted.notes
         self._weights = {"params": {}, "frozen": backbone, "model_state": state}
         digest = tree_digest({"backbone": self._weights["frozen"], "statistics": self._weights["model_state"]})
         weights = strategy.place(self._weights)
@@ -247,6 +247,7 @@ def fit_vectors(
     technique: Learns, vectors: ArrayLike, labels: ArrayLike, validation: tuple[ArrayLike, ArrayLike] | None
 ) -> Fitted:
     """A head on vectors that somebody brings: `[images, features]` and `[images]`, integers or strings."""
+    check_devices()
     config = technique.config
     x, values = np.asarray(vectors, np.float32), np.asarray(labels)
     if x.ndim != 2 or len(x) != len(values):

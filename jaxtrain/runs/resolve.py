@@ -14,7 +14,7 @@ from jaxtrain.data.residence import loader
 from jaxtrain.errors import UserError
 from jaxtrain.models import model_spec
 from jaxtrain.models.weights import Pretrained
-from jaxtrain.training.optimizers import decay_steps, resolve_optimizer
+from jaxtrain.training.optimizers import check_schedule, decay_steps, resolve_optimizer
 from jaxtrain.training.progress import Timetable
 
 DEFAULT_MODEL = "cnn_small"
@@ -59,6 +59,7 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
         where = loader(dataset, data, native=augment.crop == "random_resized")
         data = data.model_copy(update={"loader": where})
     optimizer = resolve_optimizer(config.optimizer)
+    check_schedule(config.schedule)
     resolved = config.model_copy(
         update={"data": data, "train": train, "model": model, "augment": augment, "optimizer": optimizer}
     )

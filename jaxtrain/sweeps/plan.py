@@ -20,7 +20,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.runs.program import program_key
 from jaxtrain.sweeps.config import SweepConfig
 from jaxtrain.sweeps.settings import Axis, Setting, axes_of, setting, settings_of, shown
-from jaxtrain.training.parallel import set_cpu_devices
+from jaxtrain.training.parallel import check_devices, set_cpu_devices
 
 if TYPE_CHECKING:
     from jaxtrain.models.weights import Pretrained
@@ -131,6 +131,7 @@ def make_plan(sweep: SweepConfig, source: Path) -> Plan:
     axes, workshop = axes_of(sweep), Workshop()
     settings = settings_of(sweep, axes)
     set_cpu_devices(sweep.base.parallel)
+    check_devices()
     found: dict[Config, tuple[Setting, str]] = {}
     for one in settings:
         config = workshop.resolved(one)

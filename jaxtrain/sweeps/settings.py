@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from jaxtrain.config import FREE_ON_RESUME, Config
+from jaxtrain.config import FREE_ON_RESUME, TECHNIQUES, Config, acting
 from jaxtrain.config_io import explain, nearest_option, option_paths
 from jaxtrain.errors import UserError
 from jaxtrain.files import run_name
@@ -105,9 +105,15 @@ def settings_of(sweep: SweepConfig, axes: Sequence[Axis]) -> list[Setting]:
 
 
 def setting(sweep: SweepConfig, options: Mapping[str, Any], *, checked: bool = True) -> Setting:
-    """The base with these options. Raises UserError where the config refuses them together."""
+    """The base with these options; where the technique varies, each takes what acts under it from the base.
+
+    Raises UserError where the config refuses them together.
+    """
+    base = sweep.base
     try:
-        config = sweep.base.replace(**options, seed=0) if checked else sweep.base.replace(seed=0)
+        if checked and (technique := options.get("technique")) in TECHNIQUES:
+            base = Config.model_validate({**acting(technique, base.model_dump()), "technique": technique})
+        config = base.replace(**options, seed=0) if checked else base.replace(seed=0)
     except ValidationError as error:
         words = ", ".join(f"{path} {shown(value)}" for path, value in options.items())
         raise UserError(explain(error, f"setting {words}")) from None

@@ -27,6 +27,7 @@ from jaxtrain.runs.learning import Pruned
 from jaxtrain.sweeps.config import SweepConfig
 from jaxtrain.sweeps.plan import Plan, Run
 from jaxtrain.sweeps.settings import Axis, setting
+from jaxtrain.tracking.store import sqlite_uri
 from jaxtrain.training.nonfinite import Diverged
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60
@@ -115,7 +116,7 @@ class Trials:
         sweep.folder.mkdir(parents=True, exist_ok=True)
         with file_lock(self._lock):
             self.study = optuna.create_study(
-                storage=_storage(sweep.storage or f"sqlite:///{sweep.folder / 'study.db'}"),
+                storage=_storage(sweep.storage or sqlite_uri(sweep.folder / "study.db")),
                 study_name=sweep.name,
                 direction="maximize" if sweep.higher_is_better else "minimize",
                 pruner=_pruner(sweep),

@@ -53,7 +53,7 @@ def store_model(
         mlflow.pyfunc.save_model(
             str(local),
             python_model=str(CODE),
-            artifacts={"model": str(folder)},
+            artifacts={"model": folder.as_uri()},
             signature=image_signature(example.shape[1:]),
             input_example=example,
             pip_requirements=request["pip_requirements"],

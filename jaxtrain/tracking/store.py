@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +53,31 @@ def tracking_uri(option: str | None) -> str:
         path, question, query = rest.removeprefix("/").partition("?")
         if path in ("", ":memory:"):
             raise UserError(f"tracking.uri {uri!r}: an SQLite store needs a file, for example {DEFAULT_URI}")
-        return f"{scheme}:///{Path(path).absolute()}{question}{query}"
+        return sqlite_uri(_decoded(path).absolute(), scheme) + question + query
     return uri
+
+
+def sqlite_uri(file: Path, scheme: str = "sqlite") -> str:
+    """The URI of an SQLite file, wherever it is."""
+    if {"%", "?"} & set(str(file)):  # SQLAlchemy knows how its version writes them
+        from sqlalchemy.engine import URL
+
+        return URL.create(scheme, database=str(file)).render_as_string()
+    return f"{scheme}:///{file}"
+
+
+def _decoded(path: str) -> Path:
+    """The file that the path of an SQLite URI names."""
+    if "%" in path:
+        from sqlalchemy.engine import make_url
+
+        path = make_url(f"sqlite:///{path}").database or path
+    return Path(path)
 
 
 def database_file(uri: str) -> Path | None:
     """The file of an SQLite store, None for any other store."""
-    if not uri.startswith("sqlite"):
-        return None
-    return Path(uri.partition(":///")[2].partition("?")[0])
+    return _decoded(uri.partition(":///")[2].partition("?")[0]) if uri.startswith("sqlite") else None
 
 
 def connect(uri: str) -> Any:
@@ -71,10 +89,23 @@ def connect(uri: str) -> Any:
     if database is None:
         return MlflowClient(uri, registry_uri=uri)
     database.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(database.with_name(f"{database.name}.lock")):
+    with file_lock(database.with_name(f"{database.name}.lock")), _no_folder_by_the_way(uri, database):
         if not database.exists():
             _make_store(uri, database)
         return MlflowClient(uri, registry_uri=uri)
+
+
+@contextlib.contextmanager
+def _no_folder_by_the_way(uri: str, database: Path) -> Iterator[None]:
+    """MLflow makes the folder that an SQLite URI names before it is decoded (`a%2520b` for `a%20b`): not for us."""
+    written = Path(uri.partition(":///")[2].partition("?")[0]).parent
+    stray = written != database.parent and not written.exists()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if stray:
+                os.removedirs(written)
 
 
 def _make_store(uri: str, database: Path) -> None:
@@ -84,7 +115,7 @@ def _make_store(uri: str, database: Path) -> None:
     made = database.with_name(f".{database.name}.new")
     for leftover in (made, made.with_name(f"{made.name}-journal")):
         leftover.unlink(missing_ok=True)
-    store = SqlAlchemyStore(uri.replace(str(database), str(made), 1), DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+    store = SqlAlchemyStore(sqlite_uri(made), DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
     store.engine.dispose()
     if not database.exists():  # another program's, in the meantime
         made.rename(database)
@@ -101,7 +132,7 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
     if found is None:
         database = database_file(uri)
         # MLflow's default is `mlruns` in the folder of whoever comes first: keep it beside the database.
-        location = str(database.parent / "mlruns" / name) if database else None
+        location = (database.parent / "mlruns" / name).as_uri() if database else None
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException as error:

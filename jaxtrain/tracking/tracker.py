@@ -34,10 +34,12 @@ from jaxtrain.tracking.outbox import JOURNAL, LOCK, OUTBOX, State, append_reques
 from jaxtrain.tracking.points import unsent_rows
 from jaxtrain.tracking.process import Sidecar, sidecar
 from jaxtrain.tracking.provenance import process_identity
-from jaxtrain.tracking.store import tracking_uri
+from jaxtrain.tracking.store import database_file, sqlite_uri, tracking_uri
+from jaxtrain.tracking.surroundings import parent_run
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+_PARENT = "mlflow.parentRunId"
 _HEAR_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _log = logging.getLogger("jaxtrain.tracking")
@@ -92,7 +94,7 @@ class Tracker:
         `history` is what the journal held at the checkpoint from which training goes on (records as
         `Journal.records` gives them); the journal is cut back to it. Steps that MLflow already has are not
         sent again. `params` of a run that is continued are compared with the stored ones; changes stand in
-        the tag `jaxtrain.param_drift`.
+        the tag `jaxtrain.param_drift`. The run is nested under the caller's active one, if that is in the same store.
 
         Raises UserError for a store that MLflow cannot use, before anything is written.
         """
@@ -103,6 +105,8 @@ class Tracker:
         if uri is None:
             return tracker
         started = first_start(run_dir)
+        if _PARENT not in tags and (parent := parent_run(uri)) is not None:
+            tags = {**tags, _PARENT: parent}
         append_request(
             run_dir,
             {
@@ -329,10 +333,8 @@ def look(uri: str) -> str:
     uri = redact(uri)
     if uri.startswith(("http://", "https://")):
         return uri
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///"))
-        shown = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path
-        uri = f"sqlite:///{shown}"
+    if (file := database_file(uri)) is not None and file.is_relative_to(Path.cwd()):
+        uri = sqlite_uri(file.relative_to(Path.cwd()))
     return f"mlflow server --backend-store-uri {shlex.quote(uri)}"
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+from jaxtrain.errors import UserError
 
 
 def soft_labels(labels: jax.Array, classes: int, smoothing: float | jax.Array) -> jax.Array:
@@ -31,3 +35,12 @@ def image_metrics(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
         "accuracy": (rank == 0).astype(jnp.float32),
         "top5_accuracy": (rank < 5).astype(jnp.float32),
     }
+
+
+def checked(result: Any, images: int) -> jax.Array:
+    """What a loss function of one's own returned, `float32[]` or `float32[images]`; UserError for anything else."""
+    shape = None if isinstance(result, tuple | list | dict) else jnp.shape(result)
+    if shape not in ((), (images,)):
+        what = f"a {type(result).__name__}" if shape is None else f"shape {list(shape)}"
+        raise UserError(f"loss: must return one number, or one for each of the {images} images; it returned {what}")
+    return jnp.asarray(result)

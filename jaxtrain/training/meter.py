@@ -143,8 +143,8 @@ class Meter:
         """A step that changed nothing: its metrics stand in no average."""
         self._progress.skipped += 1
         self._progress.skipped_in_row += 1
-        what = "the gradient" if math.isfinite(loss) else f"the loss {loss},"
-        _log.warning("step %d changes nothing: %s is not finite", step, what)
+        what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+        _log.warning("step %d changes nothing: %s", step, what)
         if self._progress.skipped_in_row >= self._timetable.skip_limit:
             count = self._progress.skipped_in_row
             raise Diverged(f"{count} steps in a row were not finite, the last at step {step}", step)

@@ -47,6 +47,20 @@ def decay_steps(config: ScheduleConfig, steps: int) -> int:
     return max(round(steps * config.decay_fraction), 1)
 
 
+def check_schedule(config: ScheduleConfig) -> None:
+    """Raises UserError for an option that the schedule does not have."""
+    owners = {
+        "warmup_epochs": {"cosine", "linear", "wsd", "constant"},
+        "final_ratio": {"cosine", "linear", "wsd", "one_cycle"},
+        "decay_fraction": {"wsd"},
+    }
+    default = ScheduleConfig()
+    for option, names in owners.items():
+        value = getattr(config, option)
+        if config.name not in names and value and value != getattr(default, option):
+            raise UserError(f"schedule.{option}: {config.name} has no such option; remove it")
+
+
 def make_schedule(config: ScheduleConfig, *, peak: float, steps: int, warmup_steps: int) -> Schedule:
     """The learning rate as a function of the step (a traced or plain integer).
 

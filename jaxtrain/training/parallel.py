@@ -264,6 +264,22 @@ def set_cpu_devices(config: ParallelConfig) -> None:
             ) from None
 
 
+def check_devices() -> None:
+    """Have JAX look for its devices; UserError where it has none of the kind that it was told to use.
+
+    Call it once the processes of a run have found one another, before anything is written.
+    """
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # the latter for CUDA without a GPU
+        told = os.environ.get("JAX_PLATFORMS")
+        first = (str(error).strip().splitlines() or [""])[0].partition(". (set JAX_PLATFORMS")[0]
+        why = f" ({first})" if first else ""
+        if not told:
+            raise UserError(f"JAX finds no device{why}") from None
+        raise UserError(f"JAX_PLATFORMS={told}: JAX finds no such device here{why}; unset it, or give cpu") from None
+
+
 def must_block(strategy: Strategy) -> bool:
     """Whether calls may not overlap: on several CPU devices jax < 0.12 deadlocks in the collectives of many."""
     return len(strategy.devices) > 1 and strategy.devices[0].platform == "cpu"
@@ -286,6 +302,7 @@ def _keep_freed_memory() -> None:
 
 def make_strategy(config: ParallelConfig, *, everywhere: bool = False) -> Strategy:
     """The strategy on this process's devices, or `everywhere` on those of all processes; auto is jit."""
+    check_devices()
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
         _keep_freed_memory()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxtrain.training.losses import cross_entropy
+from jaxtrain.errors import UserError
+from jaxtrain.training.losses import checked, cross_entropy
 from jaxtrain.training.network import Network, Trainable
 from jaxtrain.training.optimizers import Followed, ema_update, rate_in_force
 from jaxtrain.training.state import Batch, TrainState, Tree
@@ -122,7 +123,21 @@ class _Plain:
         """The mean over the batch."""
         logits = model(batch.image, train=True, key=key)
         hits = jnp.argmax(logits, axis=-1) == jnp.argmax(batch.label, axis=-1)
-        return jnp.mean(self.loss_function(logits, batch.label)), {"accuracy": jnp.mean(hits.astype(jnp.float32))}
+        return jnp.mean(checked(self.loss_function(logits, batch.label), len(logits))), {
+            "accuracy": jnp.mean(hits.astype(jnp.float32))
+        }
+
+
+def checked_loss(result: Any, owner: str) -> tuple[jax.Array, Metrics]:
+    """What a `loss` method returned: a scalar, and scalars to log. Raises UserError for anything else."""
+    form = f"{owner}.loss must return (loss, metrics): a scalar and a dict of scalars to log, {{}} where there are none"
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
+        got = f"a tuple of {len(result)}" if isinstance(result, tuple) else f"a {type(result).__name__} alone"
+        raise UserError(f"{form}; it returned {got}")
+    for name, value in {"the loss": result[0], **result[1]}.items():
+        if jnp.shape(value) != ():
+            raise UserError(f"{form}; {name} has shape {list(jnp.shape(value))}")
+    return result
 
 
 def _all_finite(tree: Tree) -> jax.Array:
@@ -140,7 +155,7 @@ def _image_keys(key: jax.Array, images: int, axis_name: str | None) -> jax.Array
 def _gradients(spec: TrainStep, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Tree, Tree, Metrics]:
     def objective(params: Tree, model_state: Tree, part: Batch, key: jax.Array) -> Any:
         model = spec.network.bind(params, state.frozen, model_state)
-        loss, metrics = spec.learner.loss(model, part, key)
+        loss, metrics = checked_loss(spec.learner.loss(model, part, key), type(spec.learner).__name__)
         return loss, (spec.network.state_of(model), {"loss": loss, **metrics})
 
     differentiate = jax.grad(objective, has_aux=True)

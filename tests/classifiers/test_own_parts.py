@@ -156,6 +156,28 @@ def test_loss_optimizer_and_metrics(digits, tmp_path):
     )
 
 
+class Returns(PTClassifier):
+    """With a loss that returns what it is told to."""
+
+    def loss(self, model, batch, key):
+        value, metrics = super().loss(model, batch, key)
+        return {"alone": value, "in-full": batch.label - model(batch.image), "listed": [value, metrics]}[
+            self.config.name
+        ]
+
+
+@pytest.mark.parametrize("form", ["alone", "in-full", "listed"])
+def test_a_loss_of_another_form_is_explained(form, digits):
+    with pytest.raises(UserError, match=r"Returns\.loss must return \(loss, metrics\)"):
+        Returns(name=form, model={"name": "linear"}, train={"steps": 1}, **QUIET).fit(*digits)
+
+
+@pytest.mark.parametrize("result", [lambda logits, targets: logits, lambda logits, targets: (logits.sum(), {})])
+def test_a_loss_function_of_another_form_is_explained(result, digits):
+    with pytest.raises(UserError, match=r"loss: must return one number, or one for each of the 128 images"):
+        PTClassifier(loss=result, model={"name": "linear"}, train={"steps": 1}, **QUIET).fit(*digits)
+
+
 def test_a_metric_that_nobody_measures_is_refused_before_the_run(digits, tmp_path):
     with pytest.raises(UserError, match="val/balanced"):
         trained(

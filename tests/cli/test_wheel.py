@@ -11,22 +11,46 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder into which the wheel of this clone is installed."""
-    place = tmp_path_factory.mktemp("wheel")
-    clone = place / "clone"
+def copied(clone):
+    """A clone, as far as it is installed."""
     clone.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, clone)
     for name in ("jaxtrain", "configs"):
         shutil.copytree(ROOT / name, clone / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", place, clone], check=True, timeout=300)
+    return clone
+
+
+def pip(*words):
+    command = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", *words]
+    subprocess.run(command, check=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder into which the wheel of this clone is installed."""
+    place = tmp_path_factory.mktemp("wheel")
+    clone = copied(place / "clone")
+    pip("wheel", "--no-deps", "-w", place, clone)
     shutil.rmtree(clone)
     (wheel,) = place.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", place / "site", wheel], check=True, timeout=300)
+    pip("install", "--no-deps", "--target", place / "site", wheel)
     return place / "site"
+
+
+@pytest.mark.slow
+def test_a_script_in_the_folder_above_a_clone_finds_the_package(tmp_path):
+    """Its folder comes first on the path, and the clone in it has the name of the package."""
+    clone = copied(tmp_path / "jaxtrain")
+    pip("install", "--no-deps", "--ignore-installed", "--prefix", tmp_path / "environment", "-e", clone)
+    (site,) = (tmp_path / "environment").rglob("site-packages")
+    script = tmp_path / "script.py"
+    as_in_an_environment = f"import site; site.addsitedir({str(site)!r})"
+    script.write_text(f"{as_in_an_environment}\nfrom jaxtrain import UserError, errors\nprint(errors.__file__)\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert str(clone / "jaxtrain" / "errors.py") in done.stdout
 
 
 @pytest.mark.slow

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -117,7 +119,13 @@ def test_the_test_set_is_not_looked_at_before_it_is_opened():
         (_images(), np.where(_labels(), np.nan, 0.0), "label 1 is NaN"),
         (_images(), _labels().astype(float), r"float64, must be integers or strings: labels\.astype\(int\)"),
         (_images(), _labels() - 1, "label 0 is -1"),
+        (_images(), _labels() + 0.5, "regression is not supported"),
         (_images(), np.eye(20, dtype=int), "argmax"),
+        (_images(), np.eye(20, dtype=np.float32), "argmax"),
+        (_images(), np.ones((20, 3), int), "multi-label classification is not supported"),
+        (_images(), np.eye(3)[[0] * 20] * 0, "multi-label classification is not supported"),
+        ([f"folder/{i}.png" for i in range(20)], _labels(), "given as file paths.*folder:PATH"),
+        ([Path(f"{i}.png") for i in range(20)], _labels(), "given as file paths.*jaxtrain predict"),
         (_images(), [None] * 20, "object, must be integers or strings"),
         (_images(), np.zeros(20, int), r"one class only \(0\)"),
     ],
@@ -126,6 +134,7 @@ def test_wrong_arrays_are_refused_in_one_line(images, labels, message):
     with pytest.raises(UserError, match=message) as error:
         from_arrays(images, labels)
     assert "\n" not in str(error.value)
+    assert ("argmax" in message) == ("argmax" in str(error.value))
 
 
 @pytest.mark.parametrize("low_high", [(0, 1), (0, 255)])

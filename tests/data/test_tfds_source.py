@@ -1,9 +1,12 @@
+import contextlib
 import io
 import json
 import multiprocessing
 import pickle
 import re
 import struct
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -157,12 +160,33 @@ def test_misspelt_names_get_the_nearest(folder, name, hint):
 
 
 def test_what_cannot_be_prepared_says_how(folder, monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", _no_network)
     with pytest.raises(UserError) as error:
         _load(folder, "cifar10")
     assert "\n" not in str(error.value)
     assert f"tfds:cifar10 is not prepared in {folder} and cannot be prepared here" in str(error.value)
     assert "`tfds build cifar10 --data_dir=DIR`, then give --data.dir DIR" in str(error.value)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_without_a_network_nothing_is_tried_for_minutes(tmp_path, monkeypatch, caplog, before):
+    """The library retries each file for minutes, with a warning each time; what it has downloaded before it may use."""
+    asked = []
+
+    def refused(request, timeout):
+        asked.append(request.full_url)
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refused)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", _no_network)
+    if before:
+        (tmp_path / "downloads").mkdir()
+        (tmp_path / "downloads" / "a.gz").touch()
+    with pytest.raises(UserError, match="no route to host" if before else "storage.googleapis.com cannot be reached"):
+        _load(tmp_path, "mnist")
+    assert len(asked) == (not before)
+    assert caplog.text == ""
 
 
 def _no_network(self):

@@ -110,10 +110,11 @@ def test_before_the_first_checkpoint_the_layer_is_found_too(tmp_path):
         train(tmp_path / "run", checkpoint={"every_seconds": 1e6})
 
 
-def test_skip_leaves_out_just_that_step(tmp_path):
+def test_skip_leaves_out_just_that_step(tmp_path, caplog):
     model = train(tmp_path / "run", on_nonfinite="skip")
     hits = poisoned_steps()
     assert model.summary["skipped_steps"] == len(hits)
+    assert f"step {hits[0]} changes nothing: the loss is nan" in caplog.messages
     np.testing.assert_allclose(
         model.fitted.weights["params"]["head/kernel"], by_hand(skipped=hits)["kernel"], rtol=1e-4, atol=1e-6
     )

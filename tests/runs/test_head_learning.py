@@ -110,7 +110,7 @@ def test_a_signal_acts_inside_a_fit(tmp_path, backbone, monkeypatch, number):
     head = {"name": "sklearn:DecisionTreeClassifier", "trials": 4}
     with monkeypatch.context() as patch:
         patch.setattr(DecisionTreeClassifier, "fit", slow)
-        with pytest.raises(Interrupted, match="continue with: ") as caught:
+        with pytest.raises(Interrupted, match=r"continue with: .*run_dir=") as caught:
             embed(tmp_path / "run", backbone, head=head)
         assert time.monotonic() - fits[1] < 10
         released.set()

@@ -214,3 +214,12 @@ def test_nothing_private_of_optuna_is_used():
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optuna"):
                 names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
                 assert not any(name.startswith("_") for name in names), f"{path.name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("name", ["a%20b", "what?"])
+def test_the_study_lies_in_the_folder_of_the_sweep_whatever_that_is_called(name, opened, tmp_path, monkeypatch):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    opened().fill()
+    assert (tmp_path / name / "runs" / "sweeps" / "s" / "study.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -13,6 +13,7 @@ import pytest
 from jaxtrain.errors import UserError
 from jaxtrain.tracking import store
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_identity
+from jaxtrain.tracking.tracker import look
 
 
 def test_which_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,6 +25,30 @@ def test_which_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.tracking_uri("sqlite:////abs/x.db") == "sqlite:////abs/x.db"
     assert store.tracking_uri("postgresql+psycopg2://u:p@h/db") == "postgresql+psycopg2://u:p@h/db"
     assert store.tracking_uri("databricks") == "databricks"
+
+
+@pytest.mark.parametrize(
+    "name", ["a%20b", *(pytest.param(name, marks=pytest.mark.slow) for name in ("what?", "a#b", "a b", "ä;&%3F"))]
+)
+def test_a_store_lies_in_its_folder_whatever_that_is_called(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    uri = store.tracking_uri(None)
+    assert store.tracking_uri(uri) == uri
+    assert store.database_file(uri) == folder / "mlflow.db"
+    assert look(uri).endswith(" sqlite:///mlflow.db")
+    client = store.connect(uri)
+    run = client.create_run(store.experiment_id(client, uri, "PT"))
+    (folder / "x.txt").write_text("x")
+    client.log_artifact(run.info.run_id, folder / "x.txt")
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["x.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert {path.name for path in folder.iterdir()} == {"mlflow.db", "mlflow.db.lock", "mlruns", "x.txt"}
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        assert database.execute("select count(*) from runs").fetchone() == (1,)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +80,7 @@ def test_experiments_are_found_created_and_missed_when_deleted(sqlite_uri: str, 
     client = store.connect(sqlite_uri)
     number = store.experiment_id(client, sqlite_uri, "PT")
     assert store.experiment_id(client, sqlite_uri, "PT") == number
-    assert client.get_experiment(number).artifact_location == str(tmp_path / "mlruns" / "PT")
+    assert client.get_experiment(number).artifact_location == (tmp_path / "mlruns" / "PT").as_uri()
     client.delete_experiment(number)
     with pytest.raises(store.StoreError, match=f"mlflow experiments restore --experiment-id {number}"):
         store.experiment_id(client, sqlite_uri, "PT")

@@ -303,7 +303,7 @@ def test_requests_reach_a_real_store_once(tmp_path: Path, sqlite_uri: str) -> No
     assert (stored.info.status, stored.info.start_time, stored.info.end_time) == ("FINISHED", 5, 7)
     assert stored.info.run_name == "name"
     assert [file.path for file in client.list_artifacts(stored.info.run_id)] == ["config.yaml"]
-    assert stored.info.artifact_uri.startswith(str(tmp_path / "mlruns" / "PT"))
+    assert stored.info.artifact_uri.startswith((tmp_path / "mlruns" / "PT").as_uri())
     assert stored.data.tags["colour _x_"].endswith("…")
     (dataset,) = stored.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("digits", "d" * 36)

@@ -22,8 +22,10 @@ class Adapted:
 
     head: bool
     """Whether the head came along; if not, `params` has none, and the network's stays as it was initialised."""
-    notes: tuple[str, ...]
-    """Each change as a sentence for the log."""
+    notes: tuple[str, ...] = ()
+    """Each other change as a sentence for the log."""
+    why: str | None = None
+    """Why the head stays behind, which is as it should be for other classes."""
 
 
 def adapt(
@@ -58,7 +60,6 @@ def adapt(
     have = {"params": dict(pretrained.params), "model_state": dict(pretrained.model_state)}
     reason = _why_not_the_head(have["params"], wanted["params"], pretrained, class_names, f"{head}/")
     if reason is not None:
-        notes.append(f"the head starts afresh: {reason}")
         for leaves in (have["params"], wanted["params"]):
             for path in [path for path in leaves if path.startswith(f"{head}/")]:
                 del leaves[path]
@@ -80,7 +81,7 @@ def adapt(
                 problems.misfits.append(f"{path} is {list(array.shape)}, {list(shape)} is needed")
             have[part][path] = array
     problems.check(f"model.weights: {pretrained.source} does not fit this model {pretrained.model.label}")
-    return have["params"], have["model_state"], Adapted(head=reason is None, notes=tuple(notes))
+    return have["params"], have["model_state"], Adapted(head=reason is None, notes=tuple(notes), why=reason)
 
 
 def _why_not_the_head(

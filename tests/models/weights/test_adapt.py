@@ -54,7 +54,7 @@ def test_other_classes_channels_and_sizes(name):
         path: leaf.shape for path, leaf in wanted.items() if not path.startswith("head/")
     }
     assert not adapted.head
-    assert "the head starts afresh: the weights' is for 5 classes" in adapted.notes
+    assert adapted.why == "the weights' is for 5 classes"
     assert "the first kernel averaged from 3 to 1 channels" in adapted.notes
     assert ("position embeddings resized from 17 to 37 places" in adapted.notes) == (name == "vit_test")
 
@@ -64,7 +64,7 @@ def test_the_head_stays_where_the_classes_are_others_of_the_same_number():
     assert adapt(weights, shapes("cnn_tiny"), class_names=list("abcde"))[2].head
     other = adapt(weights, shapes("cnn_tiny"), class_names=list("edcba"))
     assert "head" not in other[0]
-    assert other[2].notes == ("the head starts afresh: the weights' is for other classes",)
+    assert (other[2].notes, other[2].why) == ((), "the weights' is for other classes")
     unnamed = dataclasses.replace(weights, class_names=None)
     assumed = adapt(unnamed, shapes("cnn_tiny"), class_names=list("edcba"))[2]
     assert assumed.head
@@ -81,7 +81,7 @@ def test_weights_without_a_head():
     )
     params, _, adapted = adapt(weights, shapes("vit_test"))
     assert not any(name.startswith("head/") for name in params)
-    assert adapted.notes == ("the head starts afresh: the weights have none",)
+    assert (adapted.notes, adapted.why) == ((), "the weights have none")
 
 
 def test_what_does_not_fit_is_listed_in_one_error():
