@@ -75,6 +75,11 @@ def test_an_option_without_effect_is_refused_by_name(technique, option, value):
         classifier(**{section: {name: value}})
 
 
+def test_what_is_off_all_the_same_may_be_turned_off():
+    """So that one section serves for all techniques."""
+    assert FEClassifier(augment={"policy": "none", "mixup": 0.0, "hflip": 0}).config.augment.policy == "none"
+
+
 def test_a_config_of_fe_that_older_versions_filled_in_loads(tmp_path):
     """They wrote length, optimizer, schedule and augmentation for every run; what a person adds is refused all the
     same."""
