@@ -324,9 +324,10 @@ def _orbax_restore(path: Path, stored: Mapping[Keys, tuple[np.dtype[Any], tuple[
     with _quiet():
         handler = _handler()
         there = leaves(handler.metadata(path).tree)
-        for keys, about in stored.items():
-            array = there.get(_orbax_key(keys))
-            if array is None or (np.dtype(array.dtype), tuple(array.shape)) != about:
+        known = {_orbax_key(keys): about for keys, about in stored.items()}
+        for keys in known.keys() | there.keys():
+            array = there.get(keys)
+            if array is None or (np.dtype(array.dtype), tuple(array.shape)) != known.get(keys):
                 raise DamagedError(f"{path.parent} is damaged: array {leaf_name(keys)} is not the one that was saved")
         as_numpy = nest({_orbax_key(keys): ocp.RestoreArgs(restore_type=np.ndarray) for keys in stored})
         tree = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))

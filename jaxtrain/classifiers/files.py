@@ -9,7 +9,9 @@ from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.classifiers.feature_extraction import FEClassifier
 from jaxtrain.classifiers.fine_tuning import FTClassifier
 from jaxtrain.classifiers.pre_training import PTClassifier
+from jaxtrain.readers import reading
 from jaxtrain.runs.fitted import read_model
+from jaxtrain.saved_model import OTHER
 
 TECHNIQUES: dict[str, type[BaseClassifier]] = {cls.technique: cls for cls in (FEClassifier, FTClassifier, PTClassifier)}
 
@@ -21,4 +23,5 @@ def load(path: str | Path, *, network: Any = None) -> BaseClassifier:
     model, or its network or class cannot be found.
     """
     saved = read_model(Path(path))
-    return TECHNIQUES[saved.about.technique].of_saved(saved, network=network)
+    with reading(saved.path, "saved model", OTHER):
+        return TECHNIQUES[saved.about.technique].of_saved(saved, network=network)

@@ -128,6 +128,12 @@ class FittedHead(ABC):
     def logits(self, x: Floats) -> Floats:
         """float32[images, features] to float32[images, classes]; log-probabilities where a head has only those."""
 
+    def check(self) -> None:
+        """Raises where what was learned does not give logits."""
+        scores = self.logits(np.zeros((1, self.num_features), np.float32))
+        if scores.shape != (1, self.num_classes) or not np.isfinite(scores).all():
+            raise ValueError("its logits are not numbers, one for each class")
+
     @property
     def name(self) -> str:
         """The name under which this head is asked for in the config."""
@@ -185,6 +191,18 @@ class JaxHead(FittedHead):
     @abstractmethod
     def apply(self, arrays: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
         """Pure: float32[images, features] to float32[images, classes], with `arrays` as in `self.arrays`."""
+
+    def check(self) -> None:
+        """Nothing is computed."""
+        import jax
+
+        x = jax.ShapeDtypeStruct((1, self.num_features), np.float32)
+        shape = jax.eval_shape(self.apply, self.arrays, x).shape
+        if shape != (1, self.num_classes):
+            raise ValueError(f"its logits are {list(shape)}, not one for each of {self.num_classes} classes")
+        for name, array in self.arrays.items():
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds NaN or infinity")
 
     @functools.cached_property
     def _compiled(self) -> tuple[Callable[..., jax.Array], Mapping[str, jax.Array]]:
@@ -291,9 +309,7 @@ def restore_head(meta: Mapping[str, Any], arrays: Arrays) -> FittedHead:
         head: FittedHead = _module(about.name).load(
             about.name, about.classes, about.features, about.settings, about.curve, arrays
         )
-        scores = head.logits(np.zeros((1, about.features), np.float32))
-        if scores.shape != (1, about.classes) or not np.isfinite(scores).all():
-            raise ValueError("its logits are not numbers, one for each class")
+        head.check()
     return head
 
 

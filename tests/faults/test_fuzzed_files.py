@@ -314,8 +314,10 @@ READERS = (
     ),
     *(predictions, journals, outboxes, states, summaries, manifests),
 )
+NOT_WHOLE = (configs, descriptions, manifests, safetensors)
+"""Some of whose files are sound, and asked for what is not there."""
 COUNTS = (
-    50,
+    25,
     pytest.param(2_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(36_000)]),
 )
@@ -362,7 +364,12 @@ def test_a_changed_file_is_read_or_refused(tmp_path, reader, count, traced):
     assert bad or reader in (outboxes, states)  # which are sent again as far as they can be read
     for file in files:
         path.write_bytes(file)
-        assert not refused(lambda: read(path), name) or reader in (configs, descriptions, manifests, safetensors)
+        assert not refused(lambda: read(path), name, str(tmp_path)) or reader in (
+            configs,
+            descriptions,
+            manifests,
+            safetensors,
+        )
 
 
 # --- folders whose own digests are made to fit again ------------------------------------------------------------------
@@ -390,8 +397,7 @@ def test_a_model_that_is_signed_again_is_loaded_or_refused(trained, tmp_path, ki
     folder = shutil.copytree(trained / kind / "model", tmp_path / "model")
     body = json.loads((folder / "meta.json").read_text())
     del body["sha256"]
-    for part in ("curve",):
-        body["meta"]["extra"].get("head", {}).get(part, [])[3:] = []
+    body["meta"]["extra"].get("head", {}).get("curve", [])[3:] = []
     chance, bad = random.Random(kind), 0
     pixels = IMAGES[:2]
 
@@ -419,8 +425,9 @@ def test_a_head_that_is_signed_again_is_restored_or_refused(name, count, traced)
     meta, chance, bad = head.meta() | {"curve": head.curve[:2]}, random.Random(name), 0
 
     def use(about, arrays):
-        logits = restore_head(about | {"sha256": digest_of(arrays)}, arrays).logits(x[:4])
-        assert logits.shape == (4, 3)
+        head = restore_head(about | {"sha256": digest_of(arrays)}, arrays)
+        if ":" in name:  # the others would be compiled
+            assert head.logits(x[:4]).shape == (4, 3)
 
     for _ in range(count):
         arrays, about = dict(head.arrays), meta
