@@ -116,8 +116,11 @@ class Predictor:
 
     def _columns(self, output: str) -> int:
         """How many numbers the network gives for an image."""
-        data, forward = self.config.data, self._forward_pass(output)
-        side = chosen(data.image_size)
+        data = self.config.data
+        for name in ("image_size", "channels", "mean", "std", "crop_pct", "interpolation"):
+            if getattr(data, name) is None:
+                raise ValueError(f"config.data.{name} is missing")
+        forward, side = self._forward_pass(output), chosen(data.image_size)
         images = jax.ShapeDtypeStruct((2, side, side, chosen(data.channels)), np.uint8)
         return int(jax.eval_shape(forward.network, forward.weights, images).shape[-1])
 

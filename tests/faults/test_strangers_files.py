@@ -59,7 +59,7 @@ FORGED = {
     "deviation NaN": (f"{CONFIG}/data/std", [float("nan")], "std"),
     "deviation 0": (f"{CONFIG}/data/std", [0.0], "std"),
     "two deviations": (f"{CONFIG}/data/std", [0.5, 0.5], "images"),
-    "an open option": (f"{CONFIG}/data/mean", None, "open"),
+    "an open option": (f"{CONFIG}/data/crop_pct", None, "crop_pct"),
     "too few class names": ("meta/class_names", ["0", "1"], "2 class names"),
     "too many class names": ("meta/class_names", list("abcdefg"), "7 class names"),
     "class names that are numbers": ("meta/class_names", [0, 1, 2, 3], "class_names"),
