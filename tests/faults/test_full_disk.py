@@ -42,6 +42,7 @@ def full_after(monkeypatch, room, step, size):
     monkeypatch.setattr(Recording, "log", logged)
 
 
+@pytest.mark.slow
 def test_in_a_checkpoint(tmp_path, monkeypatch, room):
     whole = result(fit(tmp_path / "whole", **WIDE))
     run_dir = tmp_path / "run"
@@ -97,6 +98,7 @@ def test_in_the_journal(tmp_path, monkeypatch, room, part):
     assert result(fit(tmp_path / "run")) == whole
 
 
+@pytest.mark.slow
 def test_in_the_summary(tmp_path, monkeypatch, room):
     whole = result(fit(tmp_path / "whole"))
     write = RunDirectory.write_summary

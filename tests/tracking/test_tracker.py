@@ -102,12 +102,13 @@ def test_an_impossible_store_is_refused_before_anything_is_written(tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "problem"),
     [
-        pytest.param("error", "answers with error 500", marks=pytest.mark.slow),
-        pytest.param("drop", "no connection to", marks=pytest.mark.slow),
-        pytest.param("hang", "does not answer in time", marks=pytest.mark.slow),
+        ("error", "answers with error 500"),
+        ("drop", "no connection to"),
+        ("hang", "does not answer in time"),
         ("refuse", "no connection to"),
     ],
 )
@@ -183,6 +184,7 @@ def test_a_sidecar_that_is_killed_is_replaced_at_the_end(tmp_path: Path, server:
     assert server.points() == {("train/loss", 0): 1, ("train/loss", 1): 1}
 
 
+@pytest.mark.slow
 def test_a_second_start_in_one_process_takes_over(tmp_path: Path, server: Any) -> None:
     run_dir = tmp_path / "run"
     first = _start(run_dir, server.uri)
@@ -242,6 +244,7 @@ def test_sync_of_what_is_no_run_is_a_clear_error(tmp_path: Path) -> None:
         sync_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_no_secret_reaches_a_file_or_the_store(
     tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -298,6 +301,7 @@ def _train(run_dir: Path, uri: str, kept: int, end: int, how: str) -> subprocess
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_killed_run_says_so_and_goes_on_without_doubles(tmp_path: Path, server: Any) -> None:
     run_dir = tmp_path / "run"
     process = _train(run_dir, server.uri, 0, 100, "wait")

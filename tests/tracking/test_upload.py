@@ -95,6 +95,7 @@ def test_lost_answers_make_no_doubles(run: Run, server: Any) -> None:
     assert _each_once(server.points(), 600)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["error", "drop", "hang", "refuse"])
 def test_an_outage_in_the_middle_loses_nothing(run: Run, server: Any, fault: str) -> None:
     upload = run.start()
