@@ -89,7 +89,7 @@ def changed(before, after):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "strategy"),
-    [(Documented, "jit"), *(pytest.param(*how, marks=pytest.mark.slow) for how in OTHER_WAYS)],
+    [(Documented, "jit"), *OTHER_WAYS],
 )
 def test_a_resumed_run_ends_in_the_same_bits(network, strategy, digits, tmp_path):
     how = {"train": {"steps": 12}, "parallel": {"strategy": strategy}, "checkpoint": {"every_steps": 5}}
