@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jaxtrain.errors import RunError
+from jaxtrain.escape import csv_cell
 
 _log = logging.getLogger(__name__)
 _PATH_SOURCES = ("folder", "idx", "npz")
@@ -64,9 +65,10 @@ def write_text(path: Path, text: str) -> None:
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """A table, whole: the columns are all keys in the order in which they come. Raises as `write_text`."""
     text = io.StringIO(newline="")
-    table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(map(csv_cell, columns))
+    table.writerows([csv_cell(row.get(column, "")) for column in columns] for row in rows)
     write_text(path, text.getvalue())
     return path
 

@@ -53,10 +53,8 @@ def guard(body: Callable[[], None]) -> None:
     try:
         body()
     except JaxtrainError as error:
-        from jaxtrain.redact import redact
-
         label = "interrupted" if error.exit_code > 128 else "error"
-        print_error(redact(str(error)), label=label)
+        print_error(str(error), label=label)
         processes.leave(error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

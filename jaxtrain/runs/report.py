@@ -20,7 +20,7 @@ from jaxtrain.data.sources import ARRAYS
 from jaxtrain.evaluation import plots
 from jaxtrain.runs.resolve import total_steps
 from jaxtrain.runs.setup import Setup
-from jaxtrain.screen.console import Part, Plan, Result, log_to_stderr, show_plan, show_result
+from jaxtrain.screen.console import Part, Plan, Result, log_to_stderr, print_line, show_plan, show_result
 from jaxtrain.screen.program import command
 from jaxtrain.screen.progress import Progress
 from jaxtrain.tracking import Tracker, TrackerReport
@@ -48,7 +48,7 @@ class Reporter:
         if not self._config.quiet:
             accuracy = summary.get("test_accuracy")
             tested = "" if accuracy is None else f", test accuracy {accuracy:.2%}"
-            print(f"{self._run_dir} is finished: {summary['steps']} steps{tested}. Nothing to do.")
+            print_line(f"{self._run_dir} is finished: {summary['steps']} steps{tested}. Nothing to do.")
 
     @property
     def run_dir(self) -> Path:
@@ -62,7 +62,7 @@ class Reporter:
             return
         show_plan(plan)
         if resumed_at is not None:
-            print(f"resuming at {resumed_at}")
+            print_line(f"resuming at {resumed_at}")
 
     @contextmanager
     def progress(self, table: Timetable, start_step: int, history: Iterable[Mapping[str, Any]]) -> Iterator[None]:
