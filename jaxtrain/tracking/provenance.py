@@ -24,6 +24,7 @@ def process_identity(pid: int) -> str:
             "namespace": _link(Path("/proc/self/ns/pid")),
             "pid": pid,
             "started": psutil.Process(pid).create_time(),
+            "ticks": _ticks(pid),
         }
     )
 
@@ -46,12 +47,22 @@ def process_is_gone(identity: str) -> bool:
             return False
         try:
             process = psutil.Process(run["pid"])
-            # The start time is derived from the clock at boot, which may be corrected by seconds.
-            return abs(process.create_time() - run["started"]) > 5 or process.status() == psutil.STATUS_ZOMBIE
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+            if run.get("ticks") is not None:
+                return _ticks(run["pid"]) != run["ticks"]
+            # The start time moves when the clock is set: by seconds it may be corrected.
+            return abs(process.create_time() - run["started"]) > 5
         except psutil.NoSuchProcess:
             return True
     except (ValueError, KeyError, TypeError):
         return False
+
+
+def _ticks(pid: int) -> int | None:
+    """When a process started, in ticks since the machine did: no clock changes that. None where it cannot be known."""
+    fields = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return int(fields[19]) if len(fields) > 19 else None
 
 
 def git_tags(folder: Path) -> dict[str, str]:

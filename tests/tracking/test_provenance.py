@@ -29,13 +29,15 @@ def test_a_living_process_is_not_gone_and_a_dead_one_is() -> None:
 
 def test_a_number_that_was_given_to_another_process_is_gone() -> None:
     mine = process_identity(os.getpid())
-    started = json.loads(mine)["started"]
-    assert process_is_gone(_changed(mine, started=started - 100))
-    assert not process_is_gone(_changed(mine, started=started - 1))  # the clock was corrected
+    started, ticks = json.loads(mine)["started"], json.loads(mine)["ticks"]
+    assert process_is_gone(_changed(mine, ticks=ticks - 100))
+    assert not process_is_gone(_changed(mine, started=started - 3600))  # the clock was set back
+    assert process_is_gone(_changed(mine, started=started - 100, ticks=None))  # written by an earlier version
+    assert not process_is_gone(_changed(mine, started=started - 1, ticks=None))
 
 
 def test_a_boot_later_it_is_gone_but_other_machines_and_containers_are_left_alone() -> None:
-    dead = _changed(process_identity(os.getpid()), started=0.0)
+    dead = _changed(process_identity(os.getpid()), started=0.0, ticks=1)
     assert process_is_gone(dead)
     assert not process_is_gone(_changed(dead, host="another"))
     assert not process_is_gone(_changed(dead, machine="another"))
