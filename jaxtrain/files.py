@@ -41,6 +41,7 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     at a time may write to a path.
     """
     temporary = temporary_name(path)
+    temporary.unlink(missing_ok=True)  # a link there would be written through
     try:
         yield temporary
         if flush:

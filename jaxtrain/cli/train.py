@@ -48,6 +48,7 @@ class Train(Config, Command):
         tree: dict[str, Any] = {}
         if given.get("run_dir") and (stored := Path(given["run_dir"]).expanduser() / "config.yaml").is_file():
             tree = load_config(stored).model_dump(exclude_unset=True)
+            tree.get("tracking", {}).pop("uri", None)  # the run takes it from there, and asks who else names it
         if given.get("config"):
             tree = merge(tree, load_config(find_config(given["config"])).model_dump(exclude_unset=True))
         return tree
