@@ -22,6 +22,7 @@ from jaxtrain.escape import csv_cell
 _log = logging.getLogger(__name__)
 _PATH_SOURCES = ("folder", "idx", "npz")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_SO = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What `flock` fails with on a file system that has no locks."""
 
@@ -170,6 +171,11 @@ def optional(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         _log.warning("%s could not be made (%s: %s); nothing else is lost", what, type(error).__name__, reason(error))
+
+
+def disk_refuses(error: BaseException) -> bool:
+    """Whether the file system is the cause: it is full or read-only, or has a folder where a file should be."""
+    return isinstance(error, OSError) and error.errno in (*_NO_SPACE, *_NOT_SO)
 
 
 def reason(error: BaseException, folder: Path | None = None, need: int = 0) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 MOST_SECONDS = 30.0
 """In all, for a store that does not answer; it comes back by a twentieth of the time that passes."""
-SILENT_SECONDS = 5.0
+SILENT_SECONDS = 8.0
 _SHARE = 0.05
 _POLL_SECONDS = 0.05
 _log = logging.getLogger("jaxtrain.tracking")

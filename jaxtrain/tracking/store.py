@@ -58,7 +58,10 @@ def tracking_uri(option: str | None) -> str:
         path, question, query = rest.removeprefix("/").partition("?")
         if path in ("", ":memory:"):
             raise UserError(f"tracking.uri {uri!r}: an SQLite store needs a file, for example {DEFAULT_URI}")
-        return sqlite_uri(_decoded(path).absolute(), scheme) + question + query
+        file = _decoded(path).absolute()
+        if file.exists() and not file.is_file():
+            raise UserError(f"tracking.uri {uri!r}: {file} is not a file")
+        return sqlite_uri(file, scheme) + question + query
     return uri
 
 

@@ -347,7 +347,7 @@ def sync_run(
         raise UserError(f"{run_dir}: this run goes on in this very process; finish it first")
     try:
         with file_lock(run_dir / LOCK, timeout=min(timeout, 5.0)):
-            pass
+            State.load(run_dir).save(run_dir)  # by which the other process answers
     except TimeoutError:
         tracker._problem = f"{run_dir} is being sent by another process"
         return tracker._report()

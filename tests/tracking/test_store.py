@@ -67,6 +67,11 @@ def test_impossible_stores_are_refused_with_the_remedy(uri: str, message: str) -
         store.tracking_uri(uri)
 
 
+def test_a_folder_is_no_database(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path} is not a file"):
+        store.tracking_uri(f"sqlite:///{tmp_path}")
+
+
 def test_a_password_that_no_file_holds_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match=r"the password of http://\*\*\*@h is not saved; give the URI, or MLFLOW_TRACK"):
