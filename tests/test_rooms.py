@@ -7,7 +7,20 @@ import jaxtrain
 
 PACKAGE = Path(jaxtrain.__file__).parent
 ROOMS = (
-    *("version", "errors", "config", "redact", "config_io", "files", "trees", "saved_tree", "data", "models", "heads"),
+    *(
+        "version",
+        "errors",
+        "config",
+        "redact",
+        "escape",
+        "config_io",
+        "files",
+        "trees",
+        "saved_tree",
+        "data",
+        "models",
+        "heads",
+    ),
     *("training", "embeddings", "tracking", "screen", "evaluation", "runs", "classifiers", "sweeps", "cli"),
 )
 """The ground first; a file imports only from its own room and from those before it."""

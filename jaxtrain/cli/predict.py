@@ -8,6 +8,7 @@ from typing import Annotated
 
 from jaxtrain.cli.command import Command, Positional
 from jaxtrain.errors import RunError
+from jaxtrain.escape import plain
 
 
 class Predict(Command):
@@ -39,10 +40,9 @@ class Predict(Command):
             for index, row in enumerate(softmax(logits)):
                 name, best = source.describe(index), row.argmax()
                 reason = bad_images.reasons.get(name)
-                label = (
-                    f"{classifier.class_names[best]}\t{row[best]:.4f}" if reason is None else f"unreadable: {reason}"
-                )
-                print(f"{name}\t{label}")
+                answer = f"{plain(classifier.class_names[best])}\t{row[best]:.4f}"
+                label = answer if reason is None else f"unreadable: {plain(reason)}"
+                print(f"{plain(name)}\t{label}")
         if bad_images.reasons:
             raise RunError(f"{len(bad_images.reasons)} of {len(paths)} images cannot be read")
         if not paths:

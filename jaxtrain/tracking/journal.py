@@ -97,10 +97,10 @@ def decode_record(line: bytes) -> dict[str, Any] | None:
     """The record in a line, or None where there is none."""
     try:
         record = json.loads(line)
-        if not isinstance(record, dict) or not isinstance(record["step"], int):
+        if not isinstance(record, dict) or not isinstance(record["step"], int) or not abs(record["step"]) < 2**53:
             return None
         return {key: value if key == "step" else float(value) for key, value in record.items()}
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 
@@ -118,7 +118,7 @@ def complete_lines(file: BinaryIO) -> Iterator[bytes]:
 
 def open_at_line(path: Path) -> int:
     """Open for appending, after cutting off a last line that a crash tore."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     size = os.fstat(file).st_size
     end = size
     while end > 0:

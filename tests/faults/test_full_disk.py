@@ -132,7 +132,7 @@ def test_in_the_database_of_mlflow(tmp_path, caplog):
     assert "metrics are kept in" in caplog.text
     assert "MLflow lacks" in caplog.text
     for _ in range(2):
-        assert sync_run(tmp_path / "run").unsent_rows == 0
+        assert sync_run(tmp_path / "run", tracking["uri"]).unsent_rows == 0
     with sqlite3.connect(database) as store:
         query = (
             "select key, step, count(*) from metrics join runs using (run_uuid) where name = 'run' group by key, step"

@@ -131,14 +131,14 @@ def test_a_store_that_is_away_costs_nothing_and_gets_everything_later(
     server.stop()
     server.start()
     server.fault = None
-    report = sync_run(run_dir)
+    report = sync_run(run_dir, server.uri)
     assert (report.unsent_rows, report.problem) == (0, None)
     assert set(server.points().values()) == {1}
     assert len(server.points()) == 100
     (stored,) = server.runs.values()
     assert stored["info"]["status"] == "FINISHED"
     before = list(server.requests)
-    assert sync_run(run_dir).unsent_rows == 0
+    assert sync_run(run_dir, server.uri).unsent_rows == 0
     assert len(server.points()) == 100
     assert "runs/create" not in server.requests[len(before) :]
 
@@ -229,12 +229,12 @@ def test_sync_keeps_away_from_a_run_that_goes_on(tmp_path: Path, server: Any) ->
     run_dir = tmp_path / "run"
     tracker = _start(run_dir, server.uri)
     with pytest.raises(UserError, match="goes on in this very process"):
-        sync_run(run_dir)
+        sync_run(run_dir, server.uri)
     tracker.log(0, {"train/loss": 1.0})
     assert tracker.finish("FINISHED", timeout=60).unsent_rows == 0
     held = try_lock(run_dir / "mlflow.lock")  # as the sidecar of another process
     assert held is not None
-    report = sync_run(run_dir, timeout=20)
+    report = sync_run(run_dir, server.uri, timeout=20)
     os.close(held)
     assert report.problem == f"{run_dir} is being sent by another process"
 
@@ -265,7 +265,7 @@ def test_no_secret_reaches_a_file_or_the_store(
     server.stop()
     report = tracker.finish("FINISHED", timeout=20)
     server.start()
-    with pytest.raises(UserError, match=r"password of http://\*\*\*@"):
+    with pytest.raises(UserError, match=r"only its own files name the store http://\*\*\*@"):
         sync_run(run_dir)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert sync_run(run_dir).problem is None
@@ -361,3 +361,14 @@ def test_no_process_is_left_behind(tmp_path: Path, server: Any) -> None:
     process.kill()
     process.wait()
     child.wait(timeout=15)
+
+
+@pytest.mark.slow
+def test_warnings_that_are_errors_do_not_stop_tracking(
+    tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    process = _train(tmp_path / "run", sqlite_uri, 0, 20, "finish")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert len(_rows(tmp_path / "mlflow.db")) >= 20
