@@ -17,10 +17,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jaxtrain.errors import RunError
+from jaxtrain.escape import csv_cell
 
 _log = logging.getLogger(__name__)
 _PATH_SOURCES = ("folder", "idx", "npz")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_SO = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What `flock` fails with on a file system that has no locks."""
 
@@ -40,6 +42,7 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     at a time may write to a path.
     """
     temporary = temporary_name(path)
+    temporary.unlink(missing_ok=True)  # a link there would be written through
     try:
         yield temporary
         if flush:
@@ -64,9 +67,10 @@ def write_text(path: Path, text: str) -> None:
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """A table, whole: the columns are all keys in the order in which they come. Raises as `write_text`."""
     text = io.StringIO(newline="")
-    table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(map(csv_cell, columns))
+    table.writerows([csv_cell(row.get(column, "")) for column in columns] for row in rows)
     write_text(path, text.getvalue())
     return path
 
@@ -167,6 +171,11 @@ def optional(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         _log.warning("%s could not be made (%s: %s); nothing else is lost", what, type(error).__name__, reason(error))
+
+
+def disk_refuses(error: BaseException) -> bool:
+    """Whether the file system is the cause: it is full or read-only, or has a folder where a file should be."""
+    return isinstance(error, OSError) and error.errno in (*_NO_SPACE, *_NOT_SO)
 
 
 def reason(error: BaseException, folder: Path | None = None, need: int = 0) -> str:

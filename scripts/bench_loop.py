@@ -58,7 +58,7 @@ class Bench:
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=2)
         self._stop = StopRequest()
         job: Any = SimpleNamespace(reporter=Reporter(self._config, folder))
-        saving = Saving(self._tracker, self._checkpoints, "")
+        saving = Saving(self._tracker, self._checkpoints, dataset.bad_images)
         self._hang = HangWatch(10.0, folder / "stacks.txt")
         self._callbacks = (Recording(self._tracker, job), saving)
         self._progress = Progress()

@@ -37,6 +37,23 @@ CANARY = "cAnArY-7f3d91"
         f"token = {CANARY}",
         f"password=None{CANARY}",
         f"secret: str-{CANARY}",
+        f"pass={CANARY}",
+        f"PASS: {CANARY}",
+        f"MYSQL_PASS={CANARY} mysql",
+        f"passcode={CANARY}",
+        f"mlflow server --password {CANARY} --host x",
+        f"--token {CANARY}",
+        f"--api_key 'two {CANARY}' --lr 1",
+        f'password="two words {CANARY}"',
+        f"user=me password='x {CANARY}' host=h",
+        f'password = "not closed {CANARY}',
+        f'{{"token": "quoted \\" {CANARY}"}}',
+        f"password=ab&{CANARY},{CANARY}",
+        f"private_key={CANARY}",
+        f"Cookie: session={CANARY}",
+        f"curl -u me:{CANARY} https://h",
+        f"token=None&password={CANARY}",
+        f"https://host/token={CANARY}/x",
     ],
 )
 def test_planted_secrets_are_gone(text: str) -> None:
@@ -60,6 +77,15 @@ def test_planted_secrets_are_gone(text: str) -> None:
         "def fold(key: jax.Array, axis_name: str | None) -> jax.Array:",
         "state = step(state, batch, key=jax.random.fold_in(key, 3))",
         "def connect(uri: str, token: str | None = None, password=None) -> Any:",
+        "class token: cls, num_tokens=197, token_dim: 192, tokens = 2",
+        "vit/cls_token: shape (1, 1, 192)",
+        "head.token=3 and key: 3",
+        "runs/pt/secret: no such directory",
+        "folder:/data/secret=images/cats and /data/token=5/img.png: not an image",
+        "forward pass: 3 ms, pass=2, bypass: none, compass=3",
+        "inspect.signature(f), signature: (x, y)",
+        "KeyError: 'secret', unknown key 'token'",
+        "--token is missing",
     ],
 )
 def test_harmless_text_stays(text: str) -> None:
@@ -76,6 +102,8 @@ def test_options_of_secret_names_are_hidden_whole() -> None:
     assert redact_option("model.name", "vit_tiny") == "vit_tiny"
     assert redact_option("tracking.uri", f"http://u:{CANARY}@h") == "http://***@h"
     assert not secret_name("monitor")
+    assert not secret_name("backbone.cls_token")
+    assert secret_name("db_pass")
     assert not secret_name("checkpoint.keep")
 
 
@@ -87,12 +115,18 @@ def test_command_lines() -> None:
         "--token=" + CANARY,
         "--technique",
         "pt",
+        "--password",
+        f"-{CANARY}",
         f"--uri=http://a:{CANARY}@h",
     ]
-    assert redact_command(command) == "train.py --api-key *** --token=*** --technique pt --uri=http://***@h"
+    assert (
+        redact_command(command) == "train.py --api-key *** --token=*** --technique pt --password *** --uri=http://***@h"
+    )
 
 
-@pytest.mark.parametrize("text", ["x" * 100_000, "token" * 20_000, "://" * 30_000, "a:b@" * 20_000, "-key" * 20_000])
+@pytest.mark.parametrize(
+    "text", ["x" * 100_000, "token" * 20_000, "://" * 30_000, "a:b@" * 20_000, "-key" * 20_000, "--key 'x" * 20_000]
+)
 def test_long_texts_take_no_time(text: str) -> None:
     start = time.process_time()
     redact(text)

@@ -25,6 +25,7 @@ from jaxtrain.errors import RunError, UserError
 from jaxtrain.runs.resolve import mixes_images
 from jaxtrain.runs.run import run
 from jaxtrain.runs.setup import Setup, prepare
+from jaxtrain.screen.console import print_line
 from jaxtrain.training.parallel import check_devices, set_cpu_devices
 from jaxtrain.training.technique import Technique
 
@@ -69,7 +70,7 @@ def smoke(classifier: BaseClassifier) -> None:
         if digests[0] != digests[1]:
             raise RunError(f"smoke: the resumed run ends in other parameters; see {folder}")
     shown = f"uint8[{images}, {height}, {width}, {channels}], {classes} classes"
-    print(
+    print_line(
         f"smoke: {config.technique} {first.model_name} trained, validated, saved, resumed and tested "
         f"on generated images ({shown}) in {time.monotonic() - start:.0f} s"
     )
@@ -101,7 +102,7 @@ def debug(classifier: BaseClassifier) -> None:
         if config.technique != "fe":
             check_shapes(*prepare(classifier.bind(classifier.resolve(small, dataset)), dataset))
         run(classifier.bind(small), dataset)
-    print("debug: shapes are right, and one step made no NaN")
+    print_line("debug: shapes are right, and one step made no NaN")
 
 
 def check_shapes(technique: Technique, setup: Setup) -> None:
@@ -151,7 +152,7 @@ def _shape(classifier: BaseClassifier) -> tuple[int, int, int, int]:
     try:
         dataset: Dataset | None = load_dataset(data)
     except (UserError, RunError) as problem:
-        print(f"smoke: {problem}; going on with generated images of {_CLASSES} classes")
+        print_line(f"smoke: {problem}; going on with generated images of {_CLASSES} classes")
         dataset = None
     uniform = dataset.uniform_size if dataset else None
     own = classifier.pretrained.image_size if classifier.pretrained else 32

@@ -16,6 +16,7 @@ from jaxtrain.cli.sweep import Sweep
 from jaxtrain.cli.sync import Sync
 from jaxtrain.cli.train import Recipes, Train
 from jaxtrain.errors import JaxtrainError
+from jaxtrain.files import disk_refuses, reason
 from jaxtrain.training import processes
 
 PROGRAM = Group(
@@ -53,10 +54,8 @@ def guard(body: Callable[[], None]) -> None:
     try:
         body()
     except JaxtrainError as error:
-        from jaxtrain.redact import redact
-
         label = "interrupted" if error.exit_code > 128 else "error"
-        print_error(redact(str(error)), label=label)
+        print_error(str(error), label=label)
         processes.leave(error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
@@ -68,7 +67,12 @@ def guard(body: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         processes.leave(1)
         sys.exit(1)
-    except Exception:
+    except Exception as error:
+        if disk_refuses(error):
+            file = getattr(error, "filename2", None) or getattr(error, "filename", None)
+            print_error(f"{file}: {reason(error)}" if file else reason(error))
+            processes.leave(1)
+            sys.exit(1)
         if processes.count() > 1:
             traceback.print_exc()
             processes.leave(1)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from jaxtrain.cli.command import Command, Positional
 from jaxtrain.errors import RunError
+from jaxtrain.escape import plain
 
 
 class Predict(Command):
@@ -42,10 +43,9 @@ class Predict(Command):
                 reason = bad_images.reasons.get(name)
                 if reason is None and not np.isfinite(row).all():
                     reason, broken = "the model gives no number", broken + 1
-                label = (
-                    f"{classifier.class_names[best]}\t{row[best]:.4f}" if reason is None else f"unreadable: {reason}"
-                )
-                print(f"{name}\t{label}")
+                answer = f"{plain(classifier.class_names[best])}\t{row[best]:.4f}"
+                label = answer if reason is None else f"unreadable: {plain(reason)}"
+                print(f"{plain(name)}\t{label}")
             if broken:
                 raise RunError(f"{self.run_dir}: the model gives no finite numbers for {broken} of {len(paths)} images")
         if bad_images.reasons:

@@ -15,7 +15,8 @@ class Sync(Command):
     run_dirs: Annotated[tuple[Path, ...], Positional("RUN_DIR")]
     """Directories of runs that have ended, such as runs/pt/NAME; their evaluations on the test set are sent too."""
     uri: str | None = None
-    """Another store than the one that the run was meant for, or the same with the password that is never saved."""
+    """The store, where it is not that of MLFLOW_TRACKING_URI or of this folder; needed where only the run's own files
+    name it, which may be a stranger's."""
     timeout: float = 600.0
     """Seconds to try, for each run."""
 
@@ -23,12 +24,13 @@ class Sync(Command):
         """Every run is tried. Raises UserError for a directory that is no run, RunError where something is lacking."""
         from jaxtrain.screen.console import print_line
         from jaxtrain.tracking import sync_run
+        from jaxtrain.tracking.tracker import store_to_sync
 
         lacking = []
-        # A run of the Benchmark experiment keeps what it sends in a folder of the run that was evaluated.
-        parts = [part for run_dir in self.run_dirs for part in (run_dir, *run_dir.glob("benchmark/tracking/*"))]
-        for run_dir in parts:
-            report = sync_run(run_dir, self.uri, self.timeout)
+        parts = [(part, root) for root in self.run_dirs for part in _parts(root)]
+        stores = [store_to_sync(run_dir, self.uri) for run_dir, _ in parts]
+        for (run_dir, root), store in zip(parts, stores, strict=True):
+            report = sync_run(run_dir, store, self.timeout, root=root)
             if report.problem is None:
                 print_line(f"{run_dir}: everything is in {report.uri}")
             else:
@@ -36,3 +38,16 @@ class Sync(Command):
                 lacking.append(str(run_dir))
         if lacking:
             raise RunError(f"MLflow still lacks part of {', '.join(lacking)}; the same command tries again")
+
+
+def _parts(root: Path) -> list[Path]:
+    """What is sent of a directory: the run itself and its evaluations, or the run of a report or sweep."""
+    from jaxtrain.tracking.outbox import OUTBOX
+
+    below = [part for glob in _KEPT for part in sorted(root.glob(glob)) if (part / OUTBOX).is_file()]
+    inside = [part for part in below if part.resolve().is_relative_to(root.resolve())]
+    return inside if inside and not (root / OUTBOX).is_file() else [root, *inside]
+
+
+_KEPT = ("tracking", "benchmark/tracking/*", "benchmark/*/tracking/*")
+"""Where the runs of a sweep or report, and of the evaluations of a run, keep what they send."""

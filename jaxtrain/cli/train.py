@@ -29,7 +29,8 @@ class Train(Config, Command):
     """YAML file of options, or the name of a recipe, as `pt/digits` (`jaxtrain recipes` lists them); options on the
     command line win."""
     start: Path | None = Field(None, alias="from")
-    """A run whose options are taken and whose weights are the start of another one; options on the command line win."""
+    """A run whose options (except tracking.uri) are taken and whose weights are the start of another one; options on
+    the command line win."""
     print_config: bool = False
     """Print the options in force as YAML and exit."""
     smoke: bool = False
@@ -54,6 +55,8 @@ class Train(Config, Command):
             tree = merge(stored, {"model": {"weights": str(run)}})
         if given.get("run_dir") and (file := Path(given["run_dir"]).expanduser() / "config.yaml").is_file():
             tree = merge(tree, load_config(file).model_dump(exclude_unset=True))
+        # A run that goes on asks who else names its store; one that starts from a stranger's does not take it over.
+        tree.get("tracking", {}).pop("uri", None)
         if given.get("config"):
             tree = merge(tree, load_config(find_config(given["config"])).model_dump(exclude_unset=True))
         length = given.get("train", {}).keys() & {"epochs", "steps"}

@@ -210,6 +210,7 @@ def track_evaluation(
     evaluation: Record,
     config: TrackingConfig,
     *,
+    root: Path,
     folder: Path,
     run_name: str,
     source_run_id: str | None,
@@ -217,9 +218,9 @@ def track_evaluation(
 ) -> TrackerReport:
     """Store an evaluation as one run of the MLflow experiment `Benchmark`; say how that went.
 
-    The run leads back to the training run by the tags `source_run_id` and `params_sha256`. What the tracker
-    keeps lies under `folder`, apart for each model and test set, so the same evaluation, tracked again,
-    continues its run. `metrics` are stored besides the evaluation's own, such as costs.
+    The run leads back to the training run by the tags `source_run_id` and `params_sha256`. What the tracker keeps
+    lies under `folder` in the run directory `root`, apart for each model and test set, so the same evaluation, tracked
+    again, continues its run. `metrics` are stored besides the evaluation's own, such as costs.
     """
     about = _about(evaluation.predictions)
     own = {key: str(about[key]) for key in ("technique", "model", "dataset", "params_sha256", "test_digest")}
@@ -230,6 +231,7 @@ def track_evaluation(
     tracker = Tracker.start(
         config.model_copy(update={"system_metrics": False}),
         run_dir=kept,
+        root=root,
         experiment="Benchmark",
         run_name=run_name,
         params={key: about[key] for key in ("technique", "model", "dataset", "images", "classes")},

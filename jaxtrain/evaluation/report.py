@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxtrain.escape import markdown
 from jaxtrain.evaluation.comparison import Entry, Pair
 from jaxtrain.evaluation.content import Content
 from jaxtrain.evaluation.findings import Shown
@@ -73,7 +74,7 @@ class Report(Content):
         head = ["model", *(METRICS[name] for name in _TABLE), *(_COST_NAMES[name] for name in _COSTS)]
         lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for entry in self.comparison.entries:
-            cells = [entry.name.replace("|", "\\|")]
+            cells = [markdown(entry.name)]
             for name in _TABLE:
                 cells.append(_with_interval(name, entry.measured.metrics.get(name), entry.measured.intervals.get(name)))
             costs = entry.candidate.costs
@@ -81,11 +82,12 @@ class Report(Content):
                 training_time(costs) if name == "train_seconds" else cost(name, costs.get(name)) for name in _COSTS
             ]
             lines.append(f"| {' | '.join(cells)} |")
-        title = f"# {self.comparison.predictions.dataset}: {len(self.comparison.predictions.labels):,} test images"
+        predictions = self.comparison.predictions
+        title = f"# {markdown(predictions.dataset)}: {len(predictions.labels):,} test images"
         parts = [title, "\n".join(lines)]
         for name, items in (("Warnings", self.warnings), ("In numbers", self.advice), ("Pairs", self.verdicts)):
             if items:
-                parts.append(f"## {name}\n\n" + "\n".join(f"- {item}" for item in items))
+                parts.append(f"## {name}\n\n" + "\n".join(f"- {markdown(item)}" for item in items))
         return "\n\n".join(parts) + "\n"
 
     def to_html(self) -> str:

@@ -144,6 +144,7 @@ def track(gathered: Gathered, comparison: Comparison, config: TrackingConfig | N
             report = track_evaluation(
                 Record(predictions, entry.measured, gathered.duplicates, gathered.looks, files),
                 config or run.config.tracking,
+                root=run.path,
                 folder=folder,
                 run_name=candidate.name.replace("/", "-"),
                 source_run_id=run.summary.get("mlflow_run_id"),
@@ -206,6 +207,7 @@ def track_report(report: Report, folder: Path, config: TrackingConfig, ids: Sequ
     tracker = Tracker.start(
         config.model_copy(update={"system_metrics": False}),
         run_dir=folder / "tracking",
+        root=folder,
         experiment="Benchmark",
         run_name=f"comparison-{folder.name}",
         params={"dataset": predictions.dataset, "models": len(comparison.entries), "resamples": comparison.resamples},

@@ -18,12 +18,14 @@ from jaxtrain.config import Config, FinetuneConfig
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.sources import ARRAYS
 from jaxtrain.evaluation import plots
+from jaxtrain.redact import redact
 from jaxtrain.runs.resolve import total_steps
 from jaxtrain.runs.setup import Setup
-from jaxtrain.screen.console import Part, Plan, Result, log_to_stderr, show_plan, show_result
+from jaxtrain.screen.console import Part, Plan, Result, log_to_stderr, print_line, show_plan, show_result
 from jaxtrain.screen.program import command
 from jaxtrain.screen.progress import Progress
 from jaxtrain.tracking import Tracker, TrackerReport
+from jaxtrain.tracking.store import named_here
 from jaxtrain.training.inference import Inference
 from jaxtrain.training.progress import Timetable
 from jaxtrain.training.state import Tree
@@ -48,7 +50,7 @@ class Reporter:
         if not self._config.quiet:
             accuracy = summary.get("test_accuracy")
             tested = "" if accuracy is None else f", test accuracy {accuracy:.2%}"
-            print(f"{self._run_dir} is finished: {summary['steps']} steps{tested}. Nothing to do.")
+            print_line(f"{self._run_dir} is finished: {summary['steps']} steps{tested}. Nothing to do.")
 
     @property
     def run_dir(self) -> Path:
@@ -62,7 +64,7 @@ class Reporter:
             return
         show_plan(plan)
         if resumed_at is not None:
-            print(f"resuming at {resumed_at}")
+            print_line(f"resuming at {resumed_at}")
 
     @contextmanager
     def progress(self, table: Timetable, start_step: int, history: Iterable[Mapping[str, Any]]) -> Iterator[None]:
@@ -88,13 +90,16 @@ class Reporter:
         """What continues this run."""
         if self._config.data.name == ARRAYS or self._config.own.classifier is not None:
             return f"the same fit(), with run_dir={str(self._run_dir)!r}"
-        return shlex.join(command("train", "--technique", self._config.technique, "--run-dir", self._run_dir))
+        uri = self._config.tracking.uri if self._config.tracking.enabled else None
+        store = [] if uri is None or named_here(redact(uri)) else ["--tracking.uri", redact(uri)]
+        return shlex.join(command("train", "--technique", self._config.technique, "--run-dir", self._run_dir, *store))
 
     def tracking_ended(self, report: TrackerReport) -> None:
         """Say what MLflow did not get."""
         if report.problem is not None:
             where = self._run_dir / "metrics.jsonl"
-            remedy = shlex.join(command("sync", self._run_dir))
+            store = [] if report.uri is None or named_here(report.uri) else ["--uri", report.uri]
+            remedy = shlex.join(command("sync", self._run_dir, *store))
             told = "MLflow lacks %d records (%s); all are in %s, and %s sends them"
             _log.warning(told, report.unsent_rows, report.problem, where, remedy)
 

@@ -30,7 +30,7 @@ from jaxtrain.runs.fitted import Fitted, read_model, restored, save_model
 from jaxtrain.runs.learning import Job, Learned, Learning, Learns, Part, Pruned
 from jaxtrain.runs.report import Reporter, flat_config, versions
 from jaxtrain.tracking import Tracker
-from jaxtrain.tracking.store import tracking_uri
+from jaxtrain.tracking.store import database_file, named_here, tracking_uri
 from jaxtrain.tracking.tracker import look
 from jaxtrain.training import processes
 from jaxtrain.training.parallel import set_cpu_devices
@@ -116,6 +116,7 @@ def _open(technique: Learns, dataset: Dataset, stack: contextlib.ExitStack) -> _
         name = "" if placed else f"{dataset.name}-{technique.model_name}"  # which reads the weights
         directory = stack.enter_context(RunDirectory.open(given, default_name=name))
         config = technique.resolve(directory.continued(given), dataset, directory.path)
+        _check_store(config, given, directory.path)
         resuming = directory.check_config(_for_disk(config), len(dataset.train))
         directory.check_data(data)
         told = {"run_dir": str(directory.path), "config": config.model_dump(mode="json"), "data": data}
@@ -129,6 +130,14 @@ def _open(technique: Learns, dataset: Dataset, stack: contextlib.ExitStack) -> _
         directory = stack.enter_context(RunDirectory(Path(scratch)))
         config = Config.model_validate(told["config"]).replace(**{"quiet": True, "tracking.enabled": False})
     return _Opened(directory, Path(told["run_dir"]), config, told["resuming"], told["done"])
+
+
+def _check_store(config: Config, given: Config, run_dir: Path) -> None:
+    """A server that only the run directory names may be a stranger's, and would get the credentials of this user."""
+    uri = config.tracking.uri
+    if config.tracking.enabled and uri and given.tracking.uri is None and not (database_file(uri) or named_here(uri)):
+        told = f"only {run_dir / 'config.yaml'} names the MLflow server {redact(uri)}"
+        raise UserError(f"{told}; if you trust it, give it as tracking.uri or MLFLOW_TRACKING_URI")
 
 
 def _identity(dataset: Dataset) -> dict[str, Any]:
@@ -194,6 +203,7 @@ def _test(job: Job) -> dict[str, Any]:
         track_evaluation(
             evaluation,
             job.config.tracking,
+            root=job.directory.path,
             folder=folder,
             run_name=f"{technique}-{job.directory.path.name}",
             source_run_id=tracker.wait_run_id(timeout=30.0),
@@ -316,7 +326,7 @@ def _tracked(tracker: Tracker, reporter: Reporter) -> Iterator[None]:
     try:
         yield
     except (Interrupted, KeyboardInterrupt, Pruned):
-        reporter.tracking_ended(tracker.finish("KILLED"))
+        reporter.tracking_ended(tracker.finish("KILLED", timeout=8.0))  # someone waits for the end
         raise
     except BaseException:
         reporter.tracking_ended(tracker.finish("FAILED"))

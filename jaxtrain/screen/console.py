@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jaxtrain.screen.terminal import clock, open_console, plain
+from jaxtrain.escape import plain
+from jaxtrain.redact import redact
+from jaxtrain.screen.terminal import clock, open_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,10 +136,10 @@ def show_result(result: Result) -> None:
 
 
 def print_error(message: str, label: str = "error") -> None:
-    """Print one line to standard error."""
+    """Print one line to standard error, without secrets."""
     console = open_console(sys.stderr)
     console.print(f"{label}: ", style="bold red", end="")
-    console.print(plain(message), soft_wrap=True)
+    console.print(plain(redact(message)), soft_wrap=True)
 
 
 def print_line(text: str) -> None:
@@ -167,7 +169,7 @@ def log_to_stderr() -> None:
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             # sys.stderr is looked up each time: while there is a bar, it is what prints above it.
-            print(f"{record.levelname.lower()}: {plain(record.getMessage())}", file=sys.stderr)
+            print(f"{record.levelname.lower()}: {plain(redact(record.getMessage()))}", file=sys.stderr)
 
     logger = logging.getLogger("jaxtrain")
     logger.handlers = [Handler()]

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from jaxtrain.screen.terminal import clock, open_console, plain
+from jaxtrain.escape import plain
+from jaxtrain.screen.terminal import clock, open_console
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

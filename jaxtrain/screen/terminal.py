@@ -42,8 +42,3 @@ def open_console(file: TextIO | None = None) -> Console:
         emoji=False,
         highlight=False,
     )
-
-
-def plain(text: str) -> str:
-    """One line, without control characters."""
-    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)

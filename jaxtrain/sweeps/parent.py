@@ -73,6 +73,7 @@ class Parent:
         return Tracker.start(
             sweep.base.tracking.model_copy(update={"system_metrics": False}),
             run_dir=self._folder,
+            root=sweep.folder,
             experiment=self._plan.runs[0].setting.config.technique.upper(),
             run_name=sweep.name,
             params={"combine": sweep.combine, "objective": sweep.objective, "seeds": list(sweep.seeds), **values},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from jaxtrain.config import Config
 from jaxtrain.config_io import dump_config, load_config
+from jaxtrain.escape import plain
 from jaxtrain.files import write_csv, write_text
 from jaxtrain.sweeps.plan import Plan
 from jaxtrain.sweeps.results import Estimate, Outcome, Ranked, Results, category, results_of
@@ -41,16 +41,17 @@ def results(plan: Plan, trials: Trials) -> Results:
 def write_tables(found: Results, folder: Path) -> list[Path]:
     """CSV and JSON of everything, and the best config as YAML; the files written."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [
-        write_csv(folder / "runs.csv", [_run_row(found, one) for one in found.outcomes]),
-        write_csv(folder / "settings.csv", [setting_row(found, one) for one in found.ranked]),
-        write_csv(folder / "effects.csv", [_flat(asdict(one)) for one in found.effects]),
-        write_csv(folder / "interactions.csv", [_flat(asdict(one)) for one in found.interactions]),
-        write_csv(folder / "importances.csv", [{"axis": k, "share": v} for k, v in found.importances.items()]),
-    ]
-    tables = {path.stem: path for path in files}
+    tables: dict[str, list[dict[str, Any]]] = {
+        "runs": [_run_row(found, one) for one in found.outcomes],
+        "settings": [setting_row(found, one) for one in found.ranked],
+        "effects": [_flat(asdict(one)) for one in found.effects],
+        "interactions": [_flat(asdict(one)) for one in found.interactions],
+        "importances": [{"axis": axis, "share": share} for axis, share in found.importances.items()],
+    }
+    files = [write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items()]
     content = {
-        name: list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) for name, path in tables.items()
+        name: [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
+        for name, rows in tables.items()
     }
     write_text(folder / "results.json", json.dumps({"sweep": found.sweep.name, **content}, indent=1) + "\n")
     files.append(folder / "results.json")
@@ -93,7 +94,7 @@ def _best_yaml(found: Results, best: Ranked) -> str:
     )
     words = in_words(best.estimate, found.sweep.higher_is_better)
     return (
-        f"# The best setting of sweep {found.sweep.name}: {best.setting.label}\n"
+        f"# The best setting of sweep {plain(found.sweep.name)}: {plain(best.setting.label)}\n"
         f"# {found.sweep.objective} {words} over {len(best.values)} seeds\n{dump_config(config)}"
     )
 

@@ -124,7 +124,7 @@ def complete_lines(file: BinaryIO) -> Iterator[bytes]:
 
 def open_at_line(path: Path) -> int:
     """Open for appending, after cutting off a last line that a crash tore."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     size = os.fstat(file).st_size
     end = size
     while end > 0:

@@ -31,15 +31,22 @@ def store_model(
     from mlflow.models import Model
 
     folder = Path(request["path"])
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} no longer exists")
     example = np.load(request["example"], allow_pickle=False)
     if model_id is None:
-        model = client.create_logged_model(
-            experiment_id, name=request["name"], source_run_id=run_id, model_type="image-classifier"
+        # The answer to an earlier attempt may have been lost.
+        wanted = f"source_run_id = '{run_id}' AND name = '{request['name']}'"
+        found = list(client.search_logged_models([experiment_id], filter_string=wanted))
+        model = (
+            found[0]
+            if found
+            else client.create_logged_model(
+                experiment_id, name=request["name"], source_run_id=run_id, model_type="image-classifier"
+            )
         )
         model_id = str(model.model_id)
         created(model_id)
+    outputs = client.get_run(run_id).outputs
+    if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else ())]:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=request["step"])])
     description = Model(
         artifact_path=client.get_logged_model(model_id).artifact_location,

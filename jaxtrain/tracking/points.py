@@ -56,4 +56,5 @@ def finite_points(record: Mapping[str, Any]) -> Iterator[Point]:
 
 def time_ms(record: Mapping[str, Any]) -> int:
     """When a record was written, in milliseconds since 1970."""
-    return int(record.get("time", 0.0) * 1000)
+    time = record.get("time", 0.0) * 1000
+    return int(time) if 0 <= time < 2**53 else 0

@@ -31,6 +31,7 @@ class Sidecar:
         environment = {
             **_CHILD_DEFAULTS,
             **os.environ,
+            "PYTHONWARNINGS": "ignore",  # those of MLflow's imports, which the user may have made errors
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         }
         self._process = subprocess.Popen(
@@ -90,4 +91,4 @@ def sidecar() -> Sidecar:
 
 def _close_shared() -> None:
     if _shared is not None:
-        _shared.close(timeout=6.0)
+        _shared.close(timeout=6.0 if _shared.serves else 1.0)

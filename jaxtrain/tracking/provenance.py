@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
-import subprocess
+import stat
 from pathlib import Path
 
 from jaxtrain.readers import json_object
@@ -20,11 +21,12 @@ def process_identity(pid: int) -> str:
     return json.dumps(
         {
             "host": socket.gethostname(),
-            "machine": _first_line(Path("/etc/machine-id")),
-            "boot": _first_line(Path("/proc/sys/kernel/random/boot_id")),
+            "machine": _text(Path("/etc/machine-id")),
+            "boot": _text(Path("/proc/sys/kernel/random/boot_id")),
             "namespace": _link(Path("/proc/self/ns/pid")),
             "pid": pid,
             "started": psutil.Process(pid).create_time(),
+            "ticks": _ticks(pid),
         }
     )
 
@@ -47,41 +49,64 @@ def process_is_gone(identity: str) -> bool:
             return False
         try:
             process = psutil.Process(run["pid"])
-            # The start time is derived from the clock at boot, which may be corrected by seconds.
-            return abs(process.create_time() - run["started"]) > 5 or process.status() == psutil.STATUS_ZOMBIE
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+            if run.get("ticks") is not None:
+                return _ticks(run["pid"]) != run["ticks"]
+            # The start time moves when the clock is set: by seconds it may be corrected.
+            return abs(process.create_time() - run["started"]) > 5
         except psutil.NoSuchProcess:
             return True
     except (ValueError, KeyError, TypeError, OverflowError):
         return False
 
 
+def _ticks(pid: int) -> int | None:
+    """When a process started, in ticks since the machine did: no clock changes that. None where it cannot be known."""
+    fields = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return int(fields[19]) if len(fields) > 19 else None
+
+
 def git_tags(folder: Path) -> dict[str, str]:
-    """The commit of the repository around a folder and whether files differ from it; empty without git."""
-    commit = _git(folder, "rev-parse", "HEAD")
-    if not commit:
+    """Commit and branch of the repository around a folder; empty where there is none.
+
+    Git is not asked: in an unpacked repository nearly every one of its commands runs what `.git/config` says.
+    """
+    repository = next((found for above in (folder, *folder.parents) if (found := _git_folder(above))), None)
+    if repository is None:
         return {}
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    tags = {"mlflow.source.git.commit": commit}
-    if changes is not None:
-        tags["jaxtrain.git_dirty"] = str(bool(changes)).lower()
-    return tags
+    common = repository / (_text(repository / "commondir") or ".")  # of a worktree
+    branch = _text(repository / "HEAD").removeprefix("ref: ")
+    if _COMMIT.fullmatch(branch):
+        return {"mlflow.source.git.commit": branch}
+    if not _BRANCH.fullmatch(branch) or ".." in branch:
+        return {}
+    packed = (line.split(" ", 1) for line in _text(common / "packed-refs", _MOST_PACKED).splitlines())
+    commit = _text(common / branch) or next((words[0] for words in packed if words[1:] == [branch]), "")
+    if not _COMMIT.fullmatch(commit):
+        return {}
+    return {"mlflow.source.git.commit": commit, "mlflow.source.git.branch": branch.removeprefix("refs/heads/")}
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_BRANCH = re.compile(r"refs/heads/[^\x00-\x20~^:?*\\\x7f]{1,200}")
+_MOST_PACKED = 50_000_000
+
+
+def _git_folder(folder: Path) -> Path | None:
+    """The repository whose files are in this very folder; that of a worktree or submodule is named by a file."""
+    entry = folder / ".git"
+    named = _text(entry)
+    found = folder / named.removeprefix("gitdir: ") if named.startswith("gitdir: ") else entry
+    return found if _text(found / "HEAD") else None
+
+
+def _text(path: Path, most: int = 4096) -> str:
+    """The text of a small regular file; of anything else "" (a pipe would be waited for)."""
     try:
-        done = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
-            capture_output=True, text=True, timeout=10, check=True, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _first_line(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
+        with open(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK), errors="replace") as file:
+            return file.read(most).strip() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else ""
+    except (OSError, ValueError):
         return ""
 
 

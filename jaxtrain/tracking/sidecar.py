@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import queue
-import re
 import signal
 import sys
 import threading
@@ -29,6 +28,7 @@ from jaxtrain.files import try_lock
 from jaxtrain.redact import redact
 from jaxtrain.tracking.outbox import LOCK
 from jaxtrain.tracking.provenance import git_tags
+from jaxtrain.tracking.store import trouble
 from jaxtrain.tracking.system import SystemMonitor
 from jaxtrain.tracking.upload import Upload
 
@@ -49,6 +49,7 @@ class Run:
         self.live: bool = command["live"]
         """Whether the run goes on in the parent; otherwise a run that has ended is sent later."""
         self.due = 0.0
+        self._root = Path(command["root"])
         self._session: str = command["session"]
         self._git = git_tags(Path(command["folder"])) if self.live else {}
         self._sampled = parent if command["system_metrics"] else None
@@ -87,7 +88,9 @@ class Run:
             self._lock = try_lock(self.run_dir / LOCK, lambda: warnings.append(no_locks))
             if self._lock is None:
                 return None
-            self._upload = Upload(self.run_dir, self.uri, live=self.live, session=self._session, git=self._git)
+            self._upload = Upload(
+                self.run_dir, self.uri, live=self.live, root=self._root, session=self._session, git=self._git
+            )
             for text in warnings:
                 self._upload.say(text)
             if self._sampled is not None:
@@ -111,18 +114,11 @@ class Run:
                 self._upload.report(text)
 
     def _reason(self, error: Exception) -> str:
-        """One line for a person; MLflow's own lines on connections are long."""
+        """One line for a person."""
         text = redact(str(error).strip().partition("\n")[0]) or type(error).__name__
-        where = redact(self.uri)
         if isinstance(error, ImportError):
-            return f"cannot import what MLflow needs for {where} ({text})"
-        if code := re.search(r"too many (\d+) error responses", text):
-            return f"{where} answers with error {code[1]}"
-        if re.search(r"timed? ?out", text):
-            return f"{where} does not answer in time"
-        if re.search(r"NewConnectionError|NameResolution|Connection (?:aborted|refused|reset)", text):
-            return f"no connection to {where}"
-        return text[:300]
+            return f"cannot import what MLflow needs for {redact(self.uri)} ({text})"
+        return trouble(self.uri, text)
 
     def finish(self, timeout: float) -> None:
         """Ask for the end: everything is due at once, and `finished` is true soon."""

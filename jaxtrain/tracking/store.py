@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import importlib.metadata
+import itertools
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxtrain.errors import UserError, nearest
-from jaxtrain.files import file_lock
+from jaxtrain.files import file_lock, run_name
 from jaxtrain.redact import HIDDEN, redact
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_is_gone
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 
+_attempts = itertools.count()
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 
@@ -53,8 +58,19 @@ def tracking_uri(option: str | None) -> str:
         path, question, query = rest.removeprefix("/").partition("?")
         if path in ("", ":memory:"):
             raise UserError(f"tracking.uri {uri!r}: an SQLite store needs a file, for example {DEFAULT_URI}")
-        return sqlite_uri(_decoded(path).absolute(), scheme) + question + query
+        file = _decoded(path).absolute()
+        if file.exists() and not file.is_file():
+            raise UserError(f"tracking.uri {uri!r}: {file} is not a file")
+        return sqlite_uri(file, scheme) + question + query
     return uri
+
+
+def named_here(uri: str) -> bool:
+    """Whether a store, its password left out, is the one that the environment names, or else this folder's own."""
+    try:
+        return redact(tracking_uri(None)) == uri
+    except UserError:
+        return False
 
 
 def sqlite_uri(file: Path, scheme: str = "sqlite") -> str:
@@ -112,13 +128,32 @@ def _make_store(uri: str, database: Path) -> None:
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    made = database.with_name(f".{database.name}.new")
-    for leftover in (made, made.with_name(f"{made.name}-journal")):
-        leftover.unlink(missing_ok=True)
-    store = SqlAlchemyStore(sqlite_uri(made), DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
-    store.engine.dispose()
-    if not database.exists():  # another program's, in the meantime
-        made.rename(database)
+    # A new name each time: MLflow keeps what it opened under a name, and would go on in a file that is gone.
+    made = database.with_name(f".{database.name}.new{next(_attempts)}")
+    try:
+        store = SqlAlchemyStore(sqlite_uri(made), DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+        store.engine.dispose()
+        if not database.exists():  # another program's, in the meantime
+            made.rename(database)
+    finally:
+        for leftover in database.parent.glob(f".{glob.escape(database.name)}.new*"):
+            leftover.unlink(missing_ok=True)
+
+
+def trouble(uri: str, text: str) -> str:
+    """What stands in the way of a store, in a line for a person; MLflow's own are long, or name what came of it."""
+    where, database = redact(uri), database_file(uri)
+    if database is not None and re.search(r"disk is full|disk I/O error|readonly database", text):
+        with contextlib.suppress(OSError):
+            free, told = shutil.disk_usage(database.parent).free, text.removeprefix("(sqlite3.OperationalError) ")
+            return f"{database} cannot be written ({told}; {free:,} bytes free)"
+    if code := re.search(r"too many (\d+) error responses|failed with error code (\d+)", text):
+        return f"{where} answers with error {code[1] or code[2]}"
+    if re.search(r"timed? ?out", text):
+        return f"{where} does not answer in time"
+    if re.search(r"NewConnectionError|NameResolution|Connection (?:aborted|refused|reset)", text):
+        return f"no connection to {where}"
+    return text[:300]
 
 
 def experiment_id(client: Any, uri: str, name: str) -> str:
@@ -132,7 +167,7 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
     if found is None:
         database = database_file(uri)
         # MLflow's default is `mlruns` in the folder of whoever comes first: keep it beside the database.
-        location = (database.parent / "mlruns" / name).as_uri() if database else None
+        location = (database.parent / "mlruns" / run_name(name)).as_uri() if database else None
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException as error:

@@ -30,18 +30,18 @@ from jaxtrain.files import file_lock, reason
 from jaxtrain.redact import redact, redact_command, redact_option
 from jaxtrain.tracking.journal import Journal
 from jaxtrain.tracking.model import default_requirements
-from jaxtrain.tracking.outbox import JOURNAL, LOCK, OUTBOX, State, append_request, first_start
+from jaxtrain.tracking.outbox import JOURNAL, LOCK, OUTBOX, State, append_request, check_files, first_start
+from jaxtrain.tracking.patience import Patience, patience
 from jaxtrain.tracking.points import unsent_rows
 from jaxtrain.tracking.process import Sidecar, sidecar
 from jaxtrain.tracking.provenance import process_identity
-from jaxtrain.tracking.store import database_file, sqlite_uri, tracking_uri
+from jaxtrain.tracking.store import database_file, named_here, sqlite_uri, tracking_uri
 from jaxtrain.tracking.surroundings import parent_run
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _PARENT = "mlflow.parentRunId"
 _HEAR_SECONDS = 5.0
-_POLL_SECONDS = 0.05
 _log = logging.getLogger("jaxtrain.tracking")
 
 
@@ -64,11 +64,13 @@ class Tracker:
     Make one with `Tracker.start`.
     """
 
-    def __init__(self, run_dir: Path, uri: str | None) -> None:
+    def __init__(self, run_dir: Path, uri: str | None, root: Path | None = None) -> None:
+        self._root = root or run_dir
         self.journal = Journal(run_dir / JOURNAL)
         self.run_dir = run_dir
         self.uri = redact(uri) if uri else None
         self._secret_uri = uri
+        self._patience = patience(self.uri or "")
         self._sidecar: Sidecar | None = None
         self._attachment: dict[str, Any] = {}
         self._session: str | None = None
@@ -88,6 +90,7 @@ class Tracker:
         params: Mapping[str, object],
         tags: Mapping[str, str],
         history: Sequence[Mapping[str, Any]] = (),
+        root: Path | None = None,
     ) -> Tracker:
         """Begin a run, or continue the one in `run_dir`, in milliseconds; MLflow follows in another process.
 
@@ -95,32 +98,37 @@ class Tracker:
         `Journal.records` gives them); the journal is cut back to it. Steps that MLflow already has are not
         sent again. `params` of a run that is continued are compared with the stored ones; changes stand in
         the tag `jaxtrain.param_drift`. The run is nested under the caller's active one, if that is in the same store.
+        Only files inside `root` (default: `run_dir`) can be sent.
 
         Raises UserError for a store that MLflow cannot use, before anything is written.
         """
         uri = tracking_uri(config.uri) if config.enabled else None
         run_dir.mkdir(parents=True, exist_ok=True)
-        tracker = cls(run_dir, uri)
+        check_files(run_dir)
+        tracker = cls(run_dir, uri, root)
         tracker.journal.truncate(history)
         if uri is None:
             return tracker
         started = first_start(run_dir)
         if _PARENT not in tags and (parent := parent_run(uri)) is not None:
             tags = {**tags, _PARENT: parent}
-        append_request(
-            run_dir,
-            {
-                "do": "start",
-                "run_key": started["run_key"] if started else uuid.uuid4().hex,
-                "uri": tracker.uri,
-                "time_ms": _now_ms(),
-                "process": process_identity(os.getpid()),
-                "experiment": config.experiment_prefix + experiment,
-                "run_name": run_name,
-                "params": {key: redact_option(key, str(value)) for key, value in params.items()},
-                "tags": {key: redact_option(key, str(value)) for key, value in {**_own_tags(), **tags}.items()},
-            },
-        )
+        begun = {
+            "do": "start",
+            "run_key": started["run_key"] if started else uuid.uuid4().hex,
+            "uri": tracker.uri,
+            "time_ms": _now_ms(),
+            "process": process_identity(os.getpid()),
+            "experiment": config.experiment_prefix + experiment,
+            "run_name": run_name,
+            "params": {key: redact_option(key, str(value)) for key, value in params.items()},
+            "tags": {key: redact_option(key, str(value)) for key, value in {**_own_tags(), **tags}.items()},
+        }
+        try:
+            append_request(run_dir, begun)
+        except OSError as error:
+            _log.warning("%s: %s; MLflow will know nothing of this run", run_dir / OUTBOX, error.strerror)
+            tracker.uri = None
+            return tracker
         tracker._attach(live=True, system_metrics=config.system_metrics)
         atexit.register(tracker._at_exit)
         return tracker
@@ -139,7 +147,7 @@ class Tracker:
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a file or folder with the run, as it is when its turn comes: leave it in place."""
-        self._request("artifact", path=str(path.absolute()), folder=folder)
+        self._request("artifact", path=self._named(path), folder=folder)
 
     def tag(self, key: str, value: str) -> None:
         """Set a tag of the run."""
@@ -177,8 +185,8 @@ class Tracker:
         np.save(example_path, example, allow_pickle=False)
         self._request(
             "model",
-            path=str(model_dir.absolute()),
-            example=str(example_path),
+            path=self._named(model_dir),
+            example=self._named(example_path),
             class_names=list(class_names),
             step=step,
             name="model",
@@ -206,7 +214,8 @@ class Tracker:
     def finish(self, status: Status, timeout: float = 30.0) -> TrackerReport:
         """Send what is left, set the run's status, and say what could not be sent. At most `timeout` seconds.
 
-        A store that is known to be away is tried three times more. A second call returns the first one's
+        A store that is known to be away is tried three times more; for one that does not answer all waits of the
+        process together take no more than about 30 s, and Ctrl-C ends one. A second call returns the first one's
         report.
         """
         if self._finished is not None:
@@ -229,9 +238,9 @@ class Tracker:
                 self._attach(**self._attachment)
             if self._sidecar is None:
                 return
-            left = deadline - time.monotonic()
-            self._sidecar.send(do="finish", run_dir=self._key, timeout=left)
-            over = self._wait_for(lambda state: state.over, left + 0.5).over
+            left = min(deadline - time.monotonic(), self._patience.left())
+            self._sidecar.send(do="finish", run_dir=self._key, timeout=max(left - 0.5, 0.0))
+            over = self._wait_for(lambda state: state.over, left).over
             self._sidecar.serves.discard(self._key)
             if over or time.monotonic() >= deadline:
                 return
@@ -258,7 +267,8 @@ class Tracker:
             _log.warning("%s; metrics are kept in %s", self._problem, self.journal.path)
             return
         self._sidecar.serves.add(self._key)
-        told = {"run_dir": self._key, "uri": self._secret_uri, "folder": os.getcwd(), "session": self._session}
+        told = {"run_dir": self._key, "root": str(self._root.absolute()), "uri": self._secret_uri}
+        told |= {"folder": os.getcwd(), "session": self._session}
         self._sidecar.send(do="attach", **told, **attachment)
 
     def _hear(self) -> State:
@@ -267,6 +277,8 @@ class Tracker:
         state = State.load(self.run_dir)
         if state.session != self._session:
             return State()
+        if state.run_id is not None and state.problem is None:
+            self._patience.restore()
         for text in state.said[self._heard :]:
             _log.warning("MLflow: %s", text)
         self._heard = len(state.said)
@@ -279,14 +291,17 @@ class Tracker:
         return state
 
     def _wait_for(self, done: Callable[[State], bool], timeout: float) -> State:
-        """What the sidecar says, as soon as it is `done`, the sidecar has died or the time is over."""
-        deadline = time.monotonic() + timeout
-        while True:
-            alive = self._sidecar is not None and self._sidecar.alive
-            state = self._hear()
-            if done(state) or not alive or time.monotonic() > deadline:
-                return state
-            time.sleep(_POLL_SECONDS)
+        """What the sidecar says, as soon as it is `done`, the sidecar has died or nobody waits any longer."""
+
+        def settled() -> bool:
+            return done(self._hear()) or self._sidecar is None or not self._sidecar.alive
+
+        self._patience.wait(settled, timeout)
+        return self._hear()
+
+    def _named(self, path: Path) -> str:
+        """A path from the run directory on: that may be moved before it is sent."""
+        return os.path.relpath(path, self.run_dir)
 
     def _request(self, what: str, **fields: Any) -> None:
         if self.uri is None:
@@ -301,22 +316,38 @@ class Tracker:
         self.finish("FAILED", timeout=5.0)
 
 
-def sync_run(run_dir: Path, uri: str | None = None, timeout: float = 600.0) -> TrackerReport:
-    """Send what MLflow does not have yet of a run that has ended, with its status; harmless when repeated.
+def store_to_sync(run_dir: Path, uri: str | None = None) -> str:
+    """The store that a run is sent to: `uri`, else the one that it was meant for.
 
-    `uri` defaults to the store that the run was meant for; give it where it held a password (which is never
-    saved), or to send the run to another store as well. Raises UserError where there is nothing to send.
+    The latter only where it is also that of MLFLOW_TRACKING_URI or, without it, of this folder.
+    Raises UserError where there is nothing to send, and where only the run's own files name the store: they may be
+    a stranger's, and the store would get what is in the environment to log in with.
     """
+    check_files(run_dir)
     started = first_start(run_dir)
     if started is None:
         raise UserError(f"{run_dir} is not the directory of a run that was meant for MLflow")
     stored = State.load(run_dir).uri or started["uri"]
-    tracker = Tracker(run_dir, tracking_uri(uri or stored))
+    if uri is None and not named_here(stored):
+        raise UserError(f"{run_dir}: only its own files name the store {stored}; if you trust it, add --uri {stored}")
+    return tracking_uri(uri or stored)
+
+
+def sync_run(
+    run_dir: Path, uri: str | None = None, timeout: float = 600.0, *, root: Path | None = None
+) -> TrackerReport:
+    """Send what MLflow does not have yet of a run that has ended, with its status; harmless when repeated.
+
+    `uri` is needed where the run was meant for another store than that of MLFLOW_TRACKING_URI (or, without it, of this
+    folder), and may be another one. Only files inside `root` (default: `run_dir`) are sent. Raises as `store_to_sync`.
+    """
+    tracker = Tracker(run_dir, store_to_sync(run_dir, uri), root)
+    tracker._patience = Patience(str(tracker.uri), timeout)
     if tracker._key in sidecar().serves:
         raise UserError(f"{run_dir}: this run goes on in this very process; finish it first")
     try:
         with file_lock(run_dir / LOCK, timeout=min(timeout, 5.0)):
-            pass
+            State.load(run_dir).save(run_dir)  # by which the other process answers
     except TimeoutError:
         tracker._problem = f"{run_dir} is being sent by another process"
         return tracker._report()

@@ -19,7 +19,7 @@ from jaxtrain.redact import redact
 from jaxtrain.tracking import store
 from jaxtrain.tracking.journal import complete_lines, decode_record
 from jaxtrain.tracking.model import store_model
-from jaxtrain.tracking.outbox import JOURNAL, State, read_requests
+from jaxtrain.tracking.outbox import JOURNAL, State, of_run, read_requests
 from jaxtrain.tracking.points import Point, cut, finite_points, safe_name, time_ms
 from jaxtrain.tracking.provenance import PROCESS_TAG, process_is_gone
 
@@ -39,14 +39,23 @@ _MOST_SAID = 100
 class Upload:
     """One run's upload. The caller holds the directory's lock: one process at a time.
 
-    `live`: the run goes on, in another process; otherwise a run that has ended is sent later. `session` is for whom
-    `mlflow.json` is written, `git` are tags that name the code.
+    `live`: the run goes on, in another process; otherwise a run that has ended is sent later. Only files inside `root`
+    (default: the run directory) are sent. `session` is for whom `mlflow.json` is written, `git` are tags that name
+    the code.
     """
 
     def __init__(
-        self, run_dir: Path, uri: str, *, live: bool, session: str = "", git: Mapping[str, str] | None = None
+        self,
+        run_dir: Path,
+        uri: str,
+        *,
+        live: bool,
+        root: Path | None = None,
+        session: str = "",
+        git: Mapping[str, str] | None = None,
     ) -> None:
         self.run_dir, self.uri, self.live = run_dir, uri, live
+        self._root = root or run_dir
         self.state = State.load(run_dir)
         self.state.session, self.state.problem, self.state.said, self.state.over = session, None, [], False
         if live:
@@ -154,7 +163,8 @@ class Upload:
         if self.state.run_id is not None:
             try:
                 run = self._client.get_run(self.state.run_id)
-                if run.info.lifecycle_stage == "active":
+                # A file that names the run of someone else does not get at it.
+                if run.info.lifecycle_stage == "active" and run.data.tags.get(RUN_KEY_TAG) == run_key:
                     return run
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
@@ -163,7 +173,7 @@ class Upload:
             self.state.forget()
             self._offset = self._nonfinite = 0
             self._welcomed = False
-            self.say(f"the MLflow run {deleted} was deleted: sending everything again as a new run")
+            self.say(f"the MLflow run {deleted} was deleted or is another one: sending everything again as a new run")
         found = self._client.search_runs([self.state.experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run_key}'")
         return self._client.get_run(found[0].info.run_id) if found else None
 
@@ -282,7 +292,7 @@ class Upload:
 
     def _send_requests(self, requests: Sequence[Mapping[str, Any]]) -> None:
         last_start = max(i for i, request in enumerate(requests) if request.get("do") == "start")
-        retried = [] if self.live else self.state.requests_refused
+        retried = [] if self.live else [i for i in self.state.requests_refused if i < len(requests)]
         for number in [*retried, *range(self.state.requests_done, len(requests))]:
             request = requests[number]
             if request.get("do") == "status" and number < last_start:
@@ -307,7 +317,10 @@ class Upload:
         except Exception as error:
             self._attempts += 1
             refused = isinstance(error, MlflowException) and error.error_code in _REFUSALS
-            if not (refused or isinstance(error, FileNotFoundError)) and self._attempts < _ATTEMPTS_PER_REQUEST:
+            if (
+                not (refused or isinstance(error, FileNotFoundError | PermissionError))
+                and self._attempts < _ATTEMPTS_PER_REQUEST
+            ):
                 raise
             what = request.get("path") or request.get("name") or request.get("key") or ""
             self.say(f"MLflow did not take the {request.get('do')} {what}: {_first_line(error)}")
@@ -319,9 +332,7 @@ class Upload:
         run_id = self.state.run_id
         match request.get("do"):
             case "artifact":
-                if not Path(request["path"]).exists():
-                    raise FileNotFoundError(f"{request['path']} no longer exists")
-                self._client.log_artifact(run_id, request["path"], request["folder"])
+                self._client.log_artifact(run_id, self._file(request["path"]), request["folder"])
             case "tag":
                 self._client.set_tag(run_id, safe_name(request["key"]), cut(request["value"], LONGEST_TAG))
             case "params":
@@ -331,9 +342,14 @@ class Upload:
             case "model":
                 assert run_id is not None
                 state = self.state
+                files = {key: self._file(request[key]) for key in ("path", "example")}
+                request = {**request, **files}
                 store_model(self._client, state.experiment_id, run_id, request, state.model_id, self._model_created)
             case "status":
                 self.end(request["status"], request["time_ms"])
+
+    def _file(self, named: str) -> str:
+        return str(of_run(self._root, self.run_dir, named))
 
     def _model_created(self, model_id: str) -> None:
         self.state.model_id = model_id

@@ -57,6 +57,7 @@ def run(backbone, halves, tmp_path_factory):
     return extractor(backbone, folder).fit(*halves[0], test=halves[1]), folder
 
 
+@pytest.mark.slow
 def test_a_head_on_a_backbone_that_never_saw_these_classes(run, halves):
     classifier, _ = run
     (_, _), (images, labels) = halves

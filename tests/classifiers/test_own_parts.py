@@ -42,9 +42,8 @@ def trained(network, digits, kind=PTClassifier, epochs=12, **options):
     return model.fit(*digits, test=digits)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "documented" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_way_to_write_a_network_learns_saves_loads_and_goes_on_to_fe_and_ft(name, digits, tmp_path):
     images = digits[0]
     model = trained(NETWORKS[name], digits, epochs=30, run_dir=tmp_path / "pt", optimizer={"learning_rate": 1e-2})
@@ -87,9 +86,10 @@ def changed(before, after):
     return {path for path in old if not np.array_equal(old[path], new[path])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "strategy"),
-    [(Documented, "jit"), *(pytest.param(*how, marks=pytest.mark.slow) for how in OTHER_WAYS)],
+    [(Documented, "jit"), *OTHER_WAYS],
 )
 def test_a_resumed_run_ends_in_the_same_bits(network, strategy, digits, tmp_path):
     how = {"train": {"steps": 12}, "parallel": {"strategy": strategy}, "checkpoint": {"every_steps": 5}}
@@ -215,6 +215,7 @@ print(type(jaxtrain.load("run").network).__name__ if False else jaxtrain.load("r
 """
 
 
+@pytest.mark.slow
 def test_a_network_of_a_script_is_found_in_it_and_named_elsewhere(tmp_path):
     (tmp_path / "mine.py").write_text(SCRIPT)
     done = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=False)

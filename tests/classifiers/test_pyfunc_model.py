@@ -33,6 +33,7 @@ def _no_pickle(*arguments: object, **options: object) -> None:
     raise AssertionError("something was unpickled")
 
 
+@pytest.mark.slow
 def test_the_stored_model_classifies_images_without_pickle(
     tmp_path: Path,
     sqlite_uri: str,  # noqa: F811

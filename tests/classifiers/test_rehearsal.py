@@ -164,6 +164,7 @@ def test_debug_names_the_first_wrong_shape(classifier, told):
         rehearsal.debug(linear(classifier))
 
 
+@pytest.mark.slow
 def test_debug_of_a_head(trained, capsys):
     rehearsal.debug(FEClassifier(quiet=True, model={"weights": trained}))
     assert "one step made no NaN" in capsys.readouterr().out

@@ -38,6 +38,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_the_learning_rate_is_the_optimizers(way, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

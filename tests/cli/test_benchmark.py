@@ -35,6 +35,7 @@ def train(name, seed, tracked=False, **options):
 OFF = ("--tracking.enabled", "False", "--resamples", "100")
 
 
+@pytest.mark.slow
 def test_runs_are_compared_and_predictions_reused(here, capsys):
     for seed in range(2):
         train(f"linear-{seed}", seed)

@@ -1,5 +1,6 @@
 """The program as it is started: its commands, help, exit codes, and the recipes that it finds."""
 
+import errno
 import os
 import shlex
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jaxtrain.cli.command import Group, options_of
-from jaxtrain.cli.main import PROGRAM, run
+from jaxtrain.cli.main import PROGRAM, guard, run
 from jaxtrain.config_io import recipe_names
 from jaxtrain.errors import UserError
 
@@ -142,3 +143,20 @@ def test_the_commands_that_are_printed_work(started, tmp_path):
     assert labelled.returncode == 0, labelled.stdout
     refused = subprocess.run(compare, shell=True, check=False, **pipes)
     assert (refused.returncode, "OTHER_RUN: no run is there" in refused.stdout) == (2, True), refused.stdout
+
+
+def test_what_the_file_system_refuses_is_one_line(tmp_path, capsys):
+    def too_large():
+        raise OSError(errno.EFBIG, "File too large")
+
+    (tmp_path / "page").mkdir()
+    (tmp_path / "file").touch()
+    for body, cause in (
+        (lambda: (tmp_path / "page").write_text("x"), f"{tmp_path}/page: Is a directory"),
+        (lambda: os.replace(tmp_path / "file", tmp_path / "page"), f"{tmp_path}/page: Is a directory"),
+        (too_large, "File too large"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            guard(body)
+        assert ended.value.code == 1
+        assert " ".join(capsys.readouterr().err.split()) == f"error: {cause}"

@@ -161,6 +161,7 @@ def test_another_run_from_the_options_and_weights_of_one(tmp_path, monkeypatch):
         run(["train", "--from", "nothing"])
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error():
     command = f"{sys.executable} scripts/train.py --technique pt --print-config | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, check=False, env=ENVIRONMENT)

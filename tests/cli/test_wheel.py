@@ -48,7 +48,8 @@ def test_a_script_in_the_folder_above_a_clone_finds_the_package(tmp_path):
     as_in_an_environment = f"import site; site.addsitedir({str(site)!r})"
     script.write_text(f"{as_in_an_environment}\nfrom jaxtrain import UserError, errors\nprint(errors.__file__)\n")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, check=False)
+    # -S: the environment this test itself runs in has an editable jaxtrain too, which would come first
+    done = subprocess.run([sys.executable, "-S", script], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert str(clone / "jaxtrain" / "errors.py") in done.stdout
 

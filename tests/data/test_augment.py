@@ -50,6 +50,7 @@ def run(options, keys, images, size=16):
     return np.asarray(_jitted(options, keys, images, image_size=size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "channels"), zip(OPTIONS, (1, 3, 1, 3), strict=True))
 def test_an_image_depends_on_its_key_alone(name, channels):
     """Not on its neighbours, its place, or the size of the batch; and another key gives another image."""

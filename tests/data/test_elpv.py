@@ -17,6 +17,7 @@ def package():
     return utils.load_dataset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [0, 2])
 def test_the_split_is_the_published_one(split, package):
     images, probability, kind = package

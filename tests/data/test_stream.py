@@ -129,6 +129,7 @@ def test_every_start_and_share_gives_the_same_bits(source, crop):
     _assert_equal(whole[1:], joined)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_bits_and_end(source):
     expected = _collect(_train(source, start_step=1, stop_step=4))
     other = _collect(_train(source, start_step=1, stop_step=4, seed=4))
@@ -149,6 +150,7 @@ def test_worker_processes_give_the_same_bits_and_end(source):
     _assert_freed(shared)
 
 
+@pytest.mark.slow
 def test_signals_to_the_whole_group_do_not_reach_workers_not_even_while_they_start(source):
     def shoot():
         while not over.wait(0.002):
@@ -210,6 +212,7 @@ class _Confessing(_Faulty):
     parent: int = 0
 
 
+@pytest.mark.slow
 def test_workers_keep_off_the_accelerator_and_use_one_thread_an_image(source):
     source = _Confessing(source, parent=os.getpid())
     (batch,) = _collect(_train(source, crop="center", workers=1, stop_step=1))

@@ -249,7 +249,9 @@ def test_the_run_in_benchmark_leads_back_to_its_training_run(tmp_path, monkeypat
     monkeypatch.setattr("jaxtrain.evaluation.evaluate.Tracker", FakeTracker)
     evaluation = evaluate(dataset(source(2, 12, "test"))[0], tmp_path)
     folder = tmp_path / "run" / "benchmark"
-    report = track_evaluation(evaluation, TrackingConfig(), folder=folder, run_name="night", source_run_id="1f")
+    report = track_evaluation(
+        evaluation, TrackingConfig(), root=tmp_path, folder=folder, run_name="night", source_run_id="1f"
+    )
     told = FakeTracker.started
     assert report == "FINISHED"
     assert (told.arguments["experiment"], told.arguments["run_name"]) == ("Benchmark", "night")
@@ -275,7 +277,7 @@ def test_other_parameters_are_another_run(tmp_path, monkeypatch):
     kept = []
     for params in ("a" * 64, "b" * 64, "a" * 64):
         evaluation = evaluate(data, tmp_path, params=params)
-        track_evaluation(evaluation, TrackingConfig(), folder=tmp_path, run_name="n", source_run_id=None)
+        track_evaluation(evaluation, TrackingConfig(), root=tmp_path, folder=tmp_path, run_name="n", source_run_id=None)
         kept.append(FakeTracker.started.arguments["run_dir"])
         assert "source_run_id" not in FakeTracker.started.arguments["tags"]
     assert kept[0] == kept[2] != kept[1]

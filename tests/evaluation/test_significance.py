@@ -28,6 +28,7 @@ def test_mcnemar_equals_statsmodels():
     assert mcnemar(first, second) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_holm_equals_statsmodels(seed):
     p = np.random.default_rng(seed).random(10) ** 3

@@ -60,9 +60,8 @@ def damage(folder, generator):
     return f"{how.__name__} {file.relative_to(folder)} at {where:.3f}"
 
 
-@pytest.mark.parametrize(
-    "count", [3, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(7200)])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [3, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(7200)])])
 def test_damage_is_named_set_aside_and_the_result_is_exact(begun, tmp_path, caplog, count):
     run_dir, expected = begun
     generator = random.Random(count)

@@ -42,6 +42,7 @@ def full_after(monkeypatch, room, step, size):
     monkeypatch.setattr(Recording, "log", logged)
 
 
+@pytest.mark.slow
 def test_in_a_checkpoint(tmp_path, monkeypatch, room):
     whole = result(fit(tmp_path / "whole", **WIDE))
     run_dir = tmp_path / "run"
@@ -97,6 +98,7 @@ def test_in_the_journal(tmp_path, monkeypatch, room, part):
     assert result(fit(tmp_path / "run")) == whole
 
 
+@pytest.mark.slow
 def test_in_the_summary(tmp_path, monkeypatch, room):
     whole = result(fit(tmp_path / "whole"))
     write = RunDirectory.write_summary
@@ -130,7 +132,7 @@ def test_in_the_database_of_mlflow(tmp_path, caplog):
     assert "metrics are kept in" in caplog.text
     assert "MLflow lacks" in caplog.text
     for _ in range(2):
-        assert sync_run(tmp_path / "run").unsent_rows == 0
+        assert sync_run(tmp_path / "run", tracking["uri"]).unsent_rows == 0
     with sqlite3.connect(database) as store:
         query = (
             "select key, step, count(*) from metrics join runs using (run_uuid) where name = 'run' group by key, step"

@@ -192,6 +192,7 @@ def test_a_hung_worker_is_an_error_that_names_it_and_is_gone(monkeypatch):
     assert not psutil.pid_exists(named) or psutil.Process(named).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_an_error_that_names_it():
     source = ArraySource(np.zeros((64, 8, 8, 3), np.uint8), np.zeros(64, np.int32))
     order = Order(64, 32, 3)

@@ -135,7 +135,7 @@ def test_one_hundred_kills_end_in_the_same_bytes(nursery, undisturbed, tmp_path)
         tracked = number % 5 == 0
         killed += killed_and_finished(nursery, folder, generator, undisturbed, 4, *(() if tracked else QUIET))
         if tracked:
-            sync_run(folder / "run")
+            sync_run(folder / "run", f"sqlite:///{folder}/mlflow.db")
             check_store(folder / "mlflow.db", folder / "run")
         print(f"{killed} kills in {number} runs, all equal", flush=True)
 

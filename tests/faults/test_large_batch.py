@@ -90,6 +90,7 @@ def test_without_auto_the_error_has_the_estimate_and_the_remedy(tmp_path, whole,
     assert "\n" not in told
 
 
+@pytest.mark.slow
 def test_auto_halves_until_it_fits_and_learns_the_same(tmp_path, whole, monkeypatch, caplog):
     device = SmallDevice(monkeypatch, limit=whole[1] * 0.4)
     with caplog.at_level(logging.WARNING):

@@ -31,12 +31,12 @@ def rows(run_dir):
     return {(key, record["step"]) for record in history(run_dir) for key in record if key != "step"}
 
 
-def send(run_dir):
+def send(run_dir, uri):
     """What a person does later, once more than needed; a busy machine may need several tries."""
     for _ in range(10):
-        if sync_run(run_dir).problem is None:
+        if sync_run(run_dir, uri).problem is None:
             break
-    report = sync_run(run_dir)
+    report = sync_run(run_dir, uri)
     assert (report.unsent_rows, report.problem) == (0, None)
 
 
@@ -70,7 +70,7 @@ def test_a_server_at_fault_changes_nothing_and_gets_everything_later(
     server.stop()
     server.fault = None
     server.start()
-    send(tmp_path / "run")
+    send(tmp_path / "run", server.uri)
     (run_id,) = [name for name, run in server.runs.items() if run["info"]["run_name"] == "run"]
     points = {key: count for key, count in server.points(run_id).items() if key in rows(tmp_path / "run")}
     assert points == dict.fromkeys(rows(tmp_path / "run"), 1)
@@ -97,7 +97,7 @@ def test_a_locked_database(tmp_path, whole, sqlite_uri, caplog):
     holder.communicate()
     assert result(model) == whole
     assert "MLflow lacks" in caplog.text
-    send(tmp_path / "run")
+    send(tmp_path / "run", sqlite_uri)
     with sqlite3.connect(database) as store:
         query = "select key, step, count(*) from metrics join runs using (run_uuid) where name = 'run' group by 1, 2"
         counts = {(key, step): count for key, step, count in store.execute(query)}

@@ -50,6 +50,7 @@ def send_at(monkeypatch, target, number, calls):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phase", "number"), CASES)
 def test_a_signal_in_any_phase(tmp_path, whole, monkeypatch, phase, number):
     technique = "fe" if phase == "embedding" else "pt"

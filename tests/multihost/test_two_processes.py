@@ -138,6 +138,7 @@ def statuses(folder):
         return [status for (status,) in store.execute(query)]
 
 
+@pytest.mark.slow
 def test_a_wrong_option_ends_all_with_its_line(tmp_path):
     results = ended(start("pt", tmp_path / "run", {"train": {"batch_size": 31}}, processes=2))
     assert [code for code, _ in results] == [2, 2], results

@@ -245,6 +245,7 @@ def open_within(seconds: float, run_dir: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_of_many_starts_one_wins(tmp_path: Path) -> None:
     children = [hold(tmp_path / "run", "plain", str(tmp_path / "go")) for _ in range(6)]
     time.sleep(0.5)

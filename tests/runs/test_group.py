@@ -82,6 +82,7 @@ def test_members_equal_their_solo_runs(model, optimizer, steps, dataset, tmp_pat
         assert (member.run_dir / "model").is_dir()
 
 
+@pytest.mark.slow
 def test_a_member_that_diverges_is_out_and_the_others_go_on(dataset, tmp_path):
     members = [classifier(tmp_path / str(i), rate, weight) for i, (rate, weight) in enumerate([(1e-3, 0), (1e30, 0)])]
     first, second = together(members, dataset)
@@ -177,6 +178,7 @@ class Sometimes(PTClassifier):
         return jnp.where(bad, jnp.nan, loss), metrics
 
 
+@pytest.mark.slow
 def test_a_member_that_rolls_back_does_what_it_does_alone(dataset, tmp_path):
     def one(name, rate):
         train = {"steps": 60, "log_every": 1, "batch_size": 32, "on_nonfinite": "rollback", "nonfinite_limit": 50}
@@ -194,6 +196,7 @@ def test_a_member_that_rolls_back_does_what_it_does_alone(dataset, tmp_path):
     np.testing.assert_allclose(losses(second), losses(alone), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_signal_cuts_the_evaluation_of_runs_side_by_side_off(dataset, tmp_path, monkeypatch):
     def asked(self):
         evaluations.append(1)

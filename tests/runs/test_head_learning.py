@@ -61,6 +61,7 @@ def test_every_head_goes_through_a_run(tmp_path, backbone, name):
     assert (tmp_path / "run" / "model").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("technique", ["fe", "pt"])
 def test_no_picture_and_no_upload_ends_a_run(tmp_path, backbone, monkeypatch, caplog, technique):
     def run(name):

@@ -28,7 +28,8 @@ def records(folder):
     return [{k: v for k, v in line.items() if k not in ("images_per_second", "time")} for line in lines]
 
 
-@pytest.mark.parametrize(("schedule", "calls"), [(CONSTANT, 1), (WSD, 1), pytest.param(WSD, 4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("schedule", "calls"), [(CONSTANT, 1), (WSD, 1), (WSD, 4)])
 def test_a_finished_run_goes_on(schedule, calls, tmp_path):
     short = classifier(tmp_path / "run", 4, schedule, steps_per_call=calls).fit(*DATA)
     longer = classifier(tmp_path / "run", 8, schedule, steps_per_call=calls).fit(*DATA)

@@ -20,15 +20,18 @@ class FakeServer:
 
     `fault` is what happens to requests: `None`, `error` (500), `hang` (no answer), `slow` (0.3 s), `lost`
     (the first `create` and the first batch of metrics are carried out, but answered by errors), `drop` (the
-    connection is closed), `tardy` (an answer after 10 s).
+    connection is closed), `tardy` (an answer after 10 s), `half` (half of what was to be answered). Where `password` is
+    set, a request with another token is refused.
     """
 
     def __init__(self, artifacts: Path) -> None:
         self.artifacts = artifacts
         self.fault: str | None = None
+        self.password: str | None = None
         self.experiments: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, dict[str, Any]] = {}
         self.requests: list[str] = []
+        self.logins: list[str | None] = []
         self._lost: set[str] = set()
         self._port = 0
         self._http: ThreadingHTTPServer | None = None
@@ -180,11 +183,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self, query: dict[str, Any]) -> None:
         path = urlsplit(self.path).path.partition("/mlflow/")[2]
+        self.fake.logins.append(self.headers["Authorization"])
+        if self.fake.password is not None and self.headers["Authorization"] != f"Bearer {self.fake.password}":
+            self._answer(401, {"error_code": "UNAUTHENTICATED", "message": "wrong password"})
+            return
         if self.fake.fault == "drop" or not self.fake.up:
             self.close_connection = True
             return
-        status, body = self.fake.answer(path, query)
+        self._answer(*self.fake.answer(path, query))
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
         payload = json.dumps(body).encode()
+        if self.fake.fault == "half":
+            payload = payload[: len(payload) // 2]
         try:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

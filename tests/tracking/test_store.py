@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -66,6 +67,11 @@ def test_impossible_stores_are_refused_with_the_remedy(uri: str, message: str) -
         store.tracking_uri(uri)
 
 
+def test_a_folder_is_no_database(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path} is not a file"):
+        store.tracking_uri(f"sqlite:///{tmp_path}")
+
+
 def test_a_password_that_no_file_holds_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match=r"the password of http://\*\*\*@h is not saved; give the URI, or MLFLOW_TRACK"):
@@ -103,7 +109,7 @@ def test_only_dead_runs_of_this_machine_are_closed(sqlite_uri: str) -> None:
     client = store.connect(sqlite_uri)
     number = store.experiment_id(client, sqlite_uri, "PT")
     alive = process_identity(os.getpid())
-    dead = json.dumps({**json.loads(alive), "started": 1.0})
+    dead = json.dumps({**json.loads(alive), "started": 1.0, "ticks": 1})
     elsewhere = json.dumps({**json.loads(dead), "host": "another"})
     tags = {"alive": alive, "dead": dead, "elsewhere": elsewhere, "resumed": dead, "foreign": ""}
     runs = {
@@ -148,3 +154,19 @@ def test_a_kill_while_a_store_is_made_leaves_none_that_cannot_be_opened(tmp_path
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         assert database.execute("select count(*) from experiments where name = 'PT'").fetchone() == (1,)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_the_reason_each_time_and_over_when_there_is_space(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_960, before[1]))
+    try:
+        for _ in range(3):
+            with pytest.raises(Exception, match="disk") as caught:
+                store.connect(uri)
+            assert f"{tmp_path}/mlflow.db cannot be written" in store.trouble(uri, str(caught.value).splitlines()[0])
+            assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert store.connect(uri).search_experiments()

@@ -102,12 +102,13 @@ def test_an_impossible_store_is_refused_before_anything_is_written(tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "problem"),
     [
-        pytest.param("error", "answers with error 500", marks=pytest.mark.slow),
-        pytest.param("drop", "no connection to", marks=pytest.mark.slow),
-        pytest.param("hang", "does not answer in time", marks=pytest.mark.slow),
+        ("error", "answers with error 500"),
+        ("drop", "no connection to"),
+        ("hang", "does not answer in time"),
         ("refuse", "no connection to"),
     ],
 )
@@ -130,14 +131,14 @@ def test_a_store_that_is_away_costs_nothing_and_gets_everything_later(
     server.stop()
     server.start()
     server.fault = None
-    report = sync_run(run_dir)
+    report = sync_run(run_dir, server.uri)
     assert (report.unsent_rows, report.problem) == (0, None)
     assert set(server.points().values()) == {1}
     assert len(server.points()) == 100
     (stored,) = server.runs.values()
     assert stored["info"]["status"] == "FINISHED"
     before = list(server.requests)
-    assert sync_run(run_dir).unsent_rows == 0
+    assert sync_run(run_dir, server.uri).unsent_rows == 0
     assert len(server.points()) == 100
     assert "runs/create" not in server.requests[len(before) :]
 
@@ -183,6 +184,7 @@ def test_a_sidecar_that_is_killed_is_replaced_at_the_end(tmp_path: Path, server:
     assert server.points() == {("train/loss", 0): 1, ("train/loss", 1): 1}
 
 
+@pytest.mark.slow
 def test_a_second_start_in_one_process_takes_over(tmp_path: Path, server: Any) -> None:
     run_dir = tmp_path / "run"
     first = _start(run_dir, server.uri)
@@ -227,12 +229,12 @@ def test_sync_keeps_away_from_a_run_that_goes_on(tmp_path: Path, server: Any) ->
     run_dir = tmp_path / "run"
     tracker = _start(run_dir, server.uri)
     with pytest.raises(UserError, match="goes on in this very process"):
-        sync_run(run_dir)
+        sync_run(run_dir, server.uri)
     tracker.log(0, {"train/loss": 1.0})
     assert tracker.finish("FINISHED", timeout=60).unsent_rows == 0
     held = try_lock(run_dir / "mlflow.lock")  # as the sidecar of another process
     assert held is not None
-    report = sync_run(run_dir, timeout=20)
+    report = sync_run(run_dir, server.uri, timeout=20)
     os.close(held)
     assert report.problem == f"{run_dir} is being sent by another process"
 
@@ -242,6 +244,7 @@ def test_sync_of_what_is_no_run_is_a_clear_error(tmp_path: Path) -> None:
         sync_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_no_secret_reaches_a_file_or_the_store(
     tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -262,7 +265,7 @@ def test_no_secret_reaches_a_file_or_the_store(
     server.stop()
     report = tracker.finish("FINISHED", timeout=20)
     server.start()
-    with pytest.raises(UserError, match=r"password of http://\*\*\*@"):
+    with pytest.raises(UserError, match=r"only its own files name the store http://\*\*\*@"):
         sync_run(run_dir)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert sync_run(run_dir).problem is None
@@ -298,6 +301,7 @@ def _train(run_dir: Path, uri: str, kept: int, end: int, how: str) -> subprocess
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_killed_run_says_so_and_goes_on_without_doubles(tmp_path: Path, server: Any) -> None:
     run_dir = tmp_path / "run"
     process = _train(run_dir, server.uri, 0, 100, "wait")
@@ -357,3 +361,14 @@ def test_no_process_is_left_behind(tmp_path: Path, server: Any) -> None:
     process.kill()
     process.wait()
     child.wait(timeout=15)
+
+
+@pytest.mark.slow
+def test_warnings_that_are_errors_do_not_stop_tracking(
+    tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    process = _train(tmp_path / "run", sqlite_uri, 0, 20, "finish")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert len(_rows(tmp_path / "mlflow.db")) >= 20

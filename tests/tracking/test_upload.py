@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jaxtrain.redact import redact
@@ -95,6 +96,7 @@ def test_lost_answers_make_no_doubles(run: Run, server: Any) -> None:
     assert _each_once(server.points(), 600)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["error", "drop", "hang", "refuse"])
 def test_an_outage_in_the_middle_loses_nothing(run: Run, server: Any, fault: str) -> None:
     upload = run.start()
@@ -317,12 +319,12 @@ def test_requests_reach_a_real_store_once(tmp_path: Path, sqlite_uri: str) -> No
 def test_an_artifact_that_vanished_is_named_and_a_later_sync_finds_it(tmp_path: Path, sqlite_uri: str) -> None:
     run = Run(tmp_path / "run", sqlite_uri)
     upload = run.start()
-    run.request("artifact", path=str(tmp_path / "late.txt"), folder="sub")
+    run.request("artifact", path="late.txt", folder="sub")
     run.request("tag", key="after", value="1")
     upload.push()
     assert "late.txt" in upload.state.said[0]
     assert upload.state.requests_refused == [1]
-    (tmp_path / "late.txt").write_text("here")
+    (run.run_dir / "late.txt").write_text("here")
     upload = run.start(live=False)
     upload.push()
     assert upload.state.requests_refused == []
@@ -392,3 +394,54 @@ def test_a_directory_that_was_moved_still_uploads(run: Run, server: Any, tmp_pat
     shutil.move(run.run_dir, tmp_path / "moved")
     Upload(tmp_path / "moved", run.uri, live=False).push()
     assert _each_once(server.points(), 20)
+
+
+@pytest.mark.parametrize(
+    "call", ["create_logged_model", "log_outputs", pytest.param("finalize_logged_model", marks=pytest.mark.slow)]
+)
+def test_a_lost_answer_makes_no_second_model(
+    tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    real, calls = getattr(MlflowClient, call), list[int]()
+
+    def lost(*args: Any, **options: Any) -> Any:
+        answer = real(*args, **options)
+        calls.append(1)
+        if len(calls) == 1:
+            raise ConnectionError("half an answer")
+        return answer
+
+    monkeypatch.setattr(MlflowClient, call, lost)
+    run = Run(tmp_path / "run", sqlite_uri)
+    (run.run_dir / "model").mkdir()
+    (run.run_dir / "model" / "meta.json").write_text("{}")
+    np.save(run.run_dir / "x.npy", np.zeros((1, 4, 4, 1), np.uint8))
+    upload = run.start()
+    names = {"class_names": ["a"], "step": 3, "name": "model", "pip_requirements": ["numpy"]}
+    run.request("model", path="model", example="x.npy", **names)
+    assert _push_through(upload) == 1
+    (model,) = upload._client.search_logged_models([upload.state.experiment_id])
+    assert (model.model_id, model.status.value) == (upload.state.model_id, "READY")
+    (output,) = upload._client.get_run(upload.state.run_id).outputs.model_outputs
+    assert (output.model_id, output.step) == (model.model_id, 3)
+    assert upload.state.said == []
+
+
+@pytest.mark.parametrize("fault", ["half", "password"])
+def test_what_a_server_answers_wrongly_for_a_while_loses_nothing(run: Run, server: Any, fault: str) -> None:
+    """Half an answer, or the password refused."""
+    upload = run.start()
+    run.log(0, 10)
+    upload.push()
+    run.log(10, 20)
+    server.fault, server.password = (fault, None) if fault == "half" else (None, "another")
+    for _ in range(3):
+        with pytest.raises(Exception, match=r"JSON|char|401|password"):
+            upload.push()
+    server.fault = server.password = None
+    run.log(20, 30)
+    upload.push()
+    assert _each_once(server.points(), 30)
+    assert len(server.runs) == 1

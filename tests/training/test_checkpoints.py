@@ -249,6 +249,7 @@ def all_damages(two: Path, flips: int) -> list[tuple[str, Path, str, Callable[[P
     return [(folder, *damage) for folder in ("00000020", "best-00000020") for damage in damages(two / folder, flips)]
 
 
+@pytest.mark.slow
 def test_sampled_damage_is_found_and_the_older_checkpoint_used(two: Path, tmp_path: Path) -> None:
     for folder, relative, _, harm in random.Random(0).sample(all_damages(two, flips=5), 70):
         check_damage(two, tmp_path, folder, relative, harm)

@@ -40,6 +40,7 @@ def copy_as_it_is(source: Path, target: Path) -> None:
                 continue
 
 
+@pytest.mark.slow
 def test_killed_before_any_operation_on_files(tmp_path: Path) -> None:
     """The folder is copied before each operation of a save; every copy must restore and go on."""
     live, copies = tmp_path / "live", tmp_path / "copies"

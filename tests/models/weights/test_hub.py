@@ -117,6 +117,7 @@ def find(server, tmp_path):
     return find
 
 
+@pytest.mark.slow
 def test_files_are_fetched_once_and_then_also_without_a_hub(find, server):
     expected = ["vit_tiny_patch16_224", [0.1, 0.2, 0.3], ["w"]]
     assert find("hf:org/vit", "hf:org/vit@v1", "hf:org/parts") == [expected, expected, [*expected[:2], ["w", "x"]]]
