@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from jaxtrain.cli.command import Group, options_of
-from jaxtrain.cli.main import PROGRAM, run
+from jaxtrain.cli.main import run
+from jaxtrain.cli.program import PROGRAM
 from jaxtrain.config_io import recipe_names
 from jaxtrain.errors import UserError
 
