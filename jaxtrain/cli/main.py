@@ -14,7 +14,10 @@ from jaxtrain.training import signals
 
 def main(*door: str) -> None:
     """The program as it is started: `jaxtrain` and what follows it; `door`: words that come before those given."""
-    signals.listen()
+    try:
+        signals.listen()
+    except RuntimeError as error:
+        sys.exit(f"error: {error}: there is a limit on processes (ulimit -u, or the container's)")
     guard(lambda: run([*door, *sys.argv[1:]]))
 
 

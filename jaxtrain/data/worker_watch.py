@@ -104,6 +104,8 @@ class WorkerWatch:
             )
         if any(process.exitcode == _UNGUARDED for process in self._workers):
             return f"the script runs again in every input worker: {_GUARD}; or {instead}"
+        if any(process.exitcode == -signal.SIGBUS for process in self._workers):
+            return f"input workers pass images through /dev/shm, which is full: make it larger; or {instead}"
         dead = [f"process {p.pid} ({p.name}), exit code {p.exitcode}" for p in self._workers if p.exitcode]
         return f"an input worker died: {'; '.join(dead) or 'at its start'}. Killed, or short of memory; {instead}"
 

@@ -116,12 +116,12 @@ def track(gathered: Gathered, comparison: Comparison, config: TrackingConfig | N
     ):
         entry = comparison.entry(candidate.name)
         predictions = candidate.predictions
-        if fresh:
-            files = write_evaluation(predictions, entry.measured, gathered.duplicates, gathered.looks, folder)
-        else:
-            files = tuple(path for path in sorted(folder.iterdir()) if path.suffix in (".npz", ".csv", ".png"))
         ids.append(None)
         with optional(f"the evaluation of {candidate.name} in MLflow"):
+            if fresh:
+                files = write_evaluation(predictions, entry.measured, gathered.duplicates, gathered.looks, folder)
+            else:
+                files = tuple(path for path in sorted(folder.iterdir()) if path.suffix in (".npz", ".csv", ".png"))
             report = track_evaluation(
                 Record(predictions, entry.measured, gathered.duplicates, gathered.looks, files),
                 config or run.config.tracking,
@@ -233,17 +233,19 @@ def _predictions(run: Run, load: Load, sets: TestSets, say: Callable[[str], None
         )
     except UserError as error:
         raise UserError(f"{run.name}: {error}") from None
-    folder.mkdir(parents=True, exist_ok=True)
-    predictions.save(folder / "predictions.npz")
+    with optional(str(folder / "predictions.npz")):
+        folder.mkdir(parents=True, exist_ok=True)
+        predictions.save(folder / "predictions.npz")
     return folder, predictions, True
 
 
 def _costs(run: Run, load: Load, test: OpenTestSet | None, measured: dict[str, Costs], *, again: bool) -> Costs:
     """Of training from the summary, of predicting as measured on this machine, once for runs that do it in one way."""
     folder = run.path / "benchmark"
-    folder.mkdir(exist_ok=True)
-    if again:
-        (folder / "costs.json").unlink(missing_ok=True)
+    with optional(str(folder)):
+        folder.mkdir(exist_ok=True)
+        if again:
+            (folder / "costs.json").unlink(missing_ok=True)
     source = None if test is None else test.images
 
     def measure() -> Costs:
