@@ -556,7 +556,8 @@ class Config(Section):
         for section in default:
             for option in type(default[section]).model_fields if isinstance(default[section], Section) else ():
                 value, path = getattr(getattr(self, section), option), f"{section}.{option}"
-                if value != getattr(default[section], option) and not self.acts(path):
+                off = section == "augment" and value in ("none", 0)  # which is what happens all the same
+                if value != getattr(default[section], option) and not off and not self.acts(path):
                     raise ValueError(self._no_effect(path))
         return self
 

@@ -21,7 +21,7 @@ ACTING = {
 }
 """Sections of which something acts."""
 IDLE = {
-    "pt": {"data.draws", "model.weights"},
+    "pt": {"data.draws"},
     "ft": {"data.draws"},
     "fe": {"data.loader", "data.device_budget_mb", "model.drop_rate", "model.drop_path_rate", "model.remat"}
     | {"own.loss", "own.optimizer"}
@@ -62,7 +62,7 @@ def test_which_options_act(technique):
         ("ft", "head.name", "knn"),
         ("ft", "features.views", "3"),
         ("pt", "finetune.l2_sp", "0.1"),
-        ("pt", "model.weights", "x.npz"),
+        ("pt", "features.batch_size", "8"),
     ],
 )
 def test_an_option_without_effect_is_refused_by_name(technique, option, value):
@@ -73,6 +73,11 @@ def test_an_option_without_effect_is_refused_by_name(technique, option, value):
     classifier = {"fe": FEClassifier, "ft": FTClassifier, "pt": PTClassifier}[technique]
     with pytest.raises(UserError, match=option):
         classifier(**{section: {name: value}})
+
+
+def test_what_is_off_all_the_same_may_be_turned_off():
+    """So that one section serves for all techniques."""
+    assert FEClassifier(augment={"policy": "none", "mixup": 0.0, "hflip": 0}).config.augment.policy == "none"
 
 
 def test_a_config_of_fe_that_older_versions_filled_in_loads(tmp_path):
@@ -110,7 +115,8 @@ def test_other_options_without_effect_are_refused(words, named, tmp_path, monkey
 
 NOT_READ = {
     *("technique", "name", "run_dir", "train.epochs"),  # read before the run directory is there, as are the next
-    *("data.dir", "data.split_seed", "data.val_fraction", "data.max_train_images", "parallel.cpu_devices"),
+    *("data.dir", "data.split_seed", "data.val_fraction", "data.test_fraction", "data.max_train_images"),
+    *("data.device_budget_mb", "data.layout", "parallel.cpu_devices"),
     *("data.workers", "data.prefetch", "data.max_pixels"),  # of image files
     *("data.draws", "optimizer.momentum", "schedule.decay_fraction", "finetune.freeze_statistics"),
     *("finetune.lora_alpha", "model.drop_rate", "model.drop_path_rate", "model.patch_size", "model.pool"),
@@ -121,9 +127,9 @@ NOT_READ = {
 }
 """Options that act, but not in these runs."""
 READ_ALL_THE_SAME = {
-    "pt": {"features.batch_size", "model.weights"},  # by what all techniques share, where it is always open
+    "pt": {"features.batch_size"},  # by what all techniques share, where it is always open
     "ft": {"features.batch_size"},
-    "fe": {"augment.test_flips", "model.remat"},
+    "fe": {"augment.test_flips", "model.remat", "own.optimizer"},
 }
 
 
@@ -139,10 +145,10 @@ def read(monkeypatch):
             paths.add(f"{SECTIONS[kind]}.{name}" if kind in SECTIONS else name)
         return object.__getattribute__(self, name)
 
-    def check_config(self, resolved):
+    def check_config(self, *arguments):
         nonlocal begun
         paths.clear()
-        result, begun = check(self, resolved), True
+        result, begun = check(self, *arguments), True
         return result
 
     check = RunDirectory.check_config

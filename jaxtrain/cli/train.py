@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from jaxtrain.cli.command import Command, merge
 from jaxtrain.config import Config
 from jaxtrain.config_io import RECIPES, dump_config, find_config, load_config, recipe_names
+from jaxtrain.errors import UserError
 
 _ACTIONS = ("print_config", "smoke", "debug")
 
@@ -27,6 +28,8 @@ class Train(Config, Command):
     config: Path | None = None
     """YAML file of options, or the name of a recipe, as `pt/digits` (`jaxtrain recipes` lists them); options on the
     command line win."""
+    start: Path | None = Field(None, alias="from")
+    """A run whose options are taken and whose weights are the start of another one; options on the command line win."""
     print_config: bool = False
     """Print the options in force as YAML and exit."""
     smoke: bool = False
@@ -44,12 +47,18 @@ class Train(Config, Command):
 
     @classmethod
     def below(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of the run directory and of the config file."""
+        """The options of the run directory, of the run to start from, and of the config file."""
         tree: dict[str, Any] = {}
-        if given.get("run_dir") and (stored := Path(given["run_dir"]).expanduser() / "config.yaml").is_file():
-            tree = load_config(stored).model_dump(exclude_unset=True)
+        if run := given.get("from"):
+            stored = find_run_config(Path(run)).model_dump(exclude_unset=True)
+            tree = merge(stored, {"model": {"weights": str(run)}})
+        if given.get("run_dir") and (file := Path(given["run_dir"]).expanduser() / "config.yaml").is_file():
+            tree = merge(tree, load_config(file).model_dump(exclude_unset=True))
         if given.get("config"):
             tree = merge(tree, load_config(find_config(given["config"])).model_dump(exclude_unset=True))
+        length = given.get("train", {}).keys() & {"epochs", "steps"}
+        if length and "train" in tree:  # the one that is given takes the place of the other
+            tree["train"] = {k: v for k, v in tree["train"].items() if k not in ("epochs", "steps")}
         return tree
 
     @property
@@ -75,6 +84,13 @@ class Train(Config, Command):
             sys.stdout.write(dump_config(classifier.resolve(config, load_dataset(classifier.data_config))))
         else:
             classifier.fit()
+
+
+def find_run_config(run: Path) -> Config:
+    """The config of a run. Raises UserError where there is none."""
+    if not (file := run.expanduser() / "config.yaml").is_file():
+        raise UserError(f"--from: {run} is no run directory: it holds no config.yaml")
+    return load_config(file)
 
 
 class Recipes(Command):

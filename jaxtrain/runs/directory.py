@@ -215,8 +215,8 @@ class RunDirectory:
         why = ""
         if _LENGTH & set(changed):
             why = (
-                "; the length of training shapes the learning rate from the first step (but for schedule.name constant "
-                f"and wsd, which may go on for longer): --from {self.path} starts another run from its weights"
+                "; the length of training shapes the learning rate from the first step (except with schedule.name "
+                f"constant and wsd): --from {self.path} starts another run from its weights"
             )
         return (
             f"run directory {self.path} was begun with other options: {shown}{more}{why}; give the old ones, "

@@ -284,7 +284,7 @@ def _keep(job: Job, learned: Learned) -> Fitted:
 
 def _summary(job: Job, learned: Learned) -> dict[str, Any]:
     """Everything but the test figures and the MLflow run."""
-    dataset, count, pretrained = job.dataset, _count(learned.weights["params"]), job.technique.pretrained
+    dataset, count, weights = job.dataset, _count(learned.weights["params"]), job.config.model.weights
     return {
         "technique": job.technique.technique,
         "model": job.config.model.label,
@@ -301,7 +301,7 @@ def _summary(job: Job, learned: Learned) -> dict[str, Any]:
         "params_sha256": tree_digest(learned.weights["params"]),
         "devices": learned.devices,
         "versions": versions(),
-        **({} if pretrained is None else {"pretraining_seconds": training_seconds(Path(pretrained.source))}),
+        **({} if weights is None else {"pretraining_seconds": training_seconds(Path(weights))}),
         **learned.summary,
     }
 

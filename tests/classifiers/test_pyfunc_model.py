@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow.utils.file_utils import local_file_uri_to_path
 from numpy.typing import NDArray
 
 import jaxtrain
@@ -54,10 +55,11 @@ def test_the_stored_model_classifies_images_without_pickle(
     assert (model.status.value, model.source_run_id) == ("READY", report.run_id)
     (output,) = client.get_run(report.run_id).outputs.model_outputs
     assert (output.model_id, output.step) == (model_id, 7)
-    stored = {path.name for path in Path(model.artifact_location).rglob("*") if path.is_file()}
+    folder = Path(local_file_uri_to_path(model.artifact_location))
+    stored = {path.name for path in folder.rglob("*") if path.is_file()}
     assert {"MLmodel", "pyfunc_model.py", "names.txt", "requirements.txt"} <= stored
     assert not any(name.endswith((".pkl", ".pickle")) for name in stored)
-    requirements = Path(model.artifact_location, "requirements.txt").read_text().splitlines()
+    requirements = Path(folder, "requirements.txt").read_text().splitlines()
     assert any(line.startswith("jax==") for line in requirements)
 
     import cloudpickle

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -5,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxtrain.cli.main import run
 from jaxtrain.cli.train import Train
 from jaxtrain.config_io import dump_config, load_config, option_paths
 from jaxtrain.errors import UserError
@@ -144,6 +146,19 @@ def test_printed_config_is_resolved_and_reads_back(tmp_path):
     assert config.data.image_size == 8
     assert config.augment.hflip == 0
     assert config.optimizer.learning_rate == 1e-3
+
+
+def test_another_run_from_the_options_and_weights_of_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quiet = ["--quiet", "--tracking.enabled", "False"]
+    run(["train", "--technique", "pt", "--model.name", "linear", "--train.epochs", "1", "--run-dir", "one", *quiet])
+    run(["train", "--from", "one", "--run-dir", "two", "--train.steps", "3", *quiet])
+    one, two = (load_config(tmp_path / name / "config.yaml") for name in ("one", "two"))
+    assert (two.model.name, two.model.weights, two.train.steps, two.train.epochs) == ("linear", "one", 3, None)
+    assert two.optimizer == one.optimizer
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["weights"] == "one"
+    with pytest.raises(UserError, match=r"--from: nothing.*config\.yaml"):
+        run(["train", "--from", "nothing"])
 
 
 def test_a_reader_that_goes_away_is_no_error():

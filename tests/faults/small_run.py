@@ -38,7 +38,8 @@ def fit(run_dir: Path, classifier=PTClassifier, images=IMAGES, **options):
 
 def embed(run_dir: Path, weights: Path, **options):
     """A run of feature extraction on the same images, its store beside the run."""
-    tree = {key: value for key, value in merged(options).items() if key not in ("model", "train", "augment")}
+    others = ("model", "train", "augment", "checkpoint")  # act under other techniques
+    tree = {key: value for key, value in merged(options).items() if key not in others}
     tree = {"head": {"name": "ncm"}, **tree, "model": {"weights": str(weights)}}
     tree |= {"features": {"store": run_dir.with_name(f"{run_dir.name}-store"), "batch_size": 8}}
     model = FEClassifier(**tree, run_dir=run_dir)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxtrain.config import acting
+
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 COMMON = {
@@ -45,7 +47,7 @@ def start(technique, run_dir, options, *, processes=1, devices=2, **test) -> lis
         parallel = {"cpu_devices": devices}
         if processes > 1:
             parallel |= {"coordinator": coordinator, "num_processes": processes, "process_id": number}
-        given = merged(merged(COMMON, options), {"parallel": parallel})
+        given = merged(acting(technique, merged(COMMON, options)), {"parallel": parallel})
         arguments = [technique, str(run_dir), json.dumps(given), json.dumps(test)]
         started.append(
             subprocess.Popen(
