@@ -1,11 +1,18 @@
 """A signal at any moment of any command: the right exit code, one line, nothing left behind, the same result after."""
 
+import os
+import pty
 import random
+import select
 import signal
+import sys
+import time
 
 import pytest
 
 from jaxtrain.training.signals import SIGNALS
+from tests.classifiers.resume import OPTIONS as TRAINING
+from tests.classifiers.resume import ROOT
 from tests.faults.moments import disturb, jobs, resumed
 
 NAMES = ("pt", "fe", "ft", "sweep", "benchmark", "embed", "predict")
@@ -53,3 +60,21 @@ def test_a_signal_at_any_moment(undisturbed, tmp_path, name):
         if found:
             wrong[trial, signal.Signals(number).name, seconds, again] = found
     assert wrong == {}
+
+
+@pytest.mark.slow
+def test_a_run_whose_terminal_is_closed_saves(tmp_path):
+    run_dir = tmp_path / "run"
+    words = [*TRAINING, "--train.steps", "20000", "--checkpoint.every_seconds", "1000"]
+    words += ["--run-dir", str(run_dir), "--tracking.enabled", "False"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, [sys.executable, str(ROOT / "scripts/train.py"), *words], environment)
+    journal, deadline = run_dir / "metrics.jsonl", time.monotonic() + 120
+    while not (journal.exists() and journal.read_text()) and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    assert len([path for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit()]) == 1
