@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -44,6 +47,8 @@ class Sweep(Command):
 
     def run(self) -> None:
         """Plan, train, report."""
+        if self.helper:
+            _follow_parent()
         from jaxtrain.screen.console import print_line
         from jaxtrain.sweeps.config import load_sweep
 
@@ -73,13 +78,11 @@ class Sweep(Command):
     def _work(self, plan: Plan, say: Say, stop: StopRequest) -> None:
         from jaxtrain.sweeps.parent import Parent
         from jaxtrain.sweeps.plan import describe
-        from jaxtrain.sweeps.processes import follow_parent, helpers, process_count
+        from jaxtrain.sweeps.processes import helpers, process_count
         from jaxtrain.sweeps.report import read_outcomes
         from jaxtrain.sweeps.study import Trials
-        from jaxtrain.sweeps.worker import Worker
+        from jaxtrain.sweeps.worker import Worker, to_continue
 
-        if self.helper:
-            follow_parent()
         parent = Parent(plan)
         trials = Trials(plan)
         trials.fill(again=not self.helper)
@@ -91,6 +94,7 @@ class Sweep(Command):
             for line in (*describe(plan, done), f"  processes: {process_count(plan)}"):
                 say(line)
             parent.lead()
+            stop.check(to_continue(plan))
             with helpers(plan, quiet=self.quiet):
                 Worker(plan, trials, parent, say, stop).work()
             if parent.lead():
@@ -101,6 +105,15 @@ class Sweep(Command):
                 say("another worker writes the results")
         finally:
             parent.close()
+
+
+def _follow_parent() -> None:
+    """Once the process that started this helper has ended, or stops early: as after a SIGTERM, but in silence."""
+    from jaxtrain.lifeline import follow
+    from jaxtrain.training.signals import last_words_said
+
+    last_words_said()
+    follow(sys.stdin, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def _report(

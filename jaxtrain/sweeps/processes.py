@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from contextlib import contextmanager
 
 import jax
 
-from jaxtrain.lifeline import follow
 from jaxtrain.sweeps.plan import Plan, together
 
 _END_SECONDS = 60.0
@@ -37,7 +35,7 @@ def process_count(plan: Plan) -> int:
 def helpers(plan: Plan, *, quiet: bool) -> Iterator[None]:
     """While entered, the other processes are at work; on leaving early they save and stop, as they do when we die.
 
-    A terminal's signals are for this process alone.
+    A terminal's signals are for this process alone; each helper reads its standard input to hear of its end.
     """
     command = [sys.executable, "-m", "jaxtrain", "sweep", str(plan.source.absolute()), "--helper"]
     command += ["--quiet"] if quiet else []
@@ -56,8 +54,3 @@ def helpers(plan: Plan, *, quiet: bool) -> Iterator[None]:
                 process.wait(_END_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-def follow_parent() -> None:
-    """In a helper: once the process that started it has ended or stops early, it gets a SIGTERM."""
-    follow(sys.stdin, lambda: os.kill(os.getpid(), signal.SIGTERM))
