@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 
 from jaxtrain.errors import JaxtrainError
@@ -55,6 +54,8 @@ def guard(body: Callable[[], None]) -> None:
         sys.exit(1)
     except Exception:
         if processes.count() > 1:
+            import traceback
+
             traceback.print_exc()
             processes.leave(1)
         raise

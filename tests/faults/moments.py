@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 GONE_SECONDS = 10.0
-_FIRST_LINE = "import os; os.write(1, b'begun\\n'); from jaxtrain.cli.main import main; main()"
+_FIRST_LINE = "import os; from jaxtrain.cli.main import main; os.write(1, b'begun\\n'); main()"
 _MARK = "JAXTRAIN_TEST_MARK"
 SMALL = [
     *("--model.name", "mlp_tiny", "--train.steps", "150", "--train.batch_size", "32", "--train.log_every", "20"),
