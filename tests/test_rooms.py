@@ -7,9 +7,9 @@ import jaxtrain
 
 PACKAGE = Path(jaxtrain.__file__).parent
 ROOMS = (
-    *("version", "errors", "files", "readers", "archives", "config", "redact", "escape", "config_io", "trees"),
-    *("saved_tree", "saved_model", "data", "models", "heads", "training", "embeddings", "tracking", "screen"),
-    *("evaluation", "runs", "classifiers", "sweeps", "cli"),
+    *("version", "errors", "lifeline", "files", "readers", "archives", "config", "redact", "escape", "config_io"),
+    *("trees", "saved_tree", "saved_model", "data", "models", "heads", "training", "embeddings", "tracking"),
+    *("screen", "evaluation", "runs", "classifiers", "sweeps", "cli"),
 )
 """The ground first; a file imports only from its own room and from those before it."""
 TOP = {"jaxtrain", "jaxtrain.__main__"}

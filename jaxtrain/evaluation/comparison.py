@@ -31,7 +31,7 @@ from jaxtrain.evaluation.statistics import (
     Resampled,
     bounded,
     mean_of_seeds,
-    percentile,
+    percentiles,
     seed_replicates,
 )
 
@@ -269,8 +269,8 @@ def _gaps(
         whole = np.nan_to_num(replicates, nan=0.0)
         width, errors = joint_width(differences, whole), (whole - differences[:, None]).std(axis=1)
         ends = [
-            (percentile(each), Interval(float(middle - width * error), float(middle + width * error)))
-            for each, middle, error in zip(whole, differences, errors, strict=True)
+            (alone, Interval(float(middle - width * error), float(middle + width * error)))
+            for alone, middle, error in zip(percentiles(whole), differences, errors, strict=True)
         ]
         if name == "accuracy" and paired:
             first, second = np.array([[each.only_first, each.only_second] for each in paired.values()]).T

@@ -94,6 +94,7 @@ def gather(
             one, two = f"{name} ({run.config.data.name}, {digest[:8]})", f"{sound[0][0]} ({sound[0][2][:8]})"
             raise UserError(f"{one} has another test set than {two}: give --data.name to measure all on one")
     gathered = Gathered([], [], [], [], None)
+    measured: dict[str, Costs] = {}
     for name, run, _ in sound:
         with leaving_out(name):
             gathered.test = gathered.test or sets.images(run)
@@ -101,7 +102,7 @@ def gather(
             found: Costs = {}
             if costs:
                 say(f"costs of {name}")
-                found = _costs(run, load, gathered.test, again=costs_again)
+                found = _costs(run, load, gathered.test, measured, again=costs_again)
             curves, seed = _records(run.path / "metrics.jsonl"), run.config.seed
             gathered.runs.append(run)
             gathered.candidates.append(Candidate(name, predictions, found, run.path, seed, run.recipe, curves))
@@ -135,12 +136,12 @@ def track(gathered: Gathered, comparison: Comparison, config: TrackingConfig | N
     ):
         entry = comparison.entry(candidate.name)
         predictions = candidate.predictions
-        if fresh:
-            files = write_evaluation(predictions, entry.measured, gathered.duplicates, gathered.looks, folder)
-        else:
-            files = tuple(path for path in sorted(folder.iterdir()) if path.suffix in (".npz", ".csv", ".png"))
         ids.append(None)
         with optional(f"the evaluation of {candidate.name} in MLflow"):
+            if fresh:
+                files = write_evaluation(predictions, entry.measured, gathered.duplicates, gathered.looks, folder)
+            else:
+                files = tuple(path for path in sorted(folder.iterdir()) if path.suffix in (".npz", ".csv", ".png"))
             report = track_evaluation(
                 Record(predictions, entry.measured, gathered.duplicates, gathered.looks, files),
                 config or run.config.tracking,
@@ -256,20 +257,26 @@ def _predictions(run: Run, load: Load, sets: TestSets, say: Callable[[str], None
         raise
     except UserError as error:
         raise UserError(f"{run.name}: {error}") from None
-    folder.mkdir(parents=True, exist_ok=True)
-    predictions.save(folder / "predictions.npz")
+    with optional(str(folder / "predictions.npz")):
+        folder.mkdir(parents=True, exist_ok=True)
+        predictions.save(folder / "predictions.npz")
     return folder, predictions, True
 
 
-def _costs(run: Run, load: Load, test: OpenTestSet | None, *, again: bool) -> Costs:
-    """Of training from the summary, of predicting as measured on this machine, once."""
+def _costs(run: Run, load: Load, test: OpenTestSet | None, measured: dict[str, Costs], *, again: bool) -> Costs:
+    """Of training from the summary, of predicting as measured on this machine, once for runs that do it in one way."""
     folder = run.path / "benchmark"
-    folder.mkdir(exist_ok=True)
-    if again:
-        (folder / "costs.json").unlink(missing_ok=True)
+    with optional(str(folder)):
+        folder.mkdir(exist_ok=True)
+        if again:
+            (folder / "costs.json").unlink(missing_ok=True)
     source = None if test is None else test.images
-    measured = kept_costs(folder / "costs.json", run.digest, lambda: measure_costs(load(run.path), source))
-    return costs_of_training(run.summary) | {"model_mb": folder_megabytes(run.path / "model")} | measured
+
+    def measure() -> Costs:
+        return measured.get(run.program) or measure_costs(load(run.path), source)
+
+    measured[run.program] = kept_costs(folder / "costs.json", run.digest, measure)
+    return costs_of_training(run.summary) | {"model_mb": folder_megabytes(run.path / "model")} | measured[run.program]
 
 
 def _unique_names(runs: Sequence[Run]) -> list[str]:
