@@ -7,7 +7,7 @@ import jaxtrain
 
 PACKAGE = Path(jaxtrain.__file__).parent
 ROOMS = (
-    *("version", "errors", "lifeline", "files", "readers", "archives", "config", "redact", "escape", "config_io"),
+    *("version", "errors", "lifeline", "escape", "files", "readers", "archives", "config", "redact", "config_io"),
     *("trees", "saved_tree", "saved_model", "data", "models", "heads", "training", "embeddings", "tracking"),
     *("screen", "evaluation", "runs", "classifiers", "sweeps", "cli"),
 )

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import NonNegativeInt, TypeAdapter
 
-from jaxtrain.errors import DamagedError
+from jaxtrain.errors import DamagedError, UserError
 from jaxtrain.files import replacing
 from jaxtrain.readers import json_object, open_file, read_bytes
 from jaxtrain.tracking.journal import complete_lines, open_at_line
