@@ -21,7 +21,7 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         """Load the exported classifier that lies in the model's artifacts."""
-        self.classifier = load(context.artifacts["model"])
+        self.classifier = load(context.artifacts["model"], trust_imports=True)
 
     # With any other type hint of the input, or with none, MLflow warns whoever loads the model.
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> pd.DataFrame:  # type: ignore[type-arg]

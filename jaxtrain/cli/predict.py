@@ -21,6 +21,8 @@ class Predict(Command):
     """Run directory, or a folder written by save()."""
     images: Annotated[tuple[Path, ...], Positional("IMAGE")]
     """Image files, or folders of them."""
+    trust_imports: bool = False
+    """Import the network or class that the run names (module:Name): it is executed, so only for runs that you trust."""
 
     def run(self) -> None:
         """Print a line for each; RunError at the end where some could not be read."""
@@ -32,7 +34,7 @@ class Predict(Command):
         from jaxtrain.data.folder import images_below
         from jaxtrain.evaluation.metrics import softmax
 
-        classifier = load(self.run_dir)
+        classifier = load(self.run_dir, trust_imports=self.trust_imports)
         paths = [file for path in self.images for file in (images_below(path)[0] if path.is_dir() else [path])]
         source, bad_images = FileSource(paths, np.zeros(len(paths), np.int32)), BadImages(allowed=None, named=False)
         if paths:

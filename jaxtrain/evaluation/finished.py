@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, St
 from jaxtrain.config import FREE_ON_RESUME, Config, DataConfig
 from jaxtrain.config_io import load_config
 from jaxtrain.data.sources import load_dataset
-from jaxtrain.errors import DamagedError, JaxtrainError, UserError
+from jaxtrain.errors import DamagedError, JaxtrainError, RunError, UserError
 from jaxtrain.evaluation.evaluate import OpenTestSet, open_test_set, order_of_classes
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.readers import read_json, reading
@@ -153,17 +154,30 @@ class TestSets:
         return test
 
 
-def by_test_set(paths: Sequence[Path], data: DataConfig | None = None) -> list[list[Path]]:
+@contextlib.contextmanager
+def leaving_out(name: str, reasons: dict[str, str]) -> Iterator[None]:
+    """Around work on one of several models: where it is not sound, a warning and `reasons` say why, and no more."""
+    try:
+        yield
+    except (DamagedError, RunError) as error:
+        _log.warning("%s is left out: %s", name, error)
+        reasons[name] = str(error)
+
+
+def by_test_set(
+    paths: Sequence[Path], data: DataConfig | None = None, damaged: dict[str, str] | None = None
+) -> list[list[Path]]:
     """The runs that can be compared with each other, the largest group first; warns of each that cannot, and why.
 
-    Nothing is computed. Raises UserError where none is left.
+    Nothing is computed. `damaged` gets the reasons of those whose files are. Raises UserError where none is left.
     """
     groups: dict[str, list[Path]] = {}
     sets = TestSets(data)
     for path in paths:
         try:
-            groups.setdefault(sets.digest(read_run(path)), []).append(path)
-        except JaxtrainError as error:
+            with leaving_out(str(path), {} if damaged is None else damaged):
+                groups.setdefault(sets.digest(read_run(path)), []).append(path)
+        except UserError as error:
             _log.warning("%s is left out: %s", path, error)
     if not groups:
         raise UserError("no finished run has a test set that it can be measured on: give --data.name, or other runs")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from jaxtrain.config import DataConfig, TrackingConfig, chosen
-from jaxtrain.errors import DamagedError, JaxtrainError, RunError, UserError
+from jaxtrain.errors import DamagedError, JaxtrainError, UserError
 from jaxtrain.evaluation.comparison import Candidate, Comparison
 from jaxtrain.evaluation.costs import Costed, Costs, costs_of_training, folder_megabytes, kept_costs, measure_costs
 from jaxtrain.evaluation.evaluate import (
@@ -24,7 +23,7 @@ from jaxtrain.evaluation.evaluate import (
     track_evaluation,
     write_evaluation,
 )
-from jaxtrain.evaluation.finished import Run, TestSets, read_run
+from jaxtrain.evaluation.finished import Run, TestSets, leaving_out, read_run
 from jaxtrain.evaluation.looks import count_look
 from jaxtrain.evaluation.near_duplicates import NearDuplicate, near_duplicates
 from jaxtrain.evaluation.predictions import Predictions
@@ -60,6 +59,8 @@ class Gathered:
     """See `find_duplicates`."""
     looks: int | None = None
     """How many models were measured on this test set so far."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Why, by name."""
 
 
 def gather(
@@ -80,10 +81,10 @@ def gather(
     that cannot be found, models whose classes are not those of the data, and where no run is left. `names` are theirs
     (default: technique and folder); `costs_again` measures costs that are kept anew; `say` is told what takes a while.
     """
-    sets = TestSets(data)
+    sets, gathered = TestSets(data), Gathered([], [], [], [], None)
     sound: list[tuple[str, Run, str]] = []
     for name, path in zip(names or map(str, paths), paths, strict=True):
-        with leaving_out(name):
+        with leaving_out(name, gathered.left_out):
             run = read_run(path)
             sound.append((name, run, sets.digest(run)))
     if not names:
@@ -93,10 +94,9 @@ def gather(
         if digest != sound[0][2]:
             one, two = f"{name} ({run.config.data.name}, {digest[:8]})", f"{sound[0][0]} ({sound[0][2][:8]})"
             raise UserError(f"{one} has another test set than {two}: give --data.name to measure all on one")
-    gathered = Gathered([], [], [], [], None)
     measured: dict[str, Costs] = {}
     for name, run, _ in sound:
-        with leaving_out(name):
+        with leaving_out(name, gathered.left_out):
             gathered.test = gathered.test or sets.images(run)
             folder, predictions, fresh = _predictions(run, load, sets, say)
             found: Costs = {}
@@ -110,19 +110,19 @@ def gather(
             gathered.fresh.append(fresh)
             gathered.looks = count_look(looks_file, predictions.test_digest, run.digest, predictions.dataset)
     if not gathered.runs:
-        raise UserError("nothing to compare: no run has a sound model")
+        raise DamagedError("nothing to compare: every run was left out")
     if gathered.test is not None:
         gathered.duplicates = find_duplicates(gathered.test)
     return gathered
 
 
-@contextlib.contextmanager
-def leaving_out(name: str) -> Iterator[None]:
-    """Around work on one of several models: where it is not sound, a warning says why, and the others are compared."""
-    try:
-        yield
-    except (DamagedError, RunError) as error:
-        _log.warning("%s is left out: %s", name, error)
+def load_each(gathered: Gathered, models: Mapping[str, Any], load: Load) -> dict[str, Any]:
+    """The candidates themselves, for `make_report`: `models` has them by name, or where they are."""
+    found = {}
+    for name in (candidate.name for candidate in gathered.candidates):
+        with leaving_out(f"{name}, under corruptions,", gathered.left_out):
+            found[name] = load(models[name]) if isinstance(models[name], Path) else models[name]
+    return found
 
 
 def track(gathered: Gathered, comparison: Comparison, config: TrackingConfig | None = None) -> list[str | None]:
@@ -193,6 +193,7 @@ def make_report(
         duplicates=gathered.duplicates,
         near=near,
         looks=gathered.looks,
+        left_out=gathered.left_out,
         columns=values,
         robustness=robustness,
     )

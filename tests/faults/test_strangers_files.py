@@ -4,13 +4,15 @@ import json
 import os
 import shutil
 import struct
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxtrain import PTClassifier, benchmark, load, saved_tree
+from jaxtrain import FTClassifier, PTClassifier, benchmark, load, saved_tree
 from jaxtrain.archives import check_archive
 from jaxtrain.cli.main import run
 from jaxtrain.config import DataConfig
@@ -21,14 +23,13 @@ from jaxtrain.models.weights.sources import find
 from jaxtrain.readers import open_file
 from jaxtrain.saved_tree import load_tree, save_tree
 from jaxtrain.tracking.outbox import State
-from tests.faults.small_run import IMAGES, LABELS, TEST, fit, merged
+from tests.faults.small_run import IMAGES, LABELS, TEST, fit
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     fit(folder / "a")
-    fit(folder / "b", seed=1)
     return folder
 
 
@@ -86,7 +87,7 @@ def test_a_signed_model_that_is_not_sound_is_named(trained, tmp_path, place, val
 
 def test_a_benchmark_leaves_an_unsound_model_out_by_name(trained, tmp_path, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    runs = {name: shutil.copytree(trained / source, tmp_path / name) for name, source in (("good", "a"), ("bad", "b"))}
+    runs = {name: shutil.copytree(trained / "a", tmp_path / name) for name in ("good", "bad")}
     forge(runs["bad"] / "model", f"{CONFIG}/data/std", [0.0])
     report = benchmark(runs, TEST, costs=False)
     assert [entry.name for entry in report.comparison.entries] == ["good"]
@@ -95,20 +96,110 @@ def test_a_benchmark_leaves_an_unsound_model_out_by_name(trained, tmp_path, capl
         benchmark({"bad": runs["bad"]}, TEST, costs=False)
 
 
-def test_a_benchmark_of_run_directories_leaves_damage_out_by_name(tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("kept", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_benchmark_command_ends_with_a_report_and_the_names_of_broken_runs(
+    trained, tmp_path, monkeypatch, capsys, kept
+):
+    """`kept`: predictions of sound models, so that only what is under corruptions needs the models themselves."""
     monkeypatch.chdir(tmp_path)
     arrays = {"x_train": IMAGES[:64], "y_train": LABELS[:64], "x_test": TEST[0], "y_test": TEST[1]}
-    np.savez(tmp_path / "d.npz", **arrays)
-    for name in "abc":
-        options = merged({"data": {"name": f"npz:{tmp_path / 'd.npz'}"}})
-        PTClassifier(**options, run_dir=tmp_path / name, seed=ord(name)).fit()
-    forge(tmp_path / "a" / "model", "meta/class_names", KeyError)
-    (tmp_path / "b" / "summary.json").write_text("{")
-    for name in "ab":
-        (tmp_path / name / "benchmark" / "predictions.npz").unlink()
-    report = benchmark([tmp_path / name for name in "abc"], costs=False, duplicates=False)
-    assert len(report.comparison.entries) == 1
-    assert sum("left out" in line for line in caplog.messages) == 2
+    np.savez("d.npz", **arrays)
+    names = ("good", "std", "summary", "classes", "network", "config")
+    runs = {name: shutil.copytree(trained / "a", tmp_path / "pt" / name) for name in names}
+    forge(runs["std"] / "model", f"{CONFIG}/data/std", [0.0])
+    forge(runs["classes"] / "model", "meta/class_names", KeyError)
+    forge(runs["network"] / "model", f"{CONFIG}/model", {"network": "not_imported:Net"})
+    for name in names if not kept else ():
+        (runs[name] / "benchmark" / "predictions.npz").unlink()
+    (runs["summary"] / "summary.json").write_text("{")
+    (runs["config"] / "config.yaml").write_text("train: [")
+    options = [
+        "--data.name",
+        "npz:d.npz",
+        "--out",
+        "out",
+        "--skip-costs",
+        "--skip-duplicates",
+        "--robustness",
+        str(kept),
+    ]
+    options += ["--tracking.enabled", "False", "--resamples", "100"]
+    with pytest.raises(RunError) as caught:
+        run(["benchmark", *map(str, runs.values()), *options])
+    results = json.loads(Path("out/results.json").read_text())
+    compared = {"pt/good", "pt/std", "pt/classes", "pt/network"} if kept else {"pt/good"}
+    assert {model["model"] for model in results["models"]} == compared
+    printed = capsys.readouterr().out
+    for name in names[1:]:
+        assert str(runs[name]) in str(caught.value) or f"pt/{name}" in str(caught.value)
+        assert any("left out" in line and f"pt/{name}" in line for line in results["warnings"])
+        assert any("is left out" in line and f"pt/{name}" in line for line in printed.splitlines())
+    assert "good" not in str(caught.value)
+
+
+# --- code -------------------------------------------------------------------------------------------------------------
+
+
+MODULE = """
+from pathlib import Path
+from jaxtrain import PTClassifier
+from tests.classifiers.own_networks import Documented
+
+Path("executed").touch()
+
+
+class Own(PTClassifier):
+    pass
+"""
+NAMED = {
+    "network": ("model", {"network": "{}:Documented"}),
+    "classifier": ("own", {"classifier": "{}:Own"}),
+    "loss": ("own", {"loss": "{}:loss"}),
+}
+
+
+def with_weights(path):
+    FTClassifier(model={"weights": str(path)}, train={"steps": 1}, tracking={"enabled": False}).fit(IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("part", "use"),
+    [
+        ("network", load),
+        ("network", PTClassifier.load),
+        ("network", lambda path: run(["predict", str(path), "x.png"])),
+        ("network", lambda path: benchmark([path], TEST)),
+        ("network", with_weights),
+        ("classifier", load),
+        ("loss", lambda path: load(path).fit(IMAGES, LABELS)),
+    ],
+)
+def test_nothing_is_imported_because_a_file_names_it(trained, tmp_path, monkeypatch, part, use, caplog):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "strangers_code.py").write_text(MODULE)
+    section, value = NAMED[part]
+    path = shutil.copytree(trained / "a", tmp_path / "run")
+    value = {key: text.format("strangers_code") for key, text in value.items()}
+    forge(path / "model", f"{CONFIG}/{section}", value)
+    with pytest.raises(UserError) as caught:
+        use(path)
+    assert not (tmp_path / "executed").exists()
+    assert any("strangers_code" in line for line in (str(caught.value), *caplog.messages))
+    assert "strangers_code" not in sys.modules
+
+
+def test_ones_own_code_is_found_where_it_is_imported_and_imported_where_it_is_trusted(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_code.py").write_text(MODULE)
+    forge(shutil.copytree(trained / "a" / "model", tmp_path / "run"), f"{CONFIG}/own", {"classifier": "my_code:Own"})
+    assert type(load("run", trust_imports=True)).__name__ == "Own"
+    assert (tmp_path / "executed").exists()
+    assert type(load("run")) is sys.modules["my_code"].Own
+    forge(tmp_path / "run", f"{CONFIG}/own", {"classifier": "os:_exit"})
+    with pytest.raises(UserError, match="os:_exit is no class"):
+        load("run")
 
 
 def test_no_probability_that_is_no_number_is_printed(trained, tmp_path, capsys):
