@@ -63,6 +63,8 @@ def check(config: HeadConfig) -> None:
 
 def load(name: str, classes: int, features: int, settings: Any, curve: Any, arrays: Arrays) -> EstimatorHead:
     """The saved head; raises as `estimators.load` does."""
+    if settings["name"] != name:
+        raise ValueError(f"its settings are of {settings['name']}")
     estimator = estimators.load(_short(name), arrays["estimator"])
     return EstimatorHead(classes, features, settings, curve, arrays, estimator)
 

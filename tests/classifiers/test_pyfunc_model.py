@@ -19,7 +19,7 @@ from tests.tracking.mlflow_server import _database, _quick_failures, sqlite_uri 
 class _Classifier:
     """Stands in for what `jaxtrain.load` gives: bright images are the second class."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, trust_imports: bool) -> None:
         self.class_names = tuple(Path(folder, "names.txt").read_text().split())
 
     def predict_proba(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

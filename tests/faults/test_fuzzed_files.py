@@ -1,25 +1,27 @@
 """Every reader of a file that may be a stranger's, given files that were changed at random.
 
 Only `DamagedError` (a `UserError`, with the name of the file) may come out, in a second and 200 MB each. A file whose
-own digests would give a change away is signed again, as a stranger can. What was found is kept in `FOUND`.
+own digests would give a change away is signed again, as a stranger can. What was found so is in `test_strangers_files`.
 """
 
-import contextlib
 import gzip
 import hashlib
 import io
 import json
 import random
 import re
-import shutil
 import struct
 import time
 import tracemalloc
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pytest
 import yaml
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from safetensors.numpy import save as save_safetensors
 
@@ -140,7 +142,27 @@ def value_changed(tree, chance: random.Random):
     return tree
 
 
-# --- the readers: a function each, from an empty folder to sound files and to what reads one -------------------------
+# --- the readers: from an empty folder to sound inputs and to what reads one ------------------------------------------
+
+
+class Case(NamedTuple):
+    """A reader under test."""
+
+    sound: Sequence[Any]
+    read: Callable[[Any], object]
+    change: Callable[[Any, random.Random], Any] = mutated
+    whole: bool = True
+    """Whether each of `sound` is all that its reader asks for."""
+
+
+def in_file(path: Path, files: Sequence[bytes], read: Callable[[Path], object], *, whole: bool = True) -> Case:
+    """A reader of one file."""
+
+    def write_and_read(data: bytes) -> None:
+        path.write_bytes(data)
+        read(path)
+
+    return Case(files, write_and_read, whole=whole)
 
 
 def bytes_of(save):
@@ -152,26 +174,30 @@ def bytes_of(save):
 def configs(folder):
     tree = {"technique": "pt", "train": {"epochs": 3, "batch_size": 16}, "data": {"name": "digits", "mean": [0.5]}}
     anchors = b"a: &a {epochs: 3}\ntrain:\n  <<: *a\n  batch_size: 0x10\nseed: 1_000\nname: 2001-01-01\n"
-    return [yaml.safe_dump(tree).encode(), anchors], "config.yaml", load_config
+    return in_file(folder / "config.yaml", [yaml.safe_dump(tree).encode(), anchors], load_config, whole=False)
 
 
 def sweeps(folder):
     text = (
         b"name: s\naxes: {train.epochs: [1, 2], optimizer.learning_rate: {low: 0.1, high: 1}}\nbase: {technique: pt}\n"
     )
-    return [text], "sweep.yaml", load_sweep
+    return in_file(folder / "sweep.yaml", [text], load_sweep)
 
 
 def images_in_npz(folder):
     images, labels = RNG.integers(0, 256, (12, 4, 4, 1), np.uint8), np.arange(12) % 3
     arrays = {"x_train": images, "y_train": labels, "class_names": np.array(["a", "b", "c"])}
     files = [bytes_of(lambda b, save=save: save(b, **arrays)) for save in (np.savez, np.savez_compressed)]
-    return files, "d.npz", lambda path: npz_dataset(DataConfig(name=f"npz:{path}", val_fraction=0.0), str(path))
+
+    def read(path):
+        npz_dataset(DataConfig(name=f"npz:{path}", val_fraction=0.0), str(path))
+
+    return in_file(folder / "d.npz", files, read)
 
 
 def arrays_in_npy(folder):
     files = [bytes_of(lambda b, a=a: np.save(b, a)) for a in (np.arange(6.0).reshape(2, 3), np.array(["a", "bc"]))]
-    return files, "l.npy", lambda path: read_npy(path, "array", "write one")
+    return in_file(folder / "l.npy", files, lambda path: read_npy(path, "array", "write one"))
 
 
 def arrays():
@@ -180,19 +206,19 @@ def arrays():
 
 def weights_in_npz(folder):
     files = [bytes_of(lambda b, save=save: save(b, **arrays())) for save in (np.savez, np.savez_compressed)]
-    return files, "w.npz", lambda path: find(str(path))
+    return in_file(folder / "w.npz", files, lambda path: find(str(path)))
 
 
 def safetensors(folder):
     about = {"model": "vit_test", "mean": [0.5], "std": [0.5], "image_size": 32, "class_names": ["a", "b"]}
     files = [save_safetensors(arrays()), save_safetensors(arrays(), {"jaxtrain": json.dumps(about)})]
-    return files, "w.safetensors", lambda path: find(str(path))
+    return in_file(folder / "w.safetensors", files, lambda path: find(str(path)), whole=False)
 
 
 def torch_files(folder):
     tree = {"a": Stored("0"), "state_dict": {"b": Stored("0", shape=(3, 2), stride=(1, 3))}, "n": 3, "l": [0.5, None]}
     files = [write(folder / "w.pth", tree, {"0": WEIGHT}).read_bytes() for write in (write_torch, write_legacy)]
-    return files, "w.pth", lambda path: find(str(path))
+    return in_file(folder / "w.pth", files, lambda path: find(str(path)))
 
 
 def descriptions(folder):
@@ -208,7 +234,12 @@ def descriptions(folder):
         **{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": 32},
         "id2label": {"0": "a", "1": "b"},
     }
-    return [json.dumps(tree).encode() for tree in (timm, transformers)], "config.json", lambda path: find(str(folder))
+    return in_file(
+        folder / "config.json",
+        [json.dumps(tree).encode() for tree in (timm, transformers)],
+        lambda path: find(str(folder)),
+        whole=False,
+    )
 
 
 def images(folder):
@@ -227,17 +258,17 @@ def images(folder):
         except BadImageError as error:
             raise DamagedError(f"{path}: {error}") from error
 
-    return files, "image", read
+    return in_file(folder / "image", files, read)
 
 
 def idx(folder):
     plain = b"\0\0\x08\x03" + struct.pack(">3I", 5, 4, 4) + bytes(range(80))
-    return [plain, gzip.compress(plain, mtime=0)], "idx", read_idx
+    return in_file(folder / "idx", [plain, gzip.compress(plain, mtime=0)], read_idx)
 
 
 def predictions(folder):
     made_up.predictions(0.9, images=40).save(folder / "p.npz")
-    return [(folder / "p.npz").read_bytes()], "p.npz", Predictions.load
+    return in_file(folder / "p.npz", [(folder / "p.npz").read_bytes()], Predictions.load)
 
 
 def journals(folder):
@@ -250,14 +281,18 @@ def journals(folder):
         except RunError as error:  # a line that is none; what is sent to MLflow leaves it out
             raise DamagedError(str(error)) from error
 
-    return ["".join(json.dumps(record) + "\n" for record in records).encode()], "metrics.jsonl", read
+    return in_file(folder / "metrics.jsonl", ["".join(json.dumps(record) + "\n" for record in records).encode()], read)
 
 
 def outboxes(folder):
     start = {"do": "start", "run_key": "k", "experiment": "PT", "uri": "sqlite:///x.db", "time_ms": 1, "tags": {}}
     for request in (start, {"do": "artifact", "path": "x", "folder": None}, {"do": "status", "status": "FINISHED"}):
         append_request(folder, request)
-    return [(folder / "mlflow_outbox.jsonl").read_bytes()], "mlflow_outbox.jsonl", lambda path: read_requests(folder)
+    return in_file(
+        folder / "mlflow_outbox.jsonl",
+        [(folder / "mlflow_outbox.jsonl").read_bytes()],
+        lambda path: read_requests(folder),
+    )
 
 
 def states(folder):
@@ -269,7 +304,7 @@ def states(folder):
         state.save(folder)
         process_is_gone(state.process)
 
-    return [(folder / "mlflow.json").read_bytes()], "mlflow.json", read
+    return in_file(folder / "mlflow.json", [(folder / "mlflow.json").read_bytes()], read)
 
 
 def summaries(folder):
@@ -280,7 +315,7 @@ def summaries(folder):
         costs_of_training(read_run(folder).summary)
         training_seconds(folder)
 
-    return [(folder / "run" / "summary.json").read_bytes()], "summary.json", read
+    return in_file(folder / "summary.json", [(folder / "run" / "summary.json").read_bytes()], read)
 
 
 def manifests(folder):
@@ -296,26 +331,89 @@ def manifests(folder):
         except ValueError as error:  # who opens the store computes again
             raise DamagedError(f"{changed}: {error}") from error
 
-    return [data, next(path.parent.glob("0*.json")).read_bytes()], "manifest.json", read
+    return in_file(folder / "manifest.json", [data, next(path.parent.glob("0*.json")).read_bytes()], read, whole=False)
+
+
+# --- readers of folders whose own digests are made to fit again -------------------------------------------------------
+
+
+def models(folder):
+    """Steps, a head that is a JAX function, a classifier of scikit-learn."""
+    fit(folder / "steps")
+    x, y = IMAGES[:64].reshape(64, -1).astype(np.float32), LABELS[:64].astype(str)
+    for name, options in {"ncm": {}, "sklearn:decision_tree": {"trials": 1}}.items():
+        FEClassifier(head={"name": name, **options}).fit_embeddings(x, y).save(folder / name / "model")
+
+    def read(changed):
+        path, body = changed
+        (path / "model" / "meta.json").write_text(saved_tree._encode(body))
+        model = load(path)
+        if path.name != "steps":
+            model.predict_embeddings(np.zeros((2, 16), np.float32))
+        elif np.isnan(model.predict_proba(IMAGES[:2])).any():
+            raise DamagedError(f"{path}: gives NaN")
+
+    sound = []
+    for path in (folder / "steps", folder / "ncm", folder / "sklearn:decision_tree"):
+        body = json.loads((path / "model" / "meta.json").read_text())
+        del body["sha256"]
+        body["meta"]["extra"].get("head", {}).get("curve", [])[3:] = []
+        sound.append((path, body))
+    return Case(sound, read, lambda one, chance: (one[0], value_changed(one[1], chance)))
+
+
+def heads(folder):
+    x, y = RNG.normal(size=(60, 5)).astype(np.float32), np.arange(60, dtype=np.int32) % 3
+
+    def fitted(name):
+        options = {"trials": 1} if ":" in name else {}
+        head = fit_head(HeadConfig(name=name, **options), Vectors(x, y), Vectors(x, y), num_classes=3)
+        return head.meta() | {"curve": head.curve[:2]}, head.arrays
+
+    def read(changed):
+        about, arrays = changed
+        head = restore_head(about | {"sha256": digest_of(arrays)}, arrays)
+        if head.name.startswith("sklearn:"):  # the others would be compiled
+            assert head.logits(x[:4]).shape == (4, 3)
+
+    def change(sound, chance):
+        about, arrays = sound[0], dict(sound[1])
+        if chance.random() < 0.5:
+            return value_changed(about, chance), arrays
+        name = chance.choice(sorted(arrays))
+        old = arrays.pop(name)
+        data = mutated(old.tobytes(), chance)
+        new = np.frombuffer(data[: len(data) // old.itemsize * old.itemsize], old.dtype)
+        others = (new, old.reshape(-1)[: chance.randrange(8)], np.full_like(old, chance.choice((0, 1, 77))), None)
+        if (other := chance.choice(others)) is not None:
+            arrays[name] = other
+        return about, arrays
+
+    names = ("linear", "mlp", "ncm", "knn", "sklearn:logistic_regression", "sklearn:decision_tree")
+    return Case([fitted(name) for name in names], read, change)
+
+
+def signed_manifests(folder):
+    fill(folder / "store")
+    (path,) = (folder / "store").rglob("meta.json")
+    body = json.loads(path.read_bytes())
+    del body["sha256"]
+
+    def read(body):
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        path.write_text(json.dumps({**body, "sha256": digest}, indent=2, sort_keys=True) + "\n")
+        try:
+            assert read_meta(path.parent).key.digest == path.parent.name
+        except ValueError as error:  # who opens the store computes again
+            raise DamagedError(f"{path}: {error}") from error
+
+    return Case([body], read, value_changed)
 
 
 READERS = (
-    *(
-        configs,
-        sweeps,
-        images_in_npz,
-        arrays_in_npy,
-        weights_in_npz,
-        safetensors,
-        torch_files,
-        descriptions,
-        images,
-        idx,
-    ),
-    *(predictions, journals, outboxes, states, summaries, manifests),
+    *(configs, sweeps, images_in_npz, arrays_in_npy, weights_in_npz, safetensors, torch_files, descriptions, images),
+    *(idx, predictions, journals, outboxes, states, summaries, manifests, signed_manifests, models, heads),
 )
-NOT_WHOLE = (configs, descriptions, manifests, safetensors)
-"""Some of whose files are sound, and asked for what is not there."""
 COUNTS = (
     25,
     pytest.param(2_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
@@ -323,16 +421,14 @@ COUNTS = (
 )
 
 
-def refused(read, *named: str) -> bool:
+def refused(read: Callable[[], object], folder: str) -> bool:
     """Whether a reader refuses what it is given, in the one way it may, and within its bounds."""
     tracemalloc.reset_peak()
     before, start = tracemalloc.get_traced_memory()[0], time.process_time()
-    error = None
+    error: Exception | None = None
     try:
         read()
-    except DamagedError as caught:
-        error = caught
-    except UserError as caught:  # it is sound, and asks for what there is not
+    except UserError as caught:  # DamagedError, or it is sound, and asks for what there is not
         error = caught
     except RunError as caught:
         if "another version" not in str(caught):
@@ -345,126 +441,36 @@ def refused(read, *named: str) -> bool:
         assert "\n" not in text
         assert len(text) < 2000
         assert "larger than the memory" not in text
-        assert any(name in text for name in named), text
+        assert folder in text or "head" in text, text
     return error is not None
 
 
 @pytest.fixture
-def traced():
-    tracemalloc.start()
+def compiled_once(tmp_path):
+    """Programs are compiled once for all inputs that are alike."""
+    options = {"jax_compilation_cache_dir": str(tmp_path / "xla"), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
     yield
-    tracemalloc.stop()
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("reader", READERS)
-def test_a_changed_file_is_read_or_refused(tmp_path, reader, count, traced):
-    files, name, read = reader(tmp_path)
-    path, chance = tmp_path / name, random.Random(reader.__name__)
-    bad = 0
-    for _ in range(count):
-        path.write_bytes(mutated(chance.choice(files), chance))
-        bad += refused(lambda: read(path), name, str(tmp_path))
-    assert bad or reader in (outboxes, states)  # which are sent again as far as they can be read
-    for file in files:
-        path.write_bytes(file)
-        assert not refused(lambda: read(path), name, str(tmp_path)) or reader in (
-            configs,
-            descriptions,
-            manifests,
-            safetensors,
+def test_a_changed_file_is_read_or_refused(tmp_path, reader, count, compiled_once):
+    case, chance = reader(tmp_path), random.Random(reader.__name__)
+    for one in case.sound:
+        assert not refused(lambda one=one: case.read(one), str(tmp_path)) or not case.whole
+    tracemalloc.start()
+    try:
+        bad = sum(
+            refused(lambda: case.read(case.change(chance.choice(case.sound), chance)), str(tmp_path))
+            for _ in range(count)
         )
-
-
-# --- folders whose own digests are made to fit again ------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run of each kind: steps, a head that is a JAX function, a classifier of scikit-learn."""
-    folder = tmp_path_factory.mktemp("trained")
-    x, y = IMAGES[:64].reshape(64, -1).astype(np.float32), (LABELS[:64]).astype(np.int32)
-    for name in ("linear", "sklearn:decision_tree"):
-        model = FEClassifier(head={"name": name, "trials": 1} if ":" in name else {"name": name})
-        model.fit_embeddings(x, y.astype(str)).save(folder / name.partition(":")[0] / "model")
-    fit(folder / "pt")
-    return folder
-
-
-def signed_again(folder: Path, body) -> None:
-    (folder / "meta.json").write_text(saved_tree._encode(body))
-
-
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("kind", ["pt", "linear", "sklearn"])
-def test_a_model_that_is_signed_again_is_loaded_or_refused(trained, tmp_path, kind, count, traced):
-    folder = shutil.copytree(trained / kind / "model", tmp_path / "model")
-    body = json.loads((folder / "meta.json").read_text())
-    del body["sha256"]
-    body["meta"]["extra"].get("head", {}).get("curve", [])[3:] = []
-    chance, bad = random.Random(kind), 0
-    pixels = IMAGES[:2]
-
-    def use():
-        model = load(tmp_path)
-        if kind != "pt":
-            model.predict_embeddings(np.zeros((2, 16), np.float32))
-        elif np.isnan(model.predict_proba(pixels)).any():
-            raise DamagedError(f"{folder}: gives NaN")
-
-    for _ in range(count):
-        signed_again(folder, value_changed(body, chance))
-        bad += refused(use, str(folder))
-    assert bad > count // 4
-
-
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize(
-    "name", ["linear", "mlp", "ncm", "knn", "sklearn:logistic_regression", "sklearn:decision_tree"]
-)
-def test_a_head_that_is_signed_again_is_restored_or_refused(name, count, traced):
-    x, y = RNG.normal(size=(60, 5)).astype(np.float32), np.arange(60, dtype=np.int32) % 3
-    options = {"trials": 1} if ":" in name else {}
-    head = fit_head(HeadConfig(name=name, **options), Vectors(x, y), Vectors(x, y), num_classes=3)
-    meta, chance, bad = head.meta() | {"curve": head.curve[:2]}, random.Random(name), 0
-
-    def use(about, arrays):
-        head = restore_head(about | {"sha256": digest_of(arrays)}, arrays)
-        if ":" in name:  # the others would be compiled
-            assert head.logits(x[:4]).shape == (4, 3)
-
-    for _ in range(count):
-        arrays, about = dict(head.arrays), meta
-        if chance.random() < 0.5:
-            about = value_changed(meta, chance)
-        else:
-            part = chance.choice(sorted(arrays))
-            match chance.randrange(4):
-                case 0:
-                    del arrays[part]
-                case 1:
-                    arrays[part] = arrays[part].reshape(-1)[: chance.randrange(8)]
-                case 2:
-                    arrays[part] = np.full_like(arrays[part], chance.choice((0, 1, 77)))
-                case 3:
-                    data = mutated(arrays[part].tobytes(), chance)
-                    size = len(data) // arrays[part].itemsize * arrays[part].itemsize
-                    arrays[part] = np.frombuffer(data[:size], arrays[part].dtype)
-        bad += refused(lambda about=about, arrays=arrays: use(about, arrays), "head")
-    assert bad > count // 4
-
-
-@pytest.mark.parametrize("count", COUNTS)
-def test_an_embedding_manifest_that_is_signed_again_is_read_or_refused(tmp_path, count):
-    fill(tmp_path / "store")
-    (path,) = (tmp_path / "store").rglob("meta.json")
-    body = json.loads(path.read_bytes())
-    del body["sha256"]
-    chance = random.Random(0)
-    for _ in range(count):
-        changed = json.dumps(value_changed(body, chance), sort_keys=True)
-        digest = hashlib.sha256(changed.encode()).hexdigest()
-        signed = json.dumps({**json.loads(changed), "sha256": digest}, indent=2, sort_keys=True) + "\n"
-        path.write_text(signed)
-        with contextlib.suppress(ValueError):
-            assert read_meta(path.parent).key.digest == path.parent.name
+    finally:
+        tracemalloc.stop()
+    assert bad or reader in (outboxes, states)  # which are sent again as far as they can be read
