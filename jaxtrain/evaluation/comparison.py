@@ -303,18 +303,22 @@ def _recipes(entries: Sequence[Entry], margin: float) -> tuple[list[Recipe], lis
         groups.setdefault(entry.candidate.recipe or f"alone: {entry.name}", []).append(entry)
     if len(groups) == len(entries):
         return [], []
-    recipes = [_recipe(number, members) for number, members in enumerate(groups.values())]
+    called = [_common_name([member.name for member in members]) for members in groups.values()]
+    recipes = [
+        _recipe(number, members, name if called.count(name) == 1 else f"{members[0].name} and others")
+        for number, (members, name) in enumerate(zip(groups.values(), called, strict=True))
+    ]
     recipes.sort(key=lambda pair: -pair[0].metrics["accuracy"][0])
     return [recipe for recipe, _ in recipes], _pairs([(recipe.name, means) for recipe, means in recipes], margin)
 
 
-def _recipe(number: int, members: Sequence[Entry]) -> tuple[Recipe, Resampled]:
+def _recipe(number: int, members: Sequence[Entry], called: str) -> tuple[Recipe, Resampled]:
     """What runs say together. Equal parameters are one result, however many seeds came to them."""
     names = tuple(member.name for member in members)
     results = list({member.candidate.predictions.params_sha256: member for member in members}.values())
     resampled = [each.measured.resampled for each in results]
     same = ", one result" if len(results) == 1 else ""
-    label = names[0] if len(names) == 1 else f"{_common_name(names)} ({len(names)} seeds{same})"
+    label = names[0] if len(names) == 1 else f"{called} ({len(names)} seeds{same})"
     if same:
         metrics = {
             name: (resampled[0].metrics[name], 0.0, interval)

@@ -30,7 +30,7 @@ from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.report import FILES, Report
 from jaxtrain.evaluation.robustness import corruption_accuracy
 from jaxtrain.files import optional, run_name
-from jaxtrain.tracking import Journal, Tracker
+from jaxtrain.tracking import Journal, Tracker, stored_model
 
 _log = logging.getLogger(__name__)
 
@@ -149,6 +149,7 @@ def track(gathered: Gathered, comparison: Comparison, config: TrackingConfig | N
                 folder=folder,
                 run_name=candidate.name.replace("/", "-"),
                 source_run_id=run.summary.get("mlflow_run_id"),
+                model_id=stored_model(run.path),
                 metrics={f"cost/{name}": value for name, value in candidate.costs.items()},
             )
             ids[-1] = report.run_id

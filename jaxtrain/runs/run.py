@@ -203,6 +203,7 @@ def _test(job: Job) -> dict[str, Any]:
     tracker.log(summary["steps"], metrics)
     more = learning.after_test(evaluation.test, predictor, tracker)
     tracker.tag("params_sha256", summary["params_sha256"])
+    tracker.tag("mlflow.note.content", job.reporter.note(evaluation))
     with optional("the evaluation in MLflow"):
         track_evaluation(
             evaluation,
@@ -211,6 +212,7 @@ def _test(job: Job) -> dict[str, Any]:
             folder=folder,
             run_name=f"{technique}-{job.directory.path.name}",
             source_run_id=tracker.wait_run_id(timeout=30.0),
+            model_id=tracker.wait_model_id(timeout=30.0),
         )
     job.looks = evaluation.looks
     return {"test_accuracy": metrics["test/accuracy"], "test_loss": metrics["test/loss"], **more}
@@ -278,7 +280,8 @@ def _keep(job: Job, learned: Learned) -> Fitted:
         save_model(fitted, model_dir)
     if job.config.tracking.log_model:
         with optional("the model in MLflow"):
-            job.tracker.log_model(model_dir, learned.example, names, step=learned.best_step)
+            register = job.config.tracking.register
+            job.tracker.log_model(model_dir, learned.example, names, step=learned.best_step, register=register)
     return fitted
 
 
