@@ -49,6 +49,7 @@ from jaxtrain.tracking.points import unsent_rows
 from jaxtrain.tracking.provenance import process_is_gone
 from tests.embeddings.made import fill
 from tests.evaluation import made_up
+from tests.evaluation.test_runs import make_run
 from tests.faults.small_run import IMAGES, LABELS, fit
 from tests.models.weights.test_torch_file import WEIGHT, Stored, write_legacy
 from tests.models.weights.test_torch_file import write as write_torch
@@ -308,14 +309,14 @@ def states(folder):
 
 
 def summaries(folder):
-    fit(folder / "run")
-    (folder / "config.yaml").write_bytes((folder / "run" / "config.yaml").read_bytes())
+    run = make_run(folder, "m1")
+    (folder / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
 
     def read(path):
         costs_of_training(read_run(folder).summary)
         training_seconds(folder)
 
-    return in_file(folder / "summary.json", [(folder / "run" / "summary.json").read_bytes()], read)
+    return in_file(folder / "summary.json", [(run / "summary.json").read_bytes()], read)
 
 
 def manifests(folder):
@@ -389,8 +390,16 @@ def heads(folder):
             arrays[name] = other
         return about, arrays
 
-    names = ("linear", "mlp", "ncm", "knn", "sklearn:logistic_regression", "sklearn:decision_tree")
-    return Case([fitted(name) for name in names], read, change)
+    about = {"format": 1, "classes": 3, "features": 5, "curve": [], "sha256": ""}
+    ends = {"mean": x[0], "scale": np.ones(5, np.float32)}
+    kernels = {f"kernel_{i}": np.ones(shape, np.float32) for i, shape in enumerate([(5, 4), (4, 3)])}
+    biases = {f"bias_{i}": np.ones(size, np.float32) for i, size in enumerate([4, 3])}
+    made = [  # as they are after training, which takes seconds
+        ({"name": "linear", "settings": {"scaling": "l2"}}, {"kernel": x[:3].T, "bias": x[0, :3], "mean": x[1]}),
+        ({"name": "mlp", "settings": {"scaling": "l2", "hidden": [4]}}, {**kernels, **biases, **ends}),
+    ]
+    names = ("ncm", "knn", "sklearn:logistic_regression", "sklearn:decision_tree")
+    return Case([*(({**about, **one}, arrays) for one, arrays in made), *map(fitted, names)], read, change)
 
 
 def signed_manifests(folder):
