@@ -118,7 +118,8 @@ def _logits(classifier: Trained) -> Callable[[Any], Any]:
     head = classifier.fitted.predictor.head  # type: ignore[attr-defined]
     if not isinstance(head, JaxHead):
         raise UserError(f"stablehlo: the head {head.name} is not a JAX function; heads such as linear and mlp are")
-    return lambda images: head.apply(head.arrays, forward.network(forward.weights, images))  # type: ignore[arg-type]
+    arrays = jax.device_put(head.arrays)
+    return lambda images: head.apply(arrays, forward.network(forward.weights, images))
 
 
 def _compare(logits: Any, classifier: Trained, images: Images) -> None:
