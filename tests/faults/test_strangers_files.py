@@ -168,6 +168,7 @@ def with_weights(path):
         ("network", load),
         ("network", PTClassifier.load),
         ("network", lambda path: run(["predict", str(path), "x.png"])),
+        ("network", lambda path: run(["export", str(path)])),
         ("network", lambda path: benchmark([path], TEST)),
         ("network", with_weights),
         ("classifier", load),
