@@ -122,7 +122,7 @@ def test_numbers_as_people_write_them(file: Path, text: str) -> None:
         ("a: b: c", "line 1, column 5: mapping values are not allowed here"),
         ("train: {epochs: 1\n", "line 2, column 1: expected ',' or '}', but got '<stream end>'"),
         ("\0", "is not valid UTF-8 text"),
-        ("[" * 500, "is nested too deeply"),
+        ("[" * 500, "line 1, column 52: is nested too deeply"),
     ],
 )
 def test_every_mistake_gets_one_line(file: Path, text: str, message: str) -> None:
