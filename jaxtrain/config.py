@@ -45,14 +45,28 @@ class Section(BaseModel):
         return value
 
 
+class ColumnsConfig(Section):
+    """Which column of a table of images holds what (default: the one with a common name for it)."""
+
+    image: str | None = None
+    """Paths of image files, relative to the table's folder, or encoded images."""
+    label: str | None = None
+    """Name or number of each image's class."""
+    split: str | None = None
+    """train, val or test."""
+    weight: str | None = None
+    """How much each image counts in training."""
+
+
 class DataConfig(Section):
     """Where the images come from and how they reach the device."""
 
     name: str = "digits"
-    """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | idx:PATH | npz:PATH;
-    arrays: those that were given to fit()."""
+    """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | csv:FILE | jsonl:FILE | parquet:FILE |
+    idx:PATH | npz:PATH; arrays: those that were given to fit()."""
     dir: Path | None = None
     """Folder of prepared tensorflow-datasets (default: that library's own)."""
+    columns: ColumnsConfig = ColumnsConfig()
     layout: Literal["auto", "classes"] = "auto"
     """Folders of `folder:PATH`: auto finds training, validation and test folders; classes: each is a class."""
     image_size: Count | None = None
@@ -611,5 +625,7 @@ def _idle(technique: str, views: int) -> set[str]:
 
 def put(tree: dict[str, Any], path: str, value: Any) -> None:
     """Sets an option, named as on the command line, in a dumped config."""
-    section, _, key = path.rpartition(".")
-    (tree[section] if section else tree)[key] = value
+    *sections, key = path.split(".")
+    for section in sections:
+        tree = tree[section]
+    tree[key] = value

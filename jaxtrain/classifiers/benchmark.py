@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 
 from jaxtrain.classifiers.files import load
 from jaxtrain.config import DataConfig, chosen
-from jaxtrain.data.arrays import as_source, encode_labels
+from jaxtrain.data.arrays import as_source
 from jaxtrain.data.base import ArraySource, Dataset
+from jaxtrain.data.labels import encode_labels
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.data.worker_watch import refuse_in_worker
 from jaxtrain.errors import UserError

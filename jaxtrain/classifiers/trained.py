@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel
 
 from jaxtrain.config import Config, chosen
-from jaxtrain.data.arrays import as_source, encode_labels
+from jaxtrain.data.arrays import as_source
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ImageSource
+from jaxtrain.data.labels import encode_labels
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.evaluation.costs import ForwardPass
 from jaxtrain.evaluation.metrics import classification_metrics, softmax

@@ -13,11 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.config import DataConfig
 from jaxtrain.data.assemble import assemble, convert_channels
-from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource, Labels
+from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource
 from jaxtrain.data.known import KNOWN, Known
+from jaxtrain.data.labels import class_indices, classes_of, given_as, image_weights, label_values
 from jaxtrain.data.paths import existing
 from jaxtrain.data.splits import stratified_split
-from jaxtrain.errors import RunError, UserError, nearest
+from jaxtrain.errors import RunError, UserError
 
 Pair = tuple[ArrayLike, ArrayLike]
 
@@ -75,27 +76,19 @@ def arrays_dataset(
 ) -> Dataset:
     """Arrays of any origin, checked; `open_test` is called when the test set is opened."""
     images = _images(train[0], f"{name} train")
-    values = _label_values(train[1], f"{name} train", len(images))
-    if known.class_names is None:
-        classes = np.unique(values)
-    elif values.dtype.kind == "U":
-        classes = np.array(known.class_names)
-    else:
-        classes = np.arange(len(known.class_names))
-    names = known.class_names or tuple(str(value) for value in classes)
-    if len(set(names)) < len(names):
-        raise UserError(f"{name} class_names holds a name twice: {', '.join(names)}")
+    values = label_values(train[1], f"{name} train", len(images))
+    names, classes = classes_of(values, known.class_names, name)
 
     def source(pair: Pair, split: str) -> ImageSource:
         where = f"{name} {split}"
         pixels = _images(pair[0], where)
         if pixels.shape[1:3] != images.shape[1:3]:
             raise UserError(f"{where} images are {_size(pixels)}, the training images {_size(images)}")
-        indices = _class_indices(_label_values(pair[1], where, len(pixels)), classes, where)
+        indices = class_indices(label_values(pair[1], where, len(pixels)), classes, where)
         return ArraySource(pixels, indices, where)
 
-    labels, where = _class_indices(values, classes, f"{name} train"), f"{name} train"
-    weights = None if sample_weight is None else _weights(sample_weight, len(images))
+    labels, where = class_indices(values, classes, f"{name} train"), f"{name} train"
+    weights = None if sample_weight is None else image_weights(sample_weight, len(images), "sample_weight")
     dataset = assemble(
         config,
         name=name,
@@ -107,15 +100,7 @@ def arrays_dataset(
         uniform_size=(images.shape[1], images.shape[2]),
         known=known,
     )
-    places = values.dtype.kind != "U" and np.array_equal(classes, np.arange(len(classes)))
-    return dataset if places else replace(dataset, classes=tuple(classes.tolist()))
-
-
-def _weights(given: ArrayLike, count: int) -> NDArray[np.float32]:
-    weights = np.asarray(given, np.float32)
-    if weights.shape != (count,) or not np.isfinite(weights).all() or weights.min() < 0 or not weights.any():
-        raise UserError(f"sample_weight must be {count} numbers of at least 0, not all 0, one for each image")
-    return weights * (count / weights.sum(dtype=np.float64)).astype(np.float32)
+    return replace(dataset, classes=given_as(classes))
 
 
 def digits_dataset(config: DataConfig) -> Dataset:
@@ -259,58 +244,6 @@ def _conversion(array: NDArray[Any]) -> str:
     return ("(images * 255)" if high <= 1 else "images") + ".round().astype(numpy.uint8)"
 
 
-def _label_values(labels: ArrayLike, where: str, count: int) -> NDArray[Any]:
-    """Checked labels as given: `[images]` of integers or strings."""
-    values = np.asarray(labels)
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.dtype == object and all(isinstance(value, str) for value in values.flat):
-        values = values.astype(str)
-    if values.ndim != 1:
-        raise UserError(f"{where} labels have shape {list(values.shape)}, must be [images]{_why_a_matrix(values)}")
-    if len(values) != count:
-        raise UserError(f"{where} has {count} images and {len(values)} labels")
-    if values.dtype.kind == "f":
-        if np.isnan(values).any():
-            raise UserError(f"{where} label {int(np.isnan(values).argmax())} is NaN")
-        whole = bool((values == np.floor(values)).all())
-        hint = (
-            "labels.astype(int)" if whole else "numbers with fractions are no classes, and regression is not supported"
-        )
-        raise UserError(f"{where} labels are {values.dtype}, must be integers or strings: {hint}")
-    if values.dtype.kind not in "iubU":
-        raise UserError(f"{where} labels are {values.dtype}, must be integers or strings")
-    if values.dtype.kind == "i" and (values < 0).any():
-        place = int((values < 0).argmax())
-        raise UserError(f"{where} label {place} is {values[place]}: labels must not be negative")
-    return values
-
-
-def _why_a_matrix(values: NDArray[Any]) -> str:
-    """What to do about labels in rows, where that is known."""
-    if values.ndim != 2 or values.dtype.kind not in "iubf" or not np.isin(values, (0, 1)).all():
-        return ""
-    if (values.sum(axis=1) == 1).all():
-        return ": labels.argmax(1), for the rows are one-hot"
-    return ": some rows name several classes or none, and multi-label classification is not supported yet"
-
-
-def _class_indices(values: NDArray[Any], classes: NDArray[Any], where: str) -> Labels:
-    """Place of each label in `classes`: `int32[images]`."""
-    if (values.dtype.kind == "U") != (classes.dtype.kind == "U"):
-        raise UserError(f"{where} labels are {values.dtype}, the training labels {classes.dtype}")
-    order = np.argsort(classes, kind="stable")
-    places = np.searchsorted(classes, values, sorter=order).clip(max=len(classes) - 1)
-    indices = order[places].astype(np.int32)
-    unknown = classes[indices] != values
-    if unknown.any():
-        value = str(values[unknown.argmax()])
-        raise UserError(
-            f"{where} label '{value}' is none of the {len(classes)} classes: {nearest(value, map(str, classes))}"
-        )
-    return indices
-
-
 def _size(images: Images) -> str:
     return f"{images.shape[2]}x{images.shape[1]}"
 
@@ -319,16 +252,3 @@ def as_source(images: ArrayLike, *, channels: int) -> ArraySource:
     """Images to predict on, without labels (zeros stand in). Raises `UserError` as `from_arrays` does."""
     pixels = convert_channels(_images(images, "the"), channels)
     return ArraySource(pixels, np.zeros(len(pixels), np.int32), "given")
-
-
-def encode_labels(
-    labels: ArrayLike, class_names: Sequence[str], count: int, classes: Sequence[int] | Sequence[str] | None = None
-) -> Labels:
-    """Labels as places in `class_names`, `int32[images]`: strings are looked up, integers are places already.
-
-    classes: what integers stand for each class, where they are not places.
-    """
-    values = _label_values(labels, "the", count)
-    numbers = np.arange(len(class_names)) if classes is None or isinstance(classes[0], str) else np.asarray(classes)
-    names = np.array(class_names) if values.dtype.kind == "U" else numbers
-    return _class_indices(values, names, "the")

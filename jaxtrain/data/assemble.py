@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import numpy as np
@@ -15,7 +15,7 @@ from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource, Subset
 from jaxtrain.data.decode import BadImageError, read_image, to_channels
 from jaxtrain.data.known import Known
-from jaxtrain.data.scan import drop_bad, find_bad_images
+from jaxtrain.data.scan import drop_bad, find_bad_images, scan
 from jaxtrain.data.splits import Indices, stratified_split, stratified_subset
 from jaxtrain.errors import UserError
 
@@ -75,6 +75,30 @@ def assemble(
         flips=known.flips,
         mean=mean,
         std=std,
+        bad_images=bad_images,
+    )
+
+
+def assemble_splits(
+    config: DataConfig, class_names: tuple[str, ...], sources: Mapping[str, ImageSource], known: Known | None = None
+) -> Dataset:
+    """`assemble` for splits (train, val, test) of encoded images, whose headers are read.
+
+    Unreadable ones are dropped before the split up to `max_bad_images` in all, and listed; RunError for more.
+    """
+    headers = {name: scan(source, config.max_pixels) for name, source in sources.items()}
+    bad_images = BadImages(config.max_bad_images)
+    kept = drop_bad({name: (sources[name], headers[name].bad) for name in sources}, bad_images)
+    return assemble(
+        config,
+        name=config.name,
+        class_names=class_names,
+        train=kept["train"],
+        val=kept.get("val"),
+        open_test=lambda: kept.get("test"),
+        natural_channels=headers["train"].channels,
+        uniform_size=headers["train"].uniform_size,
+        known=known or Known(),
         bad_images=bad_images,
     )
 

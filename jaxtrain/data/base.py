@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,8 @@ class FileSource:
     labels: Labels
     metadata: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """What else is known of each image, `{name: [images]}`: the Benchmark tells results by it."""
+    weights: NDArray[np.float32] | None = None
+    """`float32[images]`: how much each image counts in training; None: all the same."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,8 +99,63 @@ class FileSource:
 
     def select(self, indices: NDArray[np.int64]) -> FileSource:
         """The same files, fewer or in another order."""
-        metadata = {name: values[indices] for name, values in self.metadata.items()}
-        return FileSource([self.paths[i] for i in indices], self.labels[indices], metadata)
+        paths = [self.paths[i] for i in indices]
+        return replace(self, paths=paths, **picked(self, indices))
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """Images that are parts of files, such as the members of a tar file: each is read from its place."""
+
+    files: tuple[str, ...]
+    places: NDArray[np.int64]
+    """Number of the file, first byte and length in bytes of each image: `int64[images, 3]`."""
+    labels: Labels
+    names: Sequence[str]
+    """What a person would look for to find each image."""
+    metadata: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """As of `FileSource`."""
+    weights: NDArray[np.float32] | None = None
+    """As of `FileSource`."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        """The encoded image; OSError where the file ends before it does."""
+        number, start, length = self.places[index].tolist()
+        file = _opened(self.files[number])  # held here: another thread may have put its own into the cache
+        data = os.pread(file.fileno(), length, start)
+        if len(data) < length:
+            raise OSError(f"{self.files[number]} is cut off")
+        return data
+
+    def describe(self, index: int) -> str:
+        """File and place in it."""
+        return self.names[index]
+
+    def select(self, indices: NDArray[np.int64]) -> PartSource:
+        """The same parts, fewer or in another order."""
+        names = [self.names[i] for i in indices]
+        return replace(self, places=self.places[indices], names=names, **picked(self, indices))
+
+
+@lru_cache(maxsize=64)
+def _opened(path: str) -> BinaryIO:
+    """Kept open, and read by place alone, so that threads share it; closed when nothing uses it any more."""
+    return open(path, "rb", buffering=0)  # type: ignore[return-value]
+
+
+def picked(source: Any, indices: NDArray[np.int64]) -> dict[str, Any]:
+    """Labels, metadata and weights of some images of a source, by the names of its fields."""
+    weights = None if source.weights is None else source.weights[indices]
+    metadata = {name: values[indices] for name, values in source.metadata.items()}
+    return {"labels": source.labels[indices], "metadata": metadata, "weights": weights}
+
+
+def weights_of(source: ImageSource) -> NDArray[np.float32] | None:
+    """How much each image counts in training, `float32[images]`; None: all the same."""
+    return getattr(source, "weights", None)
 
 
 @dataclass(frozen=True)
@@ -112,6 +169,17 @@ class Subset:
     def labels(self) -> Labels:
         """`int32[images]`."""
         return self.source.labels[self.indices]
+
+    @cached_property
+    def weights(self) -> NDArray[np.float32] | None:
+        """`float32[images]`, or None."""
+        weights = weights_of(self.source)
+        return None if weights is None else weights[self.indices]
+
+    @cached_property
+    def metadata(self) -> Mapping[str, NDArray[Any]]:
+        """What else is known of each image, `{name: [images]}`."""
+        return {name: values[self.indices] for name, values in getattr(self.source, "metadata", {}).items()}
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxtrain.data.base import ArraySource, FileSource, Images, ImageSource, Labels
+from jaxtrain.data.base import ArraySource, FileSource, Images, ImageSource, Labels, PartSource, weights_of
 from jaxtrain.data.decode import to_channels
 from jaxtrain.data.scan import parallel
 from jaxtrain.data.splits import Indices
@@ -55,14 +55,17 @@ def digest_of_test_set(ids: Iterable[str], labels: Labels, class_names: Sequence
 
 
 def data_digest(source: ImageSource) -> str:
-    """What identifies a split cheaply: the pixels of arrays, the names of files; and the labels."""
+    """What identifies a split cheaply: pixels of arrays, names of files, lengths of their parts; labels and weights."""
     digest = hashlib.sha256(np.ascontiguousarray(source.labels).tobytes())
     if isinstance(source, ArraySource):
         digest.update(np.ascontiguousarray(source.images).data)
-        digest.update(b"" if source.weights is None else source.weights.tobytes())
     else:
         for index in range(len(source)):
             digest.update(source.describe(index).encode())
+        if isinstance(source, PartSource):
+            digest.update(np.ascontiguousarray(source.places[:, 2]).data)
+    weights = weights_of(source)
+    digest.update(b"" if weights is None else weights.tobytes())
     return digest.hexdigest()
 
 

@@ -139,11 +139,15 @@ def flat_config(config: Config) -> dict[str, object]:
     tree = config.model_dump(mode="json")
     if _own_optimizer(config):  # which is given the schedule
         tree["optimizer"] = {"learning_rate": config.optimizer.learning_rate}
-    for name, value in tree.items():
+
+    def enter(path: str, value: Any) -> None:
         if isinstance(value, Mapping):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+            for key, inner in value.items():
+                enter(f"{path}.{key}" if path else key, inner)
         else:
-            flat[name] = value
+            flat[path] = value
+
+    enter("", tree)
     return flat
 
 
