@@ -67,6 +67,8 @@ class DataConfig(Section):
     dir: Path | None = None
     """Folder of prepared tensorflow-datasets (default: that library's own)."""
     columns: ColumnsConfig = ColumnsConfig()
+    value_range: tuple[float, float] | None = None
+    """Least and greatest value of arrays that are not uint8, as 0 1: they are rescaled to 0..255 (default: refused)."""
     layout: Literal["auto", "classes"] = "auto"
     """Folders of `folder:PATH`: auto finds training, validation and test folders; classes: each is a class."""
     image_size: Count | None = None
@@ -106,6 +108,13 @@ class DataConfig(Section):
     augment.crop=random_resized (default: that of the weights, without any 1: nothing is cut but what is not square)."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Of that resize, antialiased either way (default: that of the weights, without any bilinear)."""
+
+    @field_validator("value_range")
+    @classmethod
+    def _rising(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError(f"must be the least value, then the greatest, not {value[0]:g} and {value[1]:g}")
+        return value
 
 
 class AugmentConfig(Section):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.config import DataConfig
-from jaxtrain.data.assemble import assemble, convert_channels
+from jaxtrain.data.assemble import assemble
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource
 from jaxtrain.data.known import KNOWN, Known
 from jaxtrain.data.labels import class_indices, classes_of, given_as, image_weights, label_values
@@ -75,13 +75,13 @@ def arrays_dataset(
     sample_weight: ArrayLike | None = None,
 ) -> Dataset:
     """Arrays of any origin, checked; `open_test` is called when the test set is opened."""
-    images = _images(train[0], f"{name} train")
+    images = as_pixels(train[0], f"{name} train", config.value_range)
     values = label_values(train[1], f"{name} train", len(images))
     names, classes = classes_of(values, known.class_names, name)
 
     def source(pair: Pair, split: str) -> ImageSource:
         where = f"{name} {split}"
-        pixels = _images(pair[0], where)
+        pixels = as_pixels(pair[0], where, config.value_range)
         if pixels.shape[1:3] != images.shape[1:3]:
             raise UserError(f"{where} images are {_size(pixels)}, the training images {_size(images)}")
         indices = class_indices(label_values(pair[1], where, len(pixels)), classes, where)
@@ -189,34 +189,49 @@ def _read_array(file: Any, key: str, path: Path) -> NDArray[Any]:
         raise RunError(f"npz:{path} is damaged: {key}: {error}") from None
 
 
-def _images(images: ArrayLike, where: str) -> Images:
-    """Checked, as `uint8[images, height, width, channels]`."""
+def as_pixels(images: ArrayLike, where: str, value_range: tuple[float, float] | None = None) -> Images:
+    """Checked, as `uint8[images, height, width, channels]`; other numbers are rescaled from `value_range`."""
     try:
         array = images if isinstance(images, np.ndarray) else np.asarray(images)
     except ValueError:
         raise UserError(f"{where} images have different shapes: stack images of one size") from None
-    if array.dtype.kind in "UST" or (array.dtype == object and array.size and isinstance(array.flat[0], str | Path)):
-        raise UserError(
-            f"{where} images are given as file paths; give their pixels, uint8[images, height, width, channels], or "
-            "name their folder: data.name=folder:PATH to train, `jaxtrain predict RUN_DIR IMAGE ...` to label them"
-        )
-    if array.dtype != np.uint8:
-        seen = _range(array)
-        values = f" in {seen[0]:g}..{seen[1]:g}" if seen else ""
-        raise UserError(f"{where} images are {array.dtype}{values}, must be uint8: {_conversion(array)}")
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{where} images are {array.dtype}, must be uint8: pass an array of numbers")
     if not array.size:
         raise UserError(f"{where} images are empty: shape {list(array.shape)}")
-    if array.ndim == 3:
-        array = array[..., None]
-    if array.ndim != 4 or array.shape[-1] not in (1, 3, 4):
+    shape = array.shape if array.ndim != 3 else (*array.shape, 1)
+    if len(shape) != 4 or shape[-1] not in (1, 3, 4):
         hint = ""
-        if array.ndim == 4 and array.shape[1] in (1, 3, 4):
-            hint = ": numpy.moveaxis(images, 1, -1) puts the channels last"
+        if len(shape) == 4 and shape[1] in (1, 3, 4):
+            hint = ", not [images, channels, height, width]: numpy.moveaxis(images, 1, -1) puts the channels last"
         raise UserError(
             f"{where} images have shape {list(array.shape)}, must be [images, height, width] or "
             f"[images, height, width, 1, 3 or 4]{hint}"
         )
-    return array
+    if array.dtype != np.uint8:
+        array = _rescaled(array, value_range, where)
+    return array.reshape(shape)
+
+
+def _rescaled(array: NDArray[Any], value_range: tuple[float, float] | None, where: str) -> Images:
+    if value_range is None or array.dtype.kind == "b":
+        seen = _range(array)
+        values, declared = (f" in {seen[0]:g}..{seen[1]:g}", "; or declare data.value_range") if seen else ("", "")
+        raise UserError(f"{where} images are {array.dtype}{values}, must be uint8: {_conversion(array)}{declared}")
+    low, high = value_range
+    pixels = np.empty(array.shape, np.uint8)
+    for start in range(0, len(array), 256):
+        part = array[start : start + 256].astype(np.float32)
+        if not ((part >= low) & (part <= high)).all():
+            raise UserError(f"data.value_range {low:g} {high:g}: {where} images have {_outside(part, low, high)}")
+        pixels[start : start + 256] = np.rint((part - low) * (255 / (high - low)))
+    return pixels
+
+
+def _outside(values: NDArray[Any], low: float, high: float) -> str:
+    """What of the values is not in the range."""
+    wrong = values[~((values >= low) & (values <= high))]
+    return "values that are not finite" if not np.isfinite(wrong).all() else f"the value {wrong[0]:g}"
 
 
 def _range(array: NDArray[Any]) -> tuple[float, float] | None:
@@ -232,12 +247,10 @@ def _conversion(array: NDArray[Any]) -> str:
     """How to make it uint8, as Python."""
     if array.dtype.kind == "b":
         return "images.astype(numpy.uint8) * 255"
-    if (seen := _range(array)) is None:
-        return "pass an array of numbers"
-    low, high = seen
+    low, high = _range(array) or (np.nan, np.nan)
     if array.dtype == np.uint16 and high > 255:
         return "(images // 257).astype(numpy.uint8) where 65535 is white"
-    if low < 0 or high > 255 or np.isnan(array[:1000]).any():
+    if not (low >= 0 and high <= 255) or np.isnan(array[:1000]).any():
         return "rescale to 0..255 first, then .round().astype(numpy.uint8)"
     if array.dtype.kind != "f":
         return "images.astype(numpy.uint8)"
@@ -246,9 +259,3 @@ def _conversion(array: NDArray[Any]) -> str:
 
 def _size(images: Images) -> str:
     return f"{images.shape[2]}x{images.shape[1]}"
-
-
-def as_source(images: ArrayLike, *, channels: int) -> ArraySource:
-    """Images to predict on, without labels (zeros stand in). Raises `UserError` as `from_arrays` does."""
-    pixels = convert_channels(_images(images, "the"), channels)
-    return ArraySource(pixels, np.zeros(len(pixels), np.int32), "given")

@@ -198,6 +198,40 @@ class Subset:
 
 
 @dataclass(frozen=True)
+class Relabelled:
+    """Another source with other labels, and weights in training."""
+
+    source: ImageSource
+    labels: Labels
+    weights: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes | Images:
+        """As the other source gives it."""
+        return self.source.read(index)
+
+    def describe(self, index: int) -> str:
+        """As the other source names it."""
+        return self.source.describe(index)
+
+    def select(self, indices: NDArray[np.int64]) -> Relabelled:
+        """Fewer of these images, or in another order."""
+        weights = None if self.weights is None else self.weights[indices]
+        return Relabelled(self.source.select(indices), self.labels[indices], weights)
+
+
+def relabelled(
+    source: ImageSource, labels: Labels, weights: NDArray[np.float32] | None = None
+) -> ArraySource | FileSource | Relabelled:
+    """The same images with these labels and weights."""
+    if isinstance(source, ArraySource | FileSource):
+        return replace(source, labels=labels, weights=weights)
+    return Relabelled(source, labels, weights)
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Training and validation images, and a test set that stays shut until the Benchmark opens it."""
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.bad_images import BadImages
-from jaxtrain.data.base import FileSource, ImageSource
+from jaxtrain.data.base import FileSource, Images, ImageSource
 from jaxtrain.data.decode import (
+    GREY_MODES,
     NOT_AN_IMAGE,
     PNG_SIGNATURE,
     BadImageError,
@@ -23,7 +24,6 @@ from jaxtrain.data.decode import (
 
 # Enough for the header of nearly every file, a JPEG's EXIF with a thumbnail included.
 _HEAD_BYTES = 32 * 1024
-_GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 Result = TypeVar("Result")
 
@@ -64,7 +64,7 @@ def header_of(data: bytes, *, signed: bool = False) -> Header:
         return str(error)
     if not height * width:
         return f"{width}x{height} has no pixels"
-    return height, width, mode in _GREY_MODES or mode.startswith("I;16")
+    return height, width, mode in GREY_MODES or mode.startswith("I;16")
 
 
 def header_of_file(path: str, *, signed: bool = False) -> Header:
@@ -116,6 +116,11 @@ def scan_files(paths: Sequence[str], max_pixels: int, workers: int = 16) -> Head
     return refuse_large(headers, max_pixels)
 
 
+def header_of_image(image: bytes | Images) -> Header:
+    """As `header_of`, of pixels too."""
+    return header_of(image) if isinstance(image, bytes) else (*image.shape[:2], image.shape[-1] == 1)
+
+
 def scan(source: ImageSource, max_pixels: int) -> Headers:
     """The headers of all images of a source."""
     if isinstance(source, FileSource):
@@ -123,10 +128,9 @@ def scan(source: ImageSource, max_pixels: int) -> Headers:
 
     def header(index: int) -> Header:
         try:
-            image = source.read(index)
+            return header_of_image(source.read(index))
         except OSError as error:
             return error.strerror or str(error)
-        return header_of(image) if isinstance(image, bytes) else (*image.shape[:2], image.shape[-1] == 1)
 
     return refuse_large(collect(parallel(header, len(source), workers=4)), max_pixels)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,12 @@ def read_table(kind: str, path: Path) -> Any:
     return table
 
 
-def choose_columns(given: ColumnsConfig, names: list[str], where: str) -> dict[str, str]:
+def choose_columns(
+    given: ColumnsConfig, names: list[str], where: str, needed: Sequence[str] = ("image", "label")
+) -> dict[str, str]:
     """Which column plays which role: the given ones, else those with a common name, in any case.
 
-    Raises UserError for a given column that does not exist, and where there is none for image or label.
+    Raises UserError for a given column that does not exist, and where there is none that is needed.
     """
     chosen: dict[str, str] = {}
     known = {name.strip().lower(): name for name in reversed(names)}
@@ -65,7 +68,7 @@ def choose_columns(given: ColumnsConfig, names: list[str], where: str) -> dict[s
         free = [known[name] for name in common if name in known and known[name] not in chosen.values()]
         if role not in chosen and free:
             chosen[role] = free[0]
-    for role in ("image", "label"):
+    for role in needed:
         if role not in chosen:
             raise UserError(
                 f"{where} has no column that is known to hold the {role} (such as '{ROLES[role][0]}'); it has "

@@ -4,9 +4,12 @@ import csv
 import json
 from pathlib import Path
 
+import grain
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 CLASSES = ("cat", "dog", "emu")
@@ -57,3 +60,119 @@ def encoded_parquet_of(root, folder):
 
 FORMS = {"csv": csv_of, "jsonl": jsonl_of, "parquet": parquet_of, "parquet with images": encoded_parquet_of}
 """`form(root, folder) -> data.name`: writes what it needs into the folder."""
+
+
+class MapStyle:
+    """What torch calls a map-style data set, without torch."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        row = self.rows[index]
+        return np.asarray(Image.open(row["image"])), CLASSES.index(row["label"])
+
+
+class OwnSource:
+    """An `ImageSource` of somebody else's."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.labels = np.array([CLASSES.index(row["label"]) for row in rows], np.int32)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def read(self, index):
+        return Path(self.rows[index]["image"]).read_bytes()
+
+    def describe(self, index):
+        return self.rows[index]["image"]
+
+    def select(self, indices):
+        return OwnSource([self.rows[i] for i in indices])
+
+
+def by_split(root):
+    rows = rows_of(root)
+    return {split: [row for row in rows if row["split"] == split] for split in COUNTS}
+
+
+def _pairs(root, make):
+    """Images made of the rows of each split, with their labels beside them."""
+    found = {split: (make(rows), [row["label"] for row in rows]) for split, rows in by_split(root).items()}
+    images, labels = found["train"]
+    return {"images": images, "labels": labels, "validation": found["val"], "test": found["test"]}
+
+
+def _sets(root, make):
+    """Sets made of the rows of each split, with their labels in them."""
+    found = {split: make(rows) for split, rows in by_split(root).items()}
+    return {"images": found["train"], "validation": found["val"], "test": found["test"]}
+
+
+def paths(root, folder):
+    return _pairs(root, lambda rows: [row["image"] for row in rows])
+
+
+def pictures(root, folder):
+    return _pairs(root, lambda rows: [Image.open(row["image"]) for row in rows])
+
+
+def column(root, folder):
+    return _pairs(root, lambda rows: pd.DataFrame(rows)["image"])
+
+
+def map_style(root, folder):
+    return _sets(root, MapStyle)
+
+
+def own_source(root, folder):
+    return {**_sets(root, OwnSource), "class_names": CLASSES}
+
+
+def grain_set(root, folder):
+    return _sets(root, lambda rows: grain.MapDataset.source(MapStyle(rows)).map(_as_mapping))
+
+
+def _as_mapping(item):
+    return {"image": item[0], "label": item[1]}
+
+
+def torch_set(root, folder):
+    torch = pytest.importorskip("torch")
+
+    class Set(torch.utils.data.Dataset, MapStyle):
+        def __getitem__(self, index):
+            image, label = MapStyle.__getitem__(self, index)
+            return torch.tensor(image), torch.tensor(label)
+
+    globals()["Set"] = Set
+    Set.__qualname__ = "Set"
+    return _sets(root, Set)
+
+
+def hugging_face(root, folder):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    found = {}
+    for split, rows in by_split(root).items():
+        columns = {"image": [row["image"] for row in rows], "label": [row["label"] for row in rows]}
+        found["validation" if split == "val" else split] = datasets.Dataset.from_dict(columns, features=features)
+    return {"images": datasets.DatasetDict(found)}
+
+
+OBJECTS = {
+    "paths": paths,
+    "pictures": pictures,
+    "column": column,
+    "map style": map_style,
+    "own source": own_source,
+    "grain": grain_set,
+    "torch": torch_set,
+    "hugging face": hugging_face,
+}
+"""`form(root, folder) -> arguments of fit`."""

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxtrain import FEClassifier, FTClassifier, PTClassifier
+import jaxtrain
+from jaxtrain import FEClassifier, FTClassifier, PTClassifier, UserError
 from jaxtrain.cli.main import run
-from tests.data.forms import FORMS, write_folder
+from jaxtrain.config import DataConfig
+from jaxtrain.data.sources import load_dataset
+from tests.data.forms import FORMS, OBJECTS, write_folder
 
 QUIET = {"quiet": True, "tracking": {"enabled": False}}
 SMALL = {"train": {"steps": 3, "batch_size": 16}, "augment": {"policy": "light"}}
@@ -43,14 +46,14 @@ WAYS = {
 }
 
 
-def fit(way, name, folder, weights):
+def fit(way, name, folder, weights, given=None):
     kind, options = WAYS[way]
-    options = {**options, "data": {**options["data"], "name": name}}
+    options = {**options, "data": {**options["data"], **({"name": name} if given is None else {})}}
     if not options["model"]:
         options["model"] = {"weights": str(weights)}
     if kind is FEClassifier:
         options["features"] = {"store": folder / "store"}
-    summary = kind(run_dir=folder / "run", **QUIET, **options).fit().summary
+    summary = kind(run_dir=folder / "run", **QUIET, **options).fit(**(given or {})).summary
     return {key: summary[key] for key in ("params_sha256", "val_accuracy", "test_loss", "classes")}
 
 
@@ -73,6 +76,51 @@ def of_folder(root, weights, tmp_path_factory):
 def test_every_source_in_every_way(form, way, root, weights, of_folder, tmp_path):
     name = FORMS[form](root, tmp_path)
     assert fit(way, name, tmp_path, weights) == of_folder(way)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("form", OBJECTS)
+def test_every_object_in_every_way(form, way, root, weights, of_folder, tmp_path):
+    given = OBJECTS[form](root, tmp_path)
+    assert fit(way, None, tmp_path, weights, given) == of_folder(way)
+
+
+@pytest.mark.parametrize("form", ["pictures", "map style", "own source", "hugging face"])
+def test_what_is_trained_takes_the_same_objects(form, root, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where looks at test sets are counted
+    model, given = jaxtrain.load(weights), OBJECTS[form](root, tmp_path)
+    if "test" not in given:
+        given = {**given, "test": given["images"]["test"]}
+    test = given["test"]
+    folder = load_dataset(DataConfig(name=f"folder:{root}")).open_test()
+    images, labels = test if isinstance(test, tuple) else (test, None)
+    expected = model.predict_logits(folder)
+    np.testing.assert_array_equal(model.predict_logits(images), expected)
+    accuracy = np.mean(expected.argmax(1) == folder.labels)
+    assert model.evaluate(images, labels)["accuracy"] == model.score(images, labels) == pytest.approx(accuracy)
+    report = jaxtrain.benchmark({"it": model}, test, costs=False, duplicates=False, resamples=20)
+    assert report.comparison.entries[0].accuracy == pytest.approx(accuracy)
+
+
+def test_images_without_labels_are_predicted_and_not_measured(root, weights):
+    model, files = jaxtrain.load(weights), [str(path) for path in sorted((root / "test").rglob("*.png"))]
+    assert len(model.predict(files)) == 12
+    with pytest.raises(UserError, match="without labels"):
+        model.evaluate(files)
+    unlabelled = Dataset([{"image": np.asarray(Image.open(file))} for file in files])
+    np.testing.assert_array_equal(model.predict(unlabelled), model.predict(files))
+
+
+class Dataset:
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
 
 
 def test_a_table_from_the_command_line(root, of_folder, tmp_path, monkeypatch):
