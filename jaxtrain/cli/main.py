@@ -11,6 +11,7 @@ from jaxtrain import __version__
 from jaxtrain.cli.benchmark import Benchmark
 from jaxtrain.cli.command import Group, find
 from jaxtrain.cli.embed import EMBED
+from jaxtrain.cli.pack import Pack
 from jaxtrain.cli.predict import Predict
 from jaxtrain.cli.sweep import Sweep
 from jaxtrain.cli.sync import Sync
@@ -27,6 +28,7 @@ PROGRAM = Group(
         "benchmark": Benchmark,
         "sweep": Sweep,
         "embed": EMBED,
+        "pack": Pack,
         "sync": Sync,
         "recipes": Recipes,
     },

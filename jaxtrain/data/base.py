@@ -117,6 +117,8 @@ class PartSource:
     """As of `FileSource`."""
     weights: NDArray[np.float32] | None = None
     """As of `FileSource`."""
+    version: str = ""
+    """Another one for files of the same names that have changed."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -124,7 +126,9 @@ class PartSource:
     def read(self, index: int) -> bytes:
         """The encoded image; OSError where the file ends before it does."""
         number, start, length = self.places[index].tolist()
-        file = _opened(self.files[number])  # held here: another thread may have put its own into the cache
+        file = _opened(
+            self.files[number], self.version
+        )  # held here: another thread may have put its own into the cache
         data = os.pread(file.fileno(), length, start)
         if len(data) < length:
             raise OSError(f"{self.files[number]} is cut off")
@@ -136,13 +140,28 @@ class PartSource:
 
     def select(self, indices: NDArray[np.int64]) -> PartSource:
         """The same parts, fewer or in another order."""
-        names = [self.names[i] for i in indices]
+        names = Picked(self.names, indices)
         return replace(self, places=self.places[indices], names=names, **picked(self, indices))
 
 
+@dataclass(frozen=True)
+class Picked(Sequence[str]):
+    """Some of many names, which are not copied."""
+
+    names: Sequence[str]
+    indices: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.names[int(self.indices[index])]
+
+
 @lru_cache(maxsize=64)
-def _opened(path: str) -> BinaryIO:
+def _opened(path: str, version: str) -> BinaryIO:
     """Kept open, and read by place alone, so that threads share it; closed when nothing uses it any more."""
+    del version
     return open(path, "rb", buffering=0)  # type: ignore[return-value]
 
 

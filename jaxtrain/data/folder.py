@@ -189,7 +189,7 @@ def _holds_images(folder: Path) -> bool:
 
 def _subfolders(folder: Path) -> list[str]:
     with _listing(folder) as entries:
-        return sorted(entry.name for entry in entries if not _hidden(entry.name) and _is_folder(entry))
+        return sorted(entry.name for entry in entries if not hidden(entry.name) and _is_folder(entry))
 
 
 # --- which files are images ------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def _files_below(folder: str | Path) -> Iterator[str]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             for entry in entries:
-                if _hidden(entry.name):
+                if hidden(entry.name):
                     continue
                 if _is_folder(entry):
                     waiting.append(entry.path)
@@ -263,14 +263,15 @@ def _listing(folder: str | Path) -> Iterator[Iterator[os.DirEntry[str]]]:
 
 def _files(folder: Path) -> list[str]:
     with _listing(folder) as entries:
-        return sorted(entry.path for entry in entries if not _hidden(entry.name) and not _is_folder(entry))
+        return sorted(entry.path for entry in entries if not hidden(entry.name) and not _is_folder(entry))
 
 
 def _named_image(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS)
 
 
-def _hidden(name: str) -> bool:
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is the system's."""
     return name.startswith(".") or name.lower() in _SYSTEM
 
 

@@ -59,7 +59,7 @@ def manifest_dataset(kind: str, config: DataConfig, text: str) -> Dataset:
     if str(column.type).startswith(("list", "large_list", "struct", "fixed_size_list")):
         told = "several labels for each image, and multi-label classification is not supported yet"
         raise UserError(f"{where}: '{columns['label']}' holds {column.type}: {told}")
-    labels = _numbers(*coded(column)) if kind == "csv" else coded(column)
+    labels = whole_numbers(*coded(column)) if kind == "csv" else coded(column)
     splits = _splits(table.column(columns["split"]), where) if "split" in columns else None
     splits = splits or {"train": np.arange(table.num_rows)}
     rows = Rows(where, labels, splits, class_names_in(table, columns["label"]))
@@ -72,7 +72,7 @@ def manifest_dataset(kind: str, config: DataConfig, text: str) -> Dataset:
     if kind == "parquet" and encoded_images_in(path, columns["image"]):
         blob, lengths = parquet_parts(path, columns["image"])
         places = np.stack([np.zeros_like(lengths), lengths.cumsum() - lengths, lengths], axis=1)
-        everything = PartSource((blob,), places, zeros, _RowNames(text, np.arange(len(lengths))), metadata, weights)
+        everything = PartSource((blob,), places, zeros, _RowNames(text, len(lengths)), metadata, weights)
     else:
         paths = _paths(table.column(columns["image"]), path, rows)
         everything = FileSource(paths, zeros, metadata, weights)
@@ -87,13 +87,13 @@ class _RowNames(Sequence[str]):
     """What rows are called, numbered from 1."""
 
     file: str
-    numbers: NDArray[np.int64]
+    rows: int
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return self.rows
 
     def __getitem__(self, index: Any) -> Any:
-        return f"{self.file} row {self.numbers[index] + 1}"
+        return f"{self.file} row {index + 1}"
 
 
 def _splits(column: Any, where: str) -> dict[str, Indices]:
@@ -154,7 +154,7 @@ def place_labels(rows: Rows) -> tuple[tuple[str, ...], NDArray[Any], dict[str, L
     return names, classes, placed
 
 
-def _numbers(codes: NDArray[np.int64], values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+def whole_numbers(codes: NDArray[np.int64], values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """Texts as whole numbers, where all are and none would lose a zero in front."""
     try:
         numbers = np.array([int(value) for value in values.tolist()], np.int64)

@@ -50,7 +50,7 @@ class ItemsSource:
     def image_of(self, item: Any, index: int) -> bytes | Images:
         """The image in an item. Raises UserError where it is none, OSError where its file cannot be read."""
         image = item if self.field is None else item[self.field]
-        return _encoded_or_pixels(image, self.describe(index), self.value_range)
+        return image_in(image, self.describe(index), self.value_range)
 
     def describe(self, index: int) -> str:
         """Its file, else its number."""
@@ -223,7 +223,7 @@ def _items(items: Any, labelled: bool, where: str, config: DataConfig) -> Split:
         raise UserError(f"{where}: {kind} cannot be read by number, as it has no length or no items: {_CACHE}")
     if not 0 < count < _ENDLESS:
         raise UserError(f"{where}: {kind} {'is empty' if not count else 'has no end: give it before repeat()'}")
-    fields = _fields(items[0], labelled, where, config.columns)
+    fields = fields_of(items[0], labelled, where, config.columns)
     source = _source(items, fields[0], where, config)
     if isinstance(source, FileSource):
         return Split(source, None, None, None)
@@ -247,7 +247,7 @@ def _items(items: Any, labelled: bool, where: str, config: DataConfig) -> Split:
     return Split(source, headers, label_values(values, where, count), None)
 
 
-def _fields(item: Any, labelled: bool, where: str, columns: ColumnsConfig) -> tuple[Any, Any]:
+def fields_of(item: Any, labelled: bool, where: str, columns: ColumnsConfig) -> tuple[Any, Any]:
     """Keys or places of image and label in an item; None: the item is the image, or no label is asked for."""
     if isinstance(item, Mapping):
         chosen = choose_columns(columns, list(item), where, ("image", "label") if labelled else ("image",))
@@ -269,7 +269,11 @@ def _source(items: Any, field: Any, where: str, config: DataConfig) -> FileSourc
     return ItemsSource(held, field, np.zeros(count, np.int32), where, np.arange(count), config.value_range)
 
 
-def _encoded_or_pixels(image: Any, where: str, value_range: tuple[float, float] | None) -> bytes | Images:
+def image_in(image: Any, where: str, value_range: tuple[float, float] | None) -> bytes | Images:
+    """An encoded image, or its pixels, of what stands for one: bytes, a path, a Pillow image, an array.
+
+    Raises UserError for anything else, OSError where a file cannot be read.
+    """
     if isinstance(image, Mapping):  # as Hugging Face keeps what is not decoded
         image = image.get("bytes") or image.get("path") or b""
     if isinstance(image, bytes):

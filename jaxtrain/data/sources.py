@@ -14,6 +14,7 @@ from jaxtrain.data.folder import folder_dataset
 from jaxtrain.data.idx import idx_dataset
 from jaxtrain.data.known import KNOWN
 from jaxtrain.data.manifest import manifest_dataset
+from jaxtrain.data.tar_source import tar_dataset
 from jaxtrain.data.tfds_source import tfds_dataset
 from jaxtrain.errors import UserError, nearest
 
@@ -26,11 +27,12 @@ _SCHEMES: dict[str, Callable[[DataConfig, str], Dataset]] = {
     "idx": idx_dataset,
     "npz": npz_dataset,
     "tfds": tfds_dataset,
+    "wds": tar_dataset,
     "elpv": elpv_dataset,
 }
 _FORMS = (
     *("digits", "elpv:SPLIT", "folder:PATH", "csv:FILE", "jsonl:FILE", "parquet:FILE", "idx:PATH", "npz:PATH"),
-    "tfds:NAME",
+    *("tfds:NAME", "wds:PATTERN"),
 )
 
 
@@ -46,8 +48,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     scheme, colon, rest = config.name.partition(":")
     if config.dir is not None and scheme in {"digits", *_SCHEMES} - {"tfds"}:
         raise UserError(f"data.dir is an option of tfds:NAME, not of {config.name}")
-    if config.columns != ColumnsConfig() and scheme not in _TABLES:
-        raise UserError(f"data.columns: an option of tables ({', '.join(_TABLES)}), not of {config.name}")
+    if config.columns != ColumnsConfig() and scheme not in (*_TABLES, "wds"):
+        raise UserError(f"data.columns: an option of {', '.join(_TABLES)} and wds, not of {config.name}")
     if config.name == "digits":
         return digits_dataset(config)
     if config.name == ARRAYS:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tarfile
 from pathlib import Path
 
 import grain
@@ -11,6 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from jaxtrain.config import DataConfig
+from jaxtrain.data.packing import pack
 
 CLASSES = ("cat", "dog", "emu")
 COUNTS = {"train": 12, "val": 4, "test": 4}
@@ -58,7 +62,26 @@ def encoded_parquet_of(root, folder):
     return f"parquet:{folder}/table.parquet"
 
 
-FORMS = {"csv": csv_of, "jsonl": jsonl_of, "parquet": parquet_of, "parquet with images": encoded_parquet_of}
+def tar_of(root, folder):
+    with tarfile.open(folder / "all.tar", "w") as tar:
+        for split in ("train", "val", "test"):
+            for path in sorted((root / split).rglob("*.png")):
+                tar.add(path, path.relative_to(root))
+    return f"wds:{folder}/all.tar"
+
+
+def packed_of(root, folder):
+    return pack(DataConfig(name=f"folder:{root}"), folder / "packed")
+
+
+FORMS = {
+    "csv": csv_of,
+    "jsonl": jsonl_of,
+    "parquet": parquet_of,
+    "parquet with images": encoded_parquet_of,
+    "tar": tar_of,
+    "packed": packed_of,
+}
 """`form(root, folder) -> data.name`: writes what it needs into the folder."""
 
 
@@ -111,7 +134,7 @@ def _pairs(root, make):
 def _sets(root, make):
     """Sets made of the rows of each split, with their labels in them."""
     found = {split: make(rows) for split, rows in by_split(root).items()}
-    return {"images": found["train"], "validation": found["val"], "test": found["test"]}
+    return {"images": found["train"], "validation": found["val"], "test": found["test"], "class_names": CLASSES}
 
 
 def paths(root, folder):
@@ -131,7 +154,7 @@ def map_style(root, folder):
 
 
 def own_source(root, folder):
-    return {**_sets(root, OwnSource), "class_names": CLASSES}
+    return _sets(root, OwnSource)
 
 
 def grain_set(root, folder):

@@ -261,5 +261,5 @@ def test_a_changed_parquet_file_is_read_again(tmp_path, rows):
 
 
 def test_columns_of_what_is_no_table_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"data\.columns: .*tables.*not of digits"):
+    with pytest.raises(UserError, match=r"data\.columns: .*csv.*not of digits"):
         load_dataset(DataConfig(columns={"label": "x"}))
