@@ -63,7 +63,7 @@ class DataConfig(Section):
 
     name: str = "digits"
     """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | csv:FILE | jsonl:FILE | parquet:FILE |
-    wds:PATTERN | idx:PATH | npz:PATH; arrays: those that were given to fit()."""
+    wds:PATTERN | hf:NAME | hf:PATH | idx:PATH | npz:PATH; arrays: those that were given to fit()."""
     dir: Path | None = None
     """Folder of prepared tensorflow-datasets (default: that library's own)."""
     columns: ColumnsConfig = ColumnsConfig()

@@ -224,6 +224,11 @@ class Relabelled:
     labels: Labels
     weights: NDArray[np.float32] | None = None
 
+    @property
+    def metadata(self) -> Mapping[str, NDArray[Any]]:
+        """What else is known of each image, `{name: [images]}`."""
+        return getattr(self.source, "metadata", {})
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -66,7 +66,7 @@ def manifest_dataset(kind: str, config: DataConfig, text: str) -> Dataset:
     names, classes, placed = place_labels(rows)
     weights = _weights(table, columns, rows) if "weight" in columns else None
     others = [name for name in table.column_names if name and name not in columns.values()]
-    metadata = {name: values for name in others if (values := _slices(table.column(name))) is not None}
+    metadata = {name: values for name in others if (values := slices_by(table.column(name))) is not None}
     everything: FileSource | PartSource
     zeros = np.zeros(table.num_rows, np.int32)
     if kind == "parquet" and encoded_images_in(path, columns["image"]):
@@ -177,8 +177,8 @@ def _weights(table: Any, columns: Mapping[str, str], rows: Rows) -> NDArray[np.f
     return result
 
 
-def _slices(column: Any) -> NDArray[Any] | None:
-    """The values of a column as text, where they are few: `object[rows]`."""
+def slices_by(column: Any) -> NDArray[Any] | None:
+    """The values of a column of pyarrow as text, where they are few: `object[rows]`."""
     import pyarrow as pa
 
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):

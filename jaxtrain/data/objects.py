@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,16 @@ from numpy.typing import NDArray
 from jaxtrain.config import ColumnsConfig, DataConfig
 from jaxtrain.data.arrays import as_pixels, from_arrays
 from jaxtrain.data.assemble import assemble_splits
-from jaxtrain.data.base import ArraySource, Dataset, FileSource, Images, ImageSource, Labels, relabelled
+from jaxtrain.data.base import ArraySource, Dataset, FileSource, Images, ImageSource, Labels, picked, relabelled
 from jaxtrain.data.decode import BadImageError, pillow_pixels
 from jaxtrain.data.labels import Given, class_indices, classes_of, encode_labels, given_as, image_weights, label_values
+from jaxtrain.data.manifest import slices_by
 from jaxtrain.data.scan import Header, Headers, collect, header_of_image, parallel, refuse_large
 from jaxtrain.data.splits import SPLIT_NAMES
 from jaxtrain.data.table import choose_columns
 from jaxtrain.errors import UserError
 
+_log = logging.getLogger(__name__)
 _ENDLESS = 2**40
 """Grain's length of what repeats for ever is greater."""
 _CACHE = "`jaxtrain.data.cache(images, FOLDER)` writes it to a folder once, whose data set is trained on"
@@ -39,6 +43,10 @@ class ItemsSource:
     places: NDArray[np.int64]
     """Number of each image in `items`."""
     value_range: tuple[float, float] | None = None
+    metadata: Mapping[str, NDArray[Any]] = dataclass_field(default_factory=dict)
+    """As of `FileSource`."""
+    weights: NDArray[np.float32] | None = None
+    """As of `FileSource`."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,7 +69,7 @@ class ItemsSource:
 
     def select(self, indices: NDArray[np.int64]) -> ItemsSource:
         """The same items, fewer or in another order."""
-        return replace(self, places=self.places[indices], labels=self.labels[indices])
+        return replace(self, places=self.places[indices], **picked(self, indices))
 
 
 @dataclass(frozen=True)
@@ -122,13 +130,23 @@ def objects_dataset(
             sample_weight=sample_weight,
         )
     splits = {name: open_split(*pair, where=name, config=config) for name, pair in pairs.items()}
-    return _joined(splits, config, class_names, sample_weight)
+    return joined(splits, config, class_names, sample_weight)
 
 
-def _joined(
-    splits: Mapping[str, Split], config: DataConfig, class_names: Sequence[str] | None, sample_weight: Any
+def joined(
+    splits: Mapping[str, Split],
+    config: DataConfig,
+    class_names: Sequence[str] | None = None,
+    sample_weight: Any = None,
 ) -> Dataset:
+    """The data set of the splits train, val and test, of which the latter two may be missing.
+
+    Raises UserError for missing and unknown labels, RunError for more unreadable images than allowed.
+    """
     values: dict[str, Given] = {}
+    if "test" in splits and splits["test"].values is None and splits["test"].class_names is not None:
+        _log.warning("the test images have no labels: there is no test set")
+        splits = {name: split for name, split in splits.items() if name != "test"}
     for name, split in splits.items():
         if split.values is None:
             raise UserError(f"{name} images were given without labels")
@@ -203,10 +221,14 @@ def _hugging_face(dataset: Any, labelled: bool, where: str, config: DataConfig) 
     if type(features[chosen["image"]]).__name__ == "Image":
         pictures = pictures.cast_column(chosen["image"], datasets.Image(decode=False))
     source = _source(pictures, chosen["image"], where, config)
+    plain = [n for n, f in features.items() if type(f).__name__ in ("Value", "ClassLabel") and n not in chosen.values()]
+    columns = {name: slices_by(dataset.with_format("arrow")[name][:]) for name in plain}
+    source = replace(source, metadata={name: values for name, values in columns.items() if values is not None})
     if not labelled:
         return Split(source, None, None, None)
-    values = label_values(dataset.with_format(None)[chosen["label"]][:], where, len(dataset))
-    names = getattr(features[chosen["label"]], "names", None)
+    given, names = dataset.with_format(None)[chosen["label"]][:], getattr(features[chosen["label"]], "names", None)
+    hidden = names is not None and set(given) == {-1}  # as in the test sets of competitions
+    values = None if hidden else label_values(given, where, len(dataset))
     return Split(source, None, values, None if names is None else tuple(names))
 
 

@@ -11,6 +11,7 @@ from jaxtrain.data.arrays import digits_dataset, npz_dataset
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.elpv import elpv_dataset
 from jaxtrain.data.folder import folder_dataset
+from jaxtrain.data.hf_source import hf_dataset
 from jaxtrain.data.idx import idx_dataset
 from jaxtrain.data.known import KNOWN
 from jaxtrain.data.manifest import manifest_dataset
@@ -21,6 +22,7 @@ from jaxtrain.errors import UserError, nearest
 ARRAYS = "arrays"
 """The name in the config of a run on arrays that were given in Python."""
 _TABLES = ("csv", "jsonl", "parquet")
+_WITH_COLUMNS = (*_TABLES, "wds", "hf", ARRAYS)
 _SCHEMES: dict[str, Callable[[DataConfig, str], Dataset]] = {
     "folder": folder_dataset,
     **{kind: partial(manifest_dataset, kind) for kind in _TABLES},
@@ -28,11 +30,12 @@ _SCHEMES: dict[str, Callable[[DataConfig, str], Dataset]] = {
     "npz": npz_dataset,
     "tfds": tfds_dataset,
     "wds": tar_dataset,
+    "hf": hf_dataset,
     "elpv": elpv_dataset,
 }
 _FORMS = (
     *("digits", "elpv:SPLIT", "folder:PATH", "csv:FILE", "jsonl:FILE", "parquet:FILE", "idx:PATH", "npz:PATH"),
-    *("tfds:NAME", "wds:PATTERN"),
+    *("tfds:NAME", "wds:PATTERN", "hf:NAME"),
 )
 
 
@@ -48,8 +51,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     scheme, colon, rest = config.name.partition(":")
     if config.dir is not None and scheme in {"digits", *_SCHEMES} - {"tfds"}:
         raise UserError(f"data.dir is an option of tfds:NAME, not of {config.name}")
-    if config.columns != ColumnsConfig() and scheme not in (*_TABLES, "wds"):
-        raise UserError(f"data.columns: an option of {', '.join(_TABLES)} and wds, not of {config.name}")
+    if config.columns != ColumnsConfig() and scheme not in _WITH_COLUMNS:
+        raise UserError(f"data.columns: an option of {', '.join(_WITH_COLUMNS)}, not of {config.name}")
     if config.name == "digits":
         return digits_dataset(config)
     if config.name == ARRAYS:

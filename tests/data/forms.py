@@ -62,6 +62,23 @@ def encoded_parquet_of(root, folder):
     return f"parquet:{folder}/table.parquet"
 
 
+def hugging_face_folder(root, folder):
+    given = hugging_face(root, folder)["images"]
+    given.save_to_disk(folder / "saved")
+    return f"hf:{folder}/saved"
+
+
+def hugging_face_parquet(root, folder):
+    for split, part in hugging_face(root, folder)["images"].items():
+        part.to_parquet(folder / "set" / f"{split}-00000-of-00001.parquet")
+    return f"hf:{folder}/set"
+
+
+def class_folders(root, folder):
+    pytest.importorskip("datasets")
+    return f"hf:{root}"
+
+
 def tar_of(root, folder):
     with tarfile.open(folder / "all.tar", "w") as tar:
         for split in ("train", "val", "test"):
@@ -81,6 +98,9 @@ FORMS = {
     "parquet with images": encoded_parquet_of,
     "tar": tar_of,
     "packed": packed_of,
+    "hf saved": hugging_face_folder,
+    "hf parquet": hugging_face_parquet,
+    "hf folders": class_folders,
 }
 """`form(root, folder) -> data.name`: writes what it needs into the folder."""
 

@@ -246,5 +246,5 @@ def test_a_small_limit_makes_many_shards(root, tmp_path):
     for index in range(len(source.train)):
         shards.add("train", source.train.read(index), int(source.train.labels[index]))
     shards.close()
-    assert len(list((tmp_path / "packed").glob("train-*.tar"))) == 3
+    assert len(list((tmp_path / "packed").glob("train-*.tar"))) > 2
     same(load(f"wds:{tmp_path}/packed").train, source.train)
