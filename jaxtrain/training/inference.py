@@ -63,7 +63,7 @@ class Inference:
 
     def batches(self, source: ImageSource, bad_images: BadImages | None = None) -> Batches:
         """All images in order, placed on the devices; see `host_batches`."""
-        strategy, size = self.strategy, eval_batch_size(self.config, self.strategy)
+        strategy, size = self.strategy, eval_batch_size(self.config, self.strategy, len(source))
         for batch in host_batches(self.config, source, size, strategy.share, bad_images):
             yield strategy.shard(Batch(batch.image, batch.label)), strategy.rows(np.asarray(batch.weight)) > 0
 
@@ -113,10 +113,15 @@ def _over_flips(model: Callable[[jax.Array], jax.Array], images: jax.Array, flip
     return jax.nn.logsumexp(each, axis=1) - jnp.log(len(views))
 
 
-def eval_batch_size(config: Config, strategy: Strategy) -> int:
-    """Images a forward pass: that of the features or the training batch, rounded up to the devices."""
-    devices = len(strategy.devices)
-    return -(-(config.features.batch_size or config.train.batch_size) // devices) * devices
+def eval_batch_size(config: Config, strategy: Strategy, images: int | None = None) -> int:
+    """Images per forward pass: as for the features or in training, rounded up to the devices.
+
+    Of few `images` the next power of two: one picture does not wait for a full batch, and little is compiled.
+    """
+    devices, size = len(strategy.devices), config.features.batch_size or config.train.batch_size
+    if images is not None:
+        size = min(size, 1 << max(images - 1, 0).bit_length())
+    return -(-size // devices) * devices
 
 
 def host_batches(
