@@ -88,7 +88,7 @@ class Split:
 def is_object(images: Any) -> bool:
     """Whether images come as anything but an array of numbers, or lists that make one."""
     if isinstance(images, list | tuple):
-        return bool(images) and _is_file_or_picture(images[0])
+        return bool(images) and (_is_file_or_picture(images[0]) or isinstance(images[0], Mapping))
     if hasattr(images, "__array__") and hasattr(images, "dtype"):  # of NumPy, JAX, torch or TensorFlow; a column
         kind = str(images.dtype)
         return kind in ("object", "str", "string") or kind.startswith("<U")
@@ -173,6 +173,8 @@ def open_split(images: Any, labels: Any = None, *, where: str, config: DataConfi
 
     Raises `UserError` for what has no length or cannot be indexed, and for items that are no images.
     """
+    if isinstance(images, Mapping):
+        raise UserError(f"{where}: a mapping of {', '.join(map(str, images))} was given: give one of them")
     given = None if labels is None else label_values(labels, where, len(labels))
     if not is_object(images):
         pixels = as_pixels(images, where, config.value_range)
@@ -236,6 +238,8 @@ def _items(items: Any, labelled: bool, where: str, config: DataConfig) -> Split:
     """Anything with a length and items by number; all are looked at once, for labels and sizes."""
     if hasattr(items, "tolist") and hasattr(items, "dtype"):  # a column of a table
         items = items.tolist()
+    elif hasattr(items, "to_dict") and hasattr(items, "columns"):  # a table of pandas
+        items = items.to_dict("records")
     kind = f"{type(items).__module__.partition('.')[0]}.{type(items).__qualname__}"
     try:
         count = len(items)

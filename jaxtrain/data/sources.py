@@ -53,6 +53,8 @@ def load_dataset(config: DataConfig) -> Dataset:
         raise UserError(f"data.dir is an option of tfds:NAME, not of {config.name}")
     if config.columns != ColumnsConfig() and scheme not in _WITH_COLUMNS:
         raise UserError(f"data.columns: an option of {', '.join(_WITH_COLUMNS)}, not of {config.name}")
+    if config.value_range is not None and scheme not in ("npz", "hf", ARRAYS):
+        raise UserError(f"data.value_range: an option of npz, hf and arrays given to fit(), not of {config.name}")
     if config.name == "digits":
         return digits_dataset(config)
     if config.name == ARRAYS:

@@ -11,7 +11,7 @@ from PIL import Image
 from jaxtrain.config import DataConfig
 from jaxtrain.data.decode import read_image
 from jaxtrain.data.digest import data_digest
-from jaxtrain.data.objects import objects_dataset
+from jaxtrain.data.objects import objects_dataset, open_split
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import UserError
 from tests.data.forms import CLASSES, OBJECTS, rows_of, write_folder
@@ -162,6 +162,20 @@ def test_items_with_a_declared_range(root):
 
     found = objects_dataset(Floats(), config=DataConfig(name="arrays", val_fraction=0.0, value_range=(0, 1)))
     assert [int(image.max()) for image in pixels(found.train)] == [0, 85, 170, 255]
+
+
+def test_rows_of_a_table_and_lists_of_mappings(root):
+    rows = [row for row in rows_of(root) if row["split"] == "train"]
+    config = DataConfig(name="arrays", val_fraction=0.0)
+    for given in (pd.DataFrame(rows), rows):
+        found = objects_dataset(given, config=config)
+        assert found.class_names == CLASSES
+        assert found.train.read(5) == Path(rows[5]["image"]).read_bytes()
+
+
+def test_one_split_of_several_is_asked_for(root):
+    with pytest.raises(UserError, match="a mapping of train, test was given"):
+        open_split({"train": [], "test": []}, where="the", config=DataConfig())
 
 
 def test_splits_without_a_training_set(root):

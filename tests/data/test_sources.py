@@ -30,6 +30,11 @@ def test_what_is_like_no_name_gets_all_forms():
         load_dataset(DataConfig(name="qqq"))
 
 
+def test_a_range_of_values_without_effect_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"data\.value_range: .*not of digits"):
+        load_dataset(DataConfig(value_range=(0, 1)))
+
+
 def test_a_path_alone_is_taken_for_a_folder(tmp_path):
     with pytest.raises(UserError, match=f"did you mean 'folder:{tmp_path}'"):
         load_dataset(DataConfig(name=str(tmp_path)))
