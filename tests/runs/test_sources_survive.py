@@ -52,15 +52,8 @@ def test_two_processes_share_the_images(kind, root, undisturbed, tmp_path):
     shared = ("--parallel.coordinator", f"localhost:{free_port()}", "--parallel.num-processes", "2")
     both: list[subprocess.Popen[str]] = []
     for number in range(2):
-        shared = (
-            "--parallel.coordinator",
-            place,
-            "--parallel.num-processes",
-            "2",
-            "--parallel.process-id",
-            str(number),
-        )
-        both.append(start(tmp_path / "run", "--data.name", name, *shared, common=OPTIONS))
+        own = ("--data.name", name, "--parallel.process-id", str(number))
+        both.append(start(tmp_path / "run", *own, *shared, common=OPTIONS))
     for process in both:
         output, _ = process.communicate(timeout=400)
         assert process.returncode == 0, output
