@@ -14,8 +14,9 @@ from jaxtrain.config import DataConfig
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource, Subset
 from jaxtrain.data.decode import BadImageError, read_image, to_channels
+from jaxtrain.data.header_cache import scan
 from jaxtrain.data.known import Known
-from jaxtrain.data.scan import Headers, drop_bad, find_bad_images, scan
+from jaxtrain.data.scan import Headers, drop_bad, find_bad_images
 from jaxtrain.data.splits import Indices, stratified_split, stratified_subset
 from jaxtrain.errors import UserError
 

@@ -126,9 +126,8 @@ class PartSource:
     def read(self, index: int) -> bytes:
         """The encoded image; OSError where the file ends before it does."""
         number, start, length = self.places[index].tolist()
-        file = _opened(
-            self.files[number], self.version
-        )  # held here: another thread may have put its own into the cache
+        # Held here: another thread may have put its own into the cache.
+        file = _opened(self.files[number], self.version)
         data = os.pread(file.fileno(), length, start)
         if len(data) < length:
             raise OSError(f"{self.files[number]} is cut off")

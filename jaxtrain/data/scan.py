@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.bad_images import BadImages
-from jaxtrain.data.base import FileSource, Images, ImageSource
+from jaxtrain.data.base import Images, ImageSource
 from jaxtrain.data.decode import (
     GREY_MODES,
     NOT_AN_IMAGE,
@@ -110,29 +110,9 @@ def refuse_large(headers: Headers, max_pixels: int) -> Headers:
     return Headers(sizes, headers.grey, dict(sorted({**headers.bad, **large}.items())))
 
 
-def scan_files(paths: Sequence[str], max_pixels: int, workers: int = 16) -> Headers:
-    """Read every header, many at a time: on network disks the waiting dominates."""
-    headers = collect(parallel(lambda i: header_of_file(paths[i]), len(paths), workers))
-    return refuse_large(headers, max_pixels)
-
-
 def header_of_image(image: bytes | Images) -> Header:
     """As `header_of`, of pixels too."""
     return header_of(image) if isinstance(image, bytes) else (*image.shape[:2], image.shape[-1] == 1)
-
-
-def scan(source: ImageSource, max_pixels: int) -> Headers:
-    """The headers of all images of a source."""
-    if isinstance(source, FileSource):
-        return scan_files([str(path) for path in source.paths], max_pixels)
-
-    def header(index: int) -> Header:
-        try:
-            return header_of_image(source.read(index))
-        except OSError as error:
-            return error.strerror or str(error)
-
-    return refuse_large(collect(parallel(header, len(source), workers=4)), max_pixels)
 
 
 def find_bad_images(source: ImageSource, *, channels: int, max_pixels: int, workers: int = 4) -> dict[int, str]:
