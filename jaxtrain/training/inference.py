@@ -46,6 +46,16 @@ class Inference:
         """`float32[images, features]`; NaN for an image that could not be read."""
         return self._run("embed", weights, self.batches(source, bad_images), len(source))
 
+    def stream(
+        self, output: str, weights: Tree, source: ImageSource, bad_images: BadImages | None = None
+    ) -> Iterator[Any]:
+        """The same batch by batch, in order; of the output "both" {"logits", "embedding"}."""
+        left = len(source)
+        for rows in map_batches(self.compiled(output), weights, self.batches(source, bad_images), ahead=self.ahead):
+            size = min(len(jax.tree.leaves(rows)[0]), left)
+            left -= size
+            yield jax.tree.map(lambda array, size=size: array[:size], rows)
+
     def metrics(self, weights: Tree, batches: Batches, labels: NDArray[np.int32]) -> dict[str, float]:
         """Validation metrics (`val/...`) over the images that could be read."""
         return self.validation(self._run("metrics", weights, batches, len(labels)), labels)
@@ -76,7 +86,7 @@ class Inference:
         return 0 if must_block(self.strategy) else 2
 
     def compiled(self, output: str) -> Callable[[Tree, Batch], Any]:
-        """The forward pass to "logits", "embed" or "metrics", compiled once."""
+        """The forward pass to "logits", "embed", "both" or "metrics", compiled once."""
         if output not in self._compiled:
             self._compiled[output] = self.strategy.compile_map(self.function(output))
         return self._compiled[output]
@@ -94,6 +104,8 @@ class Inference:
             logits = logits.astype(jnp.float32)
             if output == "logits":
                 return logits
+            if output == "both":
+                return {"logits": logits, "embedding": technique.embedding(model, images)}
             return image_metrics(logits, batch.label) | ({"logits": logits} if technique.metrics else {})
 
         return forward
