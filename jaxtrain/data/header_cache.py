@@ -44,11 +44,12 @@ def _headers_of_files(paths: Sequence[str]) -> Headers:
         if not len(changed):
             return headers
     else:
-        headers, changed = collect([""] * len(paths)), np.arange(len(paths))
+        headers, changed = collect([(0, 0, True)] * len(paths)), np.arange(len(paths))
     began, places = time.monotonic(), changed.tolist()
     read = collect(parallel(lambda i: header_of_file(paths[places[i]]), len(places), workers=16))
     headers.sizes[changed], headers.grey[changed] = read.sizes, read.grey
-    bad = {index: reason for index, reason in headers.bad.items() if index not in set(places)}
+    again = set(places)
+    bad = {index: reason for index, reason in headers.bad.items() if index not in again}
     bad |= {places[index]: reason for index, reason in read.bad.items()}
     headers = Headers(headers.sizes, headers.grey, dict(sorted(bad.items())))
     if known is not None or time.monotonic() - began > _SLOW_SECONDS:
