@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtrain.cli.benchmark import Benchmark
 from jaxtrain.cli.command import Group
 from jaxtrain.cli.embed import EMBED
+from jaxtrain.cli.export import Export
 from jaxtrain.cli.pack import Pack
 from jaxtrain.cli.predict import Predict
 from jaxtrain.cli.sweep import Sweep
@@ -20,6 +21,7 @@ PROGRAM = Group(
         "sweep": Sweep,
         "embed": EMBED,
         "pack": Pack,
+        "export": Export,
         "sync": Sync,
         "recipes": Recipes,
     },
