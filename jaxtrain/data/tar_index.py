@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tarfile
 import zipfile
@@ -24,6 +25,7 @@ from jaxtrain.data.table import ROLES
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import user_cache
 
+_log = logging.getLogger(__name__)
 _LABELS = ("cls", "label", "class")
 """Members that hold a label and nothing else."""
 _LONGEST_TEXT = 1_000_000
@@ -172,7 +174,8 @@ def _images_of(path: str, columns: ColumnsConfig) -> Iterator[_Image]:
 
 def _members(path: str) -> Iterator[tarfile.TarInfo]:
     """The plain files in a tar file, none of which is opened or unpacked."""
-    size = os.path.getsize(path)
+    size, others = os.path.getsize(path), 0
+    seen: dict[str, tuple[int, int]] = {}
     try:
         with open(path, "rb") as file:
             if file.read(2) == b"\x1f\x8b":
@@ -181,11 +184,17 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # which would hold every member seen
-                    if not member.isreg() or member.issparse():
+                    if member.islnk() and member.linkname in seen:  # tar's way to store a file twice
+                        member.offset_data, member.size = seen[member.linkname]
+                    elif not member.isreg() or member.issparse():
+                        others += not member.isdir()
                         continue
+                    seen[member.name] = member.offset_data, member.size
                     if member.offset_data + member.size > size:
                         raise RunError(f"{path} is cut off in {member.name}")
                     yield member
+        if others:
+            _log.warning("%s: %d members are not used, as they are no plain files (links, devices)", path, others)
     except tarfile.TarError as error:
         raise UserError(f"{path} is not a tar file, or damaged: {error}") from None
     except OSError as error:

@@ -176,7 +176,19 @@ def test_unreadable_members_are_counted(root, tmp_path):
     assert len(load(f"wds:{tmp_path}/a.tar", max_bad_images=1).train) == 35
 
 
-def test_links_and_paths_upwards_in_a_tar_file_lead_nowhere(root, tmp_path):
+def test_files_that_tar_stores_as_hard_links_are_images_too(root, tmp_path):
+    twin = tmp_path / "twin.png"
+    twin.hardlink_to(rows_of(root)[0]["image"])
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"):
+            tar.add(twin, name)
+        assert [member.islnk() for member in tar.getmembers()] == [False, True, True, True]
+    found = load(f"wds:{tmp_path}/a.tar").train
+    assert found.labels.tolist() == [0, 0, 1, 1]
+    assert {found.read(i) for i in range(4)} == {twin.read_bytes()}
+
+
+def test_links_and_paths_upwards_in_a_tar_file_lead_nowhere(root, tmp_path, caplog):
     path = write(tmp_path / "a.tar", samples(root))
     secret = tmp_path / "secret.png"
     secret.write_bytes(b"secret")
@@ -185,6 +197,7 @@ def test_links_and_paths_upwards_in_a_tar_file_lead_nowhere(root, tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, str(secret)
         tar.addfile(link)
     assert len(load(f"wds:{path}").train) == 36
+    assert "1 members are not used" in caplog.text
 
 
 def stream(count=30):
