@@ -35,7 +35,7 @@ def scan(source: ImageSource, max_pixels: int) -> Headers:
 
 
 def _headers_of_files(paths: Sequence[str]) -> Headers:
-    key = hashlib.sha256("\0".join(map(os.path.abspath, paths)).encode(errors="surrogateescape")).hexdigest()
+    key = hashlib.sha256("\0".join([os.getcwd(), *paths]).encode(errors="surrogateescape")).hexdigest()
     file = user_cache() / "headers" / f"{key[:32]}.npz"
     if (known := _load(file, len(paths))) is not None:
         headers, states = known

@@ -204,7 +204,8 @@ def _paths(column: Any, table: Path, rows: Rows) -> list[str]:
             raise UserError(f"{where}: {text} is not on this machine: only local files are read; download it first")
     for warning in _check_repeated(files, texts, codes, rows):
         _log.warning("%s", warning)
-    found = [os.path.join(table.parent, text) for text in texts.tolist()]
+    folder = f"{table.parent}{os.sep}"
+    found = [text if text.startswith(os.sep) else folder + text for text in texts.tolist()]
     if not any(map(os.path.exists, found[:100])):
         raise UserError(
             f"{where}: none of its files exists, the first: {found[0]}; paths are relative to {table.parent}"

@@ -86,6 +86,7 @@ def test_every_object_in_every_way(form, way, root, weights, of_folder, tmp_path
     assert fit(way, None, tmp_path, weights, given) == of_folder(way)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["pictures", "map style", "own source", "hugging face"])
 def test_what_is_trained_takes_the_same_objects(form, root, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where looks at test sets are counted
@@ -103,6 +104,7 @@ def test_what_is_trained_takes_the_same_objects(form, root, weights, tmp_path, m
     assert report.comparison.entries[0].accuracy == pytest.approx(accuracy)
 
 
+@pytest.mark.slow
 def test_images_without_labels_are_predicted_and_not_measured(root, weights):
     model, files = jaxtrain.load(weights), [str(path) for path in sorted((root / "test").rglob("*.png"))]
     assert len(model.predict(files)) == 12
