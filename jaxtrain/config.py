@@ -51,14 +51,30 @@ class Section(BaseModel):
         return value
 
 
+class ColumnsConfig(Section):
+    """Which column of a table of images holds what (default: the one with a common name for it)."""
+
+    image: str | None = None
+    """Paths of image files, relative to the table's folder, or encoded images."""
+    label: str | None = None
+    """Name or number of each image's class."""
+    split: str | None = None
+    """train, val or test."""
+    weight: str | None = None
+    """How much each image counts in training."""
+
+
 class DataConfig(Section):
     """Where the images come from and how they reach the device."""
 
     name: str = "digits"
-    """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | idx:PATH | npz:PATH;
-    arrays: those that were given to fit()."""
+    """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | csv:FILE | jsonl:FILE | parquet:FILE |
+    wds:PATTERN | hf:NAME | hf:PATH | idx:PATH | npz:PATH; arrays: those that were given to fit()."""
     dir: Path | None = None
     """Folder of prepared tensorflow-datasets (default: that library's own)."""
+    columns: ColumnsConfig = ColumnsConfig()
+    value_range: tuple[float, float] | None = None
+    """Least and greatest value of arrays that are not uint8, as 0 1: they are rescaled to 0..255 (default: refused)."""
     layout: Literal["auto", "classes"] = "auto"
     """Folders of `folder:PATH`: auto finds training, validation and test folders; classes: each is a class."""
     image_size: Annotated[int, Field(ge=1, le=8192)] | None = None
@@ -98,6 +114,13 @@ class DataConfig(Section):
     augment.crop=random_resized (default: that of the weights, without any 1: nothing is cut but what is not square)."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Of that resize, antialiased either way (default: that of the weights, without any bilinear)."""
+
+    @field_validator("value_range")
+    @classmethod
+    def _rising(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError(f"must be the least value, then the greatest, not {value[0]:g} and {value[1]:g}")
+        return value
 
 
 class AugmentConfig(Section):
@@ -622,5 +645,7 @@ def _idle(technique: str, views: int) -> set[str]:
 
 def put(tree: dict[str, Any], path: str, value: Any) -> None:
     """Sets an option, named as on the command line, in a dumped config."""
-    section, _, key = path.rpartition(".")
-    (tree[section] if section else tree)[key] = value
+    *sections, key = path.split(".")
+    for section in sections:
+        tree = tree[section]
+    tree[key] = value

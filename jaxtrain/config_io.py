@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +162,11 @@ def read_yaml(path: Path, example: str) -> dict[str, Any]:
     return tree
 
 
-def option_paths() -> list[str]:
-    """Every option as on the command line: `seed`, `train.epochs`, ..."""
-    sections = dict(_sections())
-    paths = [name for name in Config.model_fields if name not in sections]
-    return paths + [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
+def option_paths(kind: type[Section] = Config) -> list[str]:
+    """Every option as on the command line: `seed`, `train.epochs`, `data.columns.image`, ..."""
+    sections = dict(_sections(kind))
+    paths = [name for name in kind.model_fields if name not in sections]
+    return paths + [f"{name}.{path}" for name, section in sections.items() for path in option_paths(section)]
 
 
 def nearest_option(path: str, valid: Sequence[str] | None = None) -> str:
@@ -176,6 +177,9 @@ def nearest_option(path: str, valid: Sequence[str] | None = None) -> str:
     """
     valid = option_paths() if valid is None else valid
     section, _, name = path.rpartition(".")
+    siblings = [option.rpartition(".")[2] for option in valid if option.rpartition(".")[0] == section]
+    if section and get_close_matches(name, siblings, cutoff=0.92):  # a slip of the finger
+        return nearest(name, siblings).replace("'", f"'{section}.", 1)
     for meant in _WORDS.get(name.replace("-", "_"), ()):
         option = meant.partition(" ")[0]
         own = f"{section}.{option.rpartition('.')[2]}"
@@ -185,7 +189,6 @@ def nearest_option(path: str, valid: Sequence[str] | None = None) -> str:
     found = [option for option in found if option.partition(".")[0] not in ("head", "features", "finetune")] or found
     if len(found) == 1:
         return f"did you mean '{found[0]}'?"
-    siblings = [option.rpartition(".")[2] for option in valid if option.rpartition(".")[0] == section]
     if section and siblings:
         return nearest(name, siblings).replace("'", f"'{section}.", 1)
     return nearest(path, valid)
@@ -207,8 +210,8 @@ def explain(error: ValidationError, source: str) -> str:
     return f"{source}: {text}" + (f"; and {more} more" if more > 0 else "")
 
 
-def _sections() -> list[tuple[str, type[Section]]]:
-    annotated = ((name, field.annotation) for name, field in Config.model_fields.items())
+def _sections(kind: type[Section] = Config) -> list[tuple[str, type[Section]]]:
+    annotated = ((name, field.annotation) for name, field in kind.model_fields.items())
     return [(name, kind) for name, kind in annotated if isinstance(kind, type) and issubclass(kind, Section)]
 
 

@@ -20,7 +20,7 @@ from jaxtrain.errors import RunError
 from jaxtrain.escape import csv_cell
 
 _log = logging.getLogger(__name__)
-_PATH_SOURCES = ("folder", "idx", "npz")
+_PATH_SOURCES = ("folder", "csv", "jsonl", "parquet", "wds", "hf", "idx", "npz")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_SO = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -73,6 +73,11 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     table.writerows([csv_cell(row.get(column, "")) for column in columns] for row in rows)
     write_text(path, text.getvalue())
     return path
+
+
+def user_cache() -> Path:
+    """The folder for what can be made again: `$XDG_CACHE_HOME/jaxtrain`, by default `~/.cache/jaxtrain`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxtrain"
 
 
 def flush_folder(folder: Path) -> None:

@@ -57,12 +57,13 @@ def test_dump_names_every_option_in_the_order_of_the_config() -> None:
 
     tree = yaml.safe_load(dump_config(Config()))
     assert list(tree) == list(Config.model_fields)
-    leaves = [
-        key if not isinstance(v, dict) else f"{key}.{name}"
-        for key, v in tree.items()
-        for name in (v if isinstance(v, dict) else [key])
-    ]
-    assert sorted(leaves) == sorted(option_paths())
+
+    def leaves(value, path=""):
+        if not isinstance(value, dict):
+            return [path[1:]]
+        return [leaf for name, inner in value.items() for leaf in leaves(inner, f"{path}.{name}")]
+
+    assert sorted(leaves(tree)) == sorted(option_paths())
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "{}", "train:\n", "train:\n  # epochs: 3\nmodel: {}\n"])

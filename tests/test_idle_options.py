@@ -118,6 +118,8 @@ NOT_READ = {
     *("data.dir", "data.split_seed", "data.val_fraction", "data.test_fraction", "data.max_train_images"),
     *("data.device_budget_mb", "data.layout", "parallel.cpu_devices"),
     *("data.workers", "data.prefetch", "data.max_pixels"),  # of image files
+    *(path for path in option_paths() if path.startswith("data.columns.")),  # of tables
+    "data.value_range",
     *("data.draws", "optimizer.momentum", "schedule.decay_fraction", "finetune.freeze_statistics"),
     *("finetune.lora_alpha", "model.drop_rate", "model.drop_path_rate", "model.patch_size", "model.pool"),
     *("model.registers", "model.stem", "own.classifier"),

@@ -10,7 +10,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = {"pynvml": ["nvidia-ml-py"], "xgboost": ["xgboost"]}
+OPTIONAL = {"datasets": ["datasets"], "pynvml": ["nvidia-ml-py"], "xgboost": ["xgboost"]}
 """Of extras, which need not be installed here."""
 
 

@@ -20,9 +20,9 @@ from jaxtrain.classifiers.starting_point import record, recorded, replaced
 from jaxtrain.classifiers.trained import Trained
 from jaxtrain.config import Config, DataConfig, chosen
 from jaxtrain.config_io import explain
-from jaxtrain.data.arrays import from_arrays
 from jaxtrain.data.augment import augment, mix, mix_weighted, normalize
 from jaxtrain.data.base import Dataset
+from jaxtrain.data.objects import objects_dataset
 from jaxtrain.data.sources import ARRAYS, load_dataset
 from jaxtrain.data.worker_watch import refuse_in_worker
 from jaxtrain.errors import UserError, nearest
@@ -292,19 +292,22 @@ class BaseClassifier(Trained):
 
     def fit(
         self,
-        images: ArrayLike | None = None,
+        images: Any = None,
         labels: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
         *,
-        validation: tuple[ArrayLike, ArrayLike] | None = None,
-        test: tuple[ArrayLike, ArrayLike] | None = None,
+        validation: Any = None,
+        test: Any = None,
         class_names: tuple[str, ...] | None = None,
     ) -> Self:
-        """Train on arrays, or on `config.data.name` when none are given; continues where the run directory ends.
+        """Train on images, or on `config.data.name` when none are given; continues where the run directory ends.
 
-        Without `validation` a stratified part of the training images is held out (`data.val_fraction`). `test` is
-        opened once, at the end. `sample_weight` is `float[images]`: how much each image counts in training. Raises
-        UserError for wrong input and RunError when the run can't go on.
+        Images are an array, or an object that `jaxtrain.data.objects.open_split` knows: an `ImageSource`, a data set of
+        Hugging Face, torch, Grain or tfds (their labels are in it), a list of paths or Pillow images. `validation` and
+        `test` are such objects, or pairs (images, labels). Without `validation` a stratified part of the training
+        images is held out (`data.val_fraction`). `test` is opened once, at the end. `sample_weight` is
+        `float[images]`: how much each image counts in training. Raises UserError for wrong input and RunError when the
+        run can't go on.
         """
         refuse_in_worker()
         set_cpu_devices(self.config.parallel)
@@ -314,12 +317,10 @@ class BaseClassifier(Trained):
             given = images is not None
             technique = self.bind(self.config.replace(**{"data.name": ARRAYS}) if given else self.config)
             data = technique.data_config
-            if images is None:
+            if not given:
                 dataset = load_dataset(data)
-            elif labels is None:
-                raise UserError("fit: images were given without labels")
             else:
-                dataset = from_arrays(
+                dataset = objects_dataset(
                     images,
                     labels,
                     validation=validation,

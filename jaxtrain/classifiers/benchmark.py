@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from numpy.typing import ArrayLike
+import numpy as np
 
 from jaxtrain.classifiers.files import load
 from jaxtrain.config import DataConfig, chosen
-from jaxtrain.data.arrays import as_source, encode_labels
-from jaxtrain.data.base import ArraySource, Dataset
+from jaxtrain.data.assemble import with_channels
+from jaxtrain.data.base import Dataset, relabelled
+from jaxtrain.data.objects import open_split, placed_labels
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.data.worker_watch import refuse_in_worker
 from jaxtrain.errors import DamagedError, UserError
@@ -27,7 +28,7 @@ from jaxtrain.evaluation.significance import MARGIN
 from jaxtrain.evaluation.statistics import RESAMPLES
 from jaxtrain.trees import tree_digest
 
-Data = str | DataConfig | Dataset | tuple[ArrayLike, ArrayLike]
+Data = str | DataConfig | Dataset | Any
 
 
 def benchmark(
@@ -118,15 +119,13 @@ def _dataset(data: Data, model: Any) -> Dataset:
         data = DataConfig(name=data)
     if isinstance(data, DataConfig):
         return load_dataset(data)
-    images, labels = data
-    channels = chosen(model.fitted.config.data.channels)
-    source = as_source(images, channels=channels)
-    test = ArraySource(
-        source.images, encode_labels(labels, model.class_names, len(source), model.fitted.classes), "test"
-    )
-    nothing = ArraySource(source.images[:0], test.labels[:0], "train")
-    height, width = source.images.shape[1:3]
-    return Dataset("arrays", tuple(model.class_names), nothing, None, lambda: test, channels, (height, width))
+    config = model.fitted.config.data
+    pair = data if isinstance(data, tuple) else (data, None)
+    split = open_split(*pair, where="the", config=config)
+    places, channels = placed_labels(split, model.class_names, model.fitted.classes), chosen(config.channels)
+    test = relabelled(with_channels(split.images, channels), places)
+    nothing = test.select(np.arange(0))
+    return Dataset("arrays", tuple(model.class_names), nothing, None, lambda: test, channels, None)
 
 
 def _named(models: Sequence[Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,9 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel
 
 from jaxtrain.config import Config, chosen
-from jaxtrain.data.arrays import as_source, encode_labels
+from jaxtrain.data.assemble import with_channels
 from jaxtrain.data.bad_images import BadImages
-from jaxtrain.data.base import ImageSource
+from jaxtrain.data.base import ImageSource, Labels
+from jaxtrain.data.objects import Split, open_split, placed_labels
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.evaluation.costs import ForwardPass
 from jaxtrain.evaluation.metrics import classification_metrics, softmax
@@ -22,7 +24,7 @@ from jaxtrain.runs.fitted import Fitted, save_model
 class Trained:
     """What can be done with the result of `fit` or `load`.
 
-    Images are arrays, or an `ImageSource` such as `FileSource` of image files. Of one that cannot be read, which is
+    Images are arrays, or anything else that `fit` takes, such as a list of paths. Of one that cannot be read, which is
     named in a warning, logits, probabilities and embeddings are NaN, and its class is -1; what is measured on
     labelled images has no place for it and raises RunError.
     """
@@ -63,15 +65,15 @@ class Trained:
         """Write the model to a folder: weights with digests (Orbax), config and class names. No pickle."""
         return save_model(self.fitted, Path(path))
 
-    def predict_logits(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
+    def predict_logits(self, images: Any) -> NDArray[np.float32]:
         """`float32[images, classes]`."""
         return self.fitted.predictor.predict_logits(self._source(images), BadImages(allowed=None))
 
-    def predict_proba(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
+    def predict_proba(self, images: Any) -> NDArray[np.float32]:
         """Softmax probabilities: `float32[images, classes]`, columns in the order of `class_names`."""
         return softmax(self.predict_logits(images)).astype(np.float32)
 
-    def predict(self, images: ArrayLike | ImageSource) -> NDArray[Any]:
+    def predict(self, images: Any) -> NDArray[Any]:
         """The most probable class of each image `[images]`: as labels were given to `fit` (strings, integers).
 
         Of a data set by name: `int32[images]`, an index into `class_names`. An image that cannot be read is -1; among
@@ -82,20 +84,21 @@ class Trained:
         labels = self.classes_[np.argmax(logits, axis=-1)]
         return labels if strings else np.where(np.isnan(logits).all(axis=-1), -1, labels)
 
-    def embed(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
+    def embed(self, images: Any) -> NDArray[np.float32]:
         """The vector before the head: `float32[images, features]`."""
         return self.fitted.predictor.embed(self._source(images), BadImages(allowed=None))
 
-    def evaluate(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-        """Accuracy, loss and more (`jaxtrain.evaluation.metrics`) on labelled images."""
-        logits = self._logits_of_all(images)
-        places = encode_labels(labels, self.class_names, len(logits), self.fitted.classes)
+    def evaluate(self, images: Any, labels: ArrayLike | None = None) -> dict[str, float]:
+        """Accuracy, loss and more (`jaxtrain.evaluation.metrics`) on labelled images.
+
+        Labels may be left out where the images hold theirs.
+        """
+        places, logits = self._labelled(images, labels)
         return classification_metrics(places, softmax(logits), logits)
 
-    def score(self, images: ArrayLike, labels: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+    def score(self, images: Any, labels: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy on labelled images, each counted by its weight."""
-        logits = self._logits_of_all(images)
-        places = encode_labels(labels, self.class_names, len(logits), self.fitted.classes)
+        places, logits = self._labelled(images, labels)
         weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
         return float(np.average(logits.argmax(1) == places, weights=weights))
 
@@ -136,7 +139,13 @@ class Trained:
         target = TargetTags(required=False)
         return Tags("classifier", target, classifier_tags=ClassifierTags(), input_tags=images)
 
-    def _logits_of_all(self, images: ArrayLike | ImageSource) -> NDArray[np.float32]:
+    def _labelled(self, images: Any, labels: ArrayLike | None) -> tuple[Labels, NDArray[np.float32]]:
+        """Places of the labels among the classes, and logits."""
+        split = self._opened(images, labels, labelled=True)
+        places = placed_labels(split, self.class_names, self.fitted.classes)
+        return places, self._logits_of_all(split.images)
+
+    def _logits_of_all(self, images: Any) -> NDArray[np.float32]:
         """`predict_logits`; RunError where an image cannot be read."""
         bad_images = BadImages(allowed=None, named=False)
         logits = self.fitted.predictor.predict_logits(self._source(images), bad_images)
@@ -144,7 +153,10 @@ class Trained:
             raise RunError(f"{len(listed)} of {len(logits)} images cannot be read: {'; '.join(listed[:20])}")
         return logits
 
-    def _source(self, images: ArrayLike | ImageSource) -> ImageSource:
-        if isinstance(images, ImageSource):
-            return images
-        return as_source(images, channels=chosen(self.fitted.config.data.channels))
+    def _source(self, images: Any) -> ImageSource:
+        return images if isinstance(images, ImageSource) else self._opened(images).images
+
+    def _opened(self, images: Any, labels: ArrayLike | None = None, *, labelled: bool = False) -> Split:
+        data = self.fitted.config.data
+        split = open_split(images, labels, where="the", config=data, labelled=labelled)
+        return replace(split, images=with_channels(split.images, chosen(data.channels)))

@@ -6,6 +6,7 @@ from jaxtrain.cli.benchmark import Benchmark
 from jaxtrain.cli.command import Group
 from jaxtrain.cli.embed import EMBED
 from jaxtrain.cli.export import Export
+from jaxtrain.cli.pack import Pack
 from jaxtrain.cli.predict import Predict
 from jaxtrain.cli.sweep import Sweep
 from jaxtrain.cli.sync import Sync
@@ -19,6 +20,7 @@ PROGRAM = Group(
         "benchmark": Benchmark,
         "sweep": Sweep,
         "embed": EMBED,
+        "pack": Pack,
         "export": Export,
         "sync": Sync,
         "recipes": Recipes,

@@ -13,12 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.archives import Npz, open_npz
 from jaxtrain.config import DataConfig
-from jaxtrain.data.assemble import assemble, convert_channels
-from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource, Labels
+from jaxtrain.data.assemble import assemble
+from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource
 from jaxtrain.data.known import KNOWN, Known
+from jaxtrain.data.labels import class_indices, classes_of, given_as, image_weights, label_values
 from jaxtrain.data.paths import existing
 from jaxtrain.data.splits import stratified_split
-from jaxtrain.errors import UserError, nearest
+from jaxtrain.errors import UserError
 
 Pair = tuple[ArrayLike, ArrayLike]
 
@@ -75,28 +76,20 @@ def arrays_dataset(
     sample_weight: ArrayLike | None = None,
 ) -> Dataset:
     """Arrays of any origin, checked; `open_test` is called when the test set is opened."""
-    images = _images(train[0], f"{name} train")
-    values = _label_values(train[1], f"{name} train", len(images))
-    if known.class_names is None:
-        classes = np.unique(values)
-    elif values.dtype.kind == "U":
-        classes = np.array(known.class_names)
-    else:
-        classes = np.arange(len(known.class_names))
-    names = known.class_names or tuple(str(value) for value in classes)
-    if len(set(names)) < len(names):
-        raise UserError(f"{name} class_names holds a name twice: {', '.join(names)}")
+    images = as_pixels(train[0], f"{name} train", config.value_range)
+    values = label_values(train[1], f"{name} train", len(images))
+    names, classes = classes_of(values, known.class_names, name)
 
     def source(pair: Pair, split: str) -> ImageSource:
         where = f"{name} {split}"
-        pixels = _images(pair[0], where)
+        pixels = as_pixels(pair[0], where, config.value_range)
         if pixels.shape[1:3] != images.shape[1:3]:
             raise UserError(f"{where} images are {_size(pixels)}, the training images {_size(images)}")
-        indices = _class_indices(_label_values(pair[1], where, len(pixels)), classes, where)
+        indices = class_indices(label_values(pair[1], where, len(pixels)), classes, where)
         return ArraySource(pixels, indices, where)
 
-    labels, where = _class_indices(values, classes, f"{name} train"), f"{name} train"
-    weights = None if sample_weight is None else _weights(sample_weight, len(images))
+    labels, where = class_indices(values, classes, f"{name} train"), f"{name} train"
+    weights = None if sample_weight is None else image_weights(sample_weight, len(images), "sample_weight")
     dataset = assemble(
         config,
         name=name,
@@ -108,15 +101,7 @@ def arrays_dataset(
         uniform_size=(images.shape[1], images.shape[2]),
         known=known,
     )
-    places = values.dtype.kind != "U" and np.array_equal(classes, np.arange(len(classes)))
-    return dataset if places else replace(dataset, classes=tuple(classes.tolist()))
-
-
-def _weights(given: ArrayLike, count: int) -> NDArray[np.float32]:
-    weights = np.asarray(given, np.float32)
-    if weights.shape != (count,) or not np.isfinite(weights).all() or weights.min() < 0 or not weights.any():
-        raise UserError(f"sample_weight must be {count} numbers of at least 0, not all 0, one for each image")
-    return weights * (count / weights.sum(dtype=np.float64)).astype(np.float32)
+    return replace(dataset, classes=given_as(classes))
 
 
 def digits_dataset(config: DataConfig) -> Dataset:
@@ -195,34 +180,49 @@ def _read_pair(file: Npz, keys: tuple[str, str] | None) -> Pair | None:
     return file[keys[0]], file[keys[1]]
 
 
-def _images(images: ArrayLike, where: str) -> Images:
-    """Checked, as `uint8[images, height, width, channels]`."""
+def as_pixels(images: ArrayLike, where: str, value_range: tuple[float, float] | None = None) -> Images:
+    """Checked, as `uint8[images, height, width, channels]`; other numbers are rescaled from `value_range`."""
     try:
         array = images if isinstance(images, np.ndarray) else np.asarray(images)
     except ValueError:
         raise UserError(f"{where} images have different shapes: stack images of one size") from None
-    if array.dtype.kind in "UST" or (array.dtype == object and array.size and isinstance(array.flat[0], str | Path)):
-        raise UserError(
-            f"{where} images are given as file paths; give their pixels, uint8[images, height, width, channels], or "
-            "name their folder: data.name=folder:PATH to train, `jaxtrain predict RUN_DIR IMAGE ...` to label them"
-        )
-    if array.dtype != np.uint8:
-        seen = _range(array)
-        values = f" in {seen[0]:g}..{seen[1]:g}" if seen else ""
-        raise UserError(f"{where} images are {array.dtype}{values}, must be uint8: {_conversion(array)}")
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{where} images are {array.dtype}, must be uint8: pass an array of numbers")
     if not array.size:
         raise UserError(f"{where} images are empty: shape {list(array.shape)}")
-    if array.ndim == 3:
-        array = array[..., None]
-    if array.ndim != 4 or array.shape[-1] not in (1, 3, 4):
+    shape = array.shape if array.ndim != 3 else (*array.shape, 1)
+    if len(shape) != 4 or shape[-1] not in (1, 3, 4):
         hint = ""
-        if array.ndim == 4 and array.shape[1] in (1, 3, 4):
-            hint = ": numpy.moveaxis(images, 1, -1) puts the channels last"
+        if len(shape) == 4 and shape[1] in (1, 3, 4):
+            hint = ", not [images, channels, height, width]: numpy.moveaxis(images, 1, -1) puts the channels last"
         raise UserError(
             f"{where} images have shape {list(array.shape)}, must be [images, height, width] or "
             f"[images, height, width, 1, 3 or 4]{hint}"
         )
-    return array
+    if array.dtype != np.uint8:
+        array = _rescaled(array, value_range, where)
+    return array.reshape(shape)
+
+
+def _rescaled(array: NDArray[Any], value_range: tuple[float, float] | None, where: str) -> Images:
+    if value_range is None or array.dtype.kind == "b":
+        seen = _range(array)
+        values, declared = (f" in {seen[0]:g}..{seen[1]:g}", "; or declare data.value_range") if seen else ("", "")
+        raise UserError(f"{where} images are {array.dtype}{values}, must be uint8: {_conversion(array)}{declared}")
+    low, high = value_range
+    pixels = np.empty(array.shape, np.uint8)
+    for start in range(0, len(array), 256):
+        part = array[start : start + 256].astype(np.float32)
+        if not ((part >= low) & (part <= high)).all():
+            raise UserError(f"data.value_range {low:g} {high:g}: {where} images have {_outside(part, low, high)}")
+        pixels[start : start + 256] = np.rint((part - low) * (255 / (high - low)))
+    return pixels
+
+
+def _outside(values: NDArray[Any], low: float, high: float) -> str:
+    """What of the values is not in the range."""
+    wrong = values[~((values >= low) & (values <= high))]
+    return "values that are not finite" if not np.isfinite(wrong).all() else f"the value {wrong[0]:g}"
 
 
 def _range(array: NDArray[Any]) -> tuple[float, float] | None:
@@ -238,88 +238,15 @@ def _conversion(array: NDArray[Any]) -> str:
     """How to make it uint8, as Python."""
     if array.dtype.kind == "b":
         return "images.astype(numpy.uint8) * 255"
-    if (seen := _range(array)) is None:
-        return "pass an array of numbers"
-    low, high = seen
+    low, high = _range(array) or (np.nan, np.nan)
     if array.dtype == np.uint16 and high > 255:
         return "(images // 257).astype(numpy.uint8) where 65535 is white"
-    if low < 0 or high > 255 or np.isnan(array[:1000]).any():
+    if not (low >= 0 and high <= 255) or np.isnan(array[:1000]).any():
         return "rescale to 0..255 first, then .round().astype(numpy.uint8)"
     if array.dtype.kind != "f":
         return "images.astype(numpy.uint8)"
     return ("(images * 255)" if high <= 1 else "images") + ".round().astype(numpy.uint8)"
 
 
-def _label_values(labels: ArrayLike, where: str, count: int) -> NDArray[Any]:
-    """Checked labels as given: `[images]` of integers or strings."""
-    values = np.asarray(labels)
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.dtype == object and all(isinstance(value, str) for value in values.flat):
-        values = values.astype(str)
-    if values.ndim != 1:
-        raise UserError(f"{where} labels have shape {list(values.shape)}, must be [images]{_why_a_matrix(values)}")
-    if len(values) != count:
-        raise UserError(f"{where} has {count} images and {len(values)} labels")
-    if values.dtype.kind == "f":
-        if np.isnan(values).any():
-            raise UserError(f"{where} label {int(np.isnan(values).argmax())} is NaN")
-        whole = bool((values == np.floor(values)).all())
-        hint = (
-            "labels.astype(int)" if whole else "numbers with fractions are no classes, and regression is not supported"
-        )
-        raise UserError(f"{where} labels are {values.dtype}, must be integers or strings: {hint}")
-    if values.dtype.kind not in "iubU":
-        raise UserError(f"{where} labels are {values.dtype}, must be integers or strings")
-    if values.dtype.kind == "i" and (values < 0).any():
-        place = int((values < 0).argmax())
-        raise UserError(f"{where} label {place} is {values[place]}: labels must not be negative")
-    return values
-
-
-def _why_a_matrix(values: NDArray[Any]) -> str:
-    """What to do about labels in rows, where that is known."""
-    if values.ndim != 2 or values.dtype.kind not in "iubf" or not np.isin(values, (0, 1)).all():
-        return ""
-    if (values.sum(axis=1) == 1).all():
-        return ": labels.argmax(1), for the rows are one-hot"
-    return ": some rows name several classes or none, and multi-label classification is not supported yet"
-
-
-def _class_indices(values: NDArray[Any], classes: NDArray[Any], where: str) -> Labels:
-    """Place of each label in `classes`: `int32[images]`."""
-    if (values.dtype.kind == "U") != (classes.dtype.kind == "U"):
-        raise UserError(f"{where} labels are {values.dtype}, the training labels {classes.dtype}")
-    order = np.argsort(classes, kind="stable")
-    places = np.searchsorted(classes, values, sorter=order).clip(max=len(classes) - 1)
-    indices = order[places].astype(np.int32)
-    unknown = classes[indices] != values
-    if unknown.any():
-        value = str(values[unknown.argmax()])
-        raise UserError(
-            f"{where} label '{value}' is none of the {len(classes)} classes: {nearest(value, map(str, classes))}"
-        )
-    return indices
-
-
 def _size(images: Images) -> str:
     return f"{images.shape[2]}x{images.shape[1]}"
-
-
-def as_source(images: ArrayLike, *, channels: int) -> ArraySource:
-    """Images to predict on, without labels (zeros stand in). Raises `UserError` as `from_arrays` does."""
-    pixels = convert_channels(_images(images, "the"), channels)
-    return ArraySource(pixels, np.zeros(len(pixels), np.int32), "given")
-
-
-def encode_labels(
-    labels: ArrayLike, class_names: Sequence[str], count: int, classes: Sequence[int] | Sequence[str] | None = None
-) -> Labels:
-    """Labels as places in `class_names`, `int32[images]`: strings are looked up, integers are places already.
-
-    classes: what integers stand for each class, where they are not places.
-    """
-    values = _label_values(labels, "the", count)
-    numbers = np.arange(len(class_names)) if classes is None or isinstance(classes[0], str) else np.asarray(classes)
-    names = np.array(class_names) if values.dtype.kind == "U" else numbers
-    return _class_indices(values, names, "the")

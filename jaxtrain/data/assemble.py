@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -14,8 +14,9 @@ from jaxtrain.config import DataConfig
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource, Subset
 from jaxtrain.data.decode import BadImageError, read_image, to_channels
+from jaxtrain.data.header_cache import scan
 from jaxtrain.data.known import Known
-from jaxtrain.data.scan import drop_bad, find_bad_images
+from jaxtrain.data.scan import Headers, drop_bad, find_bad_images
 from jaxtrain.data.splits import Indices, stratified_split, stratified_subset
 from jaxtrain.errors import UserError
 
@@ -63,13 +64,13 @@ def assemble(
 
     def open_converted() -> ImageSource | None:
         test = open_test() if drawn is None else drawn
-        return None if test is None else _readable(_with_channels(test, channels), config, channels, bad_images)
+        return None if test is None else _readable(with_channels(test, channels), config, channels, bad_images)
 
     return Dataset(
         name=name,
         class_names=class_names,
-        train=_with_channels(train, channels),
-        val=None if val is None else _with_channels(val, channels),
+        train=with_channels(train, channels),
+        val=None if val is None else with_channels(val, channels),
         open_test=open_converted,
         channels=channels,
         uniform_size=uniform_size,
@@ -87,6 +88,34 @@ def check_names(name: str, class_names: Sequence[str]) -> None:
             class_name.encode()
         except UnicodeEncodeError:
             raise UserError(f"{name}: the class name {class_name!a} is not valid UTF-8; rename it") from None
+
+
+def assemble_splits(
+    config: DataConfig,
+    class_names: tuple[str, ...],
+    sources: Mapping[str, ImageSource],
+    headers: Mapping[str, Headers] | None = None,
+) -> Dataset:
+    """`assemble` for splits (train, val, test) of encoded images, whose headers are read where they are not given.
+
+    Unreadable ones are dropped before the split up to `max_bad_images` in all, and listed; RunError for more.
+    """
+    seen = headers or {}
+    headers = {name: seen.get(name) or scan(source, config.max_pixels) for name, source in sources.items()}
+    bad_images = BadImages(config.max_bad_images)
+    kept = drop_bad({name: (sources[name], headers[name].bad) for name in sources}, bad_images)
+    return assemble(
+        config,
+        name=config.name,
+        class_names=class_names,
+        train=kept["train"],
+        val=kept.get("val"),
+        open_test=lambda: kept.get("test"),
+        natural_channels=headers["train"].channels,
+        uniform_size=headers["train"].uniform_size,
+        known=Known(),
+        bad_images=bad_images,
+    )
 
 
 def _hold_out(train: ImageSource, option: str, config: DataConfig) -> tuple[ImageSource, ImageSource]:
@@ -136,7 +165,8 @@ def _subset(train: ImageSource, size: int, seed: int) -> Indices:
         raise UserError(f"data.max_train_images {size} is too few: {error}") from None
 
 
-def _with_channels(source: ImageSource, channels: int) -> ImageSource:
+def with_channels(source: ImageSource, channels: int) -> ImageSource:
+    """The same images with 1 channel or 3, where they are an array in memory; others are converted as they are read."""
     if not isinstance(source, ArraySource) or source.images.shape[-1] == channels:
         return source
     if isinstance(source.images, np.memmap):  # through `read`, one at a time

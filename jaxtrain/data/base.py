@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,8 @@ class FileSource:
     labels: Labels
     metadata: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """What else is known of each image, `{name: [images]}`: the Benchmark tells results by it."""
+    weights: NDArray[np.float32] | None = None
+    """`float32[images]`: how much each image counts in training; None: all the same."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,8 +102,81 @@ class FileSource:
 
     def select(self, indices: NDArray[np.int64]) -> FileSource:
         """The same files, fewer or in another order."""
-        metadata = {name: values[indices] for name, values in self.metadata.items()}
-        return FileSource([self.paths[i] for i in indices], self.labels[indices], metadata)
+        paths = [self.paths[i] for i in indices]
+        return replace(self, paths=paths, **picked(self, indices))
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """Images that are parts of files, such as the members of a tar file: each is read from its place."""
+
+    files: tuple[str, ...]
+    places: NDArray[np.int64]
+    """Number of the file, first byte and length in bytes of each image: `int64[images, 3]`."""
+    labels: Labels
+    names: Sequence[str]
+    """What a person would look for to find each image."""
+    metadata: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """As of `FileSource`."""
+    weights: NDArray[np.float32] | None = None
+    """As of `FileSource`."""
+    version: str = ""
+    """Another one for files of the same names that have changed."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        """The encoded image; OSError where the file ends before it does."""
+        number, start, length = self.places[index].tolist()
+        # Held here: another thread may have put its own into the cache.
+        file = _opened(self.files[number], self.version)
+        data = os.pread(file.fileno(), length, start)
+        if len(data) < length:
+            raise OSError(f"{self.files[number]} is cut off")
+        return data
+
+    def describe(self, index: int) -> str:
+        """File and place in it."""
+        return self.names[index]
+
+    def select(self, indices: NDArray[np.int64]) -> PartSource:
+        """The same parts, fewer or in another order."""
+        names = Picked(self.names, indices)
+        return replace(self, places=self.places[indices], names=names, **picked(self, indices))
+
+
+@dataclass(frozen=True)
+class Picked(Sequence[str]):
+    """Some of many names, which are not copied."""
+
+    names: Sequence[str]
+    indices: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.names[int(self.indices[index])]
+
+
+@lru_cache(maxsize=64)
+def _opened(path: str, version: str) -> BinaryIO:
+    """Kept open, and read by place alone, so that threads share it; closed when nothing uses it any more."""
+    del version
+    return open(path, "rb", buffering=0)  # type: ignore[return-value]
+
+
+def picked(source: Any, indices: NDArray[np.int64]) -> dict[str, Any]:
+    """Labels, metadata and weights of some images of a source, by the names of its fields."""
+    weights = None if source.weights is None else source.weights[indices]
+    metadata = {name: values[indices] for name, values in source.metadata.items()}
+    return {"labels": source.labels[indices], "metadata": metadata, "weights": weights}
+
+
+def weights_of(source: ImageSource) -> NDArray[np.float32] | None:
+    """How much each image counts in training, `float32[images]`; None: all the same."""
+    return getattr(source, "weights", None)
 
 
 @dataclass(frozen=True)
@@ -115,6 +190,17 @@ class Subset:
     def labels(self) -> Labels:
         """`int32[images]`."""
         return self.source.labels[self.indices]
+
+    @cached_property
+    def weights(self) -> NDArray[np.float32] | None:
+        """`float32[images]`, or None."""
+        weights = weights_of(self.source)
+        return None if weights is None else weights[self.indices]
+
+    @cached_property
+    def metadata(self) -> Mapping[str, NDArray[Any]]:
+        """What else is known of each image, `{name: [images]}`."""
+        return {name: values[self.indices] for name, values in getattr(self.source, "metadata", {}).items()}
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -130,6 +216,45 @@ class Subset:
     def select(self, indices: NDArray[np.int64]) -> Subset:
         """Fewer of these images, or in another order."""
         return Subset(self.source, self.indices[indices])
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Another source with other labels, and weights in training."""
+
+    source: ImageSource
+    labels: Labels
+    weights: NDArray[np.float32] | None = None
+
+    @property
+    def metadata(self) -> Mapping[str, NDArray[Any]]:
+        """What else is known of each image, `{name: [images]}`."""
+        return getattr(self.source, "metadata", {})
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes | Images:
+        """As the other source gives it."""
+        return self.source.read(index)
+
+    def describe(self, index: int) -> str:
+        """As the other source names it."""
+        return self.source.describe(index)
+
+    def select(self, indices: NDArray[np.int64]) -> Relabelled:
+        """Fewer of these images, or in another order."""
+        weights = None if self.weights is None else self.weights[indices]
+        return Relabelled(self.source.select(indices), self.labels[indices], weights)
+
+
+def relabelled(
+    source: ImageSource, labels: Labels, weights: NDArray[np.float32] | None = None
+) -> ArraySource | FileSource | Relabelled:
+    """The same images with these labels and weights."""
+    if isinstance(source, ArraySource | FileSource):
+        return replace(source, labels=labels, weights=weights)
+    return Relabelled(source, labels, weights)
 
 
 @dataclass(frozen=True)

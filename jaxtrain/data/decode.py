@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _SIGNED = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "JPEG2000", "AVIF")
 # Those without a real signature come last: TGA would take an ICO for its own.
 _FORMATS = (*_SIGNED, "PCX", "TGA")
+GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _ORIENTATION = 0x0112
 # Start-of-frame markers of baseline, extended and progressive JPEG; the rarer kinds go to Pillow.
 _PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)
@@ -172,6 +173,17 @@ def to_channels(image: Images, channels: int) -> Images:
     if image.shape[-1] not in (2, 3, 4):
         raise BadImageError(f"{image.shape[-1]} channels, expected 1 to 4")
     return _pixels(Image.fromarray(np.ascontiguousarray(image)), channels)
+
+
+def pillow_pixels(image: Image) -> Images:
+    """A Pillow image as `decode_image` gives it: `uint8[height, width, 1 or 3]`, upright; one channel where it is grey.
+
+    Raises `BadImageError` as that does.
+    """
+    with _reasons():
+        image.load()
+        grey = image.mode in GREY_MODES or image.mode.startswith("I;16")
+        return _upright(_pixels(image, 1 if grey else 3), _orientation(image))
 
 
 def _check_pixels(height: int, width: int, max_pixels: int) -> None:

@@ -12,10 +12,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxtrain.data.base import ArraySource, FileSource, Images, ImageSource, Labels
+from jaxtrain.data.base import ArraySource, FileSource, Images, ImageSource, Labels, PartSource, Relabelled, weights_of
 from jaxtrain.data.decode import to_channels
+from jaxtrain.data.objects import ItemsSource
 from jaxtrain.data.scan import parallel
 from jaxtrain.data.splits import Indices
+
+_SAMPLED = 64
 
 
 def images_fingerprint(split: ImageSource, *, workers: int = 8) -> str:
@@ -55,14 +58,24 @@ def digest_of_test_set(ids: Iterable[str], labels: Labels, class_names: Sequence
 
 
 def data_digest(source: ImageSource) -> str:
-    """What identifies a split cheaply: the pixels of arrays, the names of files; and the labels."""
+    """What identifies a split cheaply: labels and weights, the pixels of an array, or what images are called.
+
+    Of parts of files their lengths, and of nameless items a sample of the images.
+    """
     digest = hashlib.sha256(np.ascontiguousarray(source.labels).tobytes())
     if isinstance(source, ArraySource):
         digest.update(np.ascontiguousarray(source.images).data)
-        digest.update(b"" if source.weights is None else source.weights.tobytes())
     else:
         for index in range(len(source)):
             digest.update(source.describe(index).encode())
+        within = source.source if isinstance(source, Relabelled) else source
+        if isinstance(within, PartSource):
+            digest.update(np.ascontiguousarray(within.places[:, 2]).data)
+        elif isinstance(within, ItemsSource):
+            for index in np.unique(np.linspace(0, len(source) - 1, _SAMPLED).astype(int)).tolist():
+                digest.update(_digest(source.read(index)))
+    weights = weights_of(source)
+    digest.update(b"" if weights is None else weights.tobytes())
     return digest.hexdigest()
 
 
@@ -96,7 +109,8 @@ def duplicates(train: ImageSource, test: ImageSource, *, workers: int = 8) -> li
 
 def _as_loaded(source: ImageSource) -> ImageSource:
     loaded = source.loaded if isinstance(source, ArraySource) else None
-    return source if loaded is None else loaded
+    source = source if loaded is None else loaded
+    return _as_loaded(source.source) if isinstance(source, Relabelled) else source
 
 
 def _digests(source: ImageSource, indices: Indices, workers: int, channels: int | None) -> list[tuple[bytes, int]]:

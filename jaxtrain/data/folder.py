@@ -15,12 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxtrain.config import DataConfig
-from jaxtrain.data.assemble import assemble, check_names
-from jaxtrain.data.bad_images import BadImages
-from jaxtrain.data.base import Dataset, FileSource, ImageSource
-from jaxtrain.data.known import Known
+from jaxtrain.data.assemble import assemble_splits, check_names
+from jaxtrain.data.base import Dataset, FileSource
 from jaxtrain.data.paths import existing
-from jaxtrain.data.scan import drop_bad, parallel, scan_files, why_no_image
+from jaxtrain.data.scan import parallel, why_no_image
+from jaxtrain.data.splits import SPLIT_NAMES
 from jaxtrain.errors import UserError
 
 # Files with these names count as images, also where they turn out unreadable; others by their content.
@@ -28,11 +27,6 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif"),
     *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".ico"),
 )
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "eval"), "test"),
-}
 _WRAPPERS = ("images", "data")
 # What operating systems and network storage keep beside people's files: bins, snapshots, thumbnails.
 _SYSTEM = (
@@ -86,25 +80,9 @@ def folder_dataset(config: DataConfig, text: str) -> Dataset:
     if found["train"].lacking:
         raise UserError(f"{splits['train'].folder} has class folders without an image: {_few(found['train'].lacking)}")
 
-    sources = {name: part.images for name, part in found.items()}
-    headers = {name: scan_files([str(p) for p in s.paths], config.max_pixels) for name, s in sources.items()}
-    bad_images = BadImages(config.max_bad_images)
-    kept = drop_bad({n: (sources[n], headers[n].bad) for n in sources}, bad_images)
     for warning in _warnings(root, splits, found):
         _log.warning("%s", warning)
-    test: ImageSource | None = kept.get("test")
-    dataset = assemble(
-        config,
-        name=config.name,
-        class_names=tuple(classes),
-        train=kept["train"],
-        val=kept.get("val"),
-        open_test=lambda: test,
-        natural_channels=headers["train"].channels,
-        uniform_size=headers["train"].uniform_size,
-        known=Known(),
-        bad_images=bad_images,
-    )
+    dataset = assemble_splits(config, tuple(classes), {name: part.images for name, part in found.items()})
     if splits["train"].folder == root:
         return dataset
     return replace(dataset, taken=", ".join(f"{n}: {s.folder.relative_to(root)}" for n, s in splits.items()))
@@ -170,10 +148,10 @@ def _find_splits(root: Path) -> dict[str, _Split]:
 
 def _named_splits(tops: list[str]) -> dict[str, str]:
     """Which folder is which split, by their names; empty where none is the training set."""
-    exact = {name: _SPLITS[name.lower()] for name in tops if name.lower() in _SPLITS}
+    exact = {name: SPLIT_NAMES[name.lower()] for name in tops if name.lower() in SPLIT_NAMES}
     if "train" in exact.values():
         return exact
-    words = {name: {_SPLITS[w] for w in re.split(r"[^a-z]+", name.lower()) if w in _SPLITS} for name in tops}
+    words = {name: {SPLIT_NAMES[w] for w in re.split(r"[^a-z]+", name.lower()) if w in SPLIT_NAMES} for name in tops}
     if all(len(splits) == 1 for splits in words.values()):
         loose = {name: splits.pop() for name, splits in words.items()}
         return loose if "train" in loose.values() else {}
@@ -185,7 +163,7 @@ def _look_through(folder: Path, classes: Collection[str] = ()) -> Path:
     while True:
         tops = _subfolders(folder)
         inner = tops if len(tops) == 1 else [name for name in tops if name.lower() in _WRAPPERS]
-        if len(inner) != 1 or inner[0] in classes or inner[0].lower() in _SPLITS:
+        if len(inner) != 1 or inner[0] in classes or inner[0].lower() in SPLIT_NAMES:
             return folder
         below, others = folder / inner[0], (folder / name for name in tops if name != inner[0])
         if not _only_folders(below) or any(map(_holds_images, others)):
@@ -212,7 +190,7 @@ def _holds_images(folder: Path) -> bool:
 
 def _subfolders(folder: Path) -> list[str]:
     with _listing(folder) as entries:
-        return sorted(entry.name for entry in entries if not _hidden(entry.name) and _is_folder(entry))
+        return sorted(entry.name for entry in entries if not hidden(entry.name) and _is_folder(entry))
 
 
 # --- which files are images ------------------------------------------------------------------------
@@ -266,7 +244,7 @@ def _files_below(folder: str | Path) -> Iterator[str]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             for entry in entries:
-                if _hidden(entry.name):
+                if hidden(entry.name):
                     continue
                 if _is_folder(entry):
                     waiting.append(entry.path)
@@ -286,14 +264,15 @@ def _listing(folder: str | Path) -> Iterator[Iterator[os.DirEntry[str]]]:
 
 def _files(folder: Path) -> list[str]:
     with _listing(folder) as entries:
-        return sorted(entry.path for entry in entries if not _hidden(entry.name) and not _is_folder(entry))
+        return sorted(entry.path for entry in entries if not hidden(entry.name) and not _is_folder(entry))
 
 
 def _named_image(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS)
 
 
-def _hidden(name: str) -> bool:
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is the system's."""
     return name.startswith(".") or name.lower() in _SYSTEM
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from jaxtrain.config import Config, DataConfig, chosen
-from jaxtrain.data.base import ArraySource, Dataset, ImageSource
+from jaxtrain.data.base import ArraySource, Dataset, ImageSource, weights_of
 from jaxtrain.data.decode import BadImageError, naming_memory_errors, read_image
 from jaxtrain.data.scan import parallel
 from jaxtrain.data.transforms import Interpolation, center_crop_resize, keeps_as_it_is
@@ -83,7 +83,7 @@ def _decoded(
     if not images:
         raise RunError(f"none of the {len(source)} images can be read; the first: {source.describe(0)}: {found[0]}")
     places = np.flatnonzero([not isinstance(image, str) for image in found])
-    given = source.weights if isinstance(source, ArraySource) else None
+    given = weights_of(source)
     weights = None if given is None else given[places]
     loaded = source.select(places) if bad else source
     return ArraySource(

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.bad_images import BadImages
-from jaxtrain.data.base import LARGEST_FILE, ImageSource
+from jaxtrain.data.base import LARGEST_FILE, Images, ImageSource
 from jaxtrain.data.decode import (
+    GREY_MODES,
     NOT_AN_IMAGE,
     PNG_SIGNATURE,
     BadImageError,
@@ -25,7 +26,6 @@ from jaxtrain.readers import open_file, without_name
 
 # Enough for the header of nearly every file, a JPEG's EXIF with a thumbnail included.
 _HEAD_BYTES = 32 * 1024
-_GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 Result = TypeVar("Result")
 
@@ -66,7 +66,7 @@ def header_of(data: bytes, *, signed: bool = False) -> Header:
         return str(error)
     if not height * width:
         return f"{width}x{height} has no pixels"
-    return height, width, mode in _GREY_MODES or mode.startswith("I;16")
+    return height, width, mode in GREY_MODES or mode.startswith("I;16")
 
 
 def header_of_file(path: str, *, signed: bool = False) -> Header:
@@ -114,10 +114,9 @@ def refuse_large(headers: Headers, max_pixels: int) -> Headers:
     return Headers(sizes, headers.grey, dict(sorted({**headers.bad, **large}.items())))
 
 
-def scan_files(paths: Sequence[str], max_pixels: int, workers: int = 16) -> Headers:
-    """Read every header, many at a time: on network disks the waiting dominates."""
-    headers = collect(parallel(lambda i: header_of_file(paths[i]), len(paths), workers))
-    return refuse_large(headers, max_pixels)
+def header_of_image(image: bytes | Images) -> Header:
+    """As `header_of`, of pixels too."""
+    return header_of(image) if isinstance(image, bytes) else (*image.shape[:2], image.shape[-1] == 1)
 
 
 def find_bad_images(source: ImageSource, *, channels: int, max_pixels: int, workers: int = 4) -> dict[int, str]:

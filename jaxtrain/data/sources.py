@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from jaxtrain.config import DataConfig
+from jaxtrain.config import ColumnsConfig, DataConfig
 from jaxtrain.data.arrays import digits_dataset, npz_dataset
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.elpv import elpv_dataset
 from jaxtrain.data.folder import folder_dataset
+from jaxtrain.data.hf_source import hf_dataset
 from jaxtrain.data.idx import idx_dataset
 from jaxtrain.data.known import KNOWN
+from jaxtrain.data.manifest import manifest_dataset
+from jaxtrain.data.tar_source import tar_dataset
 from jaxtrain.data.tfds_source import tfds_dataset
 from jaxtrain.errors import UserError, nearest
 
 ARRAYS = "arrays"
 """The name in the config of a run on arrays that were given in Python."""
-_SCHEMES = {
+_TABLES = ("csv", "jsonl", "parquet")
+_WITH_COLUMNS = (*_TABLES, "wds", "hf", ARRAYS)
+_SCHEMES: dict[str, Callable[[DataConfig, str], Dataset]] = {
     "folder": folder_dataset,
+    **{kind: partial(manifest_dataset, kind) for kind in _TABLES},
     "idx": idx_dataset,
     "npz": npz_dataset,
     "tfds": tfds_dataset,
+    "wds": tar_dataset,
+    "hf": hf_dataset,
     "elpv": elpv_dataset,
 }
-_FORMS = ("digits", "elpv:SPLIT", "folder:PATH", "idx:PATH", "npz:PATH", "tfds:NAME")
+_FORMS = (
+    *("digits", "elpv:SPLIT", "folder:PATH", "csv:FILE", "jsonl:FILE", "parquet:FILE", "idx:PATH", "npz:PATH"),
+    *("tfds:NAME", "wds:PATTERN", "hf:NAME"),
+)
 
 
 def load_dataset(config: DataConfig) -> Dataset:
@@ -38,6 +51,10 @@ def load_dataset(config: DataConfig) -> Dataset:
     scheme, colon, rest = config.name.partition(":")
     if config.dir is not None and scheme in {"digits", *_SCHEMES} - {"tfds"}:
         raise UserError(f"data.dir is an option of tfds:NAME, not of {config.name}")
+    if config.columns != ColumnsConfig() and scheme not in _WITH_COLUMNS:
+        raise UserError(f"data.columns: an option of {', '.join(_WITH_COLUMNS)}, not of {config.name}")
+    if config.value_range is not None and scheme not in ("npz", "hf", ARRAYS):
+        raise UserError(f"data.value_range: an option of npz, hf and arrays given to fit(), not of {config.name}")
     if config.name == "digits":
         return digits_dataset(config)
     if config.name == ARRAYS:
@@ -63,8 +80,8 @@ def _suggestion(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         return f"did you mean 'folder:{name}'?"
-    if path.suffix == ".npz":
-        return f"did you mean 'npz:{name}'?"
+    if path.suffix[1:] in ("npz", *_TABLES):
+        return f"did you mean '{path.suffix[1:]}:{name}'?"
     return nearest(name, _FORMS)
 
 

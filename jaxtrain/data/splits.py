@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 from jaxtrain.data.base import Labels
 
 Indices = NDArray[np.int64]
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval"), "test"),
+}
+"""What people call the splits, in small letters."""
 
 
 def stratified_split(labels: Labels, fraction: float, seed: int) -> tuple[Indices, Indices]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.bad_images import BadImages
-from jaxtrain.data.base import Images, ImageSource, Labels
+from jaxtrain.data.base import Images, ImageSource, Labels, weights_of
 from jaxtrain.data.decode import BadImageError, naming_memory_errors, pixels_of, read_encoded, size_to_shrink
 from jaxtrain.data.order import Order
 from jaxtrain.data.transforms import (
@@ -54,7 +54,7 @@ class HostBatch:
     labels: Labels
     """`int32[local_batch]`; 0 where padded."""
     weights: NDArray[np.float32]
-    """`float32[local_batch]`: 0 for padding and unreadable images, otherwise 1."""
+    """`float32[local_batch]`: 0 for padding and unreadable images, otherwise the source's for training, or 1."""
     indices: NDArray[np.int64]
     """`int64[local_batch]`: positions in the source; -1 where padded."""
 
@@ -178,6 +178,8 @@ class BatchStream(Iterator[HostBatch]):
         indices = places.indices(start, start + places.local_batch)
         images = np.empty((places.local_batch, places.image_size, places.image_size, places.channels), np.uint8)
         weights = (indices >= 0).astype(np.float32)
+        if places.order is not None and (given := weights_of(places.source)) is not None:
+            weights *= given[indices]
         for first in range(0, places.local_batch, _CHUNK):
             chunk = self._next_chunk()
             # A copy, because a worker's array lies in shared memory that goes with it.

@@ -28,6 +28,7 @@ from jaxtrain.data.known import KNOWN, Known
 from jaxtrain.data.records import features_of, open_records
 from jaxtrain.data.scan import Header, Headers, collect, drop_bad, header_of, parallel, refuse_large
 from jaxtrain.errors import DamagedError, UserError, nearest
+from jaxtrain.files import user_cache
 
 _CACHE_AFTER_SECONDS = 2.0
 _CONNECT_SECONDS = 10.0
@@ -262,8 +263,7 @@ def _cache_file(folder: str, split: str, features: _Features) -> Path:
     """Named after everything the result depends on: the files by size and time, and the features."""
     files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in Path(folder).iterdir())
     key = hashlib.sha256(repr((folder, split, features, files)).encode()).hexdigest()
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "jaxtrain" / "tfds" / f"{key[:32]}.npz"
+    return user_cache() / "tfds" / f"{key[:32]}.npz"
 
 
 def _save_cache(path: Path, labels: Labels, headers: Headers) -> None:

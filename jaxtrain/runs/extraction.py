@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 from jaxtrain.config import chosen
 from jaxtrain.data.augment import augment, normalize
 from jaxtrain.data.bad_images import BadImages
-from jaxtrain.data.base import ArraySource, Images, ImageSource, Labels
+from jaxtrain.data.base import ImageSource, relabelled
 from jaxtrain.data.digest import images_fingerprint
 from jaxtrain.embeddings.key import EmbeddingKey
 from jaxtrain.embeddings.store import Embeddings, EmbeddingStore, Progress
@@ -108,27 +106,4 @@ class Extractor:
 
 def _with_places(source: ImageSource) -> ImageSource:
     """The same images, each labelled with its place: what an augmented view of it is seeded by."""
-    places = np.arange(len(source), dtype=np.int32)
-    if isinstance(source, ArraySource):
-        return dataclasses.replace(source, labels=places)
-    return _Placed(source, places)
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """Another source with other labels."""
-
-    source: ImageSource
-    labels: Labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int) -> bytes | Images:
-        return self.source.read(index)
-
-    def describe(self, index: int) -> str:
-        return self.source.describe(index)
-
-    def select(self, indices: NDArray[np.int64]) -> _Placed:
-        return _Placed(self.source.select(indices), self.labels[indices])
+    return relabelled(source, np.arange(len(source), dtype=np.int32))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.config import Config
-from jaxtrain.data.base import ArraySource, Dataset, ImageSource
+from jaxtrain.data.base import Dataset, ImageSource, weights_of
 from jaxtrain.data.scan import why_unreadable
 from jaxtrain.data.splits import stratified_split
 from jaxtrain.errors import UserError
@@ -196,8 +196,7 @@ class HeadLearning:
                 found = self._extractor(source, view, progress)
             x = found.load()
             places = self._readable(x, source)
-            weights = source.weights if isinstance(source, ArraySource) else None
-            parts.append(Vectors(x, source.labels, weights).select(places))
+            parts.append(Vectors(x, source.labels, weights_of(source)).select(places))
             computed, seconds = computed + found.computed, seconds + found.seconds
         joined = parts[0].joined(*parts[1:])
         return Embedded(joined, places, computed, seconds)

@@ -150,11 +150,15 @@ def flat_config(config: Config) -> dict[str, object]:
     tree = config.model_dump(mode="json")
     if _own_optimizer(config):  # which is given the schedule
         tree["optimizer"] = {"learning_rate": config.optimizer.learning_rate}
-    for name, value in tree.items():
+
+    def enter(path: str, value: Any) -> None:
         if isinstance(value, Mapping):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+            for key, inner in value.items():
+                enter(f"{path}.{key}" if path else key, inner)
         else:
-            flat[name] = value
+            flat[path] = value
+
+    enter("", tree)
     return flat
 
 
@@ -182,7 +186,7 @@ def stepwise_plan(setup: Setup, run_dir: Path, look: str | None) -> Plan:
         trainable=size_of(shapes["params"]),
         class_names=setup.dataset.class_names,
         images=class_counts(setup.dataset),
-        settings=_folders(setup.dataset) | _settings(setup),
+        settings=_taken(setup.dataset) | _settings(setup),
         run_dir=run_dir,
         look=look,
     )
@@ -202,7 +206,7 @@ def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: P
         trainable=0,
         class_names=dataset.class_names,
         images=class_counts(dataset),
-        settings=_folders(dataset)
+        settings=_taken(dataset)
         | {
             "weights": str(config.model.weights),
             "input": f"{data.image_size} x {data.image_size} x {data.channels}, {features.batch_size} images at once",
@@ -216,9 +220,9 @@ def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: P
     )
 
 
-def _folders(dataset: Dataset) -> dict[str, str]:
-    """Which folder is which split, where the data set has something to say of it."""
-    return {"folders": dataset.taken} if dataset.taken else {}
+def _taken(dataset: Dataset) -> dict[str, str]:
+    """Which folder is which split, or which column holds what, where the data set has something to say of it."""
+    return {"read as": dataset.taken} if dataset.taken else {}
 
 
 def class_counts(dataset: Dataset) -> dict[str, list[int]]:

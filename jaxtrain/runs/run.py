@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import tempfile
 import traceback
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from jaxtrain.data.digest import data_digest
 from jaxtrain.errors import JaxtrainError, RunError, UserError
 from jaxtrain.evaluation.costs import training_seconds
 from jaxtrain.evaluation.evaluate import evaluate_on_test, track_evaluation
-from jaxtrain.files import optional
+from jaxtrain.files import optional, user_cache
 from jaxtrain.redact import redact
 from jaxtrain.runs.directory import RunDirectory
 from jaxtrain.runs.fitted import Fitted, read_model, restored, save_model
@@ -323,8 +322,7 @@ def _use_compilation_cache(config: Config) -> None:
     """Compiled programs are kept in the user's cache folder, unless JAX was told where to keep them."""
     if not config.parallel.compilation_cache or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(root / "jaxtrain" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -11,7 +11,6 @@ from jaxtrain.config import Config
 from jaxtrain.data.base import ArraySource, Dataset
 from jaxtrain.data.order import Order
 from jaxtrain.data.residence import make_resident
-from jaxtrain.errors import UserError
 from jaxtrain.runs.few_shot import few_shot_indices
 from jaxtrain.runs.program import Program, Programs, program_key, values_of
 from jaxtrain.runs.resolve import mixes_images
@@ -83,8 +82,6 @@ def make_feed(config: Config, dataset: Dataset, program: Program, *, streamed: b
     strategy = program.strategy
     order = Order(len(dataset.train), config.train.batch_size, config.seed)
     if streamed:
-        if isinstance(dataset.train, ArraySource) and dataset.train.weights is not None:
-            raise UserError("sample_weight: for images that are on the device; give data.loader device")
         return open_stream(dataset.train, order, config, strategy, dataset.bad_images)
     assert isinstance(dataset.train, ArraySource)
     calls = config.train.steps_per_call or 1

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -113,7 +111,8 @@ def test_the_test_set_is_not_looked_at_before_it_is_opened():
         (np.array([None] * 20), _labels(), "object, must be uint8: pass an array of numbers"),
         ([np.zeros((2, 2)), np.zeros((3, 3))], [0, 1], "different shapes"),
         (_images(0), [], "empty"),
-        (_images(20, 3, 4, 5), _labels(), r"shape \[20, 3, 4, 5\].*moveaxis"),
+        (_images(20, 3, 4, 5), _labels(), r"shape \[20, 3, 4, 5\].*not \[images, channels, height, width\].*moveaxis"),
+        (_images(20, 3, 4, 5) / 255, _labels(), r"not \[images, channels, height, width\]"),
         (_images(20, 4, 5, 2), _labels(), r"shape \[20, 4, 5, 2\]"),
         (_images(), _labels(19), "20 images and 19 labels"),
         (_images(), np.where(_labels(), np.nan, 0.0), "label 1 is NaN"),
@@ -124,8 +123,6 @@ def test_the_test_set_is_not_looked_at_before_it_is_opened():
         (_images(), np.eye(20, dtype=np.float32), "argmax"),
         (_images(), np.ones((20, 3), int), "multi-label classification is not supported"),
         (_images(), np.eye(3)[[0] * 20] * 0, "multi-label classification is not supported"),
-        ([f"folder/{i}.png" for i in range(20)], _labels(), "given as file paths.*folder:PATH"),
-        ([Path(f"{i}.png") for i in range(20)], _labels(), "given as file paths.*jaxtrain predict"),
         (_images(), [None] * 20, "object, must be integers or strings"),
         (_images(), np.zeros(20, int), r"one class only \(0\)"),
     ],
@@ -142,10 +139,34 @@ def test_the_conversion_that_an_error_names_works(low_high):
     images = np.linspace(*low_high, 20 * 20).reshape(20, 4, 5)
     with pytest.raises(UserError) as error:
         from_arrays(images, _labels())
-    advice = str(error.value).partition("must be uint8: ")[2].replace("numpy", "np")
+    advice = str(error.value).partition("must be uint8: ")[2].partition(";")[0].replace("numpy", "np")
     converted = eval(advice, {"images": images, "np": np})
     assert (converted.min(), converted.max()) == (0, 255)
     from_arrays(converted, _labels())
+
+
+@pytest.mark.parametrize(
+    ("given", "value_range", "expected"),
+    [
+        (np.array([0.0, 0.5, 1.0], np.float32), (0, 1), [0, 128, 255]),
+        (np.array([-1.0, 0.0, 1.0]), (-1, 1), [0, 128, 255]),
+        (np.array([0.0, 127.6, 255.0], np.float16), (0, 255), [0, 128, 255]),
+        (np.array([0, 2048, 4095], np.uint16), (0, 4095), [0, 128, 255]),
+        (np.array([0, 9, 255], np.uint8), (0, 1), [0, 9, 255]),
+    ],
+)
+def test_values_are_rescaled_from_the_range_that_was_declared(given, value_range, expected):
+    images = np.tile(given, (20, 2, 1))
+    data = from_arrays(images, _labels(), config=DataConfig(value_range=value_range))
+    assert data.train.images[0, 0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(("wrong", "told"), [(1.5, "the value 1.5"), (-0.1, "the value -0.1"), (np.nan, "not finite")])
+def test_values_out_of_that_range_are_refused(wrong, told):
+    images = np.full((20, 2, 2), 0.5)
+    images[7, 1, 0] = wrong
+    with pytest.raises(UserError, match=rf"data\.value_range 0 1: .*{told}"):
+        from_arrays(images, _labels(), config=DataConfig(value_range=(0, 1)))
 
 
 def test_wrong_class_names_and_sizes_are_refused():

@@ -6,8 +6,13 @@ from PIL import Image
 
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, FileSource
-from jaxtrain.data.scan import collect, drop_bad, find_bad_images, header_of, parallel, scan_files
+from jaxtrain.data.header_cache import scan
+from jaxtrain.data.scan import collect, drop_bad, find_bad_images, header_of, parallel
 from jaxtrain.errors import RunError
+
+
+def _scan(paths, max_pixels):
+    return scan(FileSource(paths, np.zeros(len(paths), np.int32)), max_pixels)
 
 
 def _encode(pixels, kind="PNG", **options):
@@ -47,7 +52,7 @@ def _write(folder, **files):
 def test_a_scan_names_every_unreadable_file(tmp_path):
     good = _encode(_noise(8, 8))
     paths = _write(tmp_path, a=good, b=b"", c=b"no image", d=_encode(_noise(20, 30)), e=good)
-    headers = scan_files([*paths, str(tmp_path / "gone")], max_pixels=100)
+    headers = _scan([*paths, str(tmp_path / "gone")], max_pixels=100)
     assert headers.bad.keys() == {1, 2, 3, 5}
     assert "empty" in headers.bad[1]
     assert "not an image" in headers.bad[2]
@@ -62,7 +67,7 @@ def test_a_header_after_a_long_comment_is_found(tmp_path):
     jpeg = _encode(_noise(8, 10, 3), "JPEG")
     (path,) = _write(tmp_path, a=jpeg[:2] + comment + jpeg[2:])
     assert Image.open(path).size == (10, 8)
-    assert scan_files([path], 10**6).uniform_size == (8, 10)
+    assert _scan([path], 10**6).uniform_size == (8, 10)
 
 
 def test_sizes_that_differ_are_not_uniform():
@@ -78,7 +83,7 @@ def test_decoding_finds_what_headers_hide(tmp_path):
     png = bytearray(_encode(_noise(64, 64, 3)))
     png[len(png) // 2] ^= 0xFF
     paths = _write(tmp_path, a=jpeg, b=jpeg[: len(jpeg) // 2], c=bytes(png), d=jpeg)
-    assert scan_files(paths, 10**6).bad == {}
+    assert _scan(paths, 10**6).bad == {}
     source = FileSource(paths, np.zeros(4, np.int32))
     assert find_bad_images(source, channels=3, max_pixels=10**6).keys() == {1, 2}
     arrays = ArraySource(_noise(3, 4, 4, 1), np.zeros(3, np.int32))

@@ -1,0 +1,242 @@
+"""What is where in tar files: read once from their headers, then kept in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxtrain.config import ColumnsConfig
+from jaxtrain.data.base import PartSource
+from jaxtrain.data.folder import EXTENSIONS, hidden
+from jaxtrain.data.scan import Headers, collect, header_of_image, parallel
+from jaxtrain.data.splits import SPLIT_NAMES
+from jaxtrain.data.table import ROLES
+from jaxtrain.errors import RunError, UserError
+from jaxtrain.files import user_cache
+
+_log = logging.getLogger(__name__)
+_LABELS = ("cls", "label", "class")
+"""Members that hold a label and nothing else."""
+_LONGEST_TEXT = 1_000_000
+NO_LABEL = ""
+
+
+@dataclass(frozen=True)
+class Packed(Sequence[str]):
+    """Many strings in one buffer."""
+
+    text: NDArray[np.uint8]
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Packed:
+        """The same strings."""
+        encoded = [name.encode(errors="surrogateescape") for name in names]
+        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        start = self.ends[index - 1] if index else 0
+        return self.text[start : self.ends[index]].tobytes().decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """The images of some tar files, in their order."""
+
+    places: NDArray[np.int64]
+    """As of `PartSource`."""
+    text: NDArray[np.uint8]
+    ends: NDArray[np.int64]
+    """`Packed` names of the members, with that of their file in front."""
+    labels: NDArray[np.int64]
+    """Place of each image's label in `values`."""
+    values: NDArray[np.str_]
+    folders: NDArray[np.bool_]
+    """Whether the label is the name of the folder that an image is in: `bool[1]`."""
+    splits: NDArray[np.int64]
+    """Place of the split in train, val, test; -1 where the member's path says nothing."""
+    sizes: NDArray[np.int32]
+    grey: NDArray[np.bool_]
+    bad: NDArray[np.str_]
+    """Number and reason of each unreadable image: `str[bad, 2]`."""
+    key: NDArray[np.str_]
+    """Names the files and their state: `str[1]`."""
+
+    @property
+    def names(self) -> Packed:
+        """What the images are called."""
+        return Packed(self.text, self.ends)
+
+    @property
+    def headers(self) -> Headers:
+        """Of all images."""
+        return Headers(self.sizes, self.grey, {int(index): str(reason) for index, reason in self.bad})
+
+
+def tar_index(files: Sequence[str], columns: ColumnsConfig, where: str) -> TarIndex:
+    """The index of tar files, from the cache where they have not changed since.
+
+    Raises UserError for what is no tar file or holds no labelled images, RunError for a damaged one.
+    """
+    states = [os.stat(file) for file in files]
+    told = [
+        (file, state.st_size, state.st_mtime_ns)
+        for file, state in zip(map(os.path.abspath, files), states, strict=True)
+    ]
+    key = hashlib.sha256(repr((1, told, columns)).encode()).hexdigest()
+    cached = user_cache() / "tar" / f"{key[:32]}.npz"
+    try:
+        with np.load(cached, allow_pickle=False) as stored:
+            return TarIndex(**{field.name: stored[field.name] for field in fields(TarIndex)})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        index = _read(files, columns, where, key)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        partial = cached.with_suffix(f".{os.getpid()}.npz")
+        np.savez(partial, **vars(index))
+        partial.replace(cached)
+    except OSError:
+        pass  # a full or read-only home costs time at the next start, nothing else
+    return index
+
+
+@dataclass(frozen=True)
+class _Image:
+    name: str
+    start: int
+    length: int
+    label: str | None
+    split: int
+
+
+def _read(files: Sequence[str], columns: ColumnsConfig, where: str, key: str) -> TarIndex:
+    shards = parallel(lambda i: list(_images_of(files[i], columns)), len(files), workers=8)
+    found = [(number, image) for number, images in enumerate(shards) for image in images]
+    if not found:
+        raise UserError(f"{where} holds no images")
+    # Labels beside the images where one has such; else the folders are the classes.
+    folders = all(image.label is None for _, image in found)
+    texts = [PurePosixPath(image.name).parent.name if folders else image.label or NO_LABEL for _, image in found]
+    values, labels = np.unique(np.array(texts), return_inverse=True)
+    places = np.array([(number, image.start, image.length) for number, image in found], np.int64)
+    names = Packed.of([f"{files[number]}/{image.name}" for number, image in found])
+    source = PartSource(tuple(files), places, np.zeros(len(places), np.int32), names)
+    headers = collect(parallel(lambda i: header_of_image(source.read(i)), len(places), workers=8))
+    bad = np.array([[index, reason] for index, reason in headers.bad.items()], np.str_).reshape(-1, 2)
+    splits = np.array([image.split for _, image in found], np.int64)
+    return TarIndex(
+        places=places,
+        text=names.text,
+        ends=names.ends,
+        labels=labels.astype(np.int64),
+        values=values,
+        folders=np.array([folders]),
+        splits=splits,
+        sizes=headers.sizes,
+        grey=headers.grey,
+        bad=bad,
+        key=np.array([key]),
+    )
+
+
+def _images_of(path: str, columns: ColumnsConfig) -> Iterator[_Image]:
+    """The images of one tar file: members of one name up to its first dot belong together."""
+    key: tuple[str, str] | None = None
+    sample: dict[str, tarfile.TarInfo] = {}
+    for member in _members(path):
+        folder, _, name = member.name.rpartition("/")
+        stem, _, extension = name.partition(".")
+        if hidden(name) or any(map(hidden, folder.removeprefix("./").split("/")[:-1] if folder else [])):
+            continue
+        if (folder, stem) != key:
+            yield from _sample(path, sample, columns)
+            key, sample = (folder, stem), {}
+        if extension in sample:
+            raise UserError(f"{path}: holds {member.name} twice")
+        sample[extension] = member
+    yield from _sample(path, sample, columns)
+
+
+def _members(path: str) -> Iterator[tarfile.TarInfo]:
+    """The plain files in a tar file, none of which is opened or unpacked."""
+    size, others = os.path.getsize(path), 0
+    seen: dict[str, tuple[int, int]] = {}
+    try:
+        with open(path, "rb") as file:
+            if file.read(2) == b"\x1f\x8b":
+                raise UserError(f"{path} is compressed, which allows no random access: unpack it with gunzip")
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # which would hold every member seen
+                    if member.islnk() and member.linkname in seen:  # tar's way to store a file twice
+                        member.offset_data, member.size = seen[member.linkname]
+                    elif not member.isreg() or member.issparse():
+                        others += not member.isdir()
+                        continue
+                    seen[member.name] = member.offset_data, member.size
+                    if member.offset_data + member.size > size:
+                        raise RunError(f"{path} is cut off in {member.name}")
+                    yield member
+        if others:
+            _log.warning("%s: %d members are not used, as they are no plain files (links, devices)", path, others)
+    except tarfile.TarError as error:
+        raise UserError(f"{path} is not a tar file, or damaged: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _sample(path: str, members: Mapping[str, tarfile.TarInfo], columns: ColumnsConfig) -> Iterator[_Image]:
+    pictures = [extension for extension in members if f".{extension.lower()}".endswith(EXTENSIONS)]
+    if columns.image is not None:
+        pictures = [extension for extension in pictures if extension == columns.image]
+    if not pictures:
+        return
+    if len(pictures) > 1:
+        names = ", ".join(members[extension].name for extension in pictures)
+        raise UserError(f"{path}: one sample has several images ({names}): say which: data.columns.image={pictures[0]}")
+    member = members[pictures[0]]
+    top = member.name.removeprefix("./").split("/")[0].lower() if "/" in member.name else ""
+    split = list(dict.fromkeys(SPLIT_NAMES.values())).index(SPLIT_NAMES[top]) if top in SPLIT_NAMES else -1
+    yield _Image(member.name, member.offset_data, member.size, _label(path, members, columns), split)
+
+
+def _label(path: str, members: Mapping[str, tarfile.TarInfo], columns: ColumnsConfig) -> str | None:
+    """What the members beside an image say of its class; None where there is nothing."""
+    names = _LABELS if columns.label is None else (columns.label,)
+    if (member := next((members[name] for name in names if name in members), None)) is not None:
+        return _text(path, member).strip()
+    if "json" in members:
+        try:
+            values = json.loads(_text(path, members["json"]))
+        except ValueError:
+            raise UserError(f"{path}: {members['json'].name} is not valid JSON") from None
+        keys = ROLES["label"] if columns.label is None else (columns.label,)
+        found = next((values[key] for key in keys if key in values), None) if isinstance(values, dict) else None
+        if isinstance(found, str | int):
+            return str(found)
+    return None
+
+
+def _text(path: str, member: tarfile.TarInfo) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(member.offset_data)
+            return file.read(min(member.size, _LONGEST_TEXT)).decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: {member.name} is not valid UTF-8") from None
