@@ -346,7 +346,7 @@ def test_a_state_of_tracking_with_values_of_other_kinds_is_forgotten(tmp_path):
 def test_a_class_whose_name_is_not_utf8_is_refused_before_its_images_are_read(tmp_path, monkeypatch):
     for name in (b"cat", b"caf\xe9"):
         os.makedirs(os.fsencode(tmp_path) + b"/images/" + name)
-    monkeypatch.setattr("jaxtrain.data.folder.scan_files", lambda *_: pytest.fail("was scanned"))
+    monkeypatch.setattr("jaxtrain.data.assemble.scan", lambda *_: pytest.fail("was scanned"))
     with pytest.raises(UserError, match=r"class name 'caf\\udce9' is not valid UTF-8; rename it"):
         load_dataset(DataConfig(name=f"folder:{tmp_path / 'images'}"))
     np.savez(tmp_path / "d.npz", x_train=IMAGES, y_train=LABELS, class_names=np.array(["a", "b", "c", "\udce9"]))
