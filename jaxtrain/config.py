@@ -329,6 +329,65 @@ class FinetuneConfig(Section):
         return self
 
 
+LOSSES: dict[str, dict[str, float | None]] = {
+    "cross_entropy": {},
+    "bce": {"target_threshold": None},
+    "focal": {"gamma": 2.0},
+    "poly1": {"epsilon": 1.0},
+    "asymmetric": {"gamma": 4.0, "gamma_positive": 0.0, "clip": 0.05},
+    "gce": {"q": 0.7},
+}
+"""The options that each loss has besides those of all, and what None stands for."""
+OF_SIGMOIDS = ("bce", "asymmetric")
+"""Losses that ask of each class apart whether it is there; the others compare the classes by a softmax."""
+
+
+class LossConfig(Section):
+    """What training minimises; `val/loss` and `test/loss` are the cross-entropy whatever it is. None: the loss's own.
+
+    Soft targets (label smoothing, mixup, CutMix) weigh the loss of each class by its share, except for
+    `target_threshold`.
+    """
+
+    name: Literal["cross_entropy", "bce", "focal", "poly1", "asymmetric", "gce"] = "cross_entropy"
+    """bce: binary cross-entropy of each class, summed; focal: Lin et al. 2017, on the softmax; poly1: Leng et al. 2022;
+    asymmetric: Ridnik et al. 2021, on each class; gce: generalised cross-entropy, for noisy labels (Zhang and Sabuncu
+    2018). fe has them for the heads linear (with solver sgd) and mlp."""
+    target_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """bce: targets above it become 1, others 0 (ResNet strikes back, Wightman et al. 2021, A1: 0.2); None: as they
+    are."""
+    gamma: NonNegative | None = None
+    """focal: how much less what is right already counts (default: 2); asymmetric: the same for absent classes
+    (default: 4)."""
+    gamma_positive: NonNegative | None = None
+    """asymmetric: the same for the classes that are there (default: 0)."""
+    clip: Rate | None = None
+    """asymmetric: absent classes below this probability count nothing (default: 0.05)."""
+    epsilon: Annotated[float, Field(ge=-1.0)] | None = None
+    """poly1: weight of the added 1 - p (default: 1)."""
+    q: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """gce: from near 0, the cross-entropy, to 1, the mean absolute error, which bears most noise (default: 0.7)."""
+    logit_adjustment: NonNegative = 0.0
+    """Train on logits plus so many times the logarithm of each class's share of the training images, so that rare
+    classes are not neglected in prediction (Menon et al. 2021: 1; 0: off); for losses on the softmax."""
+
+    @model_validator(mode="after")
+    def _options_of_the_loss(self) -> LossConfig:
+        for option in type(self).model_fields:
+            if option in ("name", "logit_adjustment", *LOSSES[self.name]) or getattr(self, option) is None:
+                continue
+            owners = " and ".join(name for name, options in LOSSES.items() if option in options)
+            raise ValueError(f"{option} is an option of {owners}, not of {self.name}")
+        if self.logit_adjustment and self.name in OF_SIGMOIDS:
+            raise ValueError(f"logit_adjustment needs a loss on the softmax, and {self.name} asks of each class apart")
+        return self
+
+    def resolved(self) -> LossConfig:
+        """With the loss's own value for each option that is None."""
+        own = {option: value for option, value in LOSSES[self.name].items() if getattr(self, option) is None}
+        return self.model_copy(update=own)
+
+
 class TrainConfig(Section):
     """Length of training, batch, loss and evaluation."""
 
@@ -530,6 +589,7 @@ class Config(Section):
     head: HeadConfig = HeadConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -559,6 +619,18 @@ class Config(Section):
                 off = section == "augment" and value in ("none", 0)  # which is what happens all the same
                 if value != getattr(default[section], option) and not off and not self.acts(path):
                     raise ValueError(self._no_effect(path))
+        return self
+
+    @model_validator(mode="after")
+    def _loss_that_acts(self) -> Config:
+        if self.own.loss is not None and self.loss != LossConfig():
+            raise ValueError(f"loss.name {self.loss.name} has no effect: own.loss {self.own.loss} takes its place")
+        if self.technique == "fe" and self.loss != LossConfig() and self.head.kind not in ("linear", "mlp"):
+            raise ValueError(f"loss is for the heads linear and mlp; head.name {self.head.name} has its own")
+        if self.technique == "fe" and self.loss.name != "cross_entropy" and self.head.solver == "lbfgs":
+            raise ValueError(f"head.solver lbfgs is for loss.name cross_entropy; {self.loss.name} needs sgd")
+        if self.loss.target_threshold is not None and self.train.label_smoothing:
+            raise ValueError("train.label_smoothing has no effect: loss.target_threshold makes targets 0 and 1 again")
         return self
 
     def _no_effect(self, path: str) -> str:

@@ -11,6 +11,7 @@ ROOMS = (
         "version",
         "errors",
         "config",
+        "losses",
         "redact",
         "escape",
         "config_io",

@@ -171,6 +171,7 @@ class HeadLearning:
                 num_classes=self.dataset.num_classes,
                 seed=seed,
                 class_weights=weights,
+                loss=config.loss,
                 check=self.check,
             )
 
@@ -263,7 +264,8 @@ def fit_vectors(
         kept, out = stratified_split(train.y, config.data.val_fraction, config.data.split_seed)
         train, val = Vectors(x[kept], train.y[kept]), Vectors(x[out], train.y[out])
     weights = vector_weights(config, train, len(names))
-    head = fit_head(config.head, train, val, num_classes=len(names), seed=config.seed, class_weights=weights)
+    given: dict[str, Any] = {"num_classes": len(names), "seed": config.seed, "class_weights": weights}
+    head = fit_head(config.head, train, val, **given, loss=config.loss)
     tree = {"params": dict(head.arrays), "frozen": {}, "model_state": {}}
     bound = technique.bind(config, Binding(len(names)))
     return Fitted(bound, tuple(map(str, names)), tree, {"head": head.meta()})

@@ -60,9 +60,8 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
         data = data.model_copy(update={"loader": where})
     optimizer = resolve_optimizer(config.optimizer)
     check_schedule(config.schedule)
-    resolved = config.model_copy(
-        update={"data": data, "train": train, "model": model, "augment": augment, "optimizer": optimizer}
-    )
+    sections = {"data": data, "train": train, "model": model, "augment": augment, "optimizer": optimizer}
+    resolved = config.model_copy(update={**sections, "loss": config.loss.resolved()})
     total = total_steps(resolved, len(dataset.train)) / (len(dataset.train) / train.batch_size)
     warmup = config.schedule.warmup_epochs
     if warmup is None:

@@ -12,6 +12,7 @@ from jaxtrain.data.base import ArraySource, Dataset
 from jaxtrain.data.order import Order
 from jaxtrain.data.residence import make_resident
 from jaxtrain.errors import UserError
+from jaxtrain.losses import log_shares
 from jaxtrain.runs.few_shot import few_shot_indices
 from jaxtrain.runs.program import Program, Programs, program_key, values_of
 from jaxtrain.runs.resolve import mixes_images
@@ -61,8 +62,10 @@ def prepare(technique: T, dataset: Dataset, programs: Programs | None = None) ->
         accumulate=config.train.accumulate,
         pairs=mixes_images(config),
     )
-    weights = class_weights(config, dataset)
-    technique = technique.bind(config, Binding(dataset.num_classes, weights, cropped=streamed, training=True))
+    weights, shares = class_weights(config, dataset), None
+    if config.loss.logit_adjustment:
+        shares = tuple(log_shares(dataset.class_counts).tolist())
+    technique = technique.bind(config, Binding(dataset.num_classes, weights, shares, streamed, training=True))
 
     def make() -> Program:
         return Program(technique, len(dataset.train), strategy)
@@ -70,7 +73,9 @@ def prepare(technique: T, dataset: Dataset, programs: Programs | None = None) ->
     if programs is None:
         program, values = make(), {}
     else:
-        key = f"{program_key(technique, config)} {weights} {dataset.num_classes} {len(dataset.train)} {streamed}"
+        key = (
+            f"{program_key(technique, config)} {weights} {shares} {dataset.num_classes} {len(dataset.train)} {streamed}"
+        )
         program, values = programs.get(key, make), values_of(config)
     feed = make_feed(config, dataset, program, streamed=streamed)
     state, step = program.initial_state(values), program.spec(values)
