@@ -7,6 +7,7 @@ directory's `config.yaml`, which is enough to repeat the run.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -75,6 +76,11 @@ class DataConfig(Section):
     """Unreadable images that may be skipped (named and counted) before the run stops."""
     max_pixels: Count = 50_000_000
     """Images with more pixels are refused as unreadable: decompression bombs."""
+    sampling: Literal["uniform", "balanced", "sqrt", "effective"] = "uniform"
+    """Classes of an epoch of as many images (ft, pt). uniform: each image once; balanced: all alike; sqrt: by the
+    square root of their images; effective: each image weighs 1 / its class's effective number (Cui et al. 2019)."""
+    sampling_beta: Rate = 0.999
+    """sampling=effective: from 0, uniform, towards 1, balanced."""
     loader: Literal["auto", "device", "stream"] = "auto"
     """device: the whole set lives on the device; stream: worker processes decode; auto: device where it fits."""
     device_budget_mb: Count = 1024
@@ -92,6 +98,12 @@ class DataConfig(Section):
     augment.crop=random_resized (default: that of the weights, without any 1: nothing is cut but what is not square)."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Of that resize, antialiased either way (default: that of the weights, without any bilinear)."""
+
+    @model_validator(mode="after")
+    def _beta_of_effective(self) -> DataConfig:
+        if self.sampling != "effective" and self.sampling_beta != type(self).model_fields["sampling_beta"].default:
+            raise ValueError(f"sampling_beta is an option of sampling effective, not of {self.sampling}")
+        return self
 
 
 class AugmentConfig(Section):
@@ -401,8 +413,9 @@ class TrainConfig(Section):
     """Split each batch into so many parts and sum their gradients: less memory."""
     label_smoothing: Rate = 0.0
     """Mass of the target spread evenly over all classes."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """balanced: weigh each class by the inverse of its frequency in the training set."""
+    class_weights: Literal["none", "balanced"] | dict[str, float] | Path = "none"
+    """How much each class counts in the loss. balanced: by the inverse of its frequency in the training set; a mapping
+    from class names to weights, or a YAML or JSON file of one (classes that are not named: 1; only ratios matter)."""
     ema_decay: Rate | None = None
     """Decay of the exponential moving average of the parameters, which is then evaluated (None: off)."""
     eval_every: Positive = 1.0
@@ -429,6 +442,20 @@ class TrainConfig(Section):
     hang_minutes: Positive = 10.0
     """Without a step for so long (six times as long while compiling and evaluating) the stacks of all threads are
     written to `stacks.txt` in the run directory, and a state that can be saved is."""
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _weights_of_classes(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            if not isinstance(value, str | Path):
+                raise ValueError(
+                    f"must be none, balanced, a file, or a mapping from class names to weights, not {value}"
+                )
+            return value
+        for name, weight in value.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                raise ValueError(f"the weight of class {name} must be a number above 0, not {weight}")
+        return {str(name): float(weight) for name, weight in value.items()}
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -551,6 +578,7 @@ _IDLE = {
         *("optimizer", "schedule", "checkpoint", "finetune", "own.loss", "own.optimizer"),
         *(f"train.{option}" for option in TrainConfig.model_fields if option != "class_weights"),
         *("augment.mixup", "augment.cutmix", "augment.test_flips", "data.loader", "data.device_budget_mb"),
+        *("data.sampling", "data.sampling_beta"),
         *("model.drop_rate", "model.drop_path_rate", "model.remat"),
     ),
     "ft": ("features", "head", "data.draws"),
@@ -623,6 +651,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _loss_that_acts(self) -> Config:
+        if self.data.sampling != "uniform" and self.train.class_weights == "balanced":
+            raise ValueError(
+                f"data.sampling {self.data.sampling} and train.class_weights balanced are for the same imbalance; "
+                "give one of them"
+            )
         if self.own.loss is not None and self.loss != LossConfig():
             raise ValueError(f"loss.name {self.loss.name} has no effect: own.loss {self.own.loss} takes its place")
         if self.technique == "fe" and self.loss != LossConfig() and self.head.kind not in ("linear", "mlp"):

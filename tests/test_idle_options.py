@@ -24,7 +24,8 @@ ACTING = {
 IDLE = {
     "pt": {"data.draws"},
     "ft": {"data.draws"},
-    "fe": {"data.loader", "data.device_budget_mb", "model.drop_rate", "model.drop_path_rate", "model.remat"}
+    "fe": {"data.loader", "data.device_budget_mb", "data.sampling", "data.sampling_beta"}
+    | {"model.drop_rate", "model.drop_path_rate", "model.remat"}
     | {"own.loss", "own.optimizer"}
     | {path for path in option_paths() if path.startswith("train.")} - {"train.class_weights"},
 }

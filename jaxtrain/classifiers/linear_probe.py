@@ -44,7 +44,7 @@ def probed_head(job: Job, pretrained: Pretrained) -> Tree:
         val,
         num_classes=dataset.num_classes,
         seed=job.config.seed,
-        class_weights=vector_weights(job.config, train, dataset.num_classes),
+        class_weights=vector_weights(job.config, train, dataset.class_names),
         loss=job.config.loss,
         check=learning.check,
     )

@@ -15,6 +15,7 @@ from jaxtrain.errors import UserError
 _SHOWN = ("macro_f1", "ece")
 _OF_TRAINING = {
     *("val_fraction", "max_train_images", "shots", "draws", "loader", "device_budget_mb", "workers", "prefetch"),
+    *("sampling", "sampling_beta"),
     *("image_size", "mean", "std", "crop_pct", "interpolation"),  # each model has its own
 }
 """Options of a data set that have no effect on a test set."""

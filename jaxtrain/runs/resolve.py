@@ -14,6 +14,7 @@ from jaxtrain.data.residence import loader
 from jaxtrain.errors import UserError
 from jaxtrain.models import model_spec
 from jaxtrain.models.weights import Pretrained
+from jaxtrain.runs.imbalance import resolve_class_weights
 from jaxtrain.training.optimizers import check_schedule, decay_steps, resolve_optimizer
 from jaxtrain.training.progress import Timetable
 
@@ -37,7 +38,7 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
     model = _model(config.model, pretrained)
     backend = jax.default_backend()
     data = _data(config.data, dataset, model, pretrained)
-    train = config.train
+    train = resolve_class_weights(config.train, dataset.class_names)
     changes: dict[str, object] = {}
     if train.epochs is None and train.steps is None:
         changes["epochs"] = _DEFAULT_EPOCHS.get(dataset.name, _OTHER_EPOCHS)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import numpy as np
-
 from jaxtrain.config import Config
 from jaxtrain.data.base import ArraySource, Dataset
-from jaxtrain.data.order import Order
+from jaxtrain.data.order import Order, sampler
 from jaxtrain.data.residence import make_resident
 from jaxtrain.errors import UserError
-from jaxtrain.losses import log_shares
 from jaxtrain.runs.few_shot import few_shot_indices
+from jaxtrain.runs.imbalance import adjusted_shares, class_weights
 from jaxtrain.runs.program import Program, Programs, program_key, values_of
 from jaxtrain.runs.resolve import mixes_images
 from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
@@ -62,9 +60,8 @@ def prepare(technique: T, dataset: Dataset, programs: Programs | None = None) ->
         accumulate=config.train.accumulate,
         pairs=mixes_images(config),
     )
-    weights, shares = class_weights(config, dataset), None
-    if config.loss.logit_adjustment:
-        shares = tuple(log_shares(dataset.class_counts).tolist())
+    each = class_weights(config.train, dataset.class_counts, dataset.class_names)
+    weights, shares = None if each is None else tuple(each.tolist()), adjusted_shares(config, dataset)
     technique = technique.bind(config, Binding(dataset.num_classes, weights, shares, streamed, training=True))
 
     def make() -> Program:
@@ -86,7 +83,8 @@ def prepare(technique: T, dataset: Dataset, programs: Programs | None = None) ->
 def make_feed(config: Config, dataset: Dataset, program: Program, *, streamed: bool) -> Feed:
     """Training images from the device, or from a stream."""
     strategy = program.strategy
-    order = Order(len(dataset.train), config.train.batch_size, config.seed)
+    drawn = sampler(config.data, dataset.train.labels, dataset.num_classes)
+    order = Order(len(dataset.train), config.train.batch_size, config.seed, drawn)
     if streamed:
         if isinstance(dataset.train, ArraySource) and dataset.train.weights is not None:
             raise UserError("sample_weight: for images that are on the device; give data.loader device")
@@ -96,12 +94,3 @@ def make_feed(config: Config, dataset: Dataset, program: Program, *, streamed: b
     feed = ResidentFeed(dataset.train, order, strategy, steps_per_call=calls, data=program.data)
     program.data = feed.data
     return feed
-
-
-def class_weights(config: Config, dataset: Dataset) -> tuple[float, ...] | None:
-    """Inverse frequencies whose mean over the training images is 1; classes without an image get 0."""
-    if config.train.class_weights == "none":
-        return None
-    counts = dataset.class_counts
-    present = np.count_nonzero(counts)
-    return tuple(float(len(dataset.train) / (present * n)) if n else 0.0 for n in counts)
