@@ -23,8 +23,9 @@ def store_model(
 ) -> None:
     """Upload an exported model folder as a LoggedModel of the run.
 
-    `request` is what `Tracker.log_model` queued. `model_id` is the model that an earlier, interrupted attempt
-    created; `created` is told the id of a new one. Nothing is imported from JAX, and the model is not run.
+    `request` is what `Tracker.log_model` queued, with the run's parameters as `params`. `model_id` is the model that an
+    earlier, interrupted attempt created; `created` is told the id of a new one. Nothing is imported from JAX, and the
+    model is not run.
     """
     import mlflow.pyfunc
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
@@ -40,7 +41,11 @@ def store_model(
             found[0]
             if found
             else client.create_logged_model(
-                experiment_id, name=request["name"], source_run_id=run_id, model_type="image-classifier"
+                experiment_id,
+                name=request["name"],
+                source_run_id=run_id,
+                model_type="image-classifier",
+                params=dict(request["params"]),
             )
         )
         model_id = str(model.model_id)
@@ -68,6 +73,23 @@ def store_model(
         )
         client.log_model_artifacts(model_id, str(local))
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+    if (registered := request.get("register")) is not None:
+        _register(client, registered, model_id, run_id)
+
+
+def _register(client: Any, name: str, model_id: str, run_id: str) -> None:
+    """The model as the next version of a registered one, which is made where it is missing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    versions = client.search_model_versions(f"name = '{name}'")
+    if not any(version.run_id == run_id for version in versions):  # an earlier attempt may have got this far
+        location = client.get_logged_model(model_id).artifact_location  # models:/ID would be sought in MLflow's default
+        client.create_model_version(name, location, run_id, model_id=model_id)
 
 
 def image_signature(image_shape: tuple[int, ...]) -> Any:
