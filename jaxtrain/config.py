@@ -91,9 +91,9 @@ class DataConfig(Section):
     prefetch: Count = 4
     """Batches decoded ahead of the step."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel in 0..1, subtracted from the images (default: the data set's)."""
+    """Mean of each channel in 0..1, subtracted from the images (default: the weights', else the training images')."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel in 0..1, by which the images are divided (default: the data set's)."""
+    """Standard deviation of each channel in 0..1, by which the images are divided (default: likewise)."""
     crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Share of the resized image's side that the central crop keeps, in evaluation and in training without
     augment.crop=random_resized (default: that of the weights, without any 1: nothing is cut but what is not square)."""
@@ -111,7 +111,8 @@ class AugmentConfig(Section):
     """Random changes to training images, on the device, seeded per image and step. None: the policy's value."""
 
     policy: Literal["auto", "none", "light", "standard", "strong"] = "auto"
-    """Preset for the options below; auto picks by data set (digits are never flipped)."""
+    """Preset for the options below; auto picks by data set (digits are never flipped), after a look at the images of
+    one that is not known."""
     crop: Literal["none", "pad", "random_resized"] | None = None
     """pad: shift by up to `pad` pixels; random_resized: Inception-style crop to the image size."""
     pad: Annotated[int, Field(ge=0)] | None = None
