@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import importlib.metadata
+import io
+import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-CODE = Path(__file__).parent.with_name("classifiers") / "pyfunc_model.py"
+_PACKAGE = Path(__file__).parents[1]
+CODE = _PACKAGE / "classifiers" / "pyfunc_model.py"
 
 
 def store_model(
@@ -61,13 +68,15 @@ def store_model(
         metadata={"class_names": request["class_names"]},
     )
     with tempfile.TemporaryDirectory() as temporary:
-        local = Path(temporary) / "model"
+        local, package = Path(temporary) / "model", Path(temporary) / _PACKAGE.name
+        shutil.copytree(_PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.png", "*.md"))
         mlflow.pyfunc.save_model(
             str(local),
             python_model=str(CODE),
             artifacts={"model": folder.as_uri()},
-            signature=image_signature(example.shape[1:]),
-            input_example=example,
+            code_paths=[str(package)],  # what loads it travels with it, so that it is served where jaxtrain is not
+            signature=image_signature(),
+            input_example=_as_files(example),
             pip_requirements=request["pip_requirements"],
             mlflow_model=description,
         )
@@ -92,29 +101,37 @@ def _register(client: Any, name: str, model_id: str, run_id: str) -> None:
         client.create_model_version(name, location, run_id, model_id=model_id)
 
 
-def image_signature(image_shape: tuple[int, ...]) -> Any:
-    """Images `uint8[n, height, width, channels]` in; label, its probability, all probabilities out."""
+def image_signature() -> Any:
+    """Any form of images in (`pyfunc_model.py` checks them); label, its probability, all probabilities out."""
     from mlflow.models.signature import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    return ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *image_shape))]),
-        outputs=Schema(
-            [
-                ColSpec(DataType.string, "label"),
-                ColSpec(DataType.double, "probability"),
-                ColSpec(Array(DataType.double), "probabilities"),
-            ]
-        ),
-    )
+    columns = [
+        ColSpec(DataType.string, "label"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(Array(DataType.double), "probabilities"),
+    ]
+    return ModelSignature(outputs=Schema(columns), params=ParamSchema([ParamSpec("top_k", DataType.long, 0)]))
+
+
+def _as_files(images: NDArray[np.uint8]) -> dict[str, list[str]]:
+    """As a request over HTTP has them: a column of base64 text."""
+    from PIL import Image
+
+    files = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
+        files.append(base64.b64encode(file.getvalue()).decode())
+    return {"image": files}
 
 
 def default_requirements() -> list[str]:
-    """What the stored model needs to run, at the versions installed here."""
+    """What the stored model needs to run, at the versions installed here; jaxtrain itself is stored with it."""
     found = []
-    for name in ("jaxtrain", "jax", "flax", "numpy", "mlflow"):
-        try:
-            found.append(f"{name}=={importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(name)
+    for line in importlib.metadata.requires("jaxtrain") or ():
+        name = re.match(r"[\w.-]+", line)
+        if name is not None and "extra ==" not in line:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found.append(f"{name[0]}=={importlib.metadata.version(name[0])}")
     return found

@@ -193,10 +193,9 @@ class Tracker:
     ) -> None:
         """Store an exported model with the run; `mlflow.pyfunc.load_model` loads it, without pickle.
 
-        Loaded, it takes images `uint8[n, height, width, channels]` and gives a table with the columns
-        `label`, `probability` and `probabilities`. `model_dir` is a folder that `jaxtrain.load` reads, left
-        in place until it was sent; `example` is one or a few images. `register`: also as the next version of the
-        registered model of that name.
+        What it takes and gives is in `classifiers/pyfunc_model.py`. `model_dir` is a folder that `jaxtrain.load` reads,
+        left in place until it was sent; `example` is one or a few images. `register`: also as the next version of
+        the registered model of that name.
         """
         if example.dtype != np.uint8 or example.ndim != 4:
             raise ValueError(f"example: uint8[n, height, width, channels] expected, got {example.dtype}{example.shape}")
