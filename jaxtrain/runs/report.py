@@ -256,6 +256,7 @@ def _settings(setup: Setup) -> dict[str, str]:
         "optimizer": _own_optimizer(config)
         or f"{optimizer.name}, learning rate {optimizer.learning_rate:g} ({schedule.name}, "
         f"{schedule.warmup_epochs:.3g} epochs of warmup), weight decay {optimizer.weight_decay:g}",
+        **_loss(config),
         "augmentation": _in_words(config),
     }
 
@@ -269,6 +270,14 @@ def _epoch(config: Config, dataset: Dataset) -> dict[str, str]:
     ends = (int(np.where(counts > 0, counts, counts.max()).argmin()), int(counts.argmax()))
     often = " and ".join(f"one of {names[end]} ({counts[end]:,}) {drawn.times[end]:.3g} times" for end in ends)
     return {"epoch": f"{len(dataset.train):,} images, sampling {config.data.sampling}: {often} on average"}
+
+
+def _loss(config: Config) -> dict[str, str]:
+    """Where it is another one than cross-entropy."""
+    name, *options = config.loss.model_dump(exclude_none=True).items()
+    if config.loss == type(config.loss)():
+        return {}
+    return {"loss": ", ".join([str(name[1]), *(f"{key} {value:g}" for key, value in options if value)])}
 
 
 def _own_optimizer(config: Config) -> str | None:

@@ -111,18 +111,21 @@ def _look(config: Config, dataset: Dataset, pretrained: Pretrained | None) -> Na
         return None
     seen = nature_of(dataset, data.max_pixels)
     if not config.quiet and open_flips:
-        flips = {"left-right": seen.hflip, "upside-down": seen.vflip, "rotation": seen.rotate}
+        flips = {"left-right": seen.hflip, "upside-down": seen.vflip, "any rotation": seen.rotate}
         chosen_flips = ", ".join(f"{name} {'on' if on else 'off'}" for name, on in flips.items())
         print_line(f"{dataset.name}: {seen.evidence}; flips: {chosen_flips} (augment.hflip, vflip, rotate)")
     return seen
 
 
 def _as_seen(given: AugmentConfig, seen: Nature) -> AugmentConfig:
-    """Policy auto with what the images allow besides left-right flips."""
+    """Policy auto with what the images allow besides left-right flips, and without what is for digits and letters."""
     if given.policy != "auto":
         return given
-    allowed = {"vflip": 0.5 if seen.vflip else None, "rotate": 180.0 if seen.rotate else None}
-    return given.model_copy(update={k: v for k, v in allowed.items() if v and getattr(given, k) is None})
+    if seen.hflip:
+        options = {"vflip": 0.5 * seen.vflip, "rotate": 180.0 * seen.rotate}
+    else:  # they may be clothes, whose shoes all point one way: what helps digits costs these 2 points
+        options = {"rotate": 0.0, "zoom": 0.0, "mixup": 0.0}
+    return given.model_copy(update={name: value for name, value in options.items() if getattr(given, name) is None})
 
 
 def _data(

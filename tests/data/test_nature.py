@@ -96,7 +96,8 @@ def test_a_run_takes_what_was_found_and_a_resumed_one_does_not_look_again(tmp_pa
     options = {"model": {"name": "mlp_tiny"}, "train": {"steps": 2}, "tracking": {"enabled": False}}
     model = PTClassifier(run_dir=tmp_path, **options).fit(*digits())
     config = model.fitted.config
-    assert (config.augment.hflip, config.augment.vflip) == (0, 0)
+    augment = config.augment
+    assert (augment.hflip, augment.vflip, augment.rotate, augment.mixup) == (0, 0, 0, 0)
     assert config.data.mean == pytest.approx((0.306,), abs=0.01)
     said = "".join(capsys.readouterr()).count("left-right off")
     assert len(looks) == 1

@@ -153,10 +153,12 @@ def test_wrong_options_are_refused_in_one_line(words, named, tmp_path, monkeypat
 
 
 def test_the_plan_says_what_an_epoch_is(skewed, tmp_path, capsys):
-    PTClassifier(**options(tmp_path / "run", data={"sampling": "balanced"}, quiet=False)).fit(*skewed)
+    given = {"data": {"sampling": "balanced"}, "loss": {"name": "focal"}, "train": {"steps": 3}, "quiet": False}
+    PTClassifier(**options(tmp_path / "run", **given)).fit(*skewed)
     shown = " ".join(capsys.readouterr().out.split())
     assert "sampling balanced" in shown
     assert "one of 9 (" in shown
+    assert "focal, gamma 2" in shown
 
 
 @pytest.mark.slow
