@@ -111,9 +111,10 @@ def _slow_depthwise(x: Array) -> bool:
     """Whether XLA's own depthwise convolution is the slower way.
 
     On CPU, with its gradients, it takes two to five times as long as `depthwise_by_taps`; but it compiles
-    sooner, which counts for more where there is little to compute.
+    sooner, which counts for more where there is little to compute. An exported program is for any batch: that has no
+    size yet.
     """
-    return jax.default_backend() == "cpu" and x.size >= 2**15
+    return jax.default_backend() == "cpu" and isinstance(x.size, int) and x.size >= 2**15
 
 
 Pads = tuple[tuple[int, int], ...]
