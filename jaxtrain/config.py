@@ -7,6 +7,7 @@ directory's `config.yaml`, which is enough to repeat the run.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -97,6 +98,11 @@ class DataConfig(Section):
     """Unreadable images that may be skipped (named and counted) before the run stops."""
     max_pixels: Count = 50_000_000
     """Images with more pixels are refused as unreadable: decompression bombs."""
+    sampling: Literal["uniform", "balanced", "sqrt", "effective"] = "uniform"
+    """Classes of an epoch of as many images (ft, pt). uniform: each image once; balanced: all alike; sqrt: by the
+    square root of their images; effective: each image weighs 1 / its class's effective number (Cui et al. 2019)."""
+    sampling_beta: Rate = 0.999
+    """sampling=effective: from 0, uniform, towards 1, balanced."""
     loader: Literal["auto", "device", "stream"] = "auto"
     """device: the whole set lives on the device; stream: worker processes decode; auto: device where it fits."""
     device_budget_mb: Count = 1024
@@ -106,9 +112,9 @@ class DataConfig(Section):
     prefetch: Count = 4
     """Batches decoded ahead of the step."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel in 0..1, subtracted from the images (default: the data set's)."""
+    """Mean of each channel in 0..1, subtracted from the images (default: the weights', else the training images')."""
     std: tuple[Positive, ...] | None = None
-    """Standard deviation of each channel in 0..1, by which the images are divided (default: the data set's)."""
+    """Standard deviation of each channel in 0..1, by which the images are divided (default: likewise)."""
     crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Share of the resized image's side that the central crop keeps, in evaluation and in training without
     augment.crop=random_resized (default: that of the weights, without any 1: nothing is cut but what is not square)."""
@@ -122,12 +128,19 @@ class DataConfig(Section):
             raise ValueError(f"must be the least value, then the greatest, not {value[0]:g} and {value[1]:g}")
         return value
 
+    @model_validator(mode="after")
+    def _beta_of_effective(self) -> DataConfig:
+        if self.sampling != "effective" and self.sampling_beta != type(self).model_fields["sampling_beta"].default:
+            raise ValueError(f"sampling_beta is an option of sampling effective, not of {self.sampling}")
+        return self
+
 
 class AugmentConfig(Section):
     """Random changes to training images, on the device, seeded per image and step. None: the policy's value."""
 
     policy: Literal["auto", "none", "light", "standard", "strong"] = "auto"
-    """Preset for the options below; auto picks by data set (digits are never flipped)."""
+    """Preset for the options below; auto picks by data set (digits are never flipped), after a look at the images of
+    one that is not known."""
     crop: Literal["none", "pad", "random_resized"] | None = None
     """pad: shift by up to `pad` pixels; random_resized: Inception-style crop to the image size."""
     pad: Annotated[int, Field(ge=0)] | None = None
@@ -358,6 +371,65 @@ class FinetuneConfig(Section):
         return self
 
 
+LOSSES: dict[str, dict[str, float | None]] = {
+    "cross_entropy": {},
+    "bce": {"target_threshold": None},
+    "focal": {"gamma": 2.0},
+    "poly1": {"epsilon": 1.0},
+    "asymmetric": {"gamma": 4.0, "gamma_positive": 0.0, "clip": 0.05},
+    "gce": {"q": 0.7},
+}
+"""The options that each loss has besides those of all, and what None stands for."""
+OF_SIGMOIDS = ("bce", "asymmetric")
+"""Losses that ask of each class apart whether it is there; the others compare the classes by a softmax."""
+
+
+class LossConfig(Section):
+    """What training minimises; `val/loss` and `test/loss` are the cross-entropy whatever it is. None: the loss's own.
+
+    Soft targets (label smoothing, mixup, CutMix) weigh the loss of each class by its share, except for
+    `target_threshold`.
+    """
+
+    name: Literal["cross_entropy", "bce", "focal", "poly1", "asymmetric", "gce"] = "cross_entropy"
+    """bce: binary cross-entropy of each class, summed; focal: Lin et al. 2017, on the softmax; poly1: Leng et al. 2022;
+    asymmetric: Ridnik et al. 2021, on each class; gce: generalised cross-entropy, for noisy labels (Zhang and Sabuncu
+    2018). fe has them for the heads linear (with solver sgd) and mlp."""
+    target_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """bce: targets above it become 1, others 0 (ResNet strikes back, Wightman et al. 2021, A1: 0.2); None: as they
+    are."""
+    gamma: NonNegative | None = None
+    """focal: how much less what is right already counts (default: 2); asymmetric: the same for absent classes
+    (default: 4)."""
+    gamma_positive: NonNegative | None = None
+    """asymmetric: the same for the classes that are there (default: 0)."""
+    clip: Rate | None = None
+    """asymmetric: absent classes below this probability count nothing (default: 0.05)."""
+    epsilon: Annotated[float, Field(ge=-1.0)] | None = None
+    """poly1: weight of the added 1 - p (default: 1)."""
+    q: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """gce: from near 0, the cross-entropy, to 1, the mean absolute error, which bears most noise (default: 0.7)."""
+    logit_adjustment: NonNegative = 0.0
+    """Train on logits plus so many times the logarithm of each class's share of the training images, so that rare
+    classes are not neglected in prediction (Menon et al. 2021: 1; 0: off); for losses on the softmax."""
+
+    @model_validator(mode="after")
+    def _options_of_the_loss(self) -> LossConfig:
+        for option in type(self).model_fields:
+            if option in ("name", "logit_adjustment", *LOSSES[self.name]) or getattr(self, option) is None:
+                continue
+            owners = " and ".join(name for name, options in LOSSES.items() if option in options)
+            raise ValueError(f"{option} is an option of {owners}, not of {self.name}")
+        if self.logit_adjustment and self.name in OF_SIGMOIDS:
+            raise ValueError(f"logit_adjustment needs a loss on the softmax, and {self.name} asks of each class apart")
+        return self
+
+    def resolved(self) -> LossConfig:
+        """With the loss's own value for each option that is None."""
+        own = {option: value for option, value in LOSSES[self.name].items() if getattr(self, option) is None}
+        return self.model_copy(update=own)
+
+
 class TrainConfig(Section):
     """Length of training, batch, loss and evaluation."""
 
@@ -371,8 +443,9 @@ class TrainConfig(Section):
     """Split each batch into so many parts and sum their gradients: less memory."""
     label_smoothing: Rate = 0.0
     """Mass of the target spread evenly over all classes."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """balanced: weigh each class by the inverse of its frequency in the training set."""
+    class_weights: Literal["none", "balanced"] | dict[str, float] | Path = "none"
+    """How much each class counts in the loss. balanced: by the inverse of its frequency in the training set; a mapping
+    from class names to weights, or a YAML or JSON file of one (classes that are not named: 1; only ratios matter)."""
     ema_decay: Rate | None = None
     """Decay of the exponential moving average of the parameters, which is then evaluated (None: off)."""
     eval_every: Positive = 1.0
@@ -399,6 +472,20 @@ class TrainConfig(Section):
     hang_minutes: Positive = 10.0
     """Without a step for so long (six times as long while compiling and evaluating) the stacks of all threads are
     written to `stacks.txt` in the run directory, and a state that can be saved is."""
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _weights_of_classes(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            if not isinstance(value, str | Path):
+                raise ValueError(
+                    f"must be none, balanced, a file, or a mapping from class names to weights, not {value}"
+                )
+            return value
+        for name, weight in value.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                raise ValueError(f"the weight of class {name} must be a number above 0, not {weight}")
+        return {str(name): float(weight) for name, weight in value.items()}
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -526,6 +613,7 @@ _IDLE = {
         *("optimizer", "schedule", "checkpoint", "finetune", "own.loss", "own.optimizer"),
         *(f"train.{option}" for option in TrainConfig.model_fields if option != "class_weights"),
         *("augment.mixup", "augment.cutmix", "augment.test_flips", "data.loader", "data.device_budget_mb"),
+        *("data.sampling", "data.sampling_beta"),
         *("model.drop_rate", "model.drop_path_rate", "model.remat"),
     ),
     "ft": ("features", "head", "data.draws"),
@@ -564,6 +652,7 @@ class Config(Section):
     head: HeadConfig = HeadConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -593,6 +682,23 @@ class Config(Section):
                 off = section == "augment" and value in ("none", 0)  # which is what happens all the same
                 if value != getattr(default[section], option) and not off and not self.acts(path):
                     raise ValueError(self._no_effect(path))
+        return self
+
+    @model_validator(mode="after")
+    def _loss_that_acts(self) -> Config:
+        if self.data.sampling != "uniform" and self.train.class_weights == "balanced":
+            raise ValueError(
+                f"data.sampling {self.data.sampling} and train.class_weights balanced are for the same imbalance; "
+                "give one of them"
+            )
+        if self.own.loss is not None and self.loss != LossConfig():
+            raise ValueError(f"loss.name {self.loss.name} has no effect: own.loss {self.own.loss} takes its place")
+        if self.technique == "fe" and self.loss != LossConfig() and self.head.kind not in ("linear", "mlp"):
+            raise ValueError(f"loss is for the heads linear and mlp; head.name {self.head.name} has its own")
+        if self.technique == "fe" and self.loss.name != "cross_entropy" and self.head.solver == "lbfgs":
+            raise ValueError(f"head.solver lbfgs is for loss.name cross_entropy; {self.loss.name} needs sgd")
+        if self.loss.target_threshold is not None and self.train.label_smoothing:
+            raise ValueError("train.label_smoothing has no effect: loss.target_threshold makes targets 0 and 1 again")
         return self
 
     def _no_effect(self, path: str) -> str:

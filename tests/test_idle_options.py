@@ -13,7 +13,8 @@ from jaxtrain.config_io import dump_config, load_config, option_paths
 from jaxtrain.runs.directory import RunDirectory
 
 SECTIONS = {field.annotation: name for name, field in Config.model_fields.items()}
-EVERYWHERE = {"technique", "name", "run_dir", "seed", "quiet", "data", "model", "parallel", "tracking", "own", "train"}
+EVERYWHERE = {"technique", "name", "run_dir", "seed", "quiet", "data", "model", "parallel", "tracking", "own"}
+EVERYWHERE |= {"train", "loss"}
 ACTING = {
     "pt": EVERYWHERE | {"augment", "optimizer", "schedule", "checkpoint"},
     "ft": EVERYWHERE | {"augment", "optimizer", "schedule", "checkpoint", "finetune"},
@@ -23,7 +24,8 @@ ACTING = {
 IDLE = {
     "pt": {"data.draws"},
     "ft": {"data.draws"},
-    "fe": {"data.loader", "data.device_budget_mb", "model.drop_rate", "model.drop_path_rate", "model.remat"}
+    "fe": {"data.loader", "data.device_budget_mb", "data.sampling", "data.sampling_beta"}
+    | {"model.drop_rate", "model.drop_path_rate", "model.remat"}
     | {"own.loss", "own.optimizer"}
     | {path for path in option_paths() if path.startswith("train.")} - {"train.class_weights"},
 }
@@ -123,6 +125,8 @@ NOT_READ = {
     *("data.draws", "optimizer.momentum", "schedule.decay_fraction", "finetune.freeze_statistics"),
     *("finetune.lora_alpha", "model.drop_rate", "model.drop_path_rate", "model.patch_size", "model.pool"),
     *("model.registers", "model.stem", "own.classifier"),
+    *("data.sampling_beta", "loss.target_threshold", "loss.gamma", "loss.gamma_positive"),
+    *("loss.clip", "loss.epsilon", "loss.q"),
     *("parallel.coordinator", "parallel.num_processes", "parallel.process_id"),
     *("tracking.experiment_prefix", "tracking.system_metrics"),
     *(path for path in option_paths() if path.startswith("head.")),

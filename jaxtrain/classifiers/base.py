@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -26,6 +26,7 @@ from jaxtrain.data.objects import objects_dataset
 from jaxtrain.data.sources import ARRAYS, load_dataset
 from jaxtrain.data.worker_watch import refuse_in_worker
 from jaxtrain.errors import UserError, nearest
+from jaxtrain.losses import checked, named_loss, soft_labels
 from jaxtrain.models import create_model
 from jaxtrain.models.own import build_own, calling, synchronised
 from jaxtrain.models.weights import Pretrained, adapt, load_pretrained
@@ -37,7 +38,6 @@ from jaxtrain.runs.run import run
 from jaxtrain.runs.stepwise import Stepwise
 from jaxtrain.saved_model import OTHER, SavedModel
 from jaxtrain.training import processes
-from jaxtrain.training.losses import checked, cross_entropy, soft_labels
 from jaxtrain.training.optimizers import Schedule, make_optimizer
 from jaxtrain.training.parallel import check_devices, set_cpu_devices
 from jaxtrain.training.state import Batch, TrainState, Tree
@@ -68,7 +68,7 @@ class BaseClassifier(Trained):
         config: Config | None = None,
         *,
         network: Any = None,
-        loss: Callable[..., Any] | None = None,
+        loss: Any = None,
         optimizer: Any = None,
         metrics: Mapping[str, Metric] | None = None,
         callbacks: Sequence[Any] = (),
@@ -79,7 +79,8 @@ class BaseClassifier(Trained):
         Args:
             config: options; those in `options` come first.
             network: an `nnx.Module` class or a function `(num_classes, rngs) -> nnx.Module`, or a Linen module (class).
-            loss: a function `(logits, targets)` of `float32[batch, classes]` each, to a scalar or `float32[batch]`.
+            loss: a function `(logits, targets)` of `float32[batch, classes]` each, to a scalar or `float32[batch]`; a
+                dict is the section of options.
             optimizer: an optax transform, or a function `(schedule) -> transform`; a dict is the section of options.
             metrics: functions `(logits, labels) -> float` of the validation set by name, as `{"val/macro_f1": f}`.
             callbacks: objects with any of the methods of `jaxtrain.Callback`.
@@ -90,6 +91,8 @@ class BaseClassifier(Trained):
         self._given = {name: value for name, value in given.items() if value is not None}
         if isinstance(optimizer, Mapping | BaseModel):
             options, optimizer = {**options, "optimizer": optimizer}, None
+        if isinstance(loss, Mapping | BaseModel | str):
+            options, loss = {**options, "loss": loss}, None
         self.parts = Parts(network, loss, optimizer, dict(metrics or {}), tuple(callbacks))
         base = config.model_dump(exclude_unset=True) if config is not None else {}
         tree = self.parts.recorded({**base, **_plain(options)}, type(self))
@@ -147,10 +150,12 @@ class BaseClassifier(Trained):
         return Batch(normalize(image, chosen(data.mean), chosen(data.std)), label, weight)
 
     def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Mean cross-entropy of a batch from `inputs`, and scalars to log (`train/NAME`)."""
+        """The mean loss of a batch from `inputs`, by `config.loss` or one's own, and scalars to log (`train/NAME`)."""
         logits = model(batch.image, train=True, key=key)
-        own = self.own("loss")
-        each = cross_entropy(logits, batch.label) if own is None else checked(own(logits, batch.label), len(logits))
+        own, judged = self.own("loss"), logits
+        if self.binding.log_shares is not None:
+            judged = logits + self.config.loss.logit_adjustment * jnp.asarray(self.binding.log_shares, jnp.float32)
+        each = checked((own or named_loss(self.config.loss))(judged, batch.label), len(logits))
         if each.ndim == 0 and self.binding.class_weights is not None:
             raise UserError(
                 "train.class_weights: the loss of your own gives one number for the batch, not one per image"

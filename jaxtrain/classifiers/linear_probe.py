@@ -38,9 +38,16 @@ def probed_head(job: Job, pretrained: Pretrained) -> Tree:
     options = HeadConfig(scaling=("none", "standard"))  # the third would not fold into a kernel and a bias
     if val is None:
         options = HeadConfig(scaling=("standard",), weight_decay=(1 / len(train.y),))
-    weights = vector_weights(job.config, train, dataset.num_classes)
-    classes, seed = dataset.num_classes, job.config.seed
-    head = fit_head(options, train, val, num_classes=classes, seed=seed, class_weights=weights, check=learning.check)
+    head = fit_head(
+        options,
+        train,
+        val,
+        num_classes=dataset.num_classes,
+        seed=job.config.seed,
+        class_weights=vector_weights(job.config, train, dataset.class_names),
+        loss=job.config.loss,
+        check=learning.check,
+    )
     kernel, mean = head.arrays["kernel"], head.arrays["mean"]
     shift = (mean.astype(np.float64) @ kernel).astype(np.float32)
     return {"kernel": kernel, "bias": head.arrays["bias"] - shift}

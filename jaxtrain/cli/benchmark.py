@@ -20,6 +20,7 @@ _MAX_LINES = 25
 """On the screen, of models and of comparisons; the report has them all."""
 _OF_TRAINING = {
     *("val_fraction", "max_train_images", "shots", "draws", "loader", "device_budget_mb", "workers", "prefetch"),
+    *("sampling", "sampling_beta"),
     *("image_size", "mean", "std", "crop_pct", "interpolation"),  # each model has its own
 }
 """Options of a data set that have no effect on a test set."""

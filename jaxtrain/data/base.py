@@ -271,13 +271,15 @@ class Dataset:
     """1 or 3, what the images are converted to."""
     uniform_size: tuple[int, int] | None
     """(height, width) when all training images have one size, else None."""
-    flips: bool = True
-    """Whether a mirrored image keeps its label (false for digits)."""
+    flips: bool | None = None
+    """Whether a mirrored image keeps its label (false for digits); None: unknown."""
     mean: tuple[float, ...] | None = None
-    """Known channel means in 0..1; None: 0.5."""
+    """Known channel means in 0..1; None: unknown."""
     std: tuple[float, ...] | None = None
     bad_images: BadImages = field(default_factory=BadImages)
     """Unreadable images that were skipped, or are yet to be met; the same object in all copies."""
+    found: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What a look at the images has found out (`jaxtrain.data.nature`), for all runs on it."""
     taken: str = ""
     """Which folders became which split, where that is not plain."""
     classes: tuple[int, ...] | tuple[str, ...] | None = None

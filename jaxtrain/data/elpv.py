@@ -53,7 +53,7 @@ def elpv_dataset(config: DataConfig, split: str) -> Dataset:
         open_test=lambda: part(np.sort(test)),
         natural_channels=1,
         uniform_size=(300, 300),
-        known=Known(),
+        known=Known(flips=True),
     )
 
 

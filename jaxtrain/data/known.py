@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Known:
-    """Facts of one data set; `mean` and `std` are of the training images in 0..1, one value a channel."""
+    """Facts of one data set (None: unknown); `mean` and `std` are of the training images in 0..1, for each channel."""
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    flips: bool = True
+    flips: bool | None = None
     class_names: tuple[str, ...] | None = None
 
 
 _DIGITS = tuple("0123456789")
 # Deng et al. 2009, the values of every ImageNet recipe; also for the sets that are usually fine-tuned on.
-_IMAGENET = Known((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_IMAGENET = Known((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), flips=True)
 _LIKE_IMAGENET = """
     imagenet2012 imagenet2012_subset imagenet_resized imagenet_a imagenet_r imagenet_v2 imagenette imagewang
     oxford_flowers102 oxford_iiit_pet food101 cars196 caltech101 caltech_birds2011 stanford_dogs dtd sun397 tf_flowers
     cats_vs_dogs
 """
-_CIFAR10 = Known((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # Krizhevsky 2009
+_CIFAR10 = Known((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), flips=True)  # Krizhevsky 2009
 _FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 
 KNOWN: dict[str, Known] = {
@@ -32,7 +32,7 @@ KNOWN: dict[str, Known] = {
     # LeCun et al. 1998; the pair of PyTorch's MNIST example.
     "mnist": Known((0.1307,), (0.3081,), flips=False, class_names=_DIGITS),
     # Xiao et al. 2017 (measured on the 60,000 training images).
-    "fashion_mnist": Known((0.2860,), (0.3530,), class_names=tuple(_FASHION.split(","))),
+    "fashion_mnist": Known((0.2860,), (0.3530,), flips=True, class_names=tuple(_FASHION.split(","))),
     "kmnist": Known(flips=False, class_names=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")),
     "emnist": Known(flips=False),
     "qmnist": Known(flips=False, class_names=_DIGITS),
@@ -45,9 +45,9 @@ KNOWN: dict[str, Known] = {
     "cifar10": _CIFAR10,
     "cifar10_1": _CIFAR10,
     "cifar10_corrupted": _CIFAR10,
-    "cifar100": Known((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "cifar100": Known((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), flips=True),
     # Coates et al. 2011.
-    "stl10": Known((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
+    "stl10": Known((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), flips=True),
     **dict.fromkeys(_LIKE_IMAGENET.split(), _IMAGENET),
 }
 

@@ -39,6 +39,7 @@ class Model(Predictor, Costed, Protocol):
     """A trained classifier, as the Benchmark sees it."""
 
 
+MANY, MEDIUM, FEW = "many (over 100)", "medium (20 to 100)", "few (under 20)"
 Load = Callable[[Path], Model]
 """`jaxtrain.load`."""
 
@@ -177,6 +178,8 @@ def make_report(
     robustness: dict[str, Any] = {}
     if test is not None:
         values = {**getattr(test.images, "metadata", {}), **values}
+        if all(run.config.data.shots is None for run in gathered.runs):
+            values |= by_frequency(test)
         if duplicates:
             others = {"training": test.dataset.train, "validation": test.dataset.val}
             near = {
@@ -198,6 +201,14 @@ def make_report(
         columns=values,
         robustness=robustness,
     )
+
+
+def by_frequency(test: OpenTestSet) -> dict[str, list[str]]:
+    """The test images by how many training images their class has, as Liu et al. 2019 part them; {} if all alike."""
+    counts = test.dataset.class_counts[test.images.labels]
+    parts = (MANY, MEDIUM, FEW)
+    words = [parts[0] if count > 100 else parts[1] if count >= 20 else parts[2] for count in counts.tolist()]
+    return {"training images of the class": words} if len(set(words)) > 1 else {}
 
 
 def track_report(report: Report, folder: Path, config: TrackingConfig, ids: Sequence[str | None]) -> str | None:

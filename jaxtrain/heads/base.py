@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from jaxtrain.config import HeadConfig
+from jaxtrain.config import HeadConfig, LossConfig
 from jaxtrain.errors import DamagedError, UserError
+from jaxtrain.losses import log_shares
 from jaxtrain.readers import reading
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ Floats = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]
 Check = Callable[[], None]
 
+PLAIN = LossConfig()
+"""Cross-entropy."""
 UNSEEN = -30.0
 """Logit of a class that the training vectors do not have, and the least log-probability: e^-30 is about 1e-13."""
 
@@ -78,6 +81,8 @@ class Task:
     seed: int
     class_weights: Floats
     """float32[classes]"""
+    loss: LossConfig = PLAIN
+    """Resolved."""
     check: Check = lambda: None
     """Called between settings or epochs; raises where training is no longer wanted."""
 
@@ -90,6 +95,12 @@ class Task:
     def present(self) -> NDArray[np.int32]:
         """The classes that the training vectors have: int32[present], sorted."""
         return np.unique(self.train.y)
+
+    @functools.cached_property
+    def adjustment(self) -> Floats:
+        """float32[present]: what the loss adds to logits (`loss.logit_adjustment`)."""
+        counts = np.bincount(self.train.y)[self.present]
+        return np.asarray(self.loss.logit_adjustment * log_shares(counts), np.float32)
 
     def places(self, y: NDArray[np.int32]) -> NDArray[np.int32]:
         """Labels as indices into `present`; -1 for a class without training vectors."""
@@ -235,6 +246,7 @@ def fit_head(
     num_classes: int,
     seed: int = 0,
     class_weights: Floats | None = None,
+    loss: LossConfig = PLAIN,
     check: Check | None = None,
 ) -> FittedHead:
     """Trains the head that the config names; the same seed gives the same bits on the same machine.
@@ -246,6 +258,7 @@ def fit_head(
         num_classes: logits a vector; classes without training vectors keep their column.
         seed: of initialisation, order and search.
         class_weights: float32[classes], how much a vector of each class counts (default: all the same).
+        loss: what the heads linear and mlp minimise.
         check: called at the start and several times a second meanwhile; what it raises ends training.
 
     Raises:
@@ -266,7 +279,7 @@ def fit_head(
     weights = np.ones(num_classes, np.float32) if class_weights is None else np.asarray(class_weights, np.float32)
     if weights.shape != (num_classes,) or not (np.isfinite(weights).all() and (weights > 0).all()):
         raise UserError(f"class_weights must be {num_classes} positive numbers, one a class")
-    task, fit = Task(train, val, num_classes, seed, weights), _module(config.name).fit
+    task, fit = Task(train, val, num_classes, seed, weights, loss.resolved()), _module(config.name).fit
     if check is None:
         return fit(config.resolved(), task)
     return _attended(lambda: fit(config.resolved(), replace(task, check=check)), check)

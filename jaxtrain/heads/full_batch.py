@@ -51,7 +51,7 @@ def train(task: Task, decays: Sequence[float], scalings: Sequence[str]) -> Membe
     all_scalings = stacked(fit_scaling(name, x, center=True) for name in scalings)
     width = max(1, min(_width(task), _TOGETHER, len(l2)))
     with jax.default_matmul_precision("highest"):
-        result = _train(problem, all_scalings, l2, val.x, task.places(val.y), width=width)
+        result = _train(problem, all_scalings, l2, task.adjustment, val.x, task.places(val.y), width=width)
     kernel, bias, figures = jax.device_get(result)
     return Members(np.asarray(all_scalings.mean), kernel, bias, figures)
 
@@ -76,9 +76,10 @@ def _memory() -> int:
 
 @functools.partial(jax.jit, static_argnames="width")
 def _train(
-    data: Problem, scalings: Scaling, l2: Array, val_x: Array, val_y: Array, width: int
+    data: Problem, scalings: Scaling, l2: Array, adjustment: Array, val_x: Array, val_y: Array, width: int
 ) -> tuple[Array, Array, dict[str, Array]]:
     """Kernels, biases and figures. `data.z` are the vectors as they came; `val_y` is -1 for classes never trained."""
+    # Biases are free: the optimum under adjusted logits is the plain one with the adjustment taken from them.
 
     def one(scaling: Scaling) -> tuple[Array, Array, dict[str, Array]]:
         z, axes = _principal(scaling(data.z))
@@ -88,7 +89,7 @@ def _train(
         def members(l2: Array) -> tuple[Array, Array, dict[str, Array]]:
             optimum = solve(problem, l2)
             kernel = jnp.einsum("fd,dkm->fkm", axes, optimum.w[:-1])
-            bias = optimum.w[-1]
+            bias = optimum.w[-1] - adjustment[:, None]
             loss, accuracy = validate(kernel, bias)
             figures = {
                 "train_loss": optimum.cross_entropy,

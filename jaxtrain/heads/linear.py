@@ -1,7 +1,7 @@
 """The linear head: softmax regression with an L2 penalty on the weights, a grid of settings in one program.
 
-The objective is scikit-learn's `LogisticRegression(C=1 / (weight_decay * images))`: mean cross-entropy plus
-weight_decay / 2 times the squared norm of the weights, intercepts free.
+The objective is scikit-learn's `LogisticRegression(C=1 / (weight_decay * images))`: mean cross-entropy (with solver sgd
+also another loss) plus weight_decay / 2 times the squared norm of the weights, intercepts free.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def default_decays(images: int) -> tuple[float, ...]:
 def _grid(config: HeadConfig, task: Task) -> _Grid:
     solver = chosen(config.solver)
     if solver == "auto":
-        solver = "lbfgs" if full_batch.fits(task) else "sgd"
+        solver = "lbfgs" if task.loss.name == "cross_entropy" and full_batch.fits(task) else "sgd"
     scalings = tuple(dict.fromkeys(chosen(config.scaling)))
     own = _SGD_DECAYS if solver == "sgd" else default_decays(len(task.train.y))
     decays = tuple(sorted(set(config.weight_decay or own)))
@@ -114,7 +114,7 @@ def _train(grid: _Grid, config: HeadConfig, task: Task) -> tuple[list[dict[str, 
             if task.val is None:
                 figures = {name: value for name, value in figures.items() if not name.startswith("val_")}
             curve.append({"scaling": scaling, **setting, **figures})
-    if not (np.nan_to_num(trained.figures["objective"], nan=np.inf) < DIVERGED).any():
+    if not (np.nan_to_num(trained.figures["train_loss"], nan=np.inf) < DIVERGED).any():
         raise RunError("the linear head's loss is not finite: are the vectors of a sensible size?")
 
     def arrays(index: int) -> Arrays:

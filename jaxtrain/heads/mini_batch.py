@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxtrain.heads.base import Floats, Task, blocks
+from jaxtrain.config import LossConfig
+from jaxtrain.heads.base import PLAIN, Floats, Task, blocks
 from jaxtrain.heads.full_batch import Members
 from jaxtrain.heads.measure import DIVERGED, even, measure_in_blocks
 from jaxtrain.heads.scaling import Scaling, fit_scaling, stacked
+from jaxtrain.losses import named_loss
 
 _MOMENTUM = 0.9
 
@@ -49,7 +51,8 @@ def train(
 ) -> Members:
     """The linear head's grid by SGD with Nesterov momentum, the learning rate falling to zero as a cosine.
 
-    Settings are ordered by learning rate, then weight decay. The objective is that of `full_batch.train`.
+    Settings are ordered by learning rate, then weight decay. With cross-entropy the objective is that of
+    `full_batch.train`.
     """
     x = task.train.x
     each = [fit_scaling(name, x, center=True) for name in scalings]
@@ -65,7 +68,7 @@ def train(
     for epoch in range(epochs):
         for batch in batches(task, batch_size, epoch):
             factor = np.float32(0.5 * (1 + np.cos(np.pi * step / steps)))
-            state = _step(state, scaling, l2, rate * factor, *batch)
+            state = _step(state, scaling, l2, rate * factor, task.adjustment, *batch, loss=task.loss)
             step += 1
     return _members(task, scaling, l2, np.asarray(state[0]))
 
@@ -74,9 +77,18 @@ def _mean_square(scaling: Scaling, x: Floats) -> float:
     return sum((float(jnp.sum(scaling(x[part]) ** 2)) for part in blocks(len(x))), 0.0) / len(x)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="loss")
 def _step(
-    state: tuple[Array, Array], scaling: Scaling, l2: Array, rate: Array, x: Array, y: Array, weight: Array
+    state: tuple[Array, Array],
+    scaling: Scaling,
+    l2: Array,
+    rate: Array,
+    adjustment: Array,
+    x: Array,
+    y: Array,
+    weight: Array,
+    *,
+    loss: LossConfig,
 ) -> tuple[Array, Array]:
     """One step of all members; `rate` is float32[scalings, settings]."""
     w, velocity = state  # [scalings, features + 1, classes, settings]
@@ -84,8 +96,13 @@ def _step(
     z = jnp.concatenate([z, jnp.ones((*z.shape[:2], 1))], axis=2)
     penalty = l2 * jnp.ones((w.shape[1], 1, 1)).at[-1].set(0.0)
     logits = jnp.einsum("snf,sfkm->snkm", z, w)
-    target = jax.nn.one_hot(y, w.shape[2])[:, :, None]
-    residual = (jax.nn.softmax(logits, axis=2) - target) * (weight / len(weight))[:, None, None]
+    target = jax.nn.one_hot(y, w.shape[2])[:, None]
+
+    def total(logits: Array) -> Array:
+        each = named_loss(loss)(jnp.moveaxis(logits, 2, -1) + adjustment, target)  # [scalings, images, settings]
+        return jnp.sum(each * (weight / len(weight))[:, None])
+
+    residual = jax.grad(total)(logits)
     gradient = jnp.einsum("snf,snkm->sfkm", z, residual) + penalty * w
     velocity = _MOMENTUM * velocity + gradient
     return w - rate[:, None, None, :] * (gradient + _MOMENTUM * velocity), velocity
@@ -104,7 +121,8 @@ def _members(task: Task, scaling: Scaling, l2: Floats, w: Floats) -> Members:
     val = task.val or task.train
     train_loss, _ = measure_in_blocks(on_device, task, task.train, task.sample_weights())
     val_loss, val_accuracy = measure_in_blocks(on_device, task, val, even(val))
-    objective = train_loss + 0.5 * l2 * (w[:, :-1].astype(np.float64) ** 2).sum((1, 2))
-    objective = np.minimum(np.nan_to_num(objective, nan=DIVERGED), DIVERGED)
-    figures = {"train_loss": train_loss, "objective": objective, "val_loss": val_loss, "val_accuracy": val_accuracy}
+    figures = {"train_loss": train_loss, "val_loss": val_loss, "val_accuracy": val_accuracy}
+    if task.loss == PLAIN:
+        objective = train_loss + 0.5 * l2 * (w[:, :-1].astype(np.float64) ** 2).sum((1, 2))
+        figures["objective"] = np.minimum(np.nan_to_num(objective, nan=DIVERGED), DIVERGED)
     return Members(np.asarray(scaling.mean), kernel, bias, figures)

@@ -14,12 +14,13 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxtrain.config import HeadConfig, chosen
+from jaxtrain.config import HeadConfig, LossConfig, chosen
 from jaxtrain.errors import RunError
 from jaxtrain.heads.base import Arrays, JaxHead, Task, all_columns, choose, needs_validation
 from jaxtrain.heads.measure import DIVERGED, even, measure_in_blocks
 from jaxtrain.heads.mini_batch import batches
 from jaxtrain.heads.scaling import Scaling, fit_scaling, stacked
+from jaxtrain.losses import named_loss
 
 Layers = list[tuple[Array, Array]]
 """Kernel and bias of each layer."""
@@ -86,9 +87,9 @@ class _Trainer:
         step = 0
         for epoch in range(epochs):
             for batch in batches(self.task, chosen(self.config.batch_size), epoch):
-                state = _step(
-                    state, self.scaling, rate, decay, jax.random.fold_in(key, step), batch, self.config.dropout
-                )
+                here, task = jax.random.fold_in(key, step), self.task
+                given = (*batch, task.adjustment)
+                state = _step(state, self.scaling, rate, decay, here, given, self.config.dropout, task.loss)
                 step += 1
             if self.task.val is not None:
                 now = functools.partial(logits, state[0])
@@ -184,19 +185,27 @@ def _select(which: Array, new: Layers, old: Layers) -> Layers:
     return jax.tree.map(lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
 
 
-@functools.partial(jax.jit, static_argnums=6, donate_argnums=0)
+@functools.partial(jax.jit, static_argnums=(6, 7), donate_argnums=0)
 def _step(
-    state: _State, scaling: Scaling, rate: Array, decay: Array, key: Array, batch: tuple[Array, ...], dropout: float
+    state: _State,
+    scaling: Scaling,
+    rate: Array,
+    decay: Array,
+    key: Array,
+    batch: tuple[Array, ...],
+    dropout: float,
+    loss_config: LossConfig,
 ) -> _State:
     """One step of all members."""
-    x, y, weight = batch
+    x, y, weight, adjustment = batch
 
     def one(state: _State, scaling: Scaling, rate: Array, decay: Array) -> _State:
         layers, moments = state
 
         def loss(layers: Layers) -> Array:
             logits = _forward(layers, scaling(x), key, dropout)
-            return jnp.mean(weight * optax.softmax_cross_entropy_with_integer_labels(logits, y))
+            target = jax.nn.one_hot(y, logits.shape[-1])
+            return jnp.mean(weight * named_loss(loss_config)(logits + adjustment, target))
 
         optimizer = optax.adamw(rate, weight_decay=decay)
         updates, moments = optimizer.update(jax.grad(loss)(layers), moments, layers)

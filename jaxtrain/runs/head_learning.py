@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from jaxtrain.runs import pictures
 from jaxtrain.runs.extraction import Extractor
 from jaxtrain.runs.few_shot import FewShot, summarize
 from jaxtrain.runs.fitted import Fitted, HeadPredictor, Predictor
+from jaxtrain.runs.imbalance import class_weights, resolve_class_weights
 from jaxtrain.runs.learning import Job, Learned, Learns
 from jaxtrain.runs.report import head_plan
 from jaxtrain.screen.console import Plan
@@ -104,7 +105,7 @@ class HeadLearning:
         val = None if self.dataset.val is None else self.embedded(self.dataset.val, "val")
         self._train = train
         started = time.monotonic()
-        weights = vector_weights(config, train.vectors, self.dataset.num_classes)
+        weights = vector_weights(config, train.vectors, self.dataset.class_names)
         vectors = val.vectors if val else None
         fit = self._fitter(vectors, weights)
         if config.data.shots is None:
@@ -171,6 +172,7 @@ class HeadLearning:
                 num_classes=self.dataset.num_classes,
                 seed=seed,
                 class_weights=weights,
+                loss=config.loss,
                 check=self.check,
             )
 
@@ -259,8 +261,10 @@ def fit_vectors(
     elif config.data.val_fraction > 0:
         kept, out = stratified_split(train.y, config.data.val_fraction, config.data.split_seed)
         train, val = Vectors(x[kept], train.y[kept]), Vectors(x[out], train.y[out])
-    weights = vector_weights(config, train, len(names))
-    head = fit_head(config.head, train, val, num_classes=len(names), seed=config.seed, class_weights=weights)
+    config = config.model_copy(update={"train": resolve_class_weights(config.train, [str(name) for name in names])})
+    weights = vector_weights(config, train, [str(name) for name in names])
+    given: dict[str, Any] = {"num_classes": len(names), "seed": config.seed, "class_weights": weights}
+    head = fit_head(config.head, train, val, **given, loss=config.loss)
     tree = {"params": dict(head.arrays), "frozen": {}, "model_state": {}}
     bound = technique.bind(config, Binding(len(names)))
     return Fitted(bound, tuple(map(str, names)), tree, {"head": head.meta()})
@@ -273,13 +277,11 @@ def _val_accuracy(head: FittedHead, val: Vectors | None) -> float | None:
     return round(head.curve[head.chosen]["val_accuracy"] * len(val.y)) / len(val.y)
 
 
-def vector_weights(config: Config, train: Vectors, classes: int) -> NDArray[np.float32] | None:
-    """`train.class_weights` for vectors: inverse frequencies, 1 for a class without any; None: all count the same."""
-    if config.train.class_weights == "none":
-        return None
-    counts = np.bincount(train.y, minlength=classes)
-    weights = len(train.y) / (np.count_nonzero(counts) * np.maximum(counts, 1))
-    return np.where(counts > 0, weights, 1.0).astype(np.float32)
+def vector_weights(config: Config, train: Vectors, names: Sequence[str]) -> NDArray[np.float32] | None:
+    """`train.class_weights`, resolved, for vectors; 1 for a class without any; None: all count the same."""
+    counts = np.bincount(train.y, minlength=len(names))
+    weights = class_weights(config.train, counts, names)
+    return None if weights is None else np.where(counts > 0, weights, 1.0).astype(np.float32)
 
 
 __all__ = ["HeadLearning", "fit_vectors"]

@@ -32,13 +32,15 @@ VALUES = (
     "optimizer.weight_decay",
     "train.label_smoothing",
     "train.ema_decay",
+    *(f"loss.{option}" for option in ("target_threshold", "gamma", "gamma_positive", "clip", "epsilon", "q")),
+    "loss.logit_adjustment",
     "augment.mixup",
     "augment.cutmix",
     "finetune.head_learning_rate",
     *RATES,
 )
 """Options whose value changes no shape and no branch of the program (but for being off)."""
-_OFF_AT_ZERO = {"augment.mixup", "augment.cutmix", *RATES}
+_OFF_AT_ZERO = {"augment.mixup", "augment.cutmix", "loss.logit_adjustment", *RATES}
 _KEPT_PROGRAMS = 4
 
 Values = Mapping[str, Any]

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxtrain.config import Config, FinetuneConfig
 from jaxtrain.data.base import Dataset
+from jaxtrain.data.order import sampler
 from jaxtrain.data.sources import ARRAYS
 from jaxtrain.evaluation import plots
 from jaxtrain.evaluation.evaluate import Record
@@ -254,12 +255,33 @@ def _settings(setup: Setup) -> dict[str, str]:
         "input": f"{size} x {size} x {config.data.channels}, "
         + ("streamed from disk" if setup.streamed else "on the device"),
         "devices": f"{len(devices)} x {devices[0].device_kind}, {config.parallel.strategy}, {config.model.dtype}",
+        **_epoch(config, setup.dataset),
         "length": f"{steps:,} steps of {train.batch_size} images, {steps * train.batch_size / images:.4g} epochs",
         "optimizer": _own_optimizer(config)
         or f"{optimizer.name}, learning rate {optimizer.learning_rate:g} ({schedule.name}, "
         f"{schedule.warmup_epochs:.3g} epochs of warmup), weight decay {optimizer.weight_decay:g}",
+        **_loss(config),
         "augmentation": _in_words(config),
     }
+
+
+def _epoch(config: Config, dataset: Dataset) -> dict[str, str]:
+    """What an epoch is, where it is not every image once."""
+    drawn = sampler(config.data, dataset.train.labels, dataset.num_classes)
+    if drawn is None:
+        return {}
+    counts, names = dataset.class_counts, dataset.class_names
+    ends = (int(np.where(counts > 0, counts, counts.max()).argmin()), int(counts.argmax()))
+    often = " and ".join(f"one of {names[end]} ({counts[end]:,}) {drawn.times[end]:.3g} times" for end in ends)
+    return {"epoch": f"{len(dataset.train):,} images, sampling {config.data.sampling}: {often} on average"}
+
+
+def _loss(config: Config) -> dict[str, str]:
+    """Where it is another one than cross-entropy."""
+    name, *options = config.loss.model_dump(exclude_none=True).items()
+    if config.loss == type(config.loss)():
+        return {}
+    return {"loss": ", ".join([str(name[1]), *(f"{key} {value:g}" for key, value in options if value)])}
 
 
 def _own_optimizer(config: Config) -> str | None:

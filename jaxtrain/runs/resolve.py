@@ -7,13 +7,16 @@ from pathlib import Path
 
 import jax
 
-from jaxtrain.config import Config, DataConfig, ModelConfig, chosen
+from jaxtrain.config import AugmentConfig, Config, DataConfig, ModelConfig, chosen
 from jaxtrain.data.augment import resolve_augment
 from jaxtrain.data.base import Dataset
+from jaxtrain.data.nature import Nature, nature_of
 from jaxtrain.data.residence import loader
 from jaxtrain.errors import UserError
 from jaxtrain.models import model_spec
 from jaxtrain.models.weights import Pretrained
+from jaxtrain.runs.imbalance import resolve_class_weights
+from jaxtrain.screen.console import print_line
 from jaxtrain.training.optimizers import check_schedule, decay_steps, resolve_optimizer
 from jaxtrain.training.progress import Timetable
 
@@ -36,8 +39,9 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
     """
     model = _model(config.model, pretrained)
     backend = jax.default_backend()
-    data = _data(config.data, dataset, model, pretrained)
-    train = config.train
+    given, seen = config.augment, _look(config, dataset, pretrained)
+    data = _data(config.data, dataset, model, pretrained, seen)
+    train = resolve_class_weights(config.train, dataset.class_names)
     changes: dict[str, object] = {}
     if train.epochs is None and train.steps is None:
         changes["epochs"] = _DEFAULT_EPOCHS.get(dataset.name, _OTHER_EPOCHS)
@@ -52,17 +56,20 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
     train = train.model_copy(update=changes)
     if model.dtype == "auto":
         model = model.model_copy(update={"dtype": "float32" if backend == "cpu" else "bfloat16"})
+    flips = dataset.flips
+    if seen is not None and flips is None:
+        flips = seen.hflip
+        given = _as_seen(given, seen)
     augment = resolve_augment(
-        config.augment, image_size=chosen(data.image_size), flips=dataset.flips, channels=chosen(data.channels)
+        given, image_size=chosen(data.image_size), flips=flips is not False, channels=chosen(data.channels)
     )
     if config.technique != "fe":
         where = loader(dataset, data, native=augment.crop == "random_resized")
         data = data.model_copy(update={"loader": where})
     optimizer = resolve_optimizer(config.optimizer)
     check_schedule(config.schedule)
-    resolved = config.model_copy(
-        update={"data": data, "train": train, "model": model, "augment": augment, "optimizer": optimizer}
-    )
+    sections = {"data": data, "train": train, "model": model, "augment": augment, "optimizer": optimizer}
+    resolved = config.model_copy(update={**sections, "loss": config.loss.resolved()})
     total = total_steps(resolved, len(dataset.train)) / (len(dataset.train) / train.batch_size)
     warmup = config.schedule.warmup_epochs
     if warmup is None:
@@ -94,8 +101,38 @@ def _model(given: ModelConfig, pretrained: Pretrained | None) -> ModelConfig:
     return given.model_copy(update=of_weights | {k: v for k, v in given if v is not None})
 
 
-def _data(given: DataConfig, dataset: Dataset, model: ModelConfig, pretrained: Pretrained | None) -> DataConfig:
-    channels = dataset.channels
+def _look(config: Config, dataset: Dataset, pretrained: Pretrained | None) -> Nature | None:
+    """What a look at the images tells, where something that is left open depends on it and is not known."""
+    augment, data = config.augment, config.data
+    open_flips = dataset.flips is None and config.acts("augment.hflip") and augment.policy == "auto"
+    open_flips = open_flips and None in (augment.hflip, augment.vflip, augment.rotate)
+    open_statistics = pretrained is None and None in (data.mean or dataset.mean, data.std or dataset.std)
+    if not (open_flips or open_statistics):
+        return None
+    seen = nature_of(dataset, data.max_pixels)
+    if not config.quiet and open_flips:
+        flips = {"left-right": seen.hflip, "upside-down": seen.vflip, "any rotation": seen.rotate}
+        chosen_flips = ", ".join(f"{name} {'on' if on else 'off'}" for name, on in flips.items())
+        print_line(f"{dataset.name}: {seen.evidence}; flips: {chosen_flips} (augment.hflip, vflip, rotate)")
+    return seen
+
+
+def _as_seen(given: AugmentConfig, seen: Nature) -> AugmentConfig:
+    """Policy auto with what the images allow besides left-right flips, and without what is for digits and letters."""
+    if given.policy != "auto":
+        return given
+    if seen.hflip:
+        options = {"vflip": 0.5 * seen.vflip, "rotate": 180.0 * seen.rotate}
+    else:  # they may be clothes, whose shoes all point one way: what helps digits costs these 2 points
+        options = {"rotate": 0.0, "zoom": 0.0, "mixup": 0.0}
+    return given.model_copy(update={name: value for name, value in options.items() if getattr(given, name) is None})
+
+
+def _data(
+    given: DataConfig, dataset: Dataset, model: ModelConfig, pretrained: Pretrained | None, seen: Nature | None
+) -> DataConfig:
+    channels, crop_pct, interpolation = dataset.channels, 1.0, "bilinear"
+    mean, std = dataset.mean or (seen.mean if seen else None), dataset.std or (seen.std if seen else None)
     if pretrained is not None:
         size = given.image_size or pretrained.image_size
         mean, std = pretrained.normalization(channels)
@@ -104,9 +141,7 @@ def _data(given: DataConfig, dataset: Dataset, model: ModelConfig, pretrained: P
         crop_pct, interpolation = 1.0 if small else pretrained.crop_pct, pretrained.interpolation
     else:
         size = given.image_size or (max(dataset.uniform_size) if dataset.uniform_size else _usual_size(model))
-        mean, std = dataset.mean or (0.5,) * channels, dataset.std or (0.5,) * channels
-        crop_pct, interpolation = 1.0, "bilinear"
-    mean, std = given.mean or mean, given.std or std
+    mean, std = chosen(given.mean or mean), chosen(given.std or std)
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise UserError(f"data.{name}: {len(values)} values for images of {channels} channels")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import numpy as np
-
 from jaxtrain.config import Config
 from jaxtrain.data.base import ArraySource, Dataset
-from jaxtrain.data.order import Order
+from jaxtrain.data.order import Order, sampler
 from jaxtrain.data.residence import make_resident
 from jaxtrain.runs.few_shot import few_shot_indices
+from jaxtrain.runs.imbalance import adjusted_shares, class_weights
 from jaxtrain.runs.program import Program, Programs, program_key, values_of
 from jaxtrain.runs.resolve import mixes_images
 from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
@@ -60,8 +59,9 @@ def prepare(technique: T, dataset: Dataset, programs: Programs | None = None) ->
         accumulate=config.train.accumulate,
         pairs=mixes_images(config),
     )
-    weights = class_weights(config, dataset)
-    technique = technique.bind(config, Binding(dataset.num_classes, weights, cropped=streamed, training=True))
+    each = class_weights(config.train, dataset.class_counts, dataset.class_names)
+    weights, shares = None if each is None else tuple(each.tolist()), adjusted_shares(config, dataset)
+    technique = technique.bind(config, Binding(dataset.num_classes, weights, shares, streamed, training=True))
 
     def make() -> Program:
         return Program(technique, len(dataset.train), strategy)
@@ -69,7 +69,9 @@ def prepare(technique: T, dataset: Dataset, programs: Programs | None = None) ->
     if programs is None:
         program, values = make(), {}
     else:
-        key = f"{program_key(technique, config)} {weights} {dataset.num_classes} {len(dataset.train)} {streamed}"
+        key = (
+            f"{program_key(technique, config)} {weights} {shares} {dataset.num_classes} {len(dataset.train)} {streamed}"
+        )
         program, values = programs.get(key, make), values_of(config)
     feed = make_feed(config, dataset, program, streamed=streamed)
     state, step = program.initial_state(values), program.spec(values)
@@ -80,7 +82,8 @@ def prepare(technique: T, dataset: Dataset, programs: Programs | None = None) ->
 def make_feed(config: Config, dataset: Dataset, program: Program, *, streamed: bool) -> Feed:
     """Training images from the device, or from a stream."""
     strategy = program.strategy
-    order = Order(len(dataset.train), config.train.batch_size, config.seed)
+    drawn = sampler(config.data, dataset.train.labels, dataset.num_classes)
+    order = Order(len(dataset.train), config.train.batch_size, config.seed, drawn)
     if streamed:
         return open_stream(dataset.train, order, config, strategy, dataset.bad_images)
     assert isinstance(dataset.train, ArraySource)
@@ -88,12 +91,3 @@ def make_feed(config: Config, dataset: Dataset, program: Program, *, streamed: b
     feed = ResidentFeed(dataset.train, order, strategy, steps_per_call=calls, data=program.data)
     program.data = feed.data
     return feed
-
-
-def class_weights(config: Config, dataset: Dataset) -> tuple[float, ...] | None:
-    """Inverse frequencies whose mean over the training images is 1; classes without an image get 0."""
-    if config.train.class_weights == "none":
-        return None
-    counts = dataset.class_counts
-    present = np.count_nonzero(counts)
-    return tuple(float(len(dataset.train) / (present * n)) if n else 0.0 for n in counts)

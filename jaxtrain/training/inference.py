@@ -17,8 +17,8 @@ from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, ImageSource
 from jaxtrain.data.stream import eval_batches
 from jaxtrain.data.transforms import keeps_as_it_is
+from jaxtrain.losses import image_metrics
 from jaxtrain.training.feed import padded_batches
-from jaxtrain.training.losses import image_metrics
 from jaxtrain.training.network import Network
 from jaxtrain.training.parallel import Strategy, must_block
 from jaxtrain.training.state import Batch, Tree

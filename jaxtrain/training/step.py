@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 from jaxtrain.errors import UserError
-from jaxtrain.training.losses import checked, cross_entropy
+from jaxtrain.losses import checked, cross_entropy
 from jaxtrain.training.network import Network, Trainable
 from jaxtrain.training.optimizers import Followed, ema_update, rate_in_force
 from jaxtrain.training.state import Batch, TrainState, Tree

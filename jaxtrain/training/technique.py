@@ -23,6 +23,8 @@ class Binding:
 
     num_classes: int = 0
     class_weights: tuple[float, ...] | None = None
+    log_shares: tuple[float, ...] | None = None
+    """Of each class in the training images, for `loss.logit_adjustment`; None: that is off."""
     cropped: bool = False
     """Whether training images arrive with their random crop done (streams)."""
     training: bool = False
