@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from jaxtrain.models import layers
+from jaxtrain.models import forms, layers
 from jaxtrain.models.build import Build
-from jaxtrain.models.layers import BatchNorm, Conv, fan_out_normal, max_pool, uniform
+from jaxtrain.models.layers import BatchNorm, Conv, fan_out_normal, uniform
 
 
 def build(dtype=jnp.float32, axis_name=None):
@@ -78,7 +78,7 @@ def test_depthwise_by_taps_and_its_gradients_are_those_of_xla(size, stride, pads
         )
 
     def taps(x, kernel):
-        return layers.depthwise_by_taps(x, kernel, stride, (pads, pads))
+        return forms.depthwise_by_taps(x, kernel, stride, (pads, pads))
 
     def gradients(function):
         return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a))), argnums=(0, 1)))(x, kernel)
@@ -111,8 +111,8 @@ def test_max_pool_and_its_gradient_are_those_of_reduce_window(window, stride, pa
     def reference(x):
         return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
 
-    np.testing.assert_array_equal(max_pool(x, window, stride, padding), reference(x))
-    ours = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(max_pool(x, window, stride, padding)))))(x)
+    np.testing.assert_array_equal(forms.max_pool(x, window, stride, padding), reference(x))
+    ours = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(forms.max_pool(x, window, stride, padding)))))(x)
     theirs = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(reference(x)))))(x)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
@@ -154,7 +154,7 @@ def test_bfloat16_batch_norm_keeps_float32_statistics():
 
 def test_layer_norm_is_the_definition():
     x = normal(3, 7) * 5 + 1
-    y = layers.layer_norm(7, build())(jnp.asarray(x, jnp.float32))
+    y = layers.LayerNorm(7, build())(jnp.asarray(x, jnp.float32))
     expected = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
