@@ -159,19 +159,17 @@ def _look_up_gather(images: Array, table: Array) -> Array:
 
 
 def _look_up_by_halves(images: Array, table: Array) -> Array:
-    batch, height, width, channels = images.shape
     upper, lower = _halves(images)
     # Exact: each sum has one term that is not 0, and bfloat16 holds whole numbers up to 256.
-    rows = table.reshape(batch, channels, 16, 16).astype(jnp.bfloat16)
-    values = jnp.where(lower, jnp.einsum("bchn,bchl->bcln", upper.astype(jnp.bfloat16), rows), jnp.bfloat16(0)).sum(2)
-    return jnp.moveaxis(values.reshape(batch, channels, height, width), 1, 3).astype(jnp.uint8)
+    rows = table.reshape(*table.shape[:2], 16, 16).astype(jnp.bfloat16)
+    rows = jnp.einsum("bcuhw,bcul->bclhw", upper.astype(jnp.bfloat16), rows)
+    return jnp.moveaxis(jnp.where(lower, rows, jnp.bfloat16(0)).sum(2), 1, 3).astype(jnp.uint8)
 
 
 def _halves(images: Array) -> tuple[Array, Array]:
-    """Which of 16 values the upper and the lower four bits have: `bool[batch, channels, 16, pixels]` each."""
-    batch, _, _, channels = images.shape
-    levels = jnp.moveaxis(images, 3, 1).reshape(batch, channels, 1, -1)
-    values = jnp.arange(16, dtype=jnp.uint8)[:, None]
+    """Which of 16 values the upper and the lower four bits have: `bool[batch, channels, 16, height, width]` each."""
+    levels = jnp.moveaxis(images, 3, 1)[:, :, None]
+    values = jnp.arange(16, dtype=jnp.uint8)[:, None, None]
     return levels >> 4 == values, levels & 15 == values
 
 
@@ -194,7 +192,7 @@ def _histogram_scatter(images: Array) -> Array:
 
 def _histogram_by_halves(images: Array) -> Array:
     upper, lower = (half.astype(jnp.bfloat16) for half in _halves(images))
-    counts = jnp.einsum("bchn,bcln->bchl", upper, lower, preferred_element_type=jnp.float32)
+    counts = jnp.einsum("bcuhw,bclhw->bcul", upper, lower, preferred_element_type=jnp.float32)
     return counts.reshape(*counts.shape[:2], 256).astype(jnp.int32)
 
 
