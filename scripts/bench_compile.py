@@ -171,12 +171,10 @@ def compiled(function: Any, given: tuple[Any, ...], arguments: Any, label: str) 
         "host_transfers": sum(
             1 for operation, _ in operations if re.search(r"\b(infeed|outfeed|send|recv)\(", operation)
         ),
-        "float32_products": sum(1 for each in text.splitlines() if FLOAT32_PRODUCT.search(each)),
     }
 
 
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
-FLOAT32_PRODUCT = re.compile(r" = f32\[[^ ]* (convolution|dot)\(f32\[\d+,\d+[^)]*f32\[\d+,\d+")
 
 
 def cycles(operation: str) -> int:
