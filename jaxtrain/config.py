@@ -7,6 +7,7 @@ directory's `config.yaml`, which is enough to repeat the run.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -465,13 +466,18 @@ class StoreConfig(Section):
     """Put before the experiment names FE, FT, PT and Benchmark."""
 
 
-class TrackingConfig(StoreConfig):
-    """MLflow. `metrics.jsonl` in the run directory is written always."""
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", 'Field name "register"')  # a method of ABCMeta, which nobody calls here
 
-    log_model: bool = True
-    """Store the final model in MLflow, loadable by mlflow.pyfunc."""
-    system_metrics: bool = True
-    """Record processor, memory and GPU use."""
+    class TrackingConfig(StoreConfig):
+        """MLflow. `metrics.jsonl` in the run directory is written always."""
+
+        log_model: bool = True
+        """Store the final model in MLflow, loadable by mlflow.pyfunc."""
+        register: Annotated[str, Field(pattern=r"^[^/:']+$", max_length=200)] | None = None
+        """Register the final model in MLflow under this name, as its next version."""
+        system_metrics: bool = True
+        """Record processor, memory and GPU use."""
 
 
 class OwnConfig(Section):

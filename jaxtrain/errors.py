@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -28,6 +27,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     >>> nearest("resnet81", ["resnet18", "vit_tiny"])
     "did you mean 'resnet18'?"
     """
+    import difflib  # a program hears of signals the sooner
+
     options = sorted(valid)
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
     if close:

@@ -10,6 +10,7 @@ ROOMS = (
     *(
         "version",
         "errors",
+        "lifeline",
         "config",
         "redact",
         "escape",
@@ -18,10 +19,9 @@ ROOMS = (
         "trees",
         "saved_tree",
         "data",
-        "models",
-        "heads",
     ),
-    *("training", "embeddings", "tracking", "screen", "evaluation", "runs", "classifiers", "sweeps", "cli"),
+    *("saved_tree", "data", "models", "heads", "training", "embeddings", "tracking", "screen", "evaluation", "runs"),
+    *("classifiers", "sweeps", "cli"),
 )
 """The ground first; a file imports only from its own room and from those before it."""
 TOP = {"jaxtrain", "jaxtrain.__main__"}

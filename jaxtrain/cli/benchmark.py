@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,13 @@ from jaxtrain.errors import UserError
 
 # As many as fit 80 columns beside the names; the report has them all.
 _SHOWN = ("macro_f1", "ece")
+_MAX_LINES = 25
+"""On the screen, of models and of comparisons; the report has them all."""
 _OF_TRAINING = {
     *("val_fraction", "max_train_images", "shots", "draws", "loader", "device_budget_mb", "workers", "prefetch"),
     *("image_size", "mean", "std", "crop_pct", "interpolation"),  # each model has its own
 }
 """Options of a data set that have no effect on a test set."""
-_COSTS = {"train_seconds": "training", "latency_ms_p50": "latency"}
 
 
 class Benchmark(Command):
@@ -124,12 +126,21 @@ def _show(report, folder: Path, tracking: TrackingConfig) -> None:  # type: igno
         row |= {"training": training_time(costs), "latency": cost("latency_ms_p50", costs.get("latency_ms_p50"))}
         rows.append(row)
     print_line("")
-    show_table(rows, right=set(rows[0]) - {"model"})
+    show_table(rows[:_MAX_LINES], right=set(rows[0]) - {"model"})
+    _say_the_rest(rows, "models", folder / "leaderboard.csv")
     print_line("")
-    for line in (*report.warnings, *report.advice):
+    for line in (*report.warnings, *report.advice[:_MAX_LINES]):
         print_line(line)
+    _say_the_rest(report.advice, "comparisons", folder / "report.md")
     print_line("")
     print_line(f"report    {folder / 'report.html'}")
     if tracking.enabled:
         uri = tracking_uri(tracking.uri)
         print_line(f"MLflow    {look(uri)}")
+
+
+def _say_the_rest(lines: Sized, what: str, where: Path) -> None:
+    from jaxtrain.screen.console import print_line
+
+    if (more := len(lines) - _MAX_LINES) > 0:
+        print_line(f"and {more:,} more {what}: {where}")

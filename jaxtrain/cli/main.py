@@ -1,45 +1,31 @@
-"""The program `jaxtrain`: its commands, and how it ends. Nothing heavy is imported here."""
+"""The program `jaxtrain`: how it starts and how it ends. Next to nothing is imported before it hears of signals."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 
-from jaxtrain import __version__
-from jaxtrain.cli.benchmark import Benchmark
-from jaxtrain.cli.command import Group, find
-from jaxtrain.cli.embed import EMBED
-from jaxtrain.cli.predict import Predict
-from jaxtrain.cli.sweep import Sweep
-from jaxtrain.cli.sync import Sync
-from jaxtrain.cli.train import Recipes, Train
 from jaxtrain.errors import JaxtrainError
-from jaxtrain.files import disk_refuses, reason
-from jaxtrain.training import processes
-
-PROGRAM = Group(
-    "Train image classifiers: feature extraction, fine-tuning, pre-training from scratch.",
-    {
-        "train": Train,
-        "predict": Predict,
-        "benchmark": Benchmark,
-        "sweep": Sweep,
-        "embed": EMBED,
-        "sync": Sync,
-        "recipes": Recipes,
-    },
-)
+from jaxtrain.training import signals
 
 
 def main(*door: str) -> None:
     """The program as it is started: `jaxtrain` and what follows it; `door`: words that come before those given."""
+    try:
+        signals.listen()
+    except RuntimeError as error:
+        sys.exit(f"error: {error}: there is a limit on processes (ulimit -u, or the container's)")
     guard(lambda: run([*door, *sys.argv[1:]]))
 
 
 def run(words: Sequence[str]) -> None:
     """Do what a command line asks for. Raises UserError for a wrong one."""
+    from jaxtrain import __version__
+    from jaxtrain.cli.command import find
+    from jaxtrain.cli.program import PROGRAM
+
     if list(words) == ["--version"]:
         print(f"jaxtrain {__version__}")
     else:
@@ -47,33 +33,53 @@ def run(words: Sequence[str]) -> None:
 
 
 def guard(body: Callable[[], None]) -> None:
-    """Call `body`; an error becomes one line and an exit code (1, 2, 130, 143)."""
-    from jaxtrain.screen.console import log_to_stderr, print_error
+    """Call `body`; an error becomes one line and an exit code (1, 2, 129, 130, 143)."""
+    from jaxtrain.files import disk_refuses, reason
+    from jaxtrain.screen.console import log_to_stderr
+    from jaxtrain.training import processes
 
     log_to_stderr()
     try:
         body()
     except JaxtrainError as error:
-        label = "interrupted" if error.exit_code > 128 else "error"
-        print_error(str(error), label=label)
+        _last_line(str(error), "interrupted" if error.exit_code > 128 else "error")
         processes.leave(error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print_error("by Ctrl-C; what is finished is kept, and the same command goes on", label="interrupted")
+        _last_line("by Ctrl-C; what is finished is kept, and the same command goes on", "interrupted")
         processes.leave(130)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`); Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout.fileno())
         processes.leave(1)
         sys.exit(1)
     except Exception as error:
         if disk_refuses(error):
             file = getattr(error, "filename2", None) or getattr(error, "filename", None)
-            print_error(f"{file}: {reason(error)}" if file else reason(error))
+            _last_line(f"{file}: {reason(error)}" if file else reason(error), "error")
             processes.leave(1)
             sys.exit(1)
         if processes.count() > 1:
+            import traceback
+
             traceback.print_exc()
             processes.leave(1)
         raise
+
+
+def _last_line(message: str, label: str) -> None:
+    from jaxtrain.screen.console import print_error
+
+    signals.last_words_said()
+    with contextlib.suppress(OSError):
+        print_error(message, label=label)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # a terminal that was closed
+            _discard(stream.fileno())
+
+
+def _discard(descriptor: int) -> None:
+    """The reader of our output has gone (`| head`); Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

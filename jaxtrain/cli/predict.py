@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
 
 from jaxtrain.cli.command import Command, Positional
 from jaxtrain.errors import RunError
@@ -20,30 +24,96 @@ class Predict(Command):
     run_dir: Annotated[Path, Positional("RUN_DIR")]
     """Run directory, or a folder written by save()."""
     images: Annotated[tuple[Path, ...], Positional("IMAGE")]
-    """Image files, or folders of them."""
+    """Image files, or folders of them; - reads paths from standard input, one a line."""
+    out: Path | None = None
+    """Write a table, .csv, .jsonl or .parquet, instead of lines; the same command goes on where it was cut off."""
+    topk: Annotated[int, Field(ge=1)] = 1
+    """Classes per image, the most probable first."""
+    embeddings: bool = False
+    """The vector before the head too, in tables of .jsonl or .parquet."""
+
+    @model_validator(mode="after")
+    def _vectors_need_a_table(self) -> Predict:
+        if self.embeddings and (self.out is None or self.out.suffix == ".csv"):
+            raise ValueError("embeddings: give --out with a name that ends in .jsonl or .parquet")
+        return self
 
     def run(self) -> None:
         """Print a line for each; RunError at the end where some could not be read."""
+        from jaxtrain import load
+
+        files = self._files()
+        classifier = load(self.run_dir)
+        if not files:
+            raise RunError("the folders hold no images: " + ", ".join(map(os.fspath, self.images)))
+        unreadable = self._print(classifier, files) if self.out is None else self._write(classifier, files, self.out)
+        if unreadable:
+            raise RunError(f"{unreadable} of {len(files)} images cannot be read")
+
+    def _files(self) -> list[str]:
+        from jaxtrain.data.folder import images_below
+
+        files: list[str] = []
+        for path in self.images:
+            if str(path) == "-":
+                files += [line for line in map(str.strip, sys.stdin) if line]
+            else:
+                files += images_below(path)[0] if path.is_dir() else [str(path)]
+        return files
+
+    def _print(self, classifier: Any, files: list[str]) -> int:
+        unreadable = 0
+        for rows in self._rows(classifier, files):
+            for row in rows:
+                told = "\t".join(f"{plain(each['label'])}\t{each['probability']:.4f}" for each in row.get("top", ()))
+                unreadable += "reason" in row
+                print(f"{plain(row['file'])}\t{told or 'unreadable: ' + plain(row['reason'])}")
+        return unreadable
+
+    def _write(self, classifier: Any, files: list[str], out: Path) -> int:
+        from jaxtrain.cli.rows import Rows
+        from jaxtrain.screen.console import print_line
+        from jaxtrain.screen.progress import Progress
+        from jaxtrain.trees import tree_digest
+
+        model = [tree_digest(part) for part in classifier.fitted.weights.values()]
+        with Rows(out, [*model, files, self.topk, self.embeddings]) as table:
+            if table.done:
+                print_line(f"{table.done:,} of {len(files):,} images are done")
+            with Progress(title="predicted", file=sys.stderr) as progress:
+                done = table.done
+                for rows in self._rows(classifier, files[done:]):
+                    table.add(rows)
+                    done += len(rows)
+                    progress.count(done, len(files))
+            unreadable = table.finish()
+        print_line(f"{len(files):,} images: {out}")
+        return unreadable
+
+    def _rows(self, classifier: Any, files: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """Those of each batch: file, label, probability and more, or why there is none."""
         import numpy as np
 
-        from jaxtrain import load
         from jaxtrain.data.bad_images import BadImages
         from jaxtrain.data.base import FileSource
-        from jaxtrain.data.folder import images_below
         from jaxtrain.evaluation.metrics import softmax
 
-        classifier = load(self.run_dir)
-        paths = [file for path in self.images for file in (images_below(path)[0] if path.is_dir() else [path])]
-        source, bad_images = FileSource(paths, np.zeros(len(paths), np.int32)), BadImages(allowed=None, named=False)
-        if paths:
-            logits = classifier.fitted.predictor.predict_logits(source, bad_images)
-            for index, row in enumerate(softmax(logits)):
-                name, best = source.describe(index), row.argmax()
-                reason = bad_images.reasons.get(name)
-                answer = f"{plain(classifier.class_names[best])}\t{row[best]:.4f}"
-                label = answer if reason is None else f"unreadable: {plain(reason)}"
-                print(f"{plain(name)}\t{label}")
-        if bad_images.reasons:
-            raise RunError(f"{len(bad_images.reasons)} of {len(paths)} images cannot be read")
-        if not paths:
-            raise RunError("the folders hold no images: " + ", ".join(map(os.fspath, self.images)))
+        source, bad_images = FileSource(files, np.zeros(len(files), np.int32)), BadImages(allowed=None, named=False)
+        start = 0
+        for batch in classifier.fitted.predictor.stream(source, bad_images, embedding=self.embeddings):
+            rows = []
+            for place, probabilities in enumerate(softmax(batch["logits"]), start=start):
+                name = source.describe(place)
+                if (reason := bad_images.reasons.get(name)) is not None:
+                    rows.append({"file": name, "reason": reason})
+                    continue
+                if not np.isfinite(probabilities).all():
+                    raise RunError(f"{self.run_dir}: the model gives no finite numbers for {plain(name)}")
+                best = np.argsort(-probabilities, kind="stable")[: self.topk]
+                top = [{"label": classifier.class_names[i], "probability": float(probabilities[i])} for i in best]
+                row = {"file": name, **top[0], "top": top}
+                if self.embeddings:
+                    row["embedding"] = [float(x) for x in batch["embedding"][place - start]]
+                rows.append(row)
+            start += len(batch["logits"])
+            yield rows

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from jaxtrain.sweeps.plan import Plan
     from jaxtrain.sweeps.results import Results
     from jaxtrain.sweeps.study import Trials
+    from jaxtrain.training.signals import StopRequest
 
     Say = Callable[[str], None]
 
@@ -43,6 +47,8 @@ class Sweep(Command):
 
     def run(self) -> None:
         """Plan, train, report."""
+        if self.helper:
+            _follow_parent()
         from jaxtrain.screen.console import print_line
         from jaxtrain.sweeps.config import load_sweep
 
@@ -57,34 +63,42 @@ class Sweep(Command):
                 print_line(line)
             return
         from jaxtrain.sweeps.worker import to_continue
-        from jaxtrain.training.signals import stopped_at_once
+        from jaxtrain.training.signals import Interrupted, StopRequest
 
-        with stopped_at_once(to_continue(plan)):
-            self._work(plan, say)
+        words = to_continue(plan)
+        try:
+            with StopRequest(None if self.helper else words) as stop:
+                self._work(plan, say, stop)
+                stop.check(words)
+        except Interrupted as stopped:
+            if self.helper:  # the process that started it says all there is to say
+                raise SystemExit(stopped.exit_code) from None
+            raise
 
-    def _work(self, plan: Plan, say: Say) -> None:
+    def _work(self, plan: Plan, say: Say, stop: StopRequest) -> None:
         from jaxtrain.sweeps.parent import Parent
         from jaxtrain.sweeps.plan import describe
-        from jaxtrain.sweeps.processes import helpers, parent_lives, process_count
+        from jaxtrain.sweeps.processes import helpers, process_count
         from jaxtrain.sweeps.report import read_outcomes
         from jaxtrain.sweeps.study import Trials
-        from jaxtrain.sweeps.worker import Worker
+        from jaxtrain.sweeps.worker import Worker, to_continue
 
         parent = Parent(plan)
         trials = Trials(plan)
         trials.fill(again=not self.helper)
         try:
             if self.helper:
-                Worker(plan, trials, parent, say, parent_lives()).work()
+                Worker(plan, trials, parent, say, stop, helper=True).work()
                 return
             done = sum(one.how == "done" for one in read_outcomes(plan, trials))
             for line in (*describe(plan, done), f"  processes: {process_count(plan)}"):
                 say(line)
             parent.lead()
+            stop.check(to_continue(plan))
             with helpers(plan, quiet=self.quiet):
-                Worker(plan, trials, parent, say).work()
+                Worker(plan, trials, parent, say, stop).work()
             if parent.lead():
-                found, test = _report(plan, trials, parent, say)
+                found, test = _report(plan, trials, parent, say, stop)
                 if not self.quiet:
                     _show(plan, found, test)
             else:
@@ -93,19 +107,32 @@ class Sweep(Command):
             parent.close()
 
 
-def _report(plan: Plan, trials: Trials, parent: Parent, say: Say) -> tuple[Results, dict[str, Any] | None]:
+def _follow_parent() -> None:
+    """Once the process that started this helper has ended, or stops early: as after a SIGTERM, but in silence."""
+    from jaxtrain.lifeline import follow
+    from jaxtrain.training.signals import last_words_said
+
+    last_words_said()
+    follow(sys.stdin, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def _report(
+    plan: Plan, trials: Trials, parent: Parent, say: Say, stop: StopRequest
+) -> tuple[Results, dict[str, Any] | None]:
     """Write the results, test the chosen setting and the baseline, and give everything to the sweep's MLflow run."""
     from jaxtrain.evaluation.plots import save
     from jaxtrain.files import optional, write_text
     from jaxtrain.sweeps.final import final_test
     from jaxtrain.sweeps.page import FIGURES, render
     from jaxtrain.sweeps.report import BEST, results, write_tables
+    from jaxtrain.sweeps.worker import to_continue
 
     found, folder = results(plan, trials), plan.sweep.folder / "results"
     files = write_tables(found, folder)
     complete = trials.unfinished() == 0
     test = final_test(found, folder, say) if plan.sweep.test and complete else None
     for name, make in FIGURES.items():
+        stop.check(to_continue(plan))
         files += save(partial(make, found), folder / f"{name}.png")
     best = (folder / BEST).read_text(encoding="utf-8") if found.best is not None else None
     with optional(str(page := folder / "report.html")):

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import parent_process
-from multiprocessing.connection import wait
 from typing import Any, Literal, Self, SupportsIndex, TypeVar
 
 import numpy as np
@@ -36,6 +34,7 @@ from jaxtrain.data.transforms import (
 )
 from jaxtrain.data.worker_watch import WorkerWatch, refuse_in_worker
 from jaxtrain.errors import RunError, UserError
+from jaxtrain.lifeline import follow
 
 T = TypeVar("T")
 
@@ -365,10 +364,4 @@ def _prepare_worker(index: int, count: int) -> None:
     cv2.setNumThreads(0)
     parent = parent_process()
     if parent is not None:
-        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
-
-
-def _follow(sentinel: int) -> None:
-    # A parent that was killed cannot end its workers, which would wait for it for ever.
-    wait([sentinel])
-    os._exit(1)
+        follow(parent.sentinel, lambda: os._exit(1))

@@ -15,6 +15,7 @@ from jaxtrain.errors import UserError
 SECONDS = 60.0
 """For so long a worker may take over 32 images, its start included."""
 _NAME = "grain-process-prefetch"
+_OF_THE_PARENT = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 _UNGUARDED = 78
 """Exit code of a worker in which the script that started it has begun anew."""
 _GUARD = 'put what it does under `if __name__ == "__main__":`'
@@ -78,7 +79,7 @@ class WorkerWatch:
             yield
             return
         resource_tracker.ensure_running()  # which would unblock signals if it were started in between
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_PARENT)
         try:
             yield
         finally:
@@ -103,6 +104,8 @@ class WorkerWatch:
             )
         if any(process.exitcode == _UNGUARDED for process in self._workers):
             return f"the script runs again in every input worker: {_GUARD}; or {instead}"
+        if any(process.exitcode == -signal.SIGBUS for process in self._workers):
+            return f"input workers pass images through /dev/shm, which is full: make it larger; or {instead}"
         dead = [f"process {p.pid} ({p.name}), exit code {p.exitcode}" for p in self._workers if p.exitcode]
         return f"an input worker died: {'; '.join(dead) or 'at its start'}. Killed, or short of memory; {instead}"
 

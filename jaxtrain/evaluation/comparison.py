@@ -31,7 +31,7 @@ from jaxtrain.evaluation.statistics import (
     Resampled,
     bounded,
     mean_of_seeds,
-    percentile,
+    percentiles,
     seed_replicates,
 )
 
@@ -269,8 +269,8 @@ def _gaps(
         whole = np.nan_to_num(replicates, nan=0.0)
         width, errors = joint_width(differences, whole), (whole - differences[:, None]).std(axis=1)
         ends = [
-            (percentile(each), Interval(float(middle - width * error), float(middle + width * error)))
-            for each, middle, error in zip(whole, differences, errors, strict=True)
+            (alone, Interval(float(middle - width * error), float(middle + width * error)))
+            for alone, middle, error in zip(percentiles(whole), differences, errors, strict=True)
         ]
         if name == "accuracy" and paired:
             first, second = np.array([[each.only_first, each.only_second] for each in paired.values()]).T
@@ -303,18 +303,22 @@ def _recipes(entries: Sequence[Entry], margin: float) -> tuple[list[Recipe], lis
         groups.setdefault(entry.candidate.recipe or f"alone: {entry.name}", []).append(entry)
     if len(groups) == len(entries):
         return [], []
-    recipes = [_recipe(number, members) for number, members in enumerate(groups.values())]
+    called = [_common_name([member.name for member in members]) for members in groups.values()]
+    recipes = [
+        _recipe(number, members, name if called.count(name) == 1 else f"{members[0].name} and others")
+        for number, (members, name) in enumerate(zip(groups.values(), called, strict=True))
+    ]
     recipes.sort(key=lambda pair: -pair[0].metrics["accuracy"][0])
     return [recipe for recipe, _ in recipes], _pairs([(recipe.name, means) for recipe, means in recipes], margin)
 
 
-def _recipe(number: int, members: Sequence[Entry]) -> tuple[Recipe, Resampled]:
+def _recipe(number: int, members: Sequence[Entry], called: str) -> tuple[Recipe, Resampled]:
     """What runs say together. Equal parameters are one result, however many seeds came to them."""
     names = tuple(member.name for member in members)
     results = list({member.candidate.predictions.params_sha256: member for member in members}.values())
     resampled = [each.measured.resampled for each in results]
     same = ", one result" if len(results) == 1 else ""
-    label = names[0] if len(names) == 1 else f"{_common_name(names)} ({len(names)} seeds{same})"
+    label = names[0] if len(names) == 1 else f"{called} ({len(names)} seeds{same})"
     if same:
         metrics = {
             name: (resampled[0].metrics[name], 0.0, interval)

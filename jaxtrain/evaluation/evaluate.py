@@ -26,7 +26,7 @@ from jaxtrain.evaluation.metrics import classification_metrics, confusion_matrix
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.statistics import RESAMPLES, Interval, Resampled, intervals, resample
 from jaxtrain.files import write_csv, write_text
-from jaxtrain.tracking import Tracker
+from jaxtrain.tracking import Measures, Tracker
 
 if TYPE_CHECKING:
     from jaxtrain.tracking import TrackerReport
@@ -214,13 +214,15 @@ def track_evaluation(
     folder: Path,
     run_name: str,
     source_run_id: str | None,
+    model_id: str | None,
     metrics: Mapping[str, float] | None = None,
 ) -> TrackerReport:
     """Store an evaluation as one run of the MLflow experiment `Benchmark`; say how that went.
 
     The run leads back to the training run by the tags `source_run_id` and `params_sha256`. What the tracker keeps
     lies under `folder` in the run directory `root`, apart for each model and test set, so the same evaluation, tracked
-    again, continues its run. `metrics` are stored besides the evaluation's own, such as costs.
+    again, continues its run. `model_id` is that of the model in MLflow, which gets the metrics too.
+    `metrics` are stored besides the evaluation's own, such as costs.
     """
     about = _about(evaluation.predictions)
     own = {key: str(about[key]) for key in ("technique", "model", "dataset", "params_sha256", "test_digest")}
@@ -236,6 +238,7 @@ def track_evaluation(
         run_name=run_name,
         params={key: about[key] for key in ("technique", "model", "dataset", "images", "classes")},
         tags=own,
+        measures=None if model_id is None else Measures(model_id, own["dataset"], own["test_digest"]),
     )
     tracker.log_input(
         own["dataset"],

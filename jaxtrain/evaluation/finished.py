@@ -42,8 +42,16 @@ class Run:
     @property
     def recipe(self) -> str:
         """What runs share that differ in nothing but their seed."""
-        options = self.config.without((*FREE_ON_RESUME, "seed"))
-        return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+        return self._digest_without("seed")
+
+    @property
+    def program(self) -> str:
+        """What runs share that predict with the same computation."""
+        return self._digest_without("seed", "train", "optimizer", "schedule", "augment")
+
+    def _digest_without(self, *options: str) -> str:
+        free = [path for path in FREE_ON_RESUME if path.partition(".")[0] not in options]
+        return hashlib.sha256(json.dumps(self.config.without((*free, *options)), sort_keys=True).encode()).hexdigest()
 
 
 def finished_runs() -> list[Path]:

@@ -109,7 +109,7 @@ def _context(report: Content) -> dict[str, Any]:
         "title": predictions.dataset,
         "facts": _facts(report),
         "warnings": report.warnings,
-        "advice": report.advice,
+        "advice": report.advice[:MAX_ROWS],
         "leaderboard": _leaderboard(comparison),
         "recipes": _recipes(comparison),
         "costs": _costs(comparison.entries),

@@ -55,10 +55,10 @@ class Report(Content):
             "advice": self.advice,
             "models": [{**row, **_details(entry)} for row, entry in zip(self.rows(), comparison.entries, strict=True)],
             "pairs": [
-                {**asdict(pair), "sentence": text} for pair, text in zip(comparison.pairs, self.verdicts, strict=True)
+                {**_plain(pair), "sentence": text} for pair, text in zip(comparison.pairs, self.verdicts, strict=True)
             ],
             "recipes": [asdict(recipe) for recipe in comparison.recipes],
-            "recipe_pairs": [asdict(pair) for pair in comparison.recipe_pairs],
+            "recipe_pairs": [_plain(pair) for pair in comparison.recipe_pairs],
             "slices": [asdict(part) for part in self.slices],
             "likely_label_errors": [self._described(shown) for shown in self.label_errors],
             "worst_mistakes": [self._described(shown) for shown in self.worst],
@@ -98,7 +98,8 @@ class Report(Content):
         """Write `results.json`, tables as CSV, `report.md` and `report.html` into a folder, which is made."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "results.json", json.dumps(self.results(), indent=1, ensure_ascii=False) + "\n")
+        indent = 1 if len(self.comparison.pairs) <= _READABLE_PAIRS else None  # written far more quickly
+        write_text(folder / "results.json", json.dumps(self.results(), indent=indent, ensure_ascii=False) + "\n")
         write_csv(folder / "leaderboard.csv", self.rows())
         write_csv(folder / "pairs.csv", [_pair_row(pair) for pair in self.comparison.pairs])
         classes = [{"model": e.name, **row} for e in self.comparison.entries for row in e.measured.per_class]
@@ -121,6 +122,7 @@ class Report(Content):
         return {**asdict(shown), **where, "id": self.comparison.predictions.ids[shown.index]}
 
 
+_READABLE_PAIRS = 500
 _COST_NAMES = {
     "params": "parameters",
     "train_seconds": "training",
@@ -154,12 +156,18 @@ def _details(entry: Entry) -> dict[str, Any]:
     }
 
 
+def _plain(pair: Pair) -> dict[str, Any]:
+    """What `asdict` gives, which takes seconds for thousands of pairs."""
+    gaps = {name: dict(vars(gap)) for name, gap in pair.gaps.items()}
+    return {**vars(pair), "gaps": gaps, "paired": None if pair.paired is None else dict(vars(pair.paired))}
+
+
 def _pair_row(pair: Pair) -> dict[str, Any]:
     gap = pair.gaps["accuracy"]
     row = {"first": pair.first, "second": pair.second, "verdict": pair.verdict, "difference": gap.difference}
     row |= {"low": gap.interval.low, "high": gap.interval.high}
     row |= {"corrected_low": gap.corrected.low, "corrected_high": gap.corrected.high}
-    return row | (asdict(pair.paired) if pair.paired is not None else {})
+    return row | (vars(pair.paired) if pair.paired is not None else {})
 
 
 def _with_interval(name: str, number: float | None, interval: Interval | None) -> str:

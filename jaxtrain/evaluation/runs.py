@@ -30,7 +30,7 @@ from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.report import FILES, Report
 from jaxtrain.evaluation.robustness import corruption_accuracy
 from jaxtrain.files import optional, run_name
-from jaxtrain.tracking import Journal, Tracker
+from jaxtrain.tracking import Journal, Tracker, stored_model
 
 _log = logging.getLogger(__name__)
 
@@ -88,12 +88,13 @@ def gather(
             raise UserError(f"{one} has another test set than {two}: give --data.name to measure all on one")
     test = sets.images(runs[0])
     gathered = Gathered(runs, [], [], [], test)
+    measured: dict[str, Costs] = {}
     for run, name in zip(runs, names, strict=True):
         folder, predictions, fresh = _predictions(run, load, sets, say)
         found: Costs = {}
         if costs:
             say(f"costs of {name}")
-            found = _costs(run, load, test, again=costs_again)
+            found = _costs(run, load, test, measured, again=costs_again)
         curves = _records(run.path / "metrics.jsonl")
         gathered.candidates.append(Candidate(name, predictions, found, run.path, run.config.seed, run.recipe, curves))
         gathered.folders.append(folder)
@@ -115,12 +116,12 @@ def track(gathered: Gathered, comparison: Comparison, config: TrackingConfig | N
     ):
         entry = comparison.entry(candidate.name)
         predictions = candidate.predictions
-        if fresh:
-            files = write_evaluation(predictions, entry.measured, gathered.duplicates, gathered.looks, folder)
-        else:
-            files = tuple(path for path in sorted(folder.iterdir()) if path.suffix in (".npz", ".csv", ".png"))
         ids.append(None)
         with optional(f"the evaluation of {candidate.name} in MLflow"):
+            if fresh:
+                files = write_evaluation(predictions, entry.measured, gathered.duplicates, gathered.looks, folder)
+            else:
+                files = tuple(path for path in sorted(folder.iterdir()) if path.suffix in (".npz", ".csv", ".png"))
             report = track_evaluation(
                 Record(predictions, entry.measured, gathered.duplicates, gathered.looks, files),
                 config or run.config.tracking,
@@ -128,6 +129,7 @@ def track(gathered: Gathered, comparison: Comparison, config: TrackingConfig | N
                 folder=folder,
                 run_name=candidate.name.replace("/", "-"),
                 source_run_id=run.summary.get("mlflow_run_id"),
+                model_id=stored_model(run.path),
                 metrics={f"cost/{name}": value for name, value in candidate.costs.items()},
             )
             ids[-1] = report.run_id
@@ -234,20 +236,26 @@ def _predictions(run: Run, load: Load, sets: TestSets, say: Callable[[str], None
         )
     except UserError as error:
         raise UserError(f"{run.name}: {error}") from None
-    folder.mkdir(parents=True, exist_ok=True)
-    predictions.save(folder / "predictions.npz")
+    with optional(str(folder / "predictions.npz")):
+        folder.mkdir(parents=True, exist_ok=True)
+        predictions.save(folder / "predictions.npz")
     return folder, predictions, True
 
 
-def _costs(run: Run, load: Load, test: OpenTestSet | None, *, again: bool) -> Costs:
-    """Of training from the summary, of predicting as measured on this machine, once."""
+def _costs(run: Run, load: Load, test: OpenTestSet | None, measured: dict[str, Costs], *, again: bool) -> Costs:
+    """Of training from the summary, of predicting as measured on this machine, once for runs that do it in one way."""
     folder = run.path / "benchmark"
-    folder.mkdir(exist_ok=True)
-    if again:
-        (folder / "costs.json").unlink(missing_ok=True)
+    with optional(str(folder)):
+        folder.mkdir(exist_ok=True)
+        if again:
+            (folder / "costs.json").unlink(missing_ok=True)
     source = None if test is None else test.images
-    measured = kept_costs(folder / "costs.json", run.digest, lambda: measure_costs(load(run.path), source))
-    return costs_of_training(run.summary) | {"model_mb": folder_megabytes(run.path / "model")} | measured
+
+    def measure() -> Costs:
+        return measured.get(run.program) or measure_costs(load(run.path), source)
+
+    measured[run.program] = kept_costs(folder / "costs.json", run.digest, measure)
+    return costs_of_training(run.summary) | {"model_mb": folder_megabytes(run.path / "model")} | measured[run.program]
 
 
 def _unique_names(runs: Sequence[Run]) -> list[str]:

@@ -135,8 +135,14 @@ def wilson(share: float, images: int, confidence: float = CONFIDENCE) -> Interva
 
 def percentile(replicates: Floats, confidence: float = CONFIDENCE) -> Interval:
     """Quantiles of the replicates."""
-    low, high = np.nanquantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(low), float(high))
+    return percentiles(replicates[None], confidence)[0]
+
+
+def percentiles(replicates: Floats, confidence: float = CONFIDENCE) -> list[Interval]:
+    """The same of each row: `float64[metrics, resamples]`."""
+    quantile = np.nanquantile if np.isnan(replicates).any() else np.quantile
+    ends = quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
+    return [Interval(float(low), float(high)) for low, high in ends.T]
 
 
 def bias_corrected(value: float, replicates: Floats, confidence: float = CONFIDENCE) -> Interval:
@@ -158,13 +164,20 @@ def sum_of_gaps(gaps: Floats, replicates: Floats, confidence: float = CONFIDENCE
     """
     noise = replicates - gaps[:, None]
     measured = np.abs(gaps).sum()
-    multiples = np.linspace(0.0, 3.0, 301)
-    sums = np.array([np.abs(multiple * gaps[:, None] + noise).sum(axis=0) for multiple in multiples])
-    low, high = np.quantile(sums, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
-    expected = multiples[(low <= measured) & (measured <= high)]
-    if not len(expected):  # no noise at all
+
+    def expected(multiples: Floats) -> Floats:
+        sums = np.array([np.abs(multiple * gaps[:, None] + noise).sum(axis=0) for multiple in multiples])
+        low, high = np.quantile(sums, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
+        return multiples[(low <= measured) & (measured <= high)]
+
+    coarse = expected(np.linspace(0.0, 3.0, 31))
+    if not len(coarse):
+        coarse = expected(np.linspace(0.0, 3.0, 301))
+    if not len(coarse):  # no noise at all
         return Interval(float(measured), float(measured))
-    return Interval(float(expected[0] * measured), float(expected[-1] * measured))
+    low = expected(np.linspace(max(coarse[0] - 0.09, 0.0), coarse[0], 10))[0]
+    high = expected(np.linspace(coarse[-1], min(coarse[-1] + 0.09, 3.0), 10))[-1]
+    return Interval(float(low * measured), float(high * measured))
 
 
 def mean_of_seeds(resampled: Sequence[Resampled], name: str) -> tuple[float, float, Interval]:

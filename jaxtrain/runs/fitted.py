@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,8 @@ from jaxtrain.training.parallel import check_devices, make_strategy
 from jaxtrain.training.state import Batch, Tree
 from jaxtrain.training.technique import Technique
 from jaxtrain.trees import flat_parts, nested_parts
+
+Floats = NDArray[np.float32]
 
 
 class Predicts(Technique, Protocol):
@@ -90,6 +92,12 @@ class Predictor:
         inference, weights = self._placed
         return inference.embed(weights, source, bad_images)
 
+    def stream(self, source: ImageSource, bad_images: BadImages, *, embedding: bool) -> Iterator[dict[str, Floats]]:
+        """`logits`, and the `embedding` where it is wanted, of each batch in order; NaN as in `predict_logits`."""
+        inference, weights = self._placed
+        for rows in inference.stream("both" if embedding else "logits", weights, source, bad_images):
+            yield rows if embedding else {"logits": rows}
+
     def forward_pass(self) -> ForwardPass:
         """How predictions are computed, for who takes the time of it (`jaxtrain.evaluation.costs`)."""
         return self._forward_pass("logits")
@@ -135,7 +143,15 @@ class HeadPredictor(Predictor):
 
     def predict_logits(self, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
         """`float32[images, classes]`; NaN for an image that could not be read."""
-        vectors = self.embed(source, bad_images)
+        return self._logits(self.embed(source, bad_images))
+
+    def stream(self, source: ImageSource, bad_images: BadImages, *, embedding: bool) -> Iterator[dict[str, Floats]]:
+        """`logits`, and the `embedding` where it is wanted, of each batch in order; NaN as in `predict_logits`."""
+        inference, weights = self._placed
+        for vectors in inference.stream("embed", weights, source, bad_images):
+            yield {"logits": self._logits(vectors), **({"embedding": vectors} if embedding else {})}
+
+    def _logits(self, vectors: Floats) -> Floats:
         readable = np.isfinite(vectors).all(axis=1)
         logits = np.full((len(vectors), len(self.class_names)), np.nan, np.float32)
         logits[readable] = self.head.logits(vectors[readable])

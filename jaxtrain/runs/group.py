@@ -12,7 +12,7 @@ from jaxtrain.runs.fitted import Fitted
 from jaxtrain.runs.learning import Job, Learns, Part
 from jaxtrain.runs.run import begin, conclude, under_way
 from jaxtrain.runs.stepwise import Stepwise, train_together
-from jaxtrain.training.signals import Interrupted, StopRequest
+from jaxtrain.training.signals import StopRequest
 
 
 @dataclass
@@ -47,8 +47,7 @@ def run_together(runs: Sequence[tuple[Learns, Part]], dataset: Dataset) -> list[
     """
     with StopRequest() as stop:
         results = _run_together([_enter(technique, dataset, part, stop) for technique, part in runs])
-    if stop.requested is not None:  # perhaps only while MLflow got the last of it
-        raise Interrupted(stop.requested, "stopped; the runs are saved")
+    stop.check("stopped; the runs are saved")  # perhaps only while MLflow got the last of it
     return results
 
 

@@ -178,8 +178,7 @@ class HeadLearning:
 
     def check(self) -> None:
         """Raises Interrupted after a signal."""
-        if self._job.stop.requested is not None:
-            raise self._job.interrupted("stopped; the embeddings are kept")
+        self._job.check("stopped; the embeddings are kept")
 
     def embedded(self, source: ImageSource, name: str, views: int = 1) -> Embedded:
         """The readable images of a split as vectors, all views one after the other."""
@@ -192,8 +191,7 @@ class HeadLearning:
                 def progress(done: int, total: int, bar: Progress = bar) -> None:
                     bar.count(done, total)
                     processes.check()
-                    if self._job.stop.requested is not None:
-                        raise self._job.interrupted("stopped while embedding; finished shards are kept")
+                    self._job.check("stopped while embedding; finished shards are kept")
 
                 found = self._extractor(source, view, progress)
             x = found.load()

@@ -116,6 +116,11 @@ class Job:
         command = self.reporter.resume_command()
         return Interrupted(self.stop.requested, f"{what}; continue with: {command}", agreed=agreed)
 
+    def check(self, what: str) -> None:
+        """Raises that after a signal."""
+        if self.stop.requested is not None:
+            raise self.interrupted(what)
+
 
 @dataclass(frozen=True)
 class Learned:

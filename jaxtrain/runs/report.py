@@ -18,6 +18,7 @@ from jaxtrain.config import Config, FinetuneConfig
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.sources import ARRAYS
 from jaxtrain.evaluation import plots
+from jaxtrain.evaluation.evaluate import Record
 from jaxtrain.redact import redact
 from jaxtrain.runs.resolve import total_steps
 from jaxtrain.runs.setup import Setup
@@ -93,6 +94,16 @@ class Reporter:
         uri = self._config.tracking.uri if self._config.tracking.enabled else None
         store = [] if uri is None or named_here(redact(uri)) else ["--tracking.uri", redact(uri)]
         return shlex.join(command("train", "--technique", self._config.technique, "--run-dir", self._run_dir, *store))
+
+    def note(self, tested: Record) -> str:
+        """The result in words, and the command that repeats it, for MLflow's page of the run."""
+        low, high = tested.measured.intervals["accuracy"]
+        images, dataset = len(tested.predictions.labels), tested.predictions.dataset
+        again = shlex.join(command("train", "--config", self._run_dir / "config.yaml"))
+        return (
+            f"{tested.metrics['test/accuracy']:.2%} of the {images:,} test images of {dataset} are classified right "
+            f"(95% interval {low:.2%} to {high:.2%}).\n\nThe same again: `{again}`"
+        )
 
     def tracking_ended(self, report: TrackerReport) -> None:
         """Say what MLflow did not get."""

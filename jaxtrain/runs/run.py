@@ -8,7 +8,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from jaxtrain.training.signals import Interrupted, StopRequest
 from jaxtrain.training.technique import Binding
 from jaxtrain.trees import tree_digest
 
+_LAST_SECONDS = 4.0
+"""For MLflow to hear of a run that a signal stopped; what it did not get is sent later."""
 _log = logging.getLogger(__name__)
 
 
@@ -52,8 +54,8 @@ def run(technique: Learns, dataset: Dataset, part: Part | None = None) -> Fitted
             return job
         with under_way(job):
             conclude(job, job.learning.learn(job.tracker))
-        if job.part is not None and job.stop.requested is not None:  # while MLflow got the last of it
-            raise Interrupted(job.stop.requested, "stopped after the run was recorded")
+        if processes.count() == 1:
+            job.stop.check("the run had ended already; it is complete")  # while MLflow got the last of it
     return job.result
 
 
@@ -76,7 +78,7 @@ def begin(
             reporter.already_done(opened.done)
             yield restored(technique, weights, meta, run_dir=opened.run_dir, summary=opened.done)
             return
-        listening = StopRequest() if stop is None else contextlib.nullcontext(stop)
+        listening = StopRequest(f"continue with: {reporter.resume_command()}") if stop is None else nullcontext(stop)
         with listening as stop, _failures_written(_error_log(opened.run_dir)):
             bound = technique.bind(opened.config)
             dataset.bad_images.allowed = opened.config.data.max_bad_images
@@ -171,6 +173,8 @@ def _error_log(run_dir: Path) -> Path:
 
 def conclude(job: Job, learned: Learned) -> None:
     """Keep what was learned, and test it unless a sweep does that; raises Interrupted after a signal."""
+    if job.part is None:
+        job.stop.unsaved(False)  # the last checkpoint is on the disk
     summary = _summary(job, learned) | {"test_accuracy": None, "test_loss": None}
     job.fitted = replace(_keep(job, learned), summary=summary)
     if job.part is None:
@@ -209,6 +213,7 @@ def _test(job: Job) -> dict[str, Any]:
     tracker.log(summary["steps"], metrics)
     more = learning.after_test(evaluation.test, predictor, tracker)
     tracker.tag("params_sha256", summary["params_sha256"])
+    tracker.tag("mlflow.note.content", job.reporter.note(evaluation))
     with optional("the evaluation in MLflow"):
         track_evaluation(
             evaluation,
@@ -217,6 +222,7 @@ def _test(job: Job) -> dict[str, Any]:
             folder=folder,
             run_name=f"{technique}-{job.directory.path.name}",
             source_run_id=tracker.wait_run_id(timeout=30.0),
+            model_id=tracker.wait_model_id(timeout=30.0),
         )
     job.looks = evaluation.looks
     return {"test_accuracy": metrics["test/accuracy"], "test_loss": metrics["test/loss"], **more}
@@ -227,11 +233,13 @@ def under_way(job: Job) -> Iterator[None]:
     """Everything around learning: MLflow, the plan on the screen, and at the end the summary."""
     _use_compilation_cache(job.config)
     with contextlib.closing(job.technique.learning(job)) as learning:
+        job.check("stopped before training began")
         tracker = start_tracking(job, learning)
         job.learning, job.tracker = learning, tracker
         with _tracked(tracker, job.reporter):
             plan = learning.plan(job.reporter.run_dir, look(tracker.uri) if tracker.uri else None)
             job.reporter.plan(plan, learning.position if job.resuming else None)
+            job.check("stopped before training began")
             yield
 
     def record() -> dict[str, Any]:
@@ -282,7 +290,8 @@ def _keep(job: Job, learned: Learned) -> Fitted:
         save_model(fitted, model_dir)
     if job.config.tracking.log_model:
         with optional("the model in MLflow"):
-            job.tracker.log_model(model_dir, learned.example, names, step=learned.best_step)
+            register = job.config.tracking.register
+            job.tracker.log_model(model_dir, learned.example, names, step=learned.best_step, register=register)
     return fitted
 
 
@@ -336,7 +345,7 @@ def _tracked(tracker: Tracker, reporter: Reporter) -> Iterator[None]:
     try:
         yield
     except (Interrupted, KeyboardInterrupt, Pruned):
-        reporter.tracking_ended(tracker.finish("KILLED", timeout=8.0))  # someone waits for the end
+        reporter.tracking_ended(tracker.finish("KILLED", timeout=_LAST_SECONDS))
         raise
     except BaseException:
         reporter.tracking_ended(tracker.finish("FAILED"))

@@ -25,6 +25,9 @@ from jaxtrain.training.parallel import check_devices, set_cpu_devices
 if TYPE_CHECKING:
     from jaxtrain.models.weights import Pretrained
 
+_SHOWN = 20
+"""Values of an axis, at most."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -188,7 +191,10 @@ def _how(sweep: SweepConfig, runs: Sequence[Run]) -> str:
 
 def _words(axis: Axis) -> str:
     if axis.values:
-        return ", ".join(shown(row[0] if len(row) == 1 else row) for row in axis.values)
+        words = [shown(row[0] if len(row) == 1 else row) for row in axis.values]
+        if len(words) > _SHOWN:
+            words[_SHOWN // 2 : -1] = ["..."]
+        return ", ".join(words) + (f" ({len(axis.values)} values)" if len(axis.values) > _SHOWN else "")
     assert axis.range is not None
     return f"{axis.range.low:g} to {axis.range.high:g}" + (", logarithmic" if axis.range.log else "")
 

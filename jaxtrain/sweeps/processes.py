@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
@@ -34,15 +33,20 @@ def process_count(plan: Plan) -> int:
 
 @contextmanager
 def helpers(plan: Plan, *, quiet: bool) -> Iterator[None]:
-    """While entered, the other processes are at work; on leaving early they are asked to save and stop."""
+    """While entered, the other processes are at work; on leaving early they save and stop, as they do when we die.
+
+    A terminal's signals are for this process alone; each helper reads its standard input to hear of its end.
+    """
     command = [sys.executable, "-m", "jaxtrain", "sweep", str(plan.source.absolute()), "--helper"]
     command += ["--quiet"] if quiet else []
-    started = [subprocess.Popen(command) for _ in range(process_count(plan) - 1)]
+    count = process_count(plan) - 1
+    started = [subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) for _ in range(count)]
     try:
         yield
     except BaseException:
         for process in started:
-            process.send_signal(signal.SIGTERM)
+            assert process.stdin is not None
+            process.stdin.close()
         raise
     finally:
         for process in started:
@@ -50,9 +54,3 @@ def helpers(plan: Plan, *, quiet: bool) -> Iterator[None]:
                 process.wait(_END_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-def parent_lives() -> Callable[[], bool]:
-    """Says, in a helper, whether the process that started it is still there."""
-    parent = os.getppid()
-    return lambda: os.getppid() == parent

@@ -24,7 +24,7 @@ from jaxtrain.sweeps.plan import Plan, Run, together
 from jaxtrain.sweeps.settings import setting
 from jaxtrain.sweeps.study import BASELINE, GRACE_SECONDS, Claimed, Trials
 from jaxtrain.training.nonfinite import Diverged
-from jaxtrain.training.signals import Interrupted
+from jaxtrain.training.signals import Interrupted, StopRequest
 
 _POLL_SECONDS = 1.0
 _PARENT_SECONDS = 30.0
@@ -39,8 +39,9 @@ class Worker:
     trials: Trials
     parent: Parent
     say: Callable[[str], None]
-    wanted: Callable[[], bool] | None = None
-    """Of a helper: whether to go on, asked before each run; others take the lead where it is free."""
+    stop: StopRequest
+    helper: bool = False
+    """Never takes the lead, as others do where it is free."""
     programs: Programs = field(default_factory=Programs)
     _held: list[tuple[Claimed, list[Run]]] = field(default_factory=list, init=False)
     """Claimed, but of another program than those that train now."""
@@ -56,10 +57,9 @@ class Worker:
         started, waiting = time.monotonic(), False
         seconds = self.plan.sweep.budget.seconds
         while True:
-            if self.wanted is None:
+            self.stop.check(to_continue(self.plan))
+            if not self.helper:
                 self.parent.lead()
-            elif not self.wanted():
-                return False
             if seconds is not None and time.monotonic() - started >= seconds:
                 return self.trials.unfinished() == 0
             if claimed := self._claim():

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import importlib.metadata
+import io
+import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-CODE = Path(__file__).parent.with_name("classifiers") / "pyfunc_model.py"
+_PACKAGE = Path(__file__).parents[1]
+CODE = _PACKAGE / "classifiers" / "pyfunc_model.py"
 
 
 def store_model(
@@ -23,8 +30,9 @@ def store_model(
 ) -> None:
     """Upload an exported model folder as a LoggedModel of the run.
 
-    `request` is what `Tracker.log_model` queued. `model_id` is the model that an earlier, interrupted attempt
-    created; `created` is told the id of a new one. Nothing is imported from JAX, and the model is not run.
+    `request` is what `Tracker.log_model` queued, with the run's parameters as `params`. `model_id` is the model that an
+    earlier, interrupted attempt created; `created` is told the id of a new one. Nothing is imported from JAX, and the
+    model is not run.
     """
     import mlflow.pyfunc
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
@@ -40,7 +48,11 @@ def store_model(
             found[0]
             if found
             else client.create_logged_model(
-                experiment_id, name=request["name"], source_run_id=run_id, model_type="image-classifier"
+                experiment_id,
+                name=request["name"],
+                source_run_id=run_id,
+                model_type="image-classifier",
+                params=dict(request["params"]),
             )
         )
         model_id = str(model.model_id)
@@ -56,43 +68,70 @@ def store_model(
         metadata={"class_names": request["class_names"]},
     )
     with tempfile.TemporaryDirectory() as temporary:
-        local = Path(temporary) / "model"
+        local, package = Path(temporary) / "model", Path(temporary) / _PACKAGE.name
+        shutil.copytree(_PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.png", "*.md"))
         mlflow.pyfunc.save_model(
             str(local),
             python_model=str(CODE),
             artifacts={"model": folder.as_uri()},
-            signature=image_signature(example.shape[1:]),
-            input_example=example,
+            code_paths=[str(package)],  # what loads it travels with it, so that it is served where jaxtrain is not
+            signature=image_signature(),
+            input_example=_as_files(example),
             pip_requirements=request["pip_requirements"],
             mlflow_model=description,
         )
         client.log_model_artifacts(model_id, str(local))
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+    if (registered := request.get("register")) is not None:
+        _register(client, registered, model_id, run_id)
 
 
-def image_signature(image_shape: tuple[int, ...]) -> Any:
-    """Images `uint8[n, height, width, channels]` in; label, its probability, all probabilities out."""
+def _register(client: Any, name: str, model_id: str, run_id: str) -> None:
+    """The model as the next version of a registered one, which is made where it is missing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    versions = client.search_model_versions(f"name = '{name}'")
+    if not any(version.run_id == run_id for version in versions):  # an earlier attempt may have got this far
+        location = client.get_logged_model(model_id).artifact_location  # models:/ID would be sought in MLflow's default
+        client.create_model_version(name, location, run_id, model_id=model_id)
+
+
+def image_signature() -> Any:
+    """Any form of images in (`pyfunc_model.py` checks them); label, its probability, all probabilities out."""
     from mlflow.models.signature import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    return ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *image_shape))]),
-        outputs=Schema(
-            [
-                ColSpec(DataType.string, "label"),
-                ColSpec(DataType.double, "probability"),
-                ColSpec(Array(DataType.double), "probabilities"),
-            ]
-        ),
-    )
+    columns = [
+        ColSpec(DataType.string, "label"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(Array(DataType.double), "probabilities"),
+    ]
+    return ModelSignature(outputs=Schema(columns), params=ParamSchema([ParamSpec("top_k", DataType.long, 0)]))
+
+
+def _as_files(images: NDArray[np.uint8]) -> dict[str, list[str]]:
+    """As a request over HTTP has them: a column of base64 text."""
+    from PIL import Image
+
+    files = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
+        files.append(base64.b64encode(file.getvalue()).decode())
+    return {"image": files}
 
 
 def default_requirements() -> list[str]:
-    """What the stored model needs to run, at the versions installed here."""
+    """What the stored model needs to run, at the versions installed here; jaxtrain itself is stored with it."""
     found = []
-    for name in ("jaxtrain", "jax", "flax", "numpy", "mlflow"):
-        try:
-            found.append(f"{name}=={importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(name)
+    for line in importlib.metadata.requires("jaxtrain") or ():
+        name = re.match(r"[\w.-]+", line)
+        if name is not None and "extra ==" not in line:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found.append(f"{name[0]}=={importlib.metadata.version(name[0])}")
     return found

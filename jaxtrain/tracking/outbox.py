@@ -125,11 +125,14 @@ _FIELDS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "status": {"status": lambda value: value in ("FINISHED", "FAILED", "KILLED"), "time_ms": _whole},
 }
 """What each request holds: the file may be of another version, damaged, or a stranger's."""
+_MAY_BE_THERE = {"model": lambda value: value is None or _table(value), "register": lambda value: _text(value)}
 
 
 def _sound(request: Any) -> bool:
     fields = _FIELDS.get(str(request.get("do"))) if isinstance(request, dict) else None
-    return fields is not None and all(key in request and check(request[key]) for key, check in fields.items())
+    if fields is None or not all(key in request and check(request[key]) for key, check in fields.items()):
+        return False
+    return all(check(request[key]) for key, check in _MAY_BE_THERE.items() if key in request)
 
 
 def append_request(run_dir: Path, request: Mapping[str, Any]) -> None:

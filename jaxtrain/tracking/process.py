@@ -91,4 +91,4 @@ def sidecar() -> Sidecar:
 
 def _close_shared() -> None:
     if _shared is not None:
-        _shared.close(timeout=6.0 if _shared.serves else 1.0)
+        _shared.close(timeout=3.0 if _shared.serves else 1.0)

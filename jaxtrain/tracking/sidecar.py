@@ -6,7 +6,7 @@ training nothing, can hang without harm, and is still there to set the run's sta
 is killed.
 
 Commands come as JSON lines on standard input; all that it says is in the `mlflow.json` of each run. The end of the
-input, or the death of the parent, ends the process.
+input ends the process: it comes when the parent dies, too.
 """
 
 from __future__ import annotations
@@ -163,9 +163,9 @@ class Run:
 
 
 def serve(commands: queue.Queue[Command | None], parent: int) -> None:
-    """Serve runs until the commands end (None) or the parent is gone."""
+    """Serve runs until the commands end (None), at the latest when the parent has."""
     runs: dict[str, Run] = {}
-    while os.getppid() == parent:
+    while True:
         now = time.monotonic()
         wait = min([UPLOAD_SECONDS, *(max(0.02, run.due - now) for run in runs.values())])
         try:
@@ -205,8 +205,9 @@ def _obey(command: Command, runs: dict[str, Run], parent: int) -> None:
 
 def main() -> None:
     """The entry point of the process."""
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # meant for training, which says when to end
-        signal.signal(ignored, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # meant for training, which says when to end
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     os.nice(5)
     parent = os.getppid()
     logging.disable(logging.WARNING)

@@ -20,6 +20,18 @@ from jaxtrain.tracking.provenance import PROCESS_TAG, process_is_gone
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 
+_NOTE = "mlflow.note.content"
+_HELD_OUT = "The test set is opened once, at the end of a run, and measured in the experiment Benchmark."
+_ABOUT = {
+    "FE": f"Feature extraction: a head trained on the embeddings of a frozen backbone. {_HELD_OUT}",
+    "FT": f"Fine-tuning of pre-trained networks. {_HELD_OUT}",
+    "PT": f"Pre-training: networks trained from scratch. {_HELD_OUT}",
+    "Benchmark": "Every model on its test set, whatever its technique, with 95% intervals. The models that runs of the "
+    "other experiments stored are inputs of these runs and have their metrics. `jaxtrain benchmark RUN_DIR ...` says "
+    "which differences are significant.",
+}
+"""Descriptions of the experiments, whatever their prefix."""
+
 _attempts = itertools.count()
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
@@ -163,13 +175,13 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
     """
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
+    found, tags = client.get_experiment_by_name(name), _experiment_tags(name)
     if found is None:
         database = database_file(uri)
         # MLflow's default is `mlruns` in the folder of whoever comes first: keep it beside the database.
         location = (database.parent / "mlruns" / run_name(name)).as_uri() if database else None
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags=tags))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -180,7 +192,16 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
             f"the experiment {name!r} was deleted: `mlflow experiments restore --experiment-id {number}` "
             "brings it back, tracking.experiment_prefix uses another"
         )
+    for key, value in tags.items():
+        if key not in found.tags:
+            client.set_experiment_tag(found.experiment_id, key, value)
     return str(found.experiment_id)
+
+
+def _experiment_tags(name: str) -> dict[str, str]:
+    """By which MLflow's pages describe the experiment, and open its table of runs."""
+    about = next((text for end, text in _ABOUT.items() if name.endswith(end)), None)
+    return {"mlflow.experimentKind": "custom_model_development"} | ({} if about is None else {_NOTE: about})
 
 
 def close_stale_runs(client: Any, experiment: str, keep: str | None = None) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import getpass
 import logging
 import os
 import shlex
@@ -17,7 +18,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +59,15 @@ class TrackerReport:
     """Why not everything was sent, in one line."""
 
 
+@dataclass(frozen=True)
+class Measures:
+    """What a run says of a model that another run stored in MLflow: its metrics rank the model there."""
+
+    model_id: str
+    dataset_name: str
+    dataset_digest: str
+
+
 class Tracker:
     """One run's line to `metrics.jsonl` and, where tracking is on, to MLflow.
 
@@ -78,6 +88,7 @@ class Tracker:
         self._heard = 0
         self._hear_due = 0.0
         self._finished: TrackerReport | None = None
+        self._models = False
 
     @classmethod
     def start(
@@ -91,6 +102,7 @@ class Tracker:
         tags: Mapping[str, str],
         history: Sequence[Mapping[str, Any]] = (),
         root: Path | None = None,
+        measures: Measures | None = None,
     ) -> Tracker:
         """Begin a run, or continue the one in `run_dir`, in milliseconds; MLflow follows in another process.
 
@@ -98,7 +110,8 @@ class Tracker:
         `Journal.records` gives them); the journal is cut back to it. Steps that MLflow already has are not
         sent again. `params` of a run that is continued are compared with the stored ones; changes stand in
         the tag `jaxtrain.param_drift`. The run is nested under the caller's active one, if that is in the same store.
-        Only files inside `root` (default: `run_dir`) can be sent.
+        Only files inside `root` (default: `run_dir`) can be sent. The metrics of a run that `measures` a stored model
+        are also those of the model.
 
         Raises UserError for a store that MLflow cannot use, before anything is written.
         """
@@ -122,6 +135,7 @@ class Tracker:
             "run_name": run_name,
             "params": {key: redact_option(key, str(value)) for key, value in params.items()},
             "tags": {key: redact_option(key, str(value)) for key, value in {**_own_tags(), **tags}.items()},
+            "model": None if measures is None else asdict(measures),
         }
         try:
             append_request(run_dir, begun)
@@ -169,18 +183,25 @@ class Tracker:
         self._request("input", name=name, source=source, digest=digest, context=context, profile=profile)
 
     def log_model(
-        self, model_dir: Path, example: NDArray[np.uint8], class_names: Sequence[str], *, step: int = 0
+        self,
+        model_dir: Path,
+        example: NDArray[np.uint8],
+        class_names: Sequence[str],
+        *,
+        step: int = 0,
+        register: str | None = None,
     ) -> None:
         """Store an exported model with the run; `mlflow.pyfunc.load_model` loads it, without pickle.
 
-        Loaded, it takes images `uint8[n, height, width, channels]` and gives a table with the columns
-        `label`, `probability` and `probabilities`. `model_dir` is a folder that `jaxtrain.load` reads, left
-        in place until it was sent; `example` is one or a few images.
+        What it takes and gives is in `classifiers/pyfunc_model.py`. `model_dir` is a folder that `jaxtrain.load` reads,
+        left in place until it was sent; `example` is one or a few images. `register`: also as the next version of
+        the registered model of that name.
         """
         if example.dtype != np.uint8 or example.ndim != 4:
             raise ValueError(f"example: uint8[n, height, width, channels] expected, got {example.dtype}{example.shape}")
         if self.uri is None:
             return
+        self._models = True
         example_path = self.run_dir.absolute() / "model_example.npy"
         np.save(example_path, example, allow_pickle=False)
         self._request(
@@ -191,6 +212,7 @@ class Tracker:
             step=step,
             name="model",
             pip_requirements=default_requirements(),
+            **({} if register is None else {"register": register}),
         )
 
     # -- the run in MLflow -----------------------------------------------------
@@ -199,6 +221,12 @@ class Tracker:
     def run_id(self) -> str | None:
         """MLflow's id of the run; None until MLflow has answered (see `wait_run_id`)."""
         return State.load(self.run_dir).run_id if self.uri else None
+
+    def wait_model_id(self, timeout: float) -> str | None:
+        """The id of the model that `log_model` stores, waited for likewise; None where none is stored."""
+        if self.uri is not None and self._models:
+            self._wait_for(lambda state: bool(state.model_id or state.problem or state.over), timeout)
+        return State.load(self.run_dir).model_id if self.uri else None
 
     def wait_run_id(self, timeout: float) -> str | None:
         """The id of the run, waiting up to so many seconds for MLflow; None where it does not answer.
@@ -359,6 +387,11 @@ def sync_run(
     return tracker._report()
 
 
+def stored_model(run_dir: Path) -> str | None:
+    """The id of the model that a run stored in MLflow, as far as its directory knows."""
+    return State.load(run_dir).model_id
+
+
 def look(uri: str) -> str:
     """The command or address that shows what is in a store, without its password."""
     uri = redact(uri)
@@ -376,6 +409,7 @@ def _own_tags() -> dict[str, str]:
     tags = {
         "mlflow.source.name": os.path.basename(sys.argv[0]) or "python",
         "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
         "jaxtrain.command": redact_command([os.path.basename(sys.executable), *sys.argv]),
         "jaxtrain.host": socket.gethostname(),
         "jaxtrain.python": sys.version.split()[0],
@@ -383,6 +417,13 @@ def _own_tags() -> dict[str, str]:
     with contextlib.suppress(PackageNotFoundError):
         tags["jaxtrain.version"] = version("jaxtrain")
     return tags
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name, as containers have them
+        return str(os.getuid())
 
 
 def _now_ms() -> int:

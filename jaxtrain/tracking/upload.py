@@ -27,6 +27,7 @@ METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
 LONGEST_PARAM = 6000
 LONGEST_TAG = 5000
+LONGEST_DIGEST = 36
 NONFINITE = "nonfinite_count"
 RUN_KEY_TAG = "jaxtrain.run_key"
 
@@ -69,6 +70,8 @@ class Upload:
         self._attempts = 0
         self._samples: list[tuple[int, Mapping[str, float]]] = []
         self._sample_base: int | None = None
+        self._of_model: dict[str, str] = {}
+        self._params: dict[str, str] = {}
 
     def push(self) -> None:
         """Send everything that the run directory holds now.
@@ -144,6 +147,7 @@ class Upload:
         self.state.status = run.info.status
         if not self._welcomed:
             self._log_params(start["params"], run.data.params)
+            self._of_model = self._measured(run, start.get("model"))
             if self.live:
                 self._set_running(run, tags, attempts=sum(r.get("do") == "start" for r in requests))
                 store.close_stale_runs(self._client, self.state.experiment_id, keep=self.state.run_id)
@@ -177,11 +181,29 @@ class Upload:
         found = self._client.search_runs([self.state.experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run_key}'")
         return self._client.get_run(found[0].info.run_id) if found else None
 
+    def _measured(self, run: Any, model: Mapping[str, str] | None) -> dict[str, str]:
+        """The model of another run that this one measures, as each metric names it; it becomes an input of the run."""
+        from mlflow.entities import LoggedModelInput
+        from mlflow.exceptions import MlflowException
+
+        if model is None:
+            return {}
+        try:
+            self._client.get_logged_model(model["model_id"])
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+        if model["model_id"] not in [one.model_id for one in (run.inputs.model_inputs if run.inputs else ())]:
+            self._client.log_inputs(self.state.run_id, models=[LoggedModelInput(model["model_id"])])
+        return {**model, "dataset_digest": model["dataset_digest"][:LONGEST_DIGEST]}
+
     def _log_params(self, params: Mapping[str, str], known: Mapping[str, str]) -> None:
         """Parameters are immutable in MLflow: new ones are added, changed ones stand in a tag."""
         from mlflow.entities import Param
 
         wanted = {safe_name(key): cut(value, LONGEST_PARAM) for key, value in params.items()}
+        self._params |= wanted
         missing = [Param(key, value) for key, value in wanted.items() if key not in known]
         for i in range(0, len(missing), PARAMS_PER_BATCH):
             self._client.log_batch(self.state.run_id, params=missing[i : i + PARAMS_PER_BATCH], synchronous=True)
@@ -276,7 +298,8 @@ class Upload:
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
-        metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in points]
+        named = {} if not self._of_model else {**self._of_model, "run_id": self.state.run_id}
+        metrics = [Metric(point.key, point.value, point.time_ms, point.step, **named) for point in points]
         try:
             self._client.log_batch(self.state.run_id, metrics=metrics, synchronous=True)
         except MlflowException as error:
@@ -343,7 +366,7 @@ class Upload:
                 assert run_id is not None
                 state = self.state
                 files = {key: self._file(request[key]) for key in ("path", "example")}
-                request = {**request, **files}
+                request = {**request, **files, "params": self._params}
                 store_model(self._client, state.experiment_id, run_id, request, state.model_id, self._model_created)
             case "status":
                 self.end(request["status"], request["time_ms"])
@@ -367,7 +390,7 @@ def _dataset_input(request: Mapping[str, Any]) -> Any:
 
     dataset = Dataset(
         name=cut(request["name"], 500),
-        digest=request["digest"][:36],
+        digest=request["digest"][:LONGEST_DIGEST],
         source_type="local",
         source=json.dumps({"uri": request["source"]}),
         profile=json.dumps(request["profile"]) if request["profile"] else None,

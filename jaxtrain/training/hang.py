@@ -17,8 +17,8 @@ from jaxtrain.training.signals import StopRequest
 
 GENEROUS = 6.0
 """How much longer compiling and evaluating may take than a step."""
-STOP_SECONDS = 15.0
-"""For so long a batch is waited for after a signal; who sent it waits half a minute, often."""
+STOP_SECONDS = 5.0
+"""For so long a batch is waited for after a signal; who sent it waits ten seconds, often."""
 _log = logging.getLogger(__name__)
 
 
@@ -61,6 +61,8 @@ class HangWatch:
 
     def beat(self) -> None:
         """A step was made."""
+        if self._stop is not None:
+            self._stop.unsaved(True)
         self._beats += 1
         self._slow = False
 

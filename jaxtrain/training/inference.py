@@ -46,6 +46,16 @@ class Inference:
         """`float32[images, features]`; NaN for an image that could not be read."""
         return self._run("embed", weights, self.batches(source, bad_images), len(source))
 
+    def stream(
+        self, output: str, weights: Tree, source: ImageSource, bad_images: BadImages | None = None
+    ) -> Iterator[Any]:
+        """The same batch by batch, in order; of the output "both" {"logits", "embedding"}."""
+        left = len(source)
+        for rows in map_batches(self.compiled(output), weights, self.batches(source, bad_images), ahead=self.ahead):
+            size = min(len(jax.tree.leaves(rows)[0]), left)
+            left -= size
+            yield jax.tree.map(lambda array, size=size: array[:size], rows)
+
     def metrics(self, weights: Tree, batches: Batches, labels: NDArray[np.int32]) -> dict[str, float]:
         """Validation metrics (`val/...`) over the images that could be read."""
         return self.validation(self._run("metrics", weights, batches, len(labels)), labels)
@@ -63,7 +73,7 @@ class Inference:
 
     def batches(self, source: ImageSource, bad_images: BadImages | None = None) -> Batches:
         """All images in order, placed on the devices; see `host_batches`."""
-        strategy, size = self.strategy, eval_batch_size(self.config, self.strategy)
+        strategy, size = self.strategy, eval_batch_size(self.config, self.strategy, len(source))
         for batch in host_batches(self.config, source, size, strategy.share, bad_images):
             yield strategy.shard(Batch(batch.image, batch.label)), strategy.rows(np.asarray(batch.weight)) > 0
 
@@ -76,7 +86,7 @@ class Inference:
         return 0 if must_block(self.strategy) else 2
 
     def compiled(self, output: str) -> Callable[[Tree, Batch], Any]:
-        """The forward pass to "logits", "embed" or "metrics", compiled once."""
+        """The forward pass to "logits", "embed", "both" or "metrics", compiled once."""
         if output not in self._compiled:
             self._compiled[output] = self.strategy.compile_map(self.function(output))
         return self._compiled[output]
@@ -94,6 +104,8 @@ class Inference:
             logits = logits.astype(jnp.float32)
             if output == "logits":
                 return logits
+            if output == "both":
+                return {"logits": logits, "embedding": technique.embedding(model, images)}
             return image_metrics(logits, batch.label) | ({"logits": logits} if technique.metrics else {})
 
         return forward
@@ -113,10 +125,15 @@ def _over_flips(model: Callable[[jax.Array], jax.Array], images: jax.Array, flip
     return jax.nn.logsumexp(each, axis=1) - jnp.log(len(views))
 
 
-def eval_batch_size(config: Config, strategy: Strategy) -> int:
-    """Images a forward pass: that of the features or the training batch, rounded up to the devices."""
-    devices = len(strategy.devices)
-    return -(-(config.features.batch_size or config.train.batch_size) // devices) * devices
+def eval_batch_size(config: Config, strategy: Strategy, images: int | None = None) -> int:
+    """Images per forward pass: as for the features or in training, rounded up to the devices.
+
+    Of few `images` the next power of two: one picture does not wait for a full batch, and little is compiled.
+    """
+    devices, size = len(strategy.devices), config.features.batch_size or config.train.batch_size
+    if images is not None:
+        size = min(size, 1 << max(images - 1, 0).bit_length())
+    return -(-size // devices) * devices
 
 
 def host_batches(

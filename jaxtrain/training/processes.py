@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtrain.errors import JaxtrainError, RunError, UserError
-from jaxtrain.training.signals import Interrupted
+from jaxtrain.training.signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
     from jaxtrain.config import ParallelConfig
@@ -330,7 +330,9 @@ def together() -> Iterator[None]:
         return
     watch = _watch = _Watch()
     try:
-        yield
+        with StopRequest() as stop:  # nobody leaves at once: the others would wait for it
+            stop.unsaved(True)
+            yield
     except BaseException as error:
         if getattr(error, "agreed", False):
             raise

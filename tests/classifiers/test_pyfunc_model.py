@@ -1,88 +1,125 @@
 from __future__ import annotations
 
-import pickle
-import warnings
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow.utils.file_utils import local_file_uri_to_path
-from numpy.typing import NDArray
+from PIL import Image
 
 import jaxtrain
-from jaxtrain.config import TrackingConfig
+import jaxtrain.tracking
+from jaxtrain.data.base import FileSource
+from jaxtrain.data.decode import decode_image
 from jaxtrain.tracking import Tracker
-from jaxtrain.tracking.upload import Upload
-from tests.tracking.mlflow_server import _database, _quick_failures, sqlite_uri  # noqa: F401
 
-
-class _Classifier:
-    """Stands in for what `jaxtrain.load` gives: bright images are the second class."""
-
-    def __init__(self, folder: str) -> None:
-        self.class_names = tuple(Path(folder, "names.txt").read_text().split())
-
-    def predict_proba(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        assert images.dtype == np.uint8
-        assert images.ndim == 4
-        score = images.reshape(len(images), -1).mean(axis=1, dtype=np.float32) / 255
-        return np.stack([1 - score, score], axis=1)
-
-
-def _no_pickle(*arguments: object, **options: object) -> None:
+ISOLATED = """
+import json, pickle, sys, time
+sys.path.append(sys.argv[1])  # without what an editable install adds
+import cloudpickle, mlflow.pyfunc, numpy as np, pandas as pd
+assert not [1 for place in sys.path if place == "jaxtrain"]
+def refuse(*arguments, **options):
     raise AssertionError("something was unpickled")
+for module in (pickle, cloudpickle):
+    for name in ("load", "loads"):
+        setattr(module, name, refuse)
+model = mlflow.pyfunc.load_model(sys.argv[2])
+import jaxtrain
+assert jaxtrain.__file__.startswith(sys.argv[2]), jaxtrain.__file__
+files = [open(path, "rb").read() for path in sys.argv[3:]]
+print(json.dumps(model.predict(pd.DataFrame({"image": files})).to_dict("list")))
+"""
+"""A process that has the packages of this environment, but not jaxtrain."""
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A trained run, its stored model and some pictures."""
+    folder = tmp_path_factory.mktemp("stored")
+    images, labels = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), np.uint8), np.arange(40) % 2
+    options = {"model": {"name": "mlp_tiny"}, "train": {"steps": 2, "batch_size": 8}, "data": {"test_fraction": 0.2}}
+    tracking = {"uri": f"sqlite:///{folder}/mlflow.db", "system_metrics": False}
+    run = jaxtrain.PTClassifier(**options, tracking=tracking, run_dir=folder / "run", quiet=True)
+    run.fit(images, np.array(["cat", "dog"])[labels])
+    jaxtrain.tracking.sync_run(folder / "run", tracking["uri"])
+    client = mlflow.MlflowClient(tracking["uri"])
+    (model,) = client.search_logged_models([client.get_experiment_by_name("PT").experiment_id])
+    files = [folder / "a.jpg", folder / "b.png", folder / "c.webp"]
+    for number, file in enumerate(files):
+        shape = (20 + 9 * number, 31, 3)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, shape, np.uint8)).save(file)
+    return folder, model, files
 
 
 @pytest.mark.slow
-def test_the_stored_model_classifies_images_without_pickle(
-    tmp_path: Path,
-    sqlite_uri: str,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    run_dir = tmp_path / "run"
-    (run_dir / "model").mkdir(parents=True)
-    (run_dir / "model" / "names.txt").write_text("dark bright")
-    config = TrackingConfig(uri=sqlite_uri, system_metrics=False)
-    tracker = Tracker.start(config, run_dir=run_dir, experiment="PT", run_name="x", params={}, tags={})
-    tracker.log_model(run_dir / "model", np.zeros((1, 4, 4, 1), np.uint8), ["dark", "bright"], step=7)
-    report = tracker.finish("FINISHED", timeout=120)
-    assert report.problem is None
-
-    upload = Upload(run_dir, sqlite_uri, live=False)
-    upload.push()
-    assert upload.state.requests_refused == []
-    client, model_id = upload._client, upload.state.model_id
-    model = client.get_logged_model(model_id)
-    assert (model.status.value, model.source_run_id) == ("READY", report.run_id)
-    (output,) = client.get_run(report.run_id).outputs.model_outputs
-    assert (output.model_id, output.step) == (model_id, 7)
-    folder = Path(local_file_uri_to_path(model.artifact_location))
-    stored = {path.name for path in folder.rglob("*") if path.is_file()}
-    assert {"MLmodel", "pyfunc_model.py", "names.txt", "requirements.txt"} <= stored
-    assert not any(name.endswith((".pkl", ".pickle")) for name in stored)
-    requirements = Path(folder, "requirements.txt").read_text().splitlines()
+def test_the_stored_model_works_where_jaxtrain_is_not_and_without_pickle(stored):
+    folder, model, files = stored
+    place = local_file_uri_to_path(model.artifact_location)
+    written = [path for path in Path(place).rglob("*") if path.is_file()]
+    assert not any(path.suffix in (".pkl", ".pickle", ".pyc") for path in written)
+    requirements = Path(place, "requirements.txt").read_text().splitlines()
     assert any(line.startswith("jax==") for line in requirements)
+    assert not any(line.startswith("jaxtrain") for line in requirements)
+    site = Path(mlflow.__file__).parents[1]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", "-c", ISOLATED, str(site), place, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    classifier = jaxtrain.load(folder / "run")
+    wanted = classifier.predict_proba(FileSource(files, np.zeros(3, np.int32)))
+    np.testing.assert_allclose(answer["probabilities"], wanted, rtol=1e-5)
+    assert answer["label"] == [classifier.class_names[best] for best in wanted.argmax(1)]
+    assert model.metrics
+    assert model.params["model.name"] == "mlp_tiny"
 
-    import cloudpickle
-    import mlflow.pyfunc
 
-    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    monkeypatch.setattr(jaxtrain, "load", _Classifier, raising=False)
-    for module in (pickle, cloudpickle):
-        for name in ("load", "loads", "Unpickler"):
-            monkeypatch.setattr(module, name, _no_pickle, raising=False)
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        loaded = mlflow.pyfunc.load_model(model.artifact_location)
-    assert not [warning for warning in warned if "predict" in str(warning.message)]
-    images = np.stack([np.full((4, 4, 1), value, np.uint8) for value in (0, 51, 255)])
-    table = loaded.predict(images)
-    assert list(table["label"]) == ["dark", "dark", "bright"]
-    assert list(table["probability"]) == pytest.approx([1.0, 0.8, 1.0])
-    assert table["probabilities"][1] == pytest.approx([0.8, 0.2])
-    assert loaded.metadata.metadata["class_names"] == ["dark", "bright"]
-    with pytest.raises(mlflow.MlflowException, match="uint8"):
-        loaded.predict(images.astype(np.float64))
+@pytest.mark.slow
+def test_every_form_of_images_and_one_line_for_what_is_none(stored):
+    folder, model, files = stored
+    loaded = mlflow.pyfunc.load_model(local_file_uri_to_path(model.artifact_location))
+    as_bytes = [file.read_bytes() for file in files]
+    as_text = [base64.b64encode(file).decode() for file in as_bytes]
+    pixels = [decode_image(file, channels=3, max_pixels=10**6) for file in as_bytes]
+    wanted = loaded.predict(pd.DataFrame({"image": as_bytes}))
+    for form in (
+        pd.DataFrame({"image": as_text}),
+        {"image": as_text},
+        as_text,
+        pixels,
+        [each.tolist() for each in pixels],
+    ):
+        pd.testing.assert_frame_equal(loaded.predict(form), wanted)
+    assert len(loaded.predict(np.zeros((5, 7, 9, 3), np.uint8))) == 5
+    assert len(loaded.predict(np.zeros((2, 12, 12), np.uint8))) == 2
+    (first, second), *_ = loaded.predict(as_text, params={"top_k": 2})["labels"]
+    assert {first, second} == {"cat", "dog"}
+    bomb = Image.new("1", (20000, 20000))
+    bomb.save(folder / "bomb.png")
+    for wrong, reason in (
+        ({"image": ["no base64!"]}, "image 0"),
+        ({"image": [as_text[0], "aGVsbG8="]}, "image 1: not an image"),
+        ({"image": [as_bytes[0][:200]]}, "image 0"),
+        ({"image": [(folder / "bomb.png").read_bytes()]}, "400000000 pixels"),
+        ({"picture": as_text}, "'image'"),
+        ({"image": []}, "between 1 and"),
+        (np.zeros((1, 4, 4, 3), np.float32), "float32"),
+        (np.full((1, 4, 4, 3), 256), "256"),
+        (np.zeros((1, 4, 4, 7), np.uint8), "[4, 4, 7]"),
+        ({"image": [None]}, "image 0"),
+    ):
+        with pytest.raises(mlflow.MlflowException, match=re.escape(reason)) as refused:
+            loaded.predict(wrong)
+        assert refused.value.error_code == "BAD_REQUEST"
+        assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("images", [np.zeros((1, 4, 4, 1), np.float32), np.zeros((4, 4, 1), np.uint8)])

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from jaxtrain.cli.command import Group, options_of
-from jaxtrain.cli.main import PROGRAM, guard, run
+from jaxtrain.cli.main import guard, run
+from jaxtrain.cli.program import PROGRAM
 from jaxtrain.config_io import recipe_names
 from jaxtrain.errors import UserError
 

@@ -85,6 +85,12 @@ def test_runs_that_differ_in_their_seed_alone_are_grouped():
     assert wide.high - wide.low > 2 * (interval.high - interval.low) / 2
 
 
+def test_recipes_whose_runs_are_called_alike_can_be_told_apart():
+    runs = [candidate(f"a-{i}", 0.9 - i / 10, seed=i, recipe="rs"[i // 2]) for i in range(4)]
+    recipes = compare(runs, resamples=200).recipes
+    assert [recipe.name for recipe in recipes] == ["a-0 and others (2 seeds)", "a-2 and others (2 seeds)"]
+
+
 def test_seeds_with_equal_parameters_are_one_result():
     one, other = predictions(0.9, seed=1, images=100), predictions(0.88, seed=2, images=100)
     runs = [Candidate(f"{name}-{i}", each, recipe=name) for name, each in (("a", one), ("b", other)) for i in range(3)]

@@ -17,6 +17,7 @@ from jaxtrain.errors import RunError, UserError
 from jaxtrain.evaluation.calibration import fit_temperature
 from jaxtrain.evaluation.evaluate import evaluate_on_test, track_evaluation
 from jaxtrain.evaluation.predictions import Predictions
+from jaxtrain.tracking import Measures
 
 NAMES = ("zero", "one", "two")
 
@@ -250,10 +251,11 @@ def test_the_run_in_benchmark_leads_back_to_its_training_run(tmp_path, monkeypat
     evaluation = evaluate(dataset(source(2, 12, "test"))[0], tmp_path)
     folder = tmp_path / "run" / "benchmark"
     report = track_evaluation(
-        evaluation, TrackingConfig(), root=tmp_path, folder=folder, run_name="night", source_run_id="1f"
+        evaluation, TrackingConfig(), root=tmp_path, folder=folder, run_name="night", source_run_id="1f", model_id="m-1"
     )
     told = FakeTracker.started
     assert report == "FINISHED"
+    assert told.arguments["measures"] == Measures("m-1", "shapes", evaluation.predictions.test_digest)
     assert (told.arguments["experiment"], told.arguments["run_name"]) == ("Benchmark", "night")
     assert told.arguments["tags"] == {
         "source_run_id": "1f",
@@ -277,7 +279,8 @@ def test_other_parameters_are_another_run(tmp_path, monkeypatch):
     kept = []
     for params in ("a" * 64, "b" * 64, "a" * 64):
         evaluation = evaluate(data, tmp_path, params=params)
-        track_evaluation(evaluation, TrackingConfig(), root=tmp_path, folder=tmp_path, run_name="n", source_run_id=None)
+        ids = {"source_run_id": None, "model_id": None}
+        track_evaluation(evaluation, TrackingConfig(), root=tmp_path, folder=tmp_path, run_name="n", **ids)
         kept.append(FakeTracker.started.arguments["run_dir"])
         assert "source_run_id" not in FakeTracker.started.arguments["tags"]
     assert kept[0] == kept[2] != kept[1]

@@ -296,3 +296,28 @@ def test_each_model_and_the_report_are_runs_in_benchmark(tmp_path, loaded, monke
     again = gather([run.path for run in gathered.runs], loaded)
     track(again, compare(again.candidates, resamples=100))
     assert FakeTracker.started[3].arguments["run_dir"] == first.arguments["run_dir"]
+
+
+def test_runs_in_which_nothing_can_be_written_are_compared_all_the_same(tmp_path, loaded, caplog):
+    paths = [make_run(tmp_path, f"m{i}", seed=i) for i in range(2)]
+    for path in paths:
+        (path / "benchmark").write_text("as good as a folder that is read-only")
+    gathered = gather(paths, loaded)
+    assert gathered.fresh == [True, True]
+    assert all(candidate.costs["latency_ms_p50"] > 0 for candidate in gathered.candidates)
+    assert track(gathered, compare(gathered.candidates, resamples=100), TrackingConfig(enabled=False)) == [None, None]
+    assert str(paths[0] / "benchmark" / "predictions.npz") in caplog.text
+
+
+def test_costs_are_measured_once_for_runs_that_predict_in_one_way(tmp_path, loaded, monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        "jaxtrain.evaluation.runs.measure_costs", lambda model, _: measured.append(model) or {"latency_ms_p50": 1.0}
+    )
+    rates = [{"optimizer.learning_rate": rate} for rate in (0.1, 0.2, 0.3)]
+    paths = [make_run(tmp_path, f"m{i}", seed=i, **rate) for i, rate in enumerate(rates)]
+    other = make_run(tmp_path, "m3", seed=3, **{"model.name": "mlp_tiny"})
+    gathered = gather([*paths, other], loaded)
+    assert [candidate.costs["latency_ms_p50"] for candidate in gathered.candidates] == [1.0] * 4
+    assert len(measured) == 2
+    assert all((path / "benchmark" / "costs.json").is_file() for path in paths)

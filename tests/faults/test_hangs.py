@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -19,6 +20,7 @@ from jaxtrain.data import worker_watch
 from jaxtrain.data.base import ArraySource
 from jaxtrain.data.order import Order
 from jaxtrain.data.stream import train_batches
+from jaxtrain.data.worker_watch import WorkerWatch
 from jaxtrain.errors import RunError
 from jaxtrain.training.checkpoints import Checkpoints
 from jaxtrain.training.feed import ResidentFeed
@@ -206,3 +208,11 @@ def test_a_killed_worker_is_an_error_that_names_it():
     assert time.monotonic() - start < 60
     assert "\n" not in str(caught.value)
     assert not [p for p in multiprocessing.active_children() if p.name.startswith("grain-process-prefetch")]
+
+
+def test_workers_that_find_no_room_in_shared_memory_say_so():
+    watch = WorkerWatch()
+    watch._workers = [SimpleNamespace(pid=1, name="w", exitcode=-signal.SIGBUS)]
+    assert "/dev/shm, which is full" in watch.notice()
+    with watch.closing():
+        pass

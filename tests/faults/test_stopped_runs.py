@@ -22,7 +22,7 @@ FAST = [("training", signal.SIGTERM), ("saving", signal.SIGTERM), ("embedding", 
 CASES = [
     pytest.param(phase, number, marks=[] if (phase, number) in FAST else pytest.mark.slow)
     for phase in PHASES
-    for number in (signal.SIGTERM, signal.SIGINT)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ]
 
 

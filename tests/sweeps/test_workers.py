@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 
+import psutil
 import pytest
 import yaml
 
@@ -138,7 +139,7 @@ def test_a_signal_while_the_results_are_written_names_the_command(swept, monkeyp
 
     def rendered(*_):
         os.kill(os.getpid(), number)
-        time.sleep(30)
+        return "a page"
 
     with monkeypatch.context() as patch:
         patch.setattr("jaxtrain.sweeps.page.render", rendered)
@@ -146,3 +147,25 @@ def test_a_signal_while_the_results_are_written_names_the_command(swept, monkeyp
             run(["sweep", str(path), "--quiet"])
     assert caught.value.exit_code == 128 + number
     run(["sweep", str(path), "--quiet"])
+
+
+@pytest.mark.slow
+def test_helpers_save_and_end_when_their_parent_is_killed(tmp_path):
+    path = write(tmp_path, steps=20_000)
+    path.write_text(path.read_text().replace("workers: 1", "workers: 2"))
+    process = start(path)
+    deadline = time.monotonic() + 120
+    folder = tmp_path / "runs/sweeps/tiny"
+    while len({found.parent for found in folder.glob("*/checkpoints/0*")}) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 10
+    while (there := [one for one in psutil.process_iter(["cmdline"]) if str(path) in (one.info["cmdline"] or [])]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.1)
+    assert there == []
+    steps = [max(int(one.name) for one in run.glob("checkpoints/0*")) for run in folder.glob("*-*") if run.is_dir()]
+    assert any(step % 20 for step in steps)  # one was saved where it stood

@@ -100,6 +100,7 @@ class FakeServer:
             "name": query["name"],
             "artifact_location": str(self.artifacts),
             "lifecycle_stage": "active",
+            "tags": query.get("tags", []),
         }
         return 200, {"experiment_id": number}
 

@@ -28,10 +28,10 @@ class Run:
         run_dir.mkdir(exist_ok=True)
         self.journal = Journal(run_dir / "metrics.jsonl")
 
-    def start(self, params: dict[str, str] | None = None, live: bool = True) -> Upload:
+    def start(self, params: dict[str, str] | None = None, live: bool = True, **more: Any) -> Upload:
         if live:
             names = {"experiment": "PT", "run_name": "name", "run_key": "k", "uri": redact(self.uri)}
-            self.request("start", **names, params=params or {}, tags={"a": "b"}, time_ms=5, process=ME)
+            self.request("start", **names, params=params or {}, tags={"a": "b"}, time_ms=5, process=ME, **more)
         return Upload(self.run_dir, self.uri, live=live)
 
     def request(self, what: str, **fields: Any) -> None:
@@ -427,6 +427,57 @@ def test_a_lost_answer_makes_no_second_model(
     (output,) = upload._client.get_run(upload.state.run_id).outputs.model_outputs
     assert (output.model_id, output.step) == (model.model_id, 3)
     assert upload.state.said == []
+
+
+def test_models_are_ranked_by_what_other_runs_measure_of_them(
+    tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    models = []
+    for number in range(2):
+        run = Run(tmp_path / f"run-{number}", sqlite_uri)
+        (run.run_dir / "model").mkdir()
+        np.save(run.run_dir / "x.npy", np.zeros((1, 4, 4, 1), np.uint8))
+        run.request(
+            "start", experiment="PT", run_name=f"{number}", run_key=f"{number}", uri=sqlite_uri,
+            params={"train.steps": "5"}, tags={}, time_ms=5,
+        )  # fmt: skip
+        names = {"class_names": ["a"], "step": 3, "name": "model", "pip_requirements": ["numpy"], "register": "mine"}
+        run.request("model", path="model", example="x.npy", **names)
+        upload = run.start(live=False)
+        upload.push()
+        models.append(upload.state.model_id)
+    client = MlflowClient(sqlite_uri)
+    versions = client.search_model_versions("name = 'mine'")
+    places = [client.get_logged_model(model).artifact_location for model in models]
+    assert sorted(version.source for version in versions) == sorted(places)
+    real = MlflowClient.log_batch
+
+    def lost(*args: Any, **options: Any) -> Any:
+        real(*args, **options)
+        if options.get("metrics"):
+            monkeypatch.setattr(MlflowClient, "log_batch", real)
+            raise ConnectionError("half an answer")
+
+    for number, model in enumerate([*models, "m-gone"]):
+        monkeypatch.setattr(MlflowClient, "log_batch", lost)
+        measuring = Run(tmp_path / f"measuring-{number}", sqlite_uri)
+        names = {"dataset_name": "digits", "dataset_digest": "0" * 64}
+        keys = {"experiment": "Benchmark", "run_name": f"{number}", "run_key": f"b{number}", "uri": sqlite_uri}
+        measuring.request("start", **keys, params={}, tags={}, time_ms=5, model={"model_id": model, **names})
+        measuring.journal.append(0, {"test/accuracy": 0.5 + number / 10})
+        upload = measuring.start(live=False)
+        assert _push_through(upload) == 1
+        inputs = client.get_run(upload.state.run_id).inputs.model_inputs
+        assert [each.model_id for each in inputs] == ([] if model == "m-gone" else [model])
+    order = [{"field_name": "metrics.test/accuracy", "ascending": False}]
+    ranked = client.search_logged_models([client.get_experiment_by_name("PT").experiment_id], order_by=order)
+    assert [model.model_id for model in ranked] == models[::-1]
+    for model, accuracy in zip(ranked, (0.6, 0.5), strict=True):
+        (metric,) = model.metrics
+        assert (metric.key, metric.value, metric.dataset_name) == ("test/accuracy", accuracy, "digits")
+        assert model.params == {"train.steps": "5"}
 
 
 @pytest.mark.parametrize("fault", ["half", "password"])

@@ -1,0 +1,24 @@
+"""The commands of the program `jaxtrain`. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from jaxtrain.cli.benchmark import Benchmark
+from jaxtrain.cli.command import Group
+from jaxtrain.cli.embed import EMBED
+from jaxtrain.cli.predict import Predict
+from jaxtrain.cli.sweep import Sweep
+from jaxtrain.cli.sync import Sync
+from jaxtrain.cli.train import Recipes, Train
+
+PROGRAM = Group(
+    "Train image classifiers: feature extraction, fine-tuning, pre-training from scratch.",
+    {
+        "train": Train,
+        "predict": Predict,
+        "benchmark": Benchmark,
+        "sweep": Sweep,
+        "embed": EMBED,
+        "sync": Sync,
+        "recipes": Recipes,
+    },
+)
