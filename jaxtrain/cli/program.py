@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtrain.cli.benchmark import Benchmark
 from jaxtrain.cli.command import Group
 from jaxtrain.cli.embed import EMBED
+from jaxtrain.cli.export import Export
 from jaxtrain.cli.predict import Predict
 from jaxtrain.cli.sweep import Sweep
 from jaxtrain.cli.sync import Sync
@@ -18,6 +19,7 @@ PROGRAM = Group(
         "benchmark": Benchmark,
         "sweep": Sweep,
         "embed": EMBED,
+        "export": Export,
         "sync": Sync,
         "recipes": Recipes,
     },

@@ -132,7 +132,8 @@ def convolution(x: Array, kernel: Array, stride: int, pads: Pads, groups: int) -
         return _patch_product(x, kernel, stride)
     if _on("cpu") and groups == 1 and max(x.shape[1:3]) <= _TINY:
         return _tiny_convolution(x, kernel, stride, pads)
-    if _on("cpu") and groups == x.shape[3] == kernel.shape[3] and x.size >= _MANY:
+    many = isinstance(x.size, int) and x.size >= _MANY  # an exported program is for any batch: that has no size yet
+    if _on("cpu") and groups == x.shape[3] == kernel.shape[3] and many:
         return depthwise_by_taps(x, kernel, stride, pads)
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(

@@ -175,7 +175,9 @@ def importances(sweep: SweepConfig, axes: Sequence[Axis], finished: Sequence[Out
     for number, one in enumerate(finished):
         params = {name: column[number] for name, column in columns.items()}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=one.value))
-    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_ROUNDS, seed=0)
+    # Trees with a leaf for each of 500 runs take minutes, and see noise.
+    depth = 64 if len(finished) <= 100 else 6
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_ROUNDS, max_depth=depth, seed=0)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {axis.name: float(found.get(axis.name, 0.0)) for axis in axes}
 

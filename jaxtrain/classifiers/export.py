@@ -1,0 +1,145 @@
+"""A trained model for programs that have no jaxtrain: as StableHLO for JAX, and as timm's files for PyTorch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+
+from jaxtrain.classifiers.trained import Trained
+from jaxtrain.config import chosen
+from jaxtrain.data.base import ArraySource, Images
+from jaxtrain.data.sources import load_dataset
+from jaxtrain.errors import RunError, UserError
+from jaxtrain.files import write_text
+from jaxtrain.heads.base import JaxHead
+from jaxtrain.models.registry import model_spec
+from jaxtrain.models.weights import export_timm, load_pretrained
+from jaxtrain.training.inference import host_batches
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+TOLERANCE = 1e-4
+"""The largest difference of a logit from the model's own."""
+_CHECKED = 16
+_log = logging.getLogger(__name__)
+
+
+def export_stablehlo(classifier: Trained, folder: Path) -> Path:
+    """Write `model.stablehlo` and `model.json` to a new folder; `jax.export.deserialize` reads the former.
+
+    The program takes `uint8[batch, size, size, channels]` with any batch and gives logits `float32[batch, classes]`;
+    weights and normalisation are inside, and it runs on CPU, CUDA and TPU. Class names, and how pictures are cropped
+    and resized before, are in `model.json`. Raises UserError for a head that is not a JAX function, and RunError where
+    its logits are not those of the model on some images; nothing is left behind then.
+    """
+    data = classifier.fitted.config.data
+    size, channels = chosen(data.image_size), chosen(data.channels)
+    images = jax.ShapeDtypeStruct((*export.symbolic_shape("batch"), size, size, channels), np.uint8)
+    with _made(folder) as made:
+        program = export.export(jax.jit(_logits(classifier)), platforms=PLATFORMS)(images)
+        (made / "model.stablehlo").write_bytes(program.serialize())
+        about = {
+            "classes": list(classifier.class_names),
+            "input": f"uint8[batch, {size}, {size}, {channels}]",
+            "output": f"float32[batch, {len(classifier.class_names)}], logits",
+            "shorter side": int(size / chosen(data.crop_pct)),
+            "central crop": size,
+            "interpolation": chosen(data.interpolation),
+            "platforms": list(PLATFORMS),
+            "jax": jax.__version__,
+        }
+        write_text(made / "model.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+        again = export.deserialize(bytearray((made / "model.stablehlo").read_bytes()))
+        some = some_images(classifier)
+        _compare(np.asarray(again.call(some)), classifier, some)
+    return folder
+
+
+def export_to_timm(run: Path, folder: Path) -> Path:
+    """Write `model.safetensors` and `config.json` to a new folder, as `timm.create_model("local-dir:...")` reads them.
+
+    `run` is a run directory, or a folder written by `save`. Raises UserError for a network that timm does not have, and
+    for feature extraction, whose head is apart.
+    """
+    weights = load_pretrained(str(run))
+    if not weights.class_names:
+        raise UserError(f"{run}: timm's files are of networks with their own last layer, as ft and pt train them")
+    with _made(folder) as made:
+        export_timm(weights, made / "model.safetensors")
+        again = load_pretrained(str(made / "model.safetensors"))
+        for name, array in {**weights.params, **weights.model_state}.items():
+            if not np.array_equal(array, {**again.params, **again.model_state}[name]):
+                raise RunError(f"{folder}: {name} is not what it was when it is read again")
+        spec = model_spec(chosen(weights.model.name))
+        about = {
+            "architecture": spec.timm_name,
+            "num_classes": len(weights.class_names),
+            "label_names": list(weights.class_names),
+            "pretrained_cfg": {
+                "input_size": [weights.channels, weights.image_size, weights.image_size],
+                "mean": list(weights.mean or ()),
+                "std": list(weights.std or ()),
+                "crop_pct": weights.crop_pct,
+                "crop_mode": "center",
+                "interpolation": weights.interpolation,
+                "num_classes": len(weights.class_names),
+            },
+        }
+        write_text(made / "config.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    return folder
+
+
+def some_images(classifier: Trained) -> Images:
+    """Training images of the model's data set as the network takes them; noise where the data set is gone."""
+    config = classifier.fitted.config
+    try:
+        source = load_dataset(config.data).train
+        source = source.select(np.arange(min(_CHECKED, len(source))))
+        return np.asarray(next(host_batches(config, source, len(source))).image)
+    except UserError as error:
+        _log.warning("checked on random pixels, as the data set cannot be read: %s", error)
+        side, channels = chosen(config.data.image_size), chosen(config.data.channels)
+        return np.random.default_rng(0).integers(0, 256, (_CHECKED, side, side, channels), np.uint8)
+
+
+def _logits(classifier: Trained) -> Callable[[Any], Any]:
+    forward = classifier.forward_pass()
+    if forward.head is None:
+        return lambda images: forward.network(forward.weights, images)
+    head = classifier.fitted.predictor.head  # type: ignore[attr-defined]
+    if not isinstance(head, JaxHead):
+        raise UserError(f"stablehlo: the head {head.name} is not a JAX function; heads such as linear and mlp are")
+    arrays = jax.device_put(head.arrays)
+    return lambda images: head.apply(arrays, forward.network(forward.weights, images))
+
+
+def _compare(logits: Any, classifier: Trained, images: Images) -> None:
+    source = ArraySource(images, np.zeros(len(images), np.int32), prepared=True)
+    difference = float(np.abs(logits - classifier.predict_logits(source)).max())
+    if not difference <= TOLERANCE:
+        raise RunError(f"the exported program is wrong: its logits differ by up to {difference:.2g} from the model's")
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[Path]:
+    """Where a folder is made that has its name only once it is complete."""
+    if folder.exists():
+        raise UserError(f"{folder} is there already: remove it, or choose another name")
+    if not folder.parent.is_dir():
+        raise UserError(f"{folder}: there is no folder {folder.parent}")
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield made
+        made.chmod(0o755)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
