@@ -39,10 +39,15 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _no_truth_for_a_number_and_no_bytes(cls, value: Any, info: ValidationInfo) -> Any:
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"must not be {str(value).lower()}")  # pydantic reads true (in YAML also: yes, on) as 1
+        if isinstance(value, str | Path) and not (text := str(value)).isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # a path whose name no config.yaml can hold
+                raise ValueError(f"{text!a} is not valid UTF-8; rename it") from None
         return value
 
 
@@ -56,7 +61,7 @@ class DataConfig(Section):
     """Folder of prepared tensorflow-datasets (default: that library's own)."""
     layout: Literal["auto", "classes"] = "auto"
     """Folders of `folder:PATH`: auto finds training, validation and test folders; classes: each is a class."""
-    image_size: Count | None = None
+    image_size: Annotated[int, Field(ge=1, le=8192)] | None = None
     """Side in pixels of the square images that the model sees (default: the data set's, else the model's)."""
     channels: Literal[1, 3] | None = None
     """1 grey, 3 RGB; other images are converted (default: the data set's)."""
@@ -86,7 +91,7 @@ class DataConfig(Section):
     """Batches decoded ahead of the step."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel in 0..1, subtracted from the images (default: the data set's)."""
-    std: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
     """Standard deviation of each channel in 0..1, by which the images are divided (default: the data set's)."""
     crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Share of the resized image's side that the central crop keeps, in evaluation and in training without

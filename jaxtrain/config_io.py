@@ -11,12 +11,17 @@ import yaml
 from pydantic import ValidationError
 
 from jaxtrain.config import Config, Section
-from jaxtrain.errors import UserError, nearest
+from jaxtrain.errors import DamagedError, UserError, nearest
+from jaxtrain.readers import read_bytes, reading
 from jaxtrain.redact import redact
 
 RECIPES = Path(__file__).with_name("recipes")
 """Folder of the config files that come with the package."""
 _SHOWN_ERRORS = 3
+_YAML_BYTES, _YAML_NODES, _YAML_DIGITS = 1 << 17, 20_000, 300
+"""What a file may have, and a number in it: far more than any config needs."""
+_YAML_DEPTH = 50
+_COUNTED = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
 _WORDS = {
     word: options.split("|")
     for options, words in {
@@ -133,20 +138,26 @@ def config_from(tree: Mapping[str, Any], source: str) -> Config:
 def read_yaml(path: Path, example: str) -> dict[str, Any]:
     """The mapping in a YAML file, empty for an empty file; UserError where there is none."""
     try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
-        raise UserError(f"{path}: is no text in UTF-8") from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
-        raise UserError(f"{path}:{place} {' '.join(str(error.problem).split())}") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: is nested too deeply") from error
+        text = read_bytes(path, _YAML_BYTES)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    try:
+        with reading(path, "YAML file", "correct it"):
+            tree = yaml.load(text.decode(), Loader=_Loader)
+    except DamagedError as error:
+        cause = error.__cause__
+        if isinstance(cause, UnicodeDecodeError | yaml.reader.ReaderError):
+            raise DamagedError(f"{path}: is not valid UTF-8 text") from cause
+        if isinstance(cause, yaml.MarkedYAMLError):
+            mark = cause.problem_mark
+            place = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
+            raise DamagedError(f"{path}:{place} {cut(str(cause.problem), 200)}") from cause
+        if isinstance(cause, RecursionError):
+            raise DamagedError(f"{path}: is nested too deeply") from cause
+        raise
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: must be a mapping of options, as {example}, not {_shown(tree)}")
+        raise UserError(f"{path}: must be a mapping of options, as {example}, not {shown(tree)}")
     return tree
 
 
@@ -192,8 +203,8 @@ def explain(error: ValidationError, source: str) -> str:
     """
     problems = [f"{_path(details['loc'])}{_problem(details)}" for details in error.errors(include_url=False)]
     more = len(problems) - _SHOWN_ERRORS
-    shown = "; ".join(problems[:_SHOWN_ERRORS])
-    return f"{source}: {shown}" + (f"; and {more} more" if more > 0 else "")
+    text = "; ".join(problems[:_SHOWN_ERRORS])
+    return f"{source}: {text}" + (f"; and {more} more" if more > 0 else "")
 
 
 def _sections() -> list[tuple[str, type[Section]]]:
@@ -204,24 +215,24 @@ def _sections() -> list[tuple[str, type[Section]]]:
 def _path(location: tuple[int | str, ...]) -> str:
     names = ".".join(str(part) for part in location if isinstance(part, str))
     indices = "".join(f"[{part}]" for part in location if isinstance(part, int))
-    return f"{names}{indices}: " if location else ""
+    return f"{cut(names)}{indices}: " if location else ""
 
 
 def _problem(details: Mapping[str, Any]) -> str:
     kind, given, message = details["type"], details["input"], str(details["msg"])
     if kind == "extra_forbidden":
-        path = ".".join(str(part) for part in details["loc"])
+        path = cut(".".join(str(part) for part in details["loc"]))
         if isinstance(given, Mapping):
             return f"unknown section, {nearest(path, [name for name, _ in _sections()])}"
         return f"unknown option, {nearest_option(path)}"
     if kind == "literal_error" and isinstance(given, str):
         names = re.findall(r"'([^']*)'", str(details["ctx"]["expected"]))
         if names:
-            return f"unknown value '{_cut(given)}', {nearest(given, names)}"
+            return f"unknown value '{cut(given)}', {nearest(given, names)}"
     if kind == "model_type":
         path = ".".join(map(str, details["loc"]))
         name = f", did you mean '{path}.name'?" if isinstance(given, str) and f"{path}.name" in option_paths() else ""
-        return f"must be a mapping of options, not {_shown(given)}{name}"
+        return f"must be a mapping of options, not {shown(given)}{name}"
     if kind == "missing":
         return "a value is missing"
     if kind == "value_error":
@@ -232,26 +243,60 @@ def _problem(details: Mapping[str, Any]) -> str:
     message = re.sub(r"^(Input|String|Tuple|Value|Keys) should ", "must ", message)
     message = message.replace("Input is not", "must be")
     message = re.sub(r" for <class '[\w.]+'>", "", message).replace("tuple", "list")
-    return f"{message}, not {_shown(given)}"
+    return f"{message}, not {shown(given)}"
 
 
-def _shown(value: object) -> str:
-    return _cut(f"'{value}'" if isinstance(value, str) else str(value))
+def shown(value: object) -> str:
+    """A value that was given, in a line of bounded length."""
+    return cut(f"'{value}'" if isinstance(value, str) else str(value))
 
 
-def _cut(text: str) -> str:
+def cut(text: str, most: int = 60) -> str:
+    """A text in one line of at most so many characters."""
     line = " ".join(text.split())
-    return line if len(line) <= 60 else f"{line[:57]}..."
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, and an option given twice is an error, not the last of the two."""
+    """Safe and bounded, and an option given twice is an error, not the last of the two."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """An open bracket; the scanner's time grows with the square of their depth."""
+        if self.flow_level > _YAML_DEPTH:
+            raise yaml.MarkedYAMLError(problem="is nested too deeply", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, after its parts were counted: an alias counts as often as it is used."""
+        document = super().get_single_node()
+        waiting, count = [document] if document else [], 0
+        while waiting:
+            node, count = waiting.pop(), count + 1
+            if count + len(waiting) > _YAML_NODES:
+                raise yaml.MarkedYAMLError(problem=f"holds more than {_YAML_NODES:,} values, or refers to itself")
+            if isinstance(node, yaml.SequenceNode):
+                waiting += node.value
+            elif isinstance(node, yaml.MappingNode):
+                waiting += [part for pair in node.value for part in pair]
+        return document
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value; where YAML's own rules for numbers and dates fail on it, the error says where it is."""
+        try:
+            if node.tag in _COUNTED and len(node.value) > _YAML_DIGITS:
+                raise OverflowError
+            return super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError):
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{cut(str(node.value))} is not a valid {kind}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value}: is given twice", problem_mark=key.start_mark)
+                    problem = f"{cut(key.value)}: is given twice"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)

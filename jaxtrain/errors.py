@@ -17,6 +17,13 @@ class UserError(JaxtrainError):
     exit_code = 2
 
 
+class DamagedError(UserError):
+    """A file or folder that is not what it has to be: which one, what is wrong with it, and what to do. Exit code 2.
+
+    The one error that `jaxtrain.readers` raises, whatever the bytes are.
+    """
+
+
 class RunError(JaxtrainError):
     """A run that could not go on (bad data on disk, non-finite loss, no space). Exit code 1."""
 

@@ -12,30 +12,59 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
-from jaxtrain.errors import RunError, UserError
+from jaxtrain.errors import DamagedError, RunError, UserError
 from jaxtrain.files import flush_folder, reason
+from jaxtrain.readers import json_object, read_bytes, reading
 from jaxtrain.trees import Keys, Tree, array_digest, arrays, leaf_name, leaves, nest
 
 Leaves = dict[Keys, NDArray[Any]]
 
 _FORMAT = 1
+_META_BYTES = 1 << 28
+_KIND = "saved model or checkpoint"
 _STATE, _META = "state", "meta.json"
 _TEMPORARY, _REPLACED = ".tmp-", ".old-"
 
 
-class DamagedError(RunError):
-    """A folder is not what was written: which one, and what is wrong with it."""
+_SLACK = 64 << 20
+
+
+class _Body(BaseModel):
+    """The content of meta.json but for the digest of itself."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: int
+    meta: dict[str, Any]
+    arrays: list[tuple[list[str | int], str, list[NonNegativeInt], str]]
+    """Keys (older ones have numbers among them), dtype, shape and SHA-256 of each."""
+    empty_dicts: list[list[str | int]]
+    files: dict[str, str]
+    """SHA-256 of each file by its path."""
+
+    @property
+    def described(self) -> dict[Keys, tuple[np.dtype[Any], tuple[int, ...], str]]:
+        """dtype, shape and SHA-256 of each array by its keys. Raises TypeError for a dtype that there is not."""
+        return {
+            tuple(map(str, keys)): (np.dtype(dtype), tuple(shape), digest) for keys, dtype, shape, digest in self.arrays
+        }
+
+    def nested(self, leaves: Mapping[Keys, Any]) -> Tree:
+        """These values by their keys as nested dicts, with those that are empty."""
+        return nest({**{tuple(map(str, keys)): {} for keys in self.empty_dicts}, **leaves})
 
 
 def save_tree(path: Path, tree: Tree, meta: Mapping[str, Any]) -> None:
@@ -82,25 +111,40 @@ def load_tree(path: Path) -> tuple[Tree, dict[str, Any]]:
         path = _replaced(path)
     if not path.exists():
         raise UserError(f"{path} does not exist")
-    body = _verified(path)
-    described = {tuple(map(str, keys)): about for keys, *about in body["arrays"]}  # older ones have numbers among them
-    stored = {keys for keys, (_, shape, _) in described.items() if 0 not in shape}
-    try:
-        found = _orbax_restore(path / _STATE, stored) if stored else {}
-    except Exception as error:  # the files are as they were written: an older checkpoint would fare no better
-        raise RunError(f"{path} could not be read by this version of Orbax: {reason(error)}") from error
-    tree: dict[Keys, Any] = {tuple(map(str, keys)): {} for keys in body["empty_dicts"]}
-    for keys, (dtype, shape, digest) in described.items():
-        array = found[keys] if keys in stored else np.empty(shape, np.dtype(dtype))
-        if (array.dtype.name, list(array.shape), array_digest(array)) != (dtype, shape, digest):
-            raise DamagedError(f"{path} is damaged: array {leaf_name(keys)} is not the one that was saved")
-        tree[keys] = array
-    return nest(tree), body["meta"]
+    with reading(path, _KIND):
+        body = _verified(path)
+        described = body.described
+        stored = {keys: (dtype, shape) for keys, (dtype, shape, _) in described.items() if 0 not in shape}
+        try:
+            found = _orbax_restore(path / _STATE, stored) if stored else {}
+        except DamagedError:
+            raise
+        except Exception as error:  # the files are as they were written: an older checkpoint would fare no better
+            raise RunError(f"{path} could not be read by this version of Orbax: {reason(error)}") from error
+        arrays: Leaves = {}
+        for keys, (dtype, shape, digest) in described.items():
+            array = found[keys] if keys in stored else np.empty(shape, dtype)
+            if (array.dtype, array.shape, array_digest(array)) != (dtype, shape, digest):
+                raise DamagedError(f"{path} is damaged: array {leaf_name(keys)} is not the one that was saved")
+            arrays[keys] = array
+        return body.nested(arrays), body.meta
 
 
 def read_meta(path: Path) -> dict[str, Any]:
     """The caller's JSON values of a saved folder, without its arrays; raises as `load_tree` does."""
-    return _read_body(Path(path).absolute())["meta"]
+    return _read_body(Path(path).absolute()).meta
+
+
+def read_shapes(path: Path) -> dict[str, Any]:
+    """A `jax.ShapeDtypeStruct` in the place of each array, nested as in `load_tree`; raises as it does."""
+    import jax
+
+    path = Path(path).absolute()
+    with reading(path, _KIND):
+        body = _read_body(path)
+        return body.nested(
+            {keys: jax.ShapeDtypeStruct(shape, dtype) for keys, (dtype, shape, _) in body.described.items()}
+        )
 
 
 def recover(folder: Path) -> None:
@@ -160,21 +204,33 @@ def _write_folder(path: Path, tree: Tree, leaves: Leaves, meta: Mapping[str, Any
         flush_folder(Path(folder))
 
 
-def _verified(path: Path) -> dict[str, Any]:
-    """The content of meta.json, after every file was found to be the one that was written."""
+def _verified(path: Path) -> _Body:
+    """The content of meta.json, after every file was found to be the one that was written.
+
+    Names and sizes are compared before anything is hashed.
+    """
     try:
         body = _read_body(path)
-        files = {name: _file_digest(path / name) for name in _files(path) if name != _META}
+        names = set(_files(path)) - {_META}
+        for name in sorted(names ^ body.files.keys()):
+            raise DamagedError(f"{path} is damaged: {name} {'was added' if name in names else 'is missing'}")
+        check_sizes(path, [(dtype, shape) for dtype, shape, _ in body.described.values()])
+        for name in sorted(names):
+            if _file_digest(path / name) != body.files[name]:
+                raise DamagedError(f"{path} is damaged: {name} changed")
     except PermissionError as error:
         raise RunError(f"{path} could not be read: {reason(error)}") from error
     except OSError as error:
         raise DamagedError(f"{path} is damaged: {reason(error)}") from error
-    for name in sorted(files.keys() | body["files"].keys()):
-        if files.get(name) != body["files"].get(name):
-            missing, added = name not in files, name not in body["files"]
-            problem = "is missing" if missing else "was added" if added else "changed"
-            raise DamagedError(f"{path} is damaged: {name} {problem}")
     return body
+
+
+def check_sizes(path: Path, arrays: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]) -> None:
+    """DamagedError where the files in a folder are far from what arrays of these types and shapes take."""
+    size = sum((path / name).stat().st_size for name in _files(path))
+    need = sum(math.prod(shape) * dtype.itemsize for dtype, shape in arrays)
+    if size > 2 * need + _SLACK or need > 64 * size + _SLACK:
+        raise DamagedError(f"{path} is damaged: its arrays have {need:,} bytes, its files {size:,}")
 
 
 def _encode(body: Mapping[str, Any]) -> str:
@@ -183,24 +239,25 @@ def _encode(body: Mapping[str, Any]) -> str:
     return json.dumps({**body, "sha256": hashlib.sha256(text.encode()).hexdigest()})
 
 
-def _read_body(path: Path) -> dict[str, Any]:
+def _read_body(path: Path) -> _Body:
     """The content of meta.json, proven to be what was written, byte for byte."""
     _refuse_links(path)
     if not (path / _META).exists():
         raise DamagedError(f"{path} is damaged: it holds no {_META}")
+    data = read_bytes(path / _META, _META_BYTES)
     try:
-        text = (path / _META).read_text(encoding="ascii")
-        body = json.loads(text)
+        body = json_object(data)
         body.pop("sha256")
-        sound = _encode(body) == text
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        sound = _encode(body).encode() == data
+    except (ValueError, KeyError, RecursionError):
         sound = False
     if not sound:
         raise DamagedError(f"{path} is damaged: {_META} changed")
-    if body["format"] != _FORMAT:
-        formats = f"format {body['format']}, not {_FORMAT}"
+    if body.get("format") != _FORMAT:
+        formats = f"format {body.get('format')}, not {_FORMAT}"
         raise RunError(f"{path} was written by another version of jaxtrain ({formats})")
-    return body
+    with reading(path / _META, _KIND):
+        return _Body.model_validate_json(json.dumps(body))
 
 
 def _refuse_links(path: Path) -> None:
@@ -260,11 +317,18 @@ def _orbax_save(path: Path, leaves: Leaves) -> None:
         handler.close()
 
 
-def _orbax_restore(path: Path, stored: set[Keys]) -> Leaves:
+def _orbax_restore(path: Path, stored: Mapping[Keys, tuple[np.dtype[Any], tuple[int, ...]]]) -> Leaves:
+    """The arrays; DamagedError, before any is read, where those in the folder have other types or shapes."""
     import orbax.checkpoint as ocp
 
     with _quiet():
         handler = _handler()
+        there = leaves(handler.metadata(path).tree)
+        known = {_orbax_key(keys): about for keys, about in stored.items()}
+        for keys in known.keys() | there.keys():
+            array = there.get(keys)
+            if array is None or (np.dtype(array.dtype), tuple(array.shape)) != known.get(keys):
+                raise DamagedError(f"{path.parent} is damaged: array {leaf_name(keys)} is not the one that was saved")
         as_numpy = nest({_orbax_key(keys): ocp.RestoreArgs(restore_type=np.ndarray) for keys in stored})
         tree = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
         handler.close()

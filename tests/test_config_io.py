@@ -121,8 +121,8 @@ def test_numbers_as_people_write_them(file: Path, text: str) -> None:
         ("train: {steps: 1, steps: 1}", "line 1, column 19: steps: is given twice"),
         ("a: b: c", "line 1, column 5: mapping values are not allowed here"),
         ("train: {epochs: 1\n", "line 2, column 1: expected ',' or '}', but got '<stream end>'"),
-        ("\0", "is no text in UTF-8"),
-        ("[" * 500, "is nested too deeply"),
+        ("\0", "is not valid UTF-8 text"),
+        ("[" * 500, "line 1, column 52: is nested too deeply"),
     ],
 )
 def test_every_mistake_gets_one_line(file: Path, text: str, message: str) -> None:
@@ -158,10 +158,10 @@ def test_no_code_is_run(file: Path, tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none.yaml: No such file"):
         load_config(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="Is a directory"):
+    with pytest.raises(UserError, match="is a directory"):
         load_config(tmp_path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x80")
-    with pytest.raises(UserError, match="binary: is no text in UTF-8"):
+    with pytest.raises(UserError, match="binary: is not valid UTF-8 text"):
         load_config(tmp_path / "binary")
 
 

@@ -7,21 +7,9 @@ import jaxtrain
 
 PACKAGE = Path(jaxtrain.__file__).parent
 ROOMS = (
-    *(
-        "version",
-        "errors",
-        "lifeline",
-        "config",
-        "redact",
-        "escape",
-        "config_io",
-        "files",
-        "trees",
-        "saved_tree",
-        "data",
-    ),
-    *("saved_tree", "data", "models", "heads", "training", "embeddings", "tracking", "screen", "evaluation", "runs"),
-    *("classifiers", "sweeps", "cli"),
+    *("version", "errors", "lifeline", "escape", "files", "readers", "archives", "config", "redact", "config_io"),
+    *("trees", "saved_tree", "saved_model", "data", "models", "heads", "training", "embeddings", "tracking"),
+    *("screen", "evaluation", "runs", "classifiers", "sweeps", "cli"),
 )
 """The ground first; a file imports only from its own room and from those before it."""
 TOP = {"jaxtrain", "jaxtrain.__main__"}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxtrain import saved_tree
-from jaxtrain.errors import RunError, UserError
-from jaxtrain.saved_tree import DamagedError, load_tree, recover, save_tree
+from jaxtrain.errors import DamagedError, RunError, UserError
+from jaxtrain.saved_tree import load_tree, recover, save_tree
 from jaxtrain.trees import tree_digest
 
 DTYPES = [

@@ -29,11 +29,13 @@ from jaxtrain.errors import UserError, nearest
 from jaxtrain.models import create_model
 from jaxtrain.models.own import build_own, calling, synchronised
 from jaxtrain.models.weights import Pretrained, adapt, load_pretrained
-from jaxtrain.runs.fitted import Fitted, Predictor, read_model
+from jaxtrain.readers import reading
+from jaxtrain.runs.fitted import Fitted, Predictor, read_model, restored
 from jaxtrain.runs.learning import Job, Learning
 from jaxtrain.runs.resolve import DEFAULT_MODEL, resolve
-from jaxtrain.runs.run import restored, run
+from jaxtrain.runs.run import run
 from jaxtrain.runs.stepwise import Stepwise
+from jaxtrain.saved_model import OTHER, SavedModel
 from jaxtrain.training import processes
 from jaxtrain.training.losses import checked, cross_entropy, soft_labels
 from jaxtrain.training.optimizers import Schedule, make_optimizer
@@ -93,6 +95,9 @@ class BaseClassifier(Trained):
         tree = self.parts.recorded({**base, **_plain(options)}, type(self))
         self.config = _validated({**tree, "technique": self.technique})
         """As given; `fitted.config` is the resolved one."""
+        own = self.config.own
+        self._trusted = frozenset({self.config.model.network, own.loss, own.optimizer})
+        """Paths that may be imported: a person gave them, not a file."""
         self.binding = Binding()
         self._fitted: Fitted | None = None
 
@@ -187,14 +192,19 @@ class BaseClassifier(Trained):
         """The network of one's own that was given, or that the config names; None: one of jaxtrain's."""
         if self.parts.network is not None or self.config.model.network is None:
             return self.parts.network
-        return find(self.config.model.network, "model.network", f"give it: {type(self).__name__}(network=...)")
+        return self._find(self.config.model.network, "model.network", "network")
 
     def own(self, part: str) -> Any:
         """The loss or optimizer of one's own that was given, or that the config names; None: as the options say."""
         given, path = getattr(self.parts, part), getattr(self.config.own, part)
         if given is not None or path is None:
             return given
-        return find(path, f"own.{part}", f"give it: {type(self).__name__}({part}=...)")
+        return self._find(path, f"own.{part}", part)
+
+    def _find(self, path: str, option: str, argument: str) -> Any:
+        """What the config names; imported where the person who made this classifier named it, not a file."""
+        advice = f"give it: {type(self).__name__}({argument}=...), or --{option} {path}"
+        return find(path, option, advice, trusted=path in self._trusted)
 
     @cached_property
     def head_name(self) -> str:
@@ -338,33 +348,37 @@ class BaseClassifier(Trained):
         return self.pretrained.model.label if self.pretrained else DEFAULT_MODEL
 
     @classmethod
-    def load(cls, path: str | Path, *, network: Any = None) -> Self:
+    def load(cls, path: str | Path, *, network: Any = None, trust_imports: bool = False) -> Self:
         """Read a model written by `save`, or the one of a run directory.
 
-        `network`: of one's own, where it cannot be imported by the path that is recorded. Raises UserError if there is
-        no model, or its network or class cannot be found.
+        `network` and `trust_imports` as of `jaxtrain.load`. Raises UserError if there is no model, or its network or
+        class cannot be found.
         """
-        weights, meta = read_model(Path(path))
-        if meta["technique"] != cls.technique:
-            kind = f"technique {meta['technique']}, not {cls.technique}"
+        saved = read_model(Path(path))
+        if saved.about.technique != cls.technique:
+            kind = f"technique {saved.about.technique}, not {cls.technique}"
             raise UserError(f"{path}: holds a model of {kind}; use jaxtrain.load")
-        return cls.of_saved(weights, meta, network=network)
+        return cls.of_saved(saved, network=network, trust_imports=trust_imports)
 
     @classmethod
-    def of_saved(cls, weights: Tree, meta: Mapping[str, Any], *, network: Any = None) -> Self:
+    def of_saved(cls, saved: SavedModel, *, network: Any = None, trust_imports: bool = False) -> Self:
         """A trained classifier from what `jaxtrain.runs.fitted.read_model` gives; UserError as of `load`."""
-        config = Config.model_validate(meta["config"])
+        config = saved.about.config
         kind, own = cls, config.own.classifier
-        if own is not None and cls.__module__.startswith("jaxtrain."):
-            name = own.rpartition(":")[2]
-            kind = find(own, "own.classifier", f"load it with {name}.load(...) where that class is defined")
-            if not (isinstance(kind, type) and issubclass(kind, cls)):
-                raise UserError(f"own.classifier: {own} is no subclass of {cls.__name__}")
-        if network is None and config.model.network is not None:
-            advice = f"give it: {cls.__name__}.load(..., network={config.model.label})"
-            network = find(config.model.network, "model.network", advice)
-        classifier = kind(config) if network is None else kind(config, network=network)
-        classifier._fitted = restored(classifier, weights, meta, run_dir=None, summary={})
+        trust = "" if trust_imports else ", or add trust_imports=True (--trust-imports)"
+        with reading(saved.path, "saved model", OTHER):
+            if own is not None and cls.__module__.startswith("jaxtrain."):
+                advice = f"load it with {own.rpartition(':')[2]}.load(...) where that class is defined{trust}"
+                kind = find(own, "own.classifier", advice, trusted=trust_imports)
+                if not (isinstance(kind, type) and issubclass(kind, cls)):
+                    raise UserError(f"own.classifier: {own} is no subclass of {cls.__name__}")
+            if network is None and config.model.network is not None:
+                advice = f"give it: {cls.__name__}.load(..., network={config.model.label}){trust}"
+                network = find(config.model.network, "model.network", advice, trusted=trust_imports)
+            classifier = kind(config) if network is None else kind(config, network=network)
+            if not trust_imports:
+                classifier._trusted = frozenset()
+            classifier._fitted = restored(classifier, saved, run_dir=None, summary={})
         return classifier
 
 

@@ -14,14 +14,15 @@ from jaxtrain.data.arrays import as_source, encode_labels
 from jaxtrain.data.base import ArraySource, Dataset
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.data.worker_watch import refuse_in_worker
-from jaxtrain.errors import UserError
+from jaxtrain.errors import DamagedError, UserError
 from jaxtrain.evaluation.comparison import Candidate, compare
 from jaxtrain.evaluation.costs import Costed, costs_of_training, measure_costs
 from jaxtrain.evaluation.evaluate import LOOKS_FILE, OpenTestSet, Predictor, find_duplicates, open_test_set, predict
+from jaxtrain.evaluation.finished import leaving_out
 from jaxtrain.evaluation.looks import count_look
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.report import Report
-from jaxtrain.evaluation.runs import Gathered, gather, make_report
+from jaxtrain.evaluation.runs import Gathered, gather, load_each, make_report
 from jaxtrain.evaluation.significance import MARGIN
 from jaxtrain.evaluation.statistics import RESAMPLES
 from jaxtrain.trees import tree_digest
@@ -66,32 +67,39 @@ def benchmark(
     options = DataConfig(name=data) if isinstance(data, str) else data
     if len(paths) == len(named) and (options is None or isinstance(options, DataConfig)):
         gathered = gather(list(paths.values()), load, data=options, costs=costs, names=list(paths))
-        used: Mapping[str, Any] = paths
+        used: dict[str, Any] = dict(paths)
     else:
         if options is None:
             raise UserError("no data: give the name of a data set, a Dataset, or (images, labels)")
-        used = {name: load(model) if name in paths else model for name, model in named.items()}
-        gathered = _gather_classifiers(used, options, costs)
+        used, left_out = {}, dict[str, str]()
+        for name, model in named.items():
+            with leaving_out(name, left_out):
+                used[name] = load(model) if name in paths else model
+        gathered = _gather_classifiers(used, options, costs, left_out)
     comparison = compare(gathered.candidates, margin=margin, resamples=resamples, seed=seed)
-    corrupted = used if robustness else {}
-    corrupted = {name: load(model) if isinstance(model, Path) else model for name, model in corrupted.items()}
+    corrupted = load_each(gathered, used, load) if robustness else {}
     return make_report(gathered, comparison, columns=columns or {}, duplicates=duplicates, corrupted=corrupted)
 
 
-def _gather_classifiers(models: Mapping[str, Any], data: Data, costs: bool) -> Gathered:
-    """The same as `gather` for classifiers in memory."""
+def _gather_classifiers(models: Mapping[str, Any], data: Data, costs: bool, left_out: dict[str, str]) -> Gathered:
+    """The same as `gather` for classifiers in memory; `left_out`: those that were not sound."""
+    if not models:
+        raise DamagedError("nothing to compare: every run was left out")
     dataset = _dataset(data, next(iter(models.values())))
     test = open_test_set(dataset)
     if test is None:
         raise UserError(f"{dataset.name} has no test images")
-    gathered = Gathered([], [], [], [], test, find_duplicates(test))
+    gathered = Gathered([], [], [], [], test, find_duplicates(test), left_out=left_out)
     for name, model in models.items():
-        predictions = _predictions(model, test)
-        found = costs_of_training(model.summary)
-        if costs:
-            found |= measure_costs(cast(Costed, model), test.images)
-        gathered.candidates.append(Candidate(name, predictions, found, model.run_dir, model.fitted.config.seed))
-        gathered.looks = count_look(LOOKS_FILE, test.digest, predictions.params_sha256, dataset.name)
+        with leaving_out(name, left_out):
+            predictions = _predictions(model, test)
+            found = costs_of_training(model.summary)
+            if costs:
+                found |= measure_costs(cast(Costed, model), test.images)
+            gathered.candidates.append(Candidate(name, predictions, found, model.run_dir, model.fitted.config.seed))
+            gathered.looks = count_look(LOOKS_FILE, test.digest, predictions.params_sha256, dataset.name)
+    if not gathered.candidates:
+        raise DamagedError("nothing to compare: every model was left out")
     return gathered
 
 

@@ -14,11 +14,12 @@ from jaxtrain.runs.fitted import read_model
 TECHNIQUES: dict[str, type[BaseClassifier]] = {cls.technique: cls for cls in (FEClassifier, FTClassifier, PTClassifier)}
 
 
-def load(path: str | Path, *, network: Any = None) -> BaseClassifier:
+def load(path: str | Path, *, network: Any = None, trust_imports: bool = False) -> BaseClassifier:
     """The trained classifier of a run directory or a folder written by `save`.
 
-    `network`: of one's own, where it cannot be imported by the path that is recorded. Raises UserError if there is no
-    model, or its network or class cannot be found.
+    A network or class of one's own is found by the path that is recorded, in modules that are imported already;
+    `network` is used instead, and `trust_imports` imports what the model names: to import is to execute. Raises
+    UserError if there is no model, or its network or class cannot be found.
     """
-    weights, meta = read_model(Path(path))
-    return TECHNIQUES[meta["technique"]].of_saved(weights, meta, network=network)
+    saved = read_model(Path(path))
+    return TECHNIQUES[saved.about.technique].of_saved(saved, network=network, trust_imports=trust_imports)

@@ -7,9 +7,11 @@ and sweeps find them again.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import getattr_static
+from types import BuiltinFunctionType
 from typing import Any
 
 import numpy as np
@@ -63,9 +65,15 @@ def import_path(part: Any) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def find(path: str, option: str, advice: str) -> Any:
-    """The class or function at an import path. Raises UserError of one line, with `advice`, where there is none."""
+def find(path: str, option: str, advice: str, *, trusted: bool = True) -> Any:
+    """The class or function at an import path. Raises UserError of one line, with `advice`, where there is none.
+
+    One that is not trusted, because a file alone names it, is looked up in modules that are imported already: to import
+    is to execute. Functions that are not written in Python, as `os._exit`, are no networks.
+    """
     module, _, names = path.partition(":")
+    if not trusted and module not in sys.modules:
+        raise UserError(f"{option}: a file names {path}, which is not imported; if you trust it, {advice}")
     try:
         found: Any = importlib.import_module(module)
         for name in names.split("."):
@@ -73,6 +81,6 @@ def find(path: str, option: str, advice: str) -> Any:
     except Exception as error:  # whatever the module does when it is imported
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{option}: {path} cannot be imported ({what}); {advice}") from None
-    if not callable(found):
+    if not callable(found) or (not trusted and isinstance(found, BuiltinFunctionType)):
         raise UserError(f"{option}: {path} is no class and no function; {advice}")
     return found

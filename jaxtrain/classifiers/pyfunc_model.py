@@ -37,7 +37,7 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         """Load the exported classifier among the model's artifacts, and compile it."""
-        self.classifier = load(context.artifacts["model"])
+        self.classifier = load(context.artifacts["model"], trust_imports=True)
         self._readers = ThreadPoolExecutor(8)
         self._size, self._channels, self._max_pixels, *self._crop = _geometry(self.classifier.fitted.config)
         self._classify(np.zeros((1, self._size, self._size, self._channels), np.uint8))

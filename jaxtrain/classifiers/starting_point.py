@@ -16,6 +16,7 @@ import optax
 from jaxtrain.errors import UserError
 from jaxtrain.files import write_text
 from jaxtrain.models.weights import Adapted, Pretrained
+from jaxtrain.readers import read_json, reading
 from jaxtrain.training.state import TrainState, Tree
 
 _RECORD = "weights.json"
@@ -23,9 +24,12 @@ _log = logging.getLogger(__name__)
 
 
 def recorded(run_dir: Path | None) -> dict[str, Any] | None:
-    """Source and digest of the weights that a run began with; None before."""
-    path = None if run_dir is None else run_dir / _RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else None
+    """Source and digest of the weights that a run began with; None before. Raises DamagedError."""
+    if run_dir is None or not (path := run_dir / _RECORD).exists():
+        return None
+    known = read_json(path, "record of the weights that a run began with")
+    with reading(path, "record of the weights that a run began with"):
+        return known | {"source": str(known["source"]), "sha256": str(known["sha256"])}
 
 
 def record(run_dir: Path, pretrained: Pretrained, adapted: Adapted) -> None:

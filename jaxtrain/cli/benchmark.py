@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sized
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from jaxtrain.cli.command import Command, Positional
 from jaxtrain.config import DataConfig, StoreConfig, TrackingConfig
-from jaxtrain.errors import UserError
+from jaxtrain.errors import RunError, UserError
 
 # As many as fit 80 columns beside the names; the report has them all.
 _SHOWN = ("macro_f1", "ece")
@@ -47,6 +49,9 @@ class Benchmark(Command):
     """Do not look for test images that nearly stand in the training or validation set."""
     robustness: bool = False
     """Measure accuracy under corruptions too: 50 times the work."""
+    trust_imports: bool = False
+    """Import networks and classes that the runs name (module:Name): they are executed, so only for runs that you trust.
+    """
     quiet: bool = False
     """Print nothing but warnings and errors."""
     data: DataConfig | None = None
@@ -69,22 +74,26 @@ class Benchmark(Command):
         return self
 
     def run(self) -> None:
-        """Compare, write the report, track it, and print what matters: once for each test set."""
-        from jaxtrain.evaluation.finished import by_test_set, finished_runs
+        """Compare, write the report, track it, and print what matters: once for each test set.
 
-        if self.runs:
-            self._compare(list(self.runs))
-            return
-        groups = by_test_set(finished_runs(), self.data)
+        RunError at the end where a run was left out because it is damaged.
+        """
+        from jaxtrain.evaluation.finished import by_test_set, finished_runs, leaving_out
+
+        left_out: dict[str, str] = {}
+        groups = [list(self.runs)] if self.runs else by_test_set(finished_runs(), self.data, left_out)
         if self.out is not None and len(groups) > 1:
             raise UserError(f"--out: the runs have {len(groups)} test sets, a report each; give run directories of one")
         for paths in groups:
-            self._compare(paths)
+            with leaving_out(f"a group of {len(paths)}", left_out) if len(groups) > 1 else nullcontext():
+                self._compare(paths, left_out)
+        if left_out:
+            raise RunError(f"left out, see the warnings: {', '.join(left_out)}")
 
-    def _compare(self, paths: list[Path]) -> None:
-        from jaxtrain import load
+    def _compare(self, paths: list[Path], left_out: dict[str, str]) -> None:
+        import jaxtrain
         from jaxtrain.evaluation.comparison import compare
-        from jaxtrain.evaluation.runs import gather, make_report, report_folder, track, track_report
+        from jaxtrain.evaluation.runs import gather, load_each, make_report, report_folder, track, track_report
         from jaxtrain.files import optional
         from jaxtrain.screen.console import print_line
         from jaxtrain.training.parallel import check_devices
@@ -92,10 +101,12 @@ class Benchmark(Command):
         check_devices()
         say = (lambda text: None) if self.quiet else print_line
         tracking = TrackingConfig(**self.tracking.model_dump())
-        gathered = gather(paths, load, data=self.data, costs=not self.skip_costs, costs_again=self.costs_again, say=say)
+        load = partial(jaxtrain.load, trust_imports=self.trust_imports)
+        costs = not self.skip_costs
+        gathered = gather(paths, load, data=self.data, costs=costs, costs_again=self.costs_again, say=say)
         comparison = compare(gathered.candidates, margin=self.margin / 100, resamples=self.resamples, seed=self.seed)
-        names = [candidate.name for candidate in gathered.candidates]
-        corrupted = dict(zip(names, map(load, paths), strict=True)) if self.robustness else {}
+        models = {candidate.name: candidate.run_dir for candidate in gathered.candidates}
+        corrupted = load_each(gathered, models, load) if self.robustness else {}
         report = make_report(
             gathered, comparison, columns={}, duplicates=not self.skip_duplicates, corrupted=corrupted, say=say
         )
@@ -105,6 +116,7 @@ class Benchmark(Command):
             track_report(report, folder, tracking, ids)
         if not self.quiet:
             _show(report, folder, tracking)
+        left_out.update(gathered.left_out)
 
 
 def _show(report, folder: Path, tracking: TrackingConfig) -> None:  # type: ignore[no-untyped-def]

@@ -144,12 +144,12 @@ EMBED = Group(
 
 
 def _read_labels(path: Path) -> Any:
-    import numpy as np
+    from jaxtrain.archives import read_npy
 
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"--labels {path}: no array of numbers in a .npy file: {error}") from error
+        return read_npy(path, "array of numbers in a .npy file", "write one with numpy.save")
+    except FileNotFoundError as error:
+        raise UserError(f"--labels {path}: {error.strerror}") from None
 
 
 def _show(found: Sequence[Entry]) -> None:

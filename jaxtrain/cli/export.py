@@ -21,6 +21,8 @@ class Export(Command):
     """What to write."""
     out: Path | None = None
     """The folder, which must not exist yet (default: RUN_DIR/FORMAT)."""
+    trust_imports: bool = False
+    """Import the network or class that the run names (module:Name): it is executed, so only for runs that you trust."""
 
     def run(self) -> None:
         """Write the folder. Raises UserError where the model has no such form."""
@@ -32,5 +34,5 @@ class Export(Command):
         if self.to == "timm":
             export_to_timm(self.run_dir, folder)
         else:
-            export_stablehlo(load(self.run_dir), folder)
+            export_stablehlo(load(self.run_dir, trust_imports=self.trust_imports), folder)
         print_line(f"{self.to} {folder}")

@@ -32,6 +32,9 @@ class Predict(Command):
     embeddings: bool = False
     """The vector before the head too, in tables of .jsonl or .parquet."""
 
+    trust_imports: bool = False
+    """Import the network or class that the run names (module:Name): it is executed, so only for runs that you trust."""
+
     @model_validator(mode="after")
     def _vectors_need_a_table(self) -> Predict:
         if self.embeddings and (self.out is None or self.out.suffix == ".csv"):
@@ -43,7 +46,7 @@ class Predict(Command):
         from jaxtrain import load
 
         files = self._files()
-        classifier = load(self.run_dir)
+        classifier = load(self.run_dir, trust_imports=self.trust_imports)
         if not files:
             raise RunError("the folders hold no images: " + ", ".join(map(os.fspath, self.images)))
         unreadable = self._print(classifier, files) if self.out is None else self._write(classifier, files, self.out)

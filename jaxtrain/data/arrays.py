@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxtrain.archives import Npz, open_npz
 from jaxtrain.config import DataConfig
 from jaxtrain.data.assemble import assemble, convert_channels
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource, Labels
 from jaxtrain.data.known import KNOWN, Known
 from jaxtrain.data.paths import existing
 from jaxtrain.data.splits import stratified_split
-from jaxtrain.errors import RunError, UserError, nearest
+from jaxtrain.errors import UserError, nearest
 
 Pair = tuple[ArrayLike, ArrayLike]
 
@@ -142,22 +143,22 @@ def digits_dataset(config: DataConfig) -> Dataset:
 def npz_dataset(config: DataConfig, text: str) -> Dataset:
     """`npz:PATH`: x_train, y_train[, x_val, y_val][, x_test, y_test][, class_names], or MedMNIST's names."""
     path = existing(text, "npz")
-    with _open_npz(path) as file:
-        keys = {split: _pair_keys(file.files, split, path) for split in _NPZ_KEYS}
+    with _open(path) as file:
+        keys = {split: _pair_keys(tuple(file), split, path) for split in _NPZ_KEYS}
         if keys["train"] is None:
             raise UserError(
                 f"npz:{path} needs x_train and y_train (or train_images and train_labels); "
-                f"it holds: {', '.join(file.files) or 'nothing'}"
+                f"it holds: {', '.join(file) or 'nothing'}"
             )
-        train, val = _read_pair(file, keys["train"], path), _read_pair(file, keys["val"], path)
-        names = _read_array(file, "class_names", path) if "class_names" in file.files else None
+        train, val = _read_pair(file, keys["train"]), _read_pair(file, keys["val"])
+        names = file.get("class_names")
     if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
         raise UserError(f"npz:{path} class_names must be a list of strings, is {names.dtype}{list(names.shape)}")
     assert train is not None
 
     def open_test() -> Pair:
-        with _open_npz(path) as file:
-            pair = _read_pair(file, keys["test"], path)
+        with _open(path) as file:
+            pair = _read_pair(file, keys["test"])
         assert pair is not None
         return pair
 
@@ -171,14 +172,8 @@ def npz_dataset(config: DataConfig, text: str) -> Dataset:
     )
 
 
-def _open_npz(path: Path) -> Any:
-    try:
-        file = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        raise UserError(f"npz:{path} is not an npz file (write one with numpy.savez)") from None
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise UserError(f"npz:{path} holds one array only: write images and labels with numpy.savez")
-    return file
+def _open(path: Path) -> AbstractContextManager[Npz]:
+    return open_npz(path, "npz file of images and labels", "write one with numpy.savez")
 
 
 def _pair_keys(keys: Sequence[str], split: str, path: Path) -> tuple[str, str] | None:
@@ -191,17 +186,13 @@ def _pair_keys(keys: Sequence[str], split: str, path: Path) -> tuple[str, str] |
     return None
 
 
-def _read_pair(file: Any, keys: tuple[str, str] | None, path: Path) -> Pair | None:
-    return None if keys is None else (_read_array(file, keys[0], path), _read_array(file, keys[1], path))
-
-
-def _read_array(file: Any, key: str, path: Path) -> NDArray[Any]:
-    try:
-        return np.asarray(file[key])
-    except ValueError:
-        raise UserError(f"npz:{path} {key} holds Python objects (pickle), which are never loaded") from None
-    except Exception as error:  # zipfile and zlib raise half a dozen kinds on damage
-        raise RunError(f"npz:{path} is damaged: {key}: {error}") from None
+def _read_pair(file: Npz, keys: tuple[str, str] | None) -> Pair | None:
+    if keys is None:
+        return None
+    shapes = [file.header(key).shape for key in keys]
+    if len({shape[:1] for shape in shapes}) > 1:
+        raise ValueError(f"{keys[0]} has shape {list(shapes[0])}, {keys[1]} {list(shapes[1])}")
+    return file[keys[0]], file[keys[1]]
 
 
 def _images(images: ArrayLike, where: str) -> Images:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -44,6 +44,7 @@ def assemble(
     without a validation split. Arrays in memory
     get the data set's channels here; other sources are converted image by image as they are read.
     """
+    check_names(name, class_names)
     if len(class_names) < 2:
         raise UserError(f"{name} has one class only ({', '.join(class_names)}): a classifier needs two or more")
     channels = config.channels or natural_channels
@@ -77,6 +78,15 @@ def assemble(
         std=std,
         bad_images=bad_images,
     )
+
+
+def check_names(name: str, class_names: Sequence[str]) -> None:
+    """UserError for a class name that no file in UTF-8 can hold, as a folder's may be."""
+    for class_name in class_names:
+        try:
+            class_name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{name}: the class name {class_name!a} is not valid UTF-8; rename it") from None
 
 
 def _hold_out(train: ImageSource, option: str, config: DataConfig) -> tuple[ImageSource, ImageSource]:

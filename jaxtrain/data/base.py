@@ -13,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.bad_images import BadImages
+from jaxtrain.readers import read_bytes
 
+LARGEST_FILE = 1 << 30
+"""Bytes of an encoded image."""
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int32]
 
@@ -89,7 +92,7 @@ class FileSource:
 
     def read(self, index: int) -> bytes:
         """The encoded file."""
-        return Path(self.paths[index]).read_bytes()
+        return read_bytes(self.paths[index], LARGEST_FILE)
 
     def describe(self, index: int) -> str:
         """The path, printable also where its name is not valid UTF-8."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 
 from jaxtrain.data.base import Images, ImageSource
-from jaxtrain.errors import RunError
+from jaxtrain.errors import DamagedError, RunError
+from jaxtrain.readers import without_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -136,6 +137,8 @@ def read_encoded(source: ImageSource, index: int) -> bytes | Images:
     """`source.read(index)`; raises `BadImageError` where the file cannot be read."""
     try:
         return source.read(index)
+    except DamagedError as error:
+        raise BadImageError(without_name(error, source.describe(index))) from None
     except OSError as error:
         raise BadImageError(error.strerror or _one_line(error)) from None
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxtrain.config import DataConfig
-from jaxtrain.data.assemble import assemble
+from jaxtrain.data.assemble import assemble, check_names
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import Dataset, FileSource, ImageSource
 from jaxtrain.data.known import Known
@@ -81,6 +81,7 @@ def folder_dataset(config: DataConfig, text: str) -> Dataset:
         raise UserError(f"folder:{text} is a file: {_LAYOUT}")
     splits = {"train": _Split(root, _subfolders(root))} if config.layout == "classes" else _find_splits(root)
     classes = splits["train"].classes
+    check_names(config.name, classes)
     found = {name: _list_images(split, classes) for name, split in splits.items()}
     if found["train"].lacking:
         raise UserError(f"{splits['train'].folder} has class folders without an image: {_few(found['train'].lacking)}")

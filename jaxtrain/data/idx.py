@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import re
 import struct
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.archives import DEFLATE
 from jaxtrain.config import DataConfig
 from jaxtrain.data.arrays import Pair, arrays_dataset
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.known import KNOWN, mnist_relative
 from jaxtrain.data.paths import existing
-from jaxtrain.errors import RunError, UserError
+from jaxtrain.errors import DamagedError, UserError
+from jaxtrain.readers import open_file, read_bytes, reading
 
 _NAME = re.compile(r"(?:(?P<prefix>.+)-)?(?P<split>train|t10k|test)-(?P<kind>images|labels)[-.]idx[1-4]-ubyte(?:\.gz)?")
 _LAYOUT = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., each with or without .gz"
@@ -36,7 +38,7 @@ def idx_dataset(config: DataConfig, text: str) -> Dataset:
     EMNIST's images lie transposed in their files and are turned upright. Class names of Fashion-MNIST, KMNIST
     and EMNIST are recognised by the path.
 
-    Raises `UserError` when files are missing or of another kind, `RunError` when they are damaged.
+    Raises `UserError` when files are missing, `DamagedError` when they are of another kind or damaged.
     """
     folder, prefix = Path(text).expanduser(), None
     if not folder.is_dir() and folder.parent.is_dir() and _sets(folder.parent).get(folder.name):
@@ -102,27 +104,28 @@ def _sets(folder: Path) -> dict[str, dict[str, _Files]]:
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """One IDX file of bytes, compressed or not, as a read-only array of the shape in its header.
 
-    Raises `UserError` for another kind of file, `RunError` where it is truncated or damaged.
+    Raises `DamagedError` for another kind of file, and where it is truncated or damaged.
     """
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error) as error:
-            raise RunError(f"{path} is damaged: {error}") from None
-    if len(data) < 4 or data[:2] != b"\0\0":
-        raise UserError(f"{path} is not an IDX file: it begins with {data[:4].hex(' ') or 'nothing'}, not 00 00 08")
-    if data[2] != 0x08:
-        raise UserError(f"{path} holds IDX type 0x{data[2]:02x}, not unsigned bytes (0x08)")
-    dimensions = data[3]
-    header = 4 + 4 * dimensions
-    if len(data) < header:
-        raise RunError(f"{path} is damaged: it ends within its header")
-    shape = struct.unpack_from(f">{dimensions}I", data, 4)
-    needed, present = math.prod(shape), len(data) - header
-    if needed != present:
-        raise RunError(f"{path} is damaged: shape {list(shape)} needs {needed:,} bytes, it has {present:,}")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    with open_file(path) as plain, reading(path, "IDX file", "fetch it again"):
+        packed = plain.read(2) == b"\x1f\x8b"
+        plain.seek(0)
+        size = os.fstat(plain.fileno()).st_size * (DEFLATE if packed else 1)
+        file = gzip.GzipFile(fileobj=plain) if packed else plain
+        head = file.read(4)
+        if len(head) < 4 or head[:2] != b"\0\0":
+            raise DamagedError(f"{path} is not an IDX file: it begins with {head.hex(' ') or 'nothing'}, not 00 00 08")
+        if head[2] != 0x08:
+            raise DamagedError(f"{path} holds IDX type 0x{head[2]:02x}, not unsigned bytes (0x08)")
+        sides = file.read(4 * head[3])
+        if len(sides) < 4 * head[3]:
+            raise DamagedError(f"{path} is damaged: it ends within its header")
+        shape = struct.unpack(f">{head[3]}I", sides)
+        needed = math.prod(shape)
+        data = file.read(needed + 1) if needed <= size else b""
+        if len(data) != needed:
+            has = f"{len(data):,}" if data else f"at most {size:,}"
+            raise DamagedError(f"{path} is damaged: shape {list(shape)} needs {needed:,} bytes, it has {has}")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _emnist_characters(folder: Path, prefix: str) -> dict[int, str] | None:
@@ -130,11 +133,10 @@ def _emnist_characters(folder: Path, prefix: str) -> dict[int, str] | None:
     path = folder / f"{prefix}-mapping.txt"
     if not path.is_file():
         return None
-    try:
-        rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    data = read_bytes(path, 1 << 20)
+    with reading(path, "list of labels and character codes", "fetch it again"):
+        rows = [line.split() for line in data.decode().splitlines() if line.strip()]
         return {int(row[0]): chr(int(row[1])) for row in rows}
-    except (ValueError, IndexError):
-        raise UserError(f"{path} must hold lines of label and character code") from None
 
 
 def _as_characters(labels: NDArray[np.uint8], characters: dict[int, str], path: Path) -> NDArray[np.str_]:

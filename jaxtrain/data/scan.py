@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.bad_images import BadImages
-from jaxtrain.data.base import ImageSource
+from jaxtrain.data.base import LARGEST_FILE, ImageSource
 from jaxtrain.data.decode import (
     NOT_AN_IMAGE,
     PNG_SIGNATURE,
@@ -20,6 +20,8 @@ from jaxtrain.data.decode import (
     png_without_pixels,
     read_image,
 )
+from jaxtrain.errors import DamagedError
+from jaxtrain.readers import open_file, without_name
 
 # Enough for the header of nearly every file, a JPEG's EXIF with a thumbnail included.
 _HEAD_BYTES = 32 * 1024
@@ -70,7 +72,7 @@ def header_of(data: bytes, *, signed: bool = False) -> Header:
 def header_of_file(path: str, *, signed: bool = False) -> Header:
     """As `header_of`, reading no more of the file than it takes."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_file(path, LARGEST_FILE) as file:
             head = file.read(_HEAD_BYTES)
             if len(head) < _HEAD_BYTES:
                 return header_of(head, signed=signed)
@@ -78,6 +80,8 @@ def header_of_file(path: str, *, signed: bool = False) -> Header:
                 return header_of(png_without_pixels(file), signed=signed)
             header = header_of(head, signed=signed)
             return header_of(head + file.read(), signed=signed) if isinstance(header, str) else header
+    except DamagedError as error:
+        return without_name(error, path)
     except OSError as error:
         return error.strerror or str(error)
 

@@ -11,7 +11,6 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.archives import open_npz
 from jaxtrain.config import DataConfig
 from jaxtrain.data.assemble import assemble
 from jaxtrain.data.bad_images import BadImages
@@ -27,7 +27,7 @@ from jaxtrain.data.base import Dataset, ImageSource, Labels
 from jaxtrain.data.known import KNOWN, Known
 from jaxtrain.data.records import features_of, open_records
 from jaxtrain.data.scan import Header, Headers, collect, drop_bad, header_of, parallel, refuse_large
-from jaxtrain.errors import UserError, nearest
+from jaxtrain.errors import DamagedError, UserError, nearest
 
 _CACHE_AFTER_SECONDS = 2.0
 _CONNECT_SECONDS = 10.0
@@ -279,10 +279,10 @@ def _save_cache(path: Path, labels: Labels, headers: Headers) -> None:
 
 def _load_cache(path: Path, count: int) -> tuple[Labels, Headers] | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path, "cache") as file:
             bad = {int(index): str(reason) for index, reason in file["bad"]}
             labels, headers = file["labels"], Headers(file["sizes"], file["grey"], bad)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (FileNotFoundError, DamagedError):
         return None
     return (labels, headers) if len(labels) == len(headers.sizes) == len(headers.grey) == count else None
 

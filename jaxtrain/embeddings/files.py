@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from jaxtrain.embeddings.key import EXTRACTION_VERSION, EmbeddingKey
-from jaxtrain.errors import RunError
+from jaxtrain.errors import DamagedError, RunError
 from jaxtrain.files import flush_folder, open_lock, share_lock, take_lock, temporary_name
+from jaxtrain.readers import json_object, read_bytes, without_name
 
 META, USED = "meta.json", "used"
 _META_BYTES = 1 << 20
@@ -71,7 +72,7 @@ class Meta(BaseModel):
     def decode(cls, data: bytes) -> Self:
         """The content of a file; ValueError with the reason where it is not one that `encode` made."""
         try:
-            body = json.loads(data)
+            body = json_object(data)
             body.pop("sha256")
             meta = cls.model_validate_json(json.dumps(body))
         except ValidationError as error:
@@ -111,8 +112,8 @@ class ShardFiles:
         except FileNotFoundError:
             return "is missing"
         try:
-            known = path.with_suffix(".json").read_bytes()
-        except FileNotFoundError:
+            known = read_bytes(path.with_suffix(".json"), _META_BYTES)
+        except (FileNotFoundError, DamagedError):
             return "has no digest"
         return None if known == self._digest_file(shard, digest) else "changed, or its digest did"
 
@@ -143,8 +144,11 @@ class ShardFiles:
 
 def read_meta(folder: Path) -> Meta:
     """The description of a folder. Raises ValueError with the reason, FileNotFoundError where there is none."""
-    with open(folder / META, "rb") as file:
-        meta = Meta.decode(file.read(_META_BYTES))
+    try:
+        data = read_bytes(folder / META, _META_BYTES)
+    except DamagedError as error:
+        raise ValueError(without_name(error, folder / META)) from None
+    meta = Meta.decode(data)
     if meta.extraction_version != EXTRACTION_VERSION:
         raise ValueError(
             f"was made by another version of jaxtrain ({meta.extraction_version}, not {EXTRACTION_VERSION})"
@@ -170,8 +174,8 @@ def set_aside(path: Path, problem: str) -> None:
 def surviving_dim(folder: Path) -> int | None:
     """The dimension that the digests of shards tell where `meta.json` is lost."""
     for path in sorted(folder.glob("[0-9]*.json")):
-        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            dim = json.loads(path.read_bytes())["dim"]
+        with contextlib.suppress(OSError, DamagedError, ValueError, KeyError):
+            dim = json_object(read_bytes(path, _META_BYTES))["dim"]
             if isinstance(dim, int) and dim > 0:
                 return dim
     return None

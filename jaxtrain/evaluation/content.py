@@ -29,6 +29,8 @@ class Content:
     """Those that nearly do; None where there were too many images to look."""
     looks: int | None = None
     """How many models were measured on this test set so far."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Models that could not be measured, with the reason."""
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Values by which the test set is sliced, one an image."""
     robustness: Mapping[str, Any] = field(default_factory=dict)
@@ -71,7 +73,7 @@ class Content:
     @cached_property
     def warnings(self) -> list[str]:
         """What speaks against trusting the figures."""
-        comparison, found = self.comparison, []
+        comparison, found = self.comparison, [f"{name} is left out: {why}" for name, why in self.left_out.items()]
         images = len(comparison.predictions.labels)
         for name, pairs in self.duplicates.items():
             if pairs:

@@ -23,7 +23,9 @@ from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import ImageSource
 from jaxtrain.data.decode import read_image
 from jaxtrain.data.transforms import center_crop_resize
+from jaxtrain.errors import DamagedError
 from jaxtrain.files import optional, write_text
+from jaxtrain.readers import read_json
 
 BATCHES = (1, 8, 32, 128, 512)
 CALLS = (20, 500)
@@ -114,7 +116,7 @@ def costs_of_training(summary: Mapping[str, Any]) -> Costs:
     if "wall_seconds" in summary:
         before = _pretraining_seconds(summary)
         costs["train_seconds"] = float(summary["wall_seconds"]) + (before or 0.0)
-        about = round(summary["images_per_second"] * summary["wall_seconds"])  # older summaries have no count
+        about = round(summary.get("images_per_second", 0.0) * summary["wall_seconds"])  # older summaries have no count
         costs["images_seen"] = float(summary.get("images_seen", about))
         if before is None:
             costs["pretraining_unknown"] = 1.0
@@ -125,10 +127,10 @@ def training_seconds(weights: Path) -> float | None:
     """What it took to train the weights of a run (its directory or the model in it), all in all; None: not known."""
     for folder in (weights, weights.parent) if weights.name == "model" else (weights,):
         try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            summary = read_json(folder / "summary.json", "summary of a run")
             before = _pretraining_seconds(summary)
             return None if before is None else float(summary["wall_seconds"]) + before
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, DamagedError, ValueError, KeyError, TypeError):
             continue
     return None
 
@@ -145,10 +147,10 @@ def kept_costs(path: Path, key: str, measure: Callable[[], Costs]) -> Costs:
 
     about = {"key": key, "device": jax.local_devices()[0].device_kind, "jax": jax.__version__}
     try:
-        kept = json.loads(path.read_text())
+        kept = read_json(path, "record of costs")
         if {name: kept[name] for name in about} == about:
             return {str(name): float(value) for name, value in kept["costs"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, DamagedError, ValueError, KeyError, TypeError, AttributeError):
         pass  # there are none, or not ours
     costs = measure()
     with optional(str(path)):  # a run of someone else's: measured again next time

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, StrictStr
+
 from jaxtrain.config import FREE_ON_RESUME, Config, DataConfig
 from jaxtrain.config_io import load_config
 from jaxtrain.data.sources import load_dataset
-from jaxtrain.errors import JaxtrainError, UserError
+from jaxtrain.errors import DamagedError, JaxtrainError, RunError, UserError
 from jaxtrain.evaluation.evaluate import OpenTestSet, open_test_set, order_of_classes
 from jaxtrain.evaluation.predictions import Predictions
-from jaxtrain.saved_tree import read_meta
+from jaxtrain.readers import read_json, reading
+from jaxtrain.saved_model import SavedModel
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +58,22 @@ class Run:
         return hashlib.sha256(json.dumps(self.config.without((*free, *options)), sort_keys=True).encode()).hexdigest()
 
 
+class _Summary(BaseModel):
+    """What a comparison takes from `summary.json`; older ones lack the rest."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    params_sha256: StrictStr
+    model: StrictStr
+    params: NonNegativeInt = 0
+    trainable_params: NonNegativeInt = 0
+    wall_seconds: NonNegativeFloat = 0.0
+    images_per_second: NonNegativeFloat = 0.0
+    images_seen: NonNegativeFloat = 0.0
+    pretraining_seconds: NonNegativeFloat | None = None
+    mlflow_run_id: StrictStr | None = None
+
+
 def finished_runs() -> list[Path]:
     """Directories of finished runs, `runs/TECHNIQUE/NAME`; UserError where there is none."""
     found = sorted(
@@ -67,16 +87,13 @@ def finished_runs() -> list[Path]:
 def read_run(path: Path) -> Run:
     """Raises UserError where there is no finished run."""
     try:
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        run = Run(path, load_config(path / "config.yaml"), summary)
-        if not (isinstance(summary, dict) and isinstance(summary.get("params_sha256"), str)):
-            raise ValueError("it names no parameters")
-        return run
+        summary = read_json(path / "summary.json", "summary of a run")
     except FileNotFoundError:
         why = "the run is not finished" if (path / "config.yaml").is_file() else "no run is there"
         raise UserError(f"{path}: {why}: {path / 'summary.json'} is missing") from None
-    except ValueError as error:
-        raise UserError(f"{path / 'summary.json'}: not the summary of a run ({error})") from None
+    with reading(path / "summary.json", "summary of a run"):
+        _Summary.model_validate(summary)
+    return Run(path, load_config(path / "config.yaml"), summary)
 
 
 class TestSets:
@@ -117,7 +134,9 @@ class TestSets:
             raise UserError(f"{run.path}: its model is gone")
         if (model / "meta.json").is_file():
             try:
-                order_of_classes(tuple(read_meta(model)["class_names"]), test.dataset)
+                order_of_classes(SavedModel.open(model).about.class_names, test.dataset)
+            except DamagedError:
+                raise
             except UserError as error:
                 raise UserError(f"{run.name}: {error}") from None
         return test.digest
@@ -135,17 +154,30 @@ class TestSets:
         return test
 
 
-def by_test_set(paths: Sequence[Path], data: DataConfig | None = None) -> list[list[Path]]:
+@contextlib.contextmanager
+def leaving_out(name: str, reasons: dict[str, str]) -> Iterator[None]:
+    """Around work on one of several models: where it is not sound, a warning and `reasons` say why, and no more."""
+    try:
+        yield
+    except (DamagedError, RunError) as error:
+        _log.warning("%s is left out: %s", name, error)
+        reasons[name] = str(error)
+
+
+def by_test_set(
+    paths: Sequence[Path], data: DataConfig | None = None, damaged: dict[str, str] | None = None
+) -> list[list[Path]]:
     """The runs that can be compared with each other, the largest group first; warns of each that cannot, and why.
 
-    Nothing is computed. Raises UserError where none is left.
+    Nothing is computed. `damaged` gets the reasons of those whose files are. Raises UserError where none is left.
     """
     groups: dict[str, list[Path]] = {}
     sets = TestSets(data)
     for path in paths:
         try:
-            groups.setdefault(sets.digest(read_run(path)), []).append(path)
-        except JaxtrainError as error:
+            with leaving_out(str(path), {} if damaged is None else damaged):
+                groups.setdefault(sets.digest(read_run(path)), []).append(path)
+        except UserError as error:
             _log.warning("%s is left out: %s", path, error)
     if not groups:
         raise UserError("no finished run has a test set that it can be measured on: give --data.name, or other runs")

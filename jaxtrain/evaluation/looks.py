@@ -8,7 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.errors import DamagedError
 from jaxtrain.files import file_lock, replacing
+from jaxtrain.readers import read_json
 
 _log = logging.getLogger(__name__)
 
@@ -39,13 +41,13 @@ def count_look(path: Path, test_digest: str, params_sha256: str, dataset: str) -
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     """The table; one that is damaged is set aside."""
     try:
-        table = json.loads(path.read_text())
+        table = read_json(path, "count of looks")
         if not all(isinstance(entry["params_sha256"], list) for entry in table.values()):
             raise ValueError("no lists of digests")
         return table
     except FileNotFoundError:
         return {}
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (DamagedError, KeyError, TypeError, ValueError):
         aside = path.with_name(path.name + ".damaged")
         os.replace(path, aside)
         _log.warning("%s was damaged; it is now %s, and counting starts again", path, aside.name)

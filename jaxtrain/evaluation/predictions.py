@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.archives import open_npz
 from jaxtrain.data.base import Labels
 from jaxtrain.data.digest import digest_of_test_set
 from jaxtrain.errors import UserError
 from jaxtrain.files import replacing
+from jaxtrain.readers import json_object
 
 FORMAT = "jaxtrain predictions 1"
+_ARRAYS = ("labels", "logits", "val_labels", "val_logits")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Predictions:
 
     def __post_init__(self) -> None:
         images, classes = len(self.ids), len(self.class_names)
+        texts = (*self.class_names, self.test_digest, self.params_sha256, self.technique, self.model, self.dataset)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a name that is no text")
+        if not np.isfinite(self.logits).all():
+            raise ValueError("logits that are not finite")
         if self.labels.shape != (images,) or self.labels.dtype != np.int32:
             raise ValueError(f"labels are {self.labels.dtype}{self.labels.shape}, not int32({images},)")
         if self.logits.shape != (images, classes) or self.logits.dtype != np.float32:
@@ -57,8 +65,10 @@ class Predictions:
             raise ValueError("validation labels and logits go together")
         if self.val_labels is not None and self.val_logits is not None:
             expected = (len(self.val_labels), classes)
-            if self.val_logits.shape != expected:
-                raise ValueError(f"validation logits are {self.val_logits.shape}, not {expected}")
+            if self.val_logits.shape != expected or self.val_logits.dtype != np.float32:
+                raise ValueError(
+                    f"validation logits are {self.val_logits.dtype}{self.val_logits.shape}, not {expected}"
+                )
         if self.test_digest != digest_of_test_set(self.ids, self.labels, self.class_names):
             raise ValueError("ids, labels and class names are not those of the test digest")
 
@@ -83,15 +93,13 @@ class Predictions:
     def load(cls, path: Path) -> Predictions:
         """Read what `save` wrote; nothing is unpickled. Raises UserError for an unsound file."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                about = json.loads(str(arrays["about"][()]))
+            with open_npz(path, "file of predictions", "predict again") as arrays:
+                about = json_object(str(arrays["about"][()]))
                 if about.pop("format") != FORMAT:
                     raise ValueError("another format")
                 about["class_names"] = tuple(about["class_names"])
                 ids = tuple(str(name, "ascii") for name in arrays["ids"].tolist())
-                rest = {name: arrays[name] for name in arrays.files if name not in ("about", "ids")}
+                rest: dict[str, Any] = {name: arrays[name] for name in _ARRAYS if name in arrays}
                 return cls(ids=ids, **rest, **about)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file of predictions") from None
-        except Exception as error:  # a damaged archive raises nearly anything
-            raise UserError(f"{path}: not a sound file of predictions ({error})") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxtrain.config import DataConfig, TrackingConfig, chosen
-from jaxtrain.errors import JaxtrainError, UserError
+from jaxtrain.errors import DamagedError, JaxtrainError, UserError
 from jaxtrain.evaluation.comparison import Candidate, Comparison
 from jaxtrain.evaluation.costs import Costed, Costs, costs_of_training, folder_megabytes, kept_costs, measure_costs
 from jaxtrain.evaluation.evaluate import (
@@ -23,7 +23,7 @@ from jaxtrain.evaluation.evaluate import (
     track_evaluation,
     write_evaluation,
 )
-from jaxtrain.evaluation.finished import Run, TestSets, read_run
+from jaxtrain.evaluation.finished import Run, TestSets, leaving_out, read_run
 from jaxtrain.evaluation.looks import count_look
 from jaxtrain.evaluation.near_duplicates import NearDuplicate, near_duplicates
 from jaxtrain.evaluation.predictions import Predictions
@@ -59,6 +59,8 @@ class Gathered:
     """See `find_duplicates`."""
     looks: int | None = None
     """How many models were measured on this test set so far."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Why, by name."""
 
 
 def gather(
@@ -74,35 +76,53 @@ def gather(
 ) -> Gathered:
     """Predictions, costs and learning curves of finished runs.
 
-    `data` names another test set than the runs' own. Raises UserError for directories without a finished run, data
-    that cannot be found and models whose classes are not those of the data. `names` are those of the candidates
+    `data` names another test set than the runs' own. A run whose files are damaged, or whose model gives no finite
+    numbers, is left out with a warning that names it. Raises UserError for directories without a finished run, data
+    that cannot be found, models whose classes are not those of the data, and where no run is left. `names` are theirs
     (default: technique and folder); `costs_again` measures costs that are kept anew; `say` is told what takes a while.
     """
-    runs = [read_run(path) for path in paths]
-    names = names or _unique_names(runs)
-    sets = TestSets(data)
-    digests = [sets.digest(run) for run in runs]
-    for name, run, digest in zip(names, runs, digests, strict=True):
-        if digest != digests[0]:
-            one, two = f"{name} ({run.config.data.name}, {digest[:8]})", f"{names[0]} ({digests[0][:8]})"
+    sets, gathered = TestSets(data), Gathered([], [], [], [], None)
+    sound: list[tuple[str, Run, str]] = []
+    for name, path in zip(names or map(str, paths), paths, strict=True):
+        with leaving_out(name, gathered.left_out):
+            run = read_run(path)
+            sound.append((name, run, sets.digest(run)))
+    if not names:
+        unique = _unique_names([run for _, run, _ in sound])
+        sound = [(name, run, digest) for name, (_, run, digest) in zip(unique, sound, strict=True)]
+    for name, run, digest in sound:
+        if digest != sound[0][2]:
+            one, two = f"{name} ({run.config.data.name}, {digest[:8]})", f"{sound[0][0]} ({sound[0][2][:8]})"
             raise UserError(f"{one} has another test set than {two}: give --data.name to measure all on one")
-    test = sets.images(runs[0])
-    gathered = Gathered(runs, [], [], [], test)
     measured: dict[str, Costs] = {}
-    for run, name in zip(runs, names, strict=True):
-        folder, predictions, fresh = _predictions(run, load, sets, say)
-        found: Costs = {}
-        if costs:
-            say(f"costs of {name}")
-            found = _costs(run, load, test, measured, again=costs_again)
-        curves = _records(run.path / "metrics.jsonl")
-        gathered.candidates.append(Candidate(name, predictions, found, run.path, run.config.seed, run.recipe, curves))
-        gathered.folders.append(folder)
-        gathered.fresh.append(fresh)
-        gathered.looks = count_look(looks_file, predictions.test_digest, run.digest, predictions.dataset)
+    for name, run, _ in sound:
+        with leaving_out(name, gathered.left_out):
+            gathered.test = gathered.test or sets.images(run)
+            folder, predictions, fresh = _predictions(run, load, sets, say)
+            found: Costs = {}
+            if costs:
+                say(f"costs of {name}")
+                found = _costs(run, load, gathered.test, measured, again=costs_again)
+            curves, seed = _records(run.path / "metrics.jsonl"), run.config.seed
+            gathered.runs.append(run)
+            gathered.candidates.append(Candidate(name, predictions, found, run.path, seed, run.recipe, curves))
+            gathered.folders.append(folder)
+            gathered.fresh.append(fresh)
+            gathered.looks = count_look(looks_file, predictions.test_digest, run.digest, predictions.dataset)
+    if not gathered.runs:
+        raise DamagedError("nothing to compare: every run was left out")
     if gathered.test is not None:
         gathered.duplicates = find_duplicates(gathered.test)
     return gathered
+
+
+def load_each(gathered: Gathered, models: Mapping[str, Any], load: Load) -> dict[str, Any]:
+    """The candidates themselves, for `make_report`: `models` has them by name, or where they are."""
+    found = {}
+    for name in (candidate.name for candidate in gathered.candidates):
+        with leaving_out(f"{name}, under corruptions,", gathered.left_out):
+            found[name] = load(models[name]) if isinstance(models[name], Path) else models[name]
+    return found
 
 
 def track(gathered: Gathered, comparison: Comparison, config: TrackingConfig | None = None) -> list[str | None]:
@@ -174,6 +194,7 @@ def make_report(
         duplicates=gathered.duplicates,
         near=near,
         looks=gathered.looks,
+        left_out=gathered.left_out,
         columns=values,
         robustness=robustness,
     )
@@ -234,6 +255,8 @@ def _predictions(run: Run, load: Load, sets: TestSets, say: Callable[[str], None
         predictions = predict(
             load(run.path), test, technique=run.config.technique, model=model, params_sha256=run.digest
         )
+    except DamagedError:
+        raise
     except UserError as error:
         raise UserError(f"{run.name}: {error}") from None
     with optional(str(folder / "predictions.npz")):

@@ -10,13 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from jaxtrain.config import HeadConfig
-from jaxtrain.errors import RunError, UserError
+from jaxtrain.errors import DamagedError, UserError
+from jaxtrain.readers import reading
 
 if TYPE_CHECKING:
     import jax
@@ -126,6 +128,12 @@ class FittedHead(ABC):
     def logits(self, x: Floats) -> Floats:
         """float32[images, features] to float32[images, classes]; log-probabilities where a head has only those."""
 
+    def check(self) -> None:
+        """Raises where what was learned does not give logits."""
+        scores = self.logits(np.zeros((1, self.num_features), np.float32))
+        if scores.shape != (1, self.num_classes) or not np.isfinite(scores).all():
+            raise ValueError("its logits are not numbers, one for each class")
+
     @property
     def name(self) -> str:
         """The name under which this head is asked for in the config."""
@@ -143,17 +151,33 @@ class FittedHead(ABC):
     @property
     def digest(self) -> str:
         """SHA-256 of names, types, shapes and bytes of the arrays in the order of their names, as hexadecimal."""
-        total = hashlib.sha256()
-        for name in sorted(self.arrays):
-            array = np.ascontiguousarray(self.arrays[name])
-            total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-            total.update(array.tobytes())
-        return total.hexdigest()
+        return digest_of(self.arrays)
 
     def meta(self) -> dict[str, Any]:
         """All but the arrays, as JSON; `restore_head` puts both together again."""
         about = {"format": _FORMAT, "name": self.name, "classes": self.num_classes, "features": self.num_features}
         return {**about, "settings": self.settings, "curve": self.curve, "sha256": self.digest}
+
+
+def digest_of(arrays: Arrays) -> str:
+    """See `FittedHead.digest`."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+class _Meta(BaseModel):
+    """What `FittedHead.meta` gives."""
+
+    name: str
+    classes: Annotated[int, Field(ge=1, le=1_000_000)]
+    features: Annotated[int, Field(ge=1, le=10_000_000)]
+    settings: dict[str, Any]
+    curve: list[dict[str, Any]]
+    sha256: str
 
 
 class JaxHead(FittedHead):
@@ -167,6 +191,18 @@ class JaxHead(FittedHead):
     @abstractmethod
     def apply(self, arrays: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
         """Pure: float32[images, features] to float32[images, classes], with `arrays` as in `self.arrays`."""
+
+    def check(self) -> None:
+        """Nothing is computed."""
+        import jax
+
+        x = jax.ShapeDtypeStruct((1, self.num_features), np.float32)
+        shape = jax.eval_shape(self.apply, self.arrays, x).shape
+        if shape != (1, self.num_classes):
+            raise ValueError(f"its logits are {list(shape)}, not one for each of {self.num_classes} classes")
+        for name, array in self.arrays.items():
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds NaN or infinity")
 
     @functools.cached_property
     def _compiled(self) -> tuple[Callable[..., jax.Array], Mapping[str, jax.Array]]:
@@ -263,13 +299,17 @@ def check_head(config: HeadConfig) -> None:
 
 
 def restore_head(meta: Mapping[str, Any], arrays: Arrays) -> FittedHead:
-    """The head with this `meta()` and these arrays. Raises RunError where they are not those of one head."""
-    if meta.get("format") != _FORMAT:
-        raise RunError(f"the head was written in format {meta.get('format')}; this version reads {_FORMAT}")
-    common = (meta["classes"], meta["features"], meta["settings"], meta["curve"])
-    head: FittedHead = _module(meta["name"]).load(meta["name"], *common, arrays)
-    if head.digest != meta["sha256"]:
-        raise RunError("the head is damaged: its arrays are not the ones that were saved")
+    """The head with this `meta()` and these arrays. Raises DamagedError where they are not those of one head."""
+    with reading("the head", "head", "train it again"):
+        if meta["format"] != _FORMAT:
+            raise DamagedError(f"the head was written in format {meta['format']}; this version reads {_FORMAT}")
+        about = _Meta.model_validate(meta)
+        if digest_of(arrays) != about.sha256:
+            raise DamagedError("the head is damaged: its arrays are not the ones that were saved")
+        head: FittedHead = _module(about.name).load(
+            about.name, about.classes, about.features, about.settings, about.curve, arrays
+        )
+        head.check()
     return head
 
 

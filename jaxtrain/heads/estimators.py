@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxtrain.errors import RunError, UserError, nearest
+from jaxtrain.archives import check_archive, check_arrays
+from jaxtrain.errors import DamagedError, UserError, nearest
+from jaxtrain.readers import reading
 
 TRUSTED = (
     "sklearn.calibration._CalibratedClassifier",
@@ -68,27 +70,29 @@ def dump(estimator: Any) -> NDArray[np.uint8]:
 def load(name: str, data: NDArray[np.uint8]) -> Any:
     """The classifier that `dump` gave, the name being that of `find`.
 
-    Raises:
-        UserError: it holds a type that is not trusted.
-        RunError: it cannot be read.
+    Raises UserError where there is no such classifier, DamagedError where the bytes are none, or hold a type that is
+    not trusted.
     """
-    if name == "xgboost":
-        booster = find(name)()
-        booster.load_model(bytearray(data.tobytes()))
-        return booster
-    import skops.io
+    kind, content = find(name), data.tobytes()
+    with reading(f"the head's {name}", "classifier", "train it again"):
+        if name == "xgboost":
+            booster = kind()
+            booster.load_model(bytearray(content))
+            return booster
+        import skops.io
 
-    try:
-        foreign = sorted(set(skops.io.get_untrusted_types(data=data.tobytes())) - set(TRUSTED))
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            check_archive(archive, len(content), packed=False)
+            check_arrays(archive)
+        foreign = sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED))
         if foreign:
-            raise UserError(f"the head holds types that are not trusted, and is not loaded: {', '.join(foreign)}")
+            raise DamagedError(f"the head holds types that are not trusted, and is not loaded: {', '.join(foreign)}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # another version of scikit-learn: ours stands in the summary
-            return skops.io.loads(data.tobytes(), trusted=list(TRUSTED))
-    except UserError:
-        raise
-    except Exception as error:
-        raise RunError(f"the head's {name} classifier could not be read: {error}") from error
+            estimator = skops.io.loads(content, trusted=list(TRUSTED))
+        if not isinstance(estimator, kind):
+            raise ValueError(f"it holds a {type(estimator).__name__}")
+        return estimator
 
 
 @functools.cache

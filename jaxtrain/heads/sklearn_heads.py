@@ -21,6 +21,7 @@ from jaxtrain.heads.base import UNSEEN, Arrays, FittedHead, Floats, Task, check_
 from jaxtrain.heads.measure import even, measure
 from jaxtrain.heads.scaling import fit_scaling
 from jaxtrain.heads.search_spaces import SPACES, Space
+from jaxtrain.readers import reading
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class EstimatorHead(FittedHead):
             UserError: `x` has another width, or holds NaN or infinity.
         """
         check_vectors(x, "vectors", self.num_features)
-        scores = _scores(self.estimator, _scaled(self.arrays, x))
+        with reading("the head", f"{self.name} classifier", "train it again"):
+            scores = _scores(self.estimator, _scaled(self.arrays, x))
         result = np.full((len(x), self.num_classes), UNSEEN, np.float32)
         result[:, self.arrays["present"]] = scores / self.settings["temperature"]
         return result
@@ -61,6 +63,8 @@ def check(config: HeadConfig) -> None:
 
 def load(name: str, classes: int, features: int, settings: Any, curve: Any, arrays: Arrays) -> EstimatorHead:
     """The saved head; raises as `estimators.load` does."""
+    if settings["name"] != name:
+        raise ValueError(f"its settings are of {settings['name']}")
     estimator = estimators.load(_short(name), arrays["estimator"])
     return EstimatorHead(classes, features, settings, curve, arrays, estimator)
 

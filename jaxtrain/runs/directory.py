@@ -21,6 +21,7 @@ from jaxtrain.config import FREE_ON_RESUME, Config, put
 from jaxtrain.config_io import dump_config, explain, load_config
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import open_lock, run_name, take_lock, temporary_name, write_text
+from jaxtrain.readers import json_object, read_json, reading
 from jaxtrain.runs.resolve import shared_steps
 from jaxtrain.training.checkpoints import Checkpoints
 
@@ -197,8 +198,10 @@ class RunDirectory:
         if not path.exists():  # a new run, or one that an earlier version began
             write_text(path, json.dumps(data) + "\n")
             return
-        old = json.loads(path.read_text(encoding="utf-8"))
-        changed = [f"{what} {_shown(old.get(what))} -> {_shown(new)}" for what, new in data.items() if old[what] != new]
+        old = read_json(path, "record of a run's data")
+        changed = [
+            f"{what} {_shown(old.get(what))} -> {_shown(new)}" for what, new in data.items() if old.get(what) != new
+        ]
         if changed:
             raise UserError(
                 f"run directory {self.path} was begun with other data: {', '.join(changed)}; bring the old images and "
@@ -224,16 +227,13 @@ class RunDirectory:
         )
 
     def finished(self) -> dict[str, Any] | None:
-        """The summary of a run that is complete, else None. Raises RunError where it is no summary."""
+        """The summary of a run that is complete, else None. Raises DamagedError where it is no summary."""
         if not self.summary.exists():
             return None
-        try:
-            content = json.loads(self.summary.read_text(encoding="utf-8"))
+        advice = "delete it and run again to test the model anew"
+        content = read_json(self.summary, "summary of a run", advice)
+        with reading(self.summary, "summary of a run", advice):
             Summary.model_validate(content)
-        except (ValueError, OSError) as error:
-            raise RunError(
-                f"{self.summary} is not the summary of a run; delete it and run again to test the model anew"
-            ) from error
         return content
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -290,7 +290,7 @@ class _Lock:
         assert self._descriptor is not None
         for _ in range(20):  # between taking the lock and writing its name
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                owner = json.loads(os.pread(self._descriptor, 4096, 0))
+                owner = json_object(os.pread(self._descriptor, 4096, 0))
                 return f"process {int(owner['pid'])} on {owner['host']} since {owner['since']}"
             time.sleep(0.01)
         return "another process"

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxtrain.config import Config
+from jaxtrain.config import Config, chosen
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ImageSource
-from jaxtrain.errors import UserError
 from jaxtrain.evaluation.costs import ForwardPass
 from jaxtrain.heads import FittedHead, restore_head
+from jaxtrain.readers import reading
 from jaxtrain.runs.extraction import Extractor
-from jaxtrain.saved_tree import load_tree, save_tree
+from jaxtrain.saved_model import OTHER, SavedModel
+from jaxtrain.saved_tree import save_tree
 from jaxtrain.training.inference import Inference
 from jaxtrain.training.parallel import check_devices, make_strategy
 from jaxtrain.training.state import Batch, Tree
-from jaxtrain.training.technique import Technique
-from jaxtrain.trees import flat_parts, nested_parts
+from jaxtrain.training.technique import Binding, Technique
+from jaxtrain.trees import nested_parts
 
 Floats = NDArray[np.float32]
 
@@ -102,6 +104,14 @@ class Predictor:
         """How predictions are computed, for who takes the time of it (`jaxtrain.evaluation.costs`)."""
         return self._forward_pass("logits")
 
+    def check_shapes(self) -> None:
+        """Raises where the weights, of which shapes are enough, do not make the network; nothing is computed."""
+        if (columns := self._columns("logits")) != len(self.class_names):
+            raise ValueError(f"it has {len(self.class_names)} class names, and its network {columns} outputs")
+
+    def check(self) -> None:
+        """Raises where what does not follow from shapes is not sound."""
+
     @property
     def network_weights(self) -> Tree:
         """{"params", "frozen", "model_state"} of the network alone."""
@@ -111,6 +121,16 @@ class Predictor:
     def _placed(self) -> tuple[Inference, Tree]:
         strategy = make_strategy(self.config.parallel, everywhere=self._everywhere)
         return Inference(self._fitted.technique, strategy), strategy.place(self.network_weights)
+
+    def _columns(self, output: str) -> int:
+        """How many numbers the network gives for an image."""
+        data = self.config.data
+        for name in ("image_size", "channels", "mean", "std", "crop_pct", "interpolation"):
+            if getattr(data, name) is None:
+                raise ValueError(f"config.data.{name} is missing")
+        forward, side = self._forward_pass(output), chosen(data.image_size)
+        images = jax.ShapeDtypeStruct((2, side, side, chosen(data.channels)), np.uint8)
+        return int(jax.eval_shape(forward.network, forward.weights, images).shape[-1])
 
     def _forward_pass(self, output: str, **head: Any) -> ForwardPass:
         network = Inference(self._fitted.technique, make_strategy(self.config.parallel)).function(output)
@@ -140,6 +160,18 @@ class HeadPredictor(Predictor):
     def network_weights(self) -> Tree:
         """The backbone's."""
         return {**self._fitted.weights, "params": {}}
+
+    def check_shapes(self) -> None:
+        """Of the backbone, where there is one."""
+        if self._fitted.weights["frozen"]:
+            features, known = self._columns("embed"), self._fitted.extra["head"]["features"]
+            if features != known:
+                raise ValueError(f"its backbone gives {features} features, its head takes {known}")
+
+    def check(self) -> None:
+        """The head is restored."""
+        if self.head.num_classes != len(self.class_names):
+            raise ValueError(f"it has {len(self.class_names)} class names, and its head {self.head.num_classes}")
 
     def predict_logits(self, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
         """`float32[images, classes]`; NaN for an image that could not be read."""
@@ -184,11 +216,23 @@ def save_model(fitted: Fitted, path: Path) -> Path:
     return path
 
 
-def read_model(path: Path) -> tuple[Tree, dict[str, Any]]:
-    """Weights by name and `meta.json` of a run directory or a folder of `save_model`; UserError if there is none."""
-    folder = path / "model" if (path / "model").is_dir() else path
-    if not (folder / "meta.json").is_file():
-        raise UserError(f"{path}: no model there; give the directory of a finished run, or a folder written by save()")
+def read_model(path: Path) -> SavedModel:
+    """The model of a run directory or a folder of `save_model`, of which no weight is read yet; raises as its `open`"""
     check_devices()  # Orbax reads through them, and would call the model damaged
-    tree, meta = load_tree(folder)
-    return flat_parts(tree), meta
+    return SavedModel.open(path)
+
+
+def restored(technique: Predicts, saved: SavedModel, *, run_dir: Path | None, summary: Mapping[str, Any]) -> Fitted:
+    """What was saved with `save_model`, for a technique of that kind.
+
+    Raises DamagedError where its weights are not those of its network, before they are read.
+    """
+    about = saved.about
+    binding = Binding(len(about.class_names), about.class_weights)
+    with reading(saved.path, "saved model", OTHER):
+        bound = technique.bind(about.config, binding)
+        fitted = Fitted(bound, about.class_names, saved.shapes(), about.extra, run_dir, summary)
+        fitted.predictor.check_shapes()
+        fitted = replace(fitted, weights=saved.weights())
+        fitted.predictor.check()
+    return fitted

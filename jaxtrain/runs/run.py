@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from jaxtrain.evaluation.evaluate import evaluate_on_test, track_evaluation
 from jaxtrain.files import optional
 from jaxtrain.redact import redact
 from jaxtrain.runs.directory import RunDirectory
-from jaxtrain.runs.fitted import Fitted, read_model, save_model
+from jaxtrain.runs.fitted import Fitted, read_model, restored, save_model
 from jaxtrain.runs.learning import Job, Learned, Learning, Learns, Part, Pruned
 from jaxtrain.runs.report import Reporter, flat_config, versions
 from jaxtrain.tracking import Tracker
@@ -72,28 +72,18 @@ def begin(
         opened = _open(technique, dataset, stack)
         reporter = Reporter(opened.config, opened.run_dir)
         if opened.done is not None:
-            weights, meta = read_model(opened.run_dir)
-            if list(dataset.class_names) != meta["class_names"]:  # begun by a version that noted no more of the data
-                raise UserError(f"{opened.run_dir} knows the classes {meta['class_names']}, not {dataset.class_names}")
+            saved = read_model(opened.run_dir)
+            if dataset.class_names != saved.about.class_names:  # begun by a version that noted no more of the data
+                known = saved.about.class_names
+                raise UserError(f"{opened.run_dir} knows the classes {known}, not {dataset.class_names}")
             reporter.already_done(opened.done)
-            yield restored(technique, weights, meta, run_dir=opened.run_dir, summary=opened.done)
+            yield restored(technique, saved, run_dir=opened.run_dir, summary=opened.done)
             return
         listening = StopRequest(f"continue with: {reporter.resume_command()}") if stop is None else nullcontext(stop)
         with listening as stop, _failures_written(_error_log(opened.run_dir)):
             bound = technique.bind(opened.config)
             dataset.bad_images.allowed = opened.config.data.max_bad_images
             yield Job(bound, dataset, opened.directory, opened.run_dir, reporter, stop, opened.resuming, part)
-
-
-def restored(
-    technique: Learns, weights: Any, meta: Mapping[str, Any], *, run_dir: Path | None, summary: Mapping[str, Any]
-) -> Fitted:
-    """What was saved with `save_model`, for a technique of that kind."""
-    each = meta["class_weights"]
-    names = tuple(meta["class_names"])
-    binding = Binding(len(names), None if each is None else tuple(each))
-    bound = technique.bind(Config.model_validate(meta["config"]), binding)
-    return Fitted(bound, names, weights, meta.get("extra", {}), run_dir, summary)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from jaxtrain.config import Config, Count, Positive, Section
-from jaxtrain.config_io import config_from, explain, find_config, load_config, read_yaml
+from jaxtrain.config_io import config_from, cut, explain, find_config, load_config, read_yaml, shown
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.files import run_name
 
@@ -131,14 +131,14 @@ def _base(given: Any, path: Path) -> Config:
     if isinstance(given, str):
         return load_config(find_config(given, path.parent))
     if not isinstance(given, Mapping):
-        raise UserError(f"{path}: base: must be options, or the path of a YAML file, not {given}")
+        raise UserError(f"{path}: base: must be options, or the path of a YAML file, not {shown(given)}")
     return config_from(given, f"{path}: base")
 
 
 def _axes(given: Any, path: Path) -> dict[str, Any]:
     if not isinstance(given, Mapping) or not given:
         raise UserError(f"{path}: axes: must be a mapping from option paths to values, as {{train.epochs: [10, 20]}}")
-    return {str(name): _axis(values, f"{path}: axes: {name}") for name, values in given.items()}
+    return {str(name): _axis(values, f"{path}: axes: {cut(str(name))}") for name, values in given.items()}
 
 
 def _axis(given: Any, where: str) -> tuple[Any, ...] | Range:
@@ -149,7 +149,7 @@ def _axis(given: Any, where: str) -> tuple[Any, ...] | Range:
         except ValidationError as error:
             raise UserError(explain(error, where)) from None
     if not isinstance(given, list):
-        raise UserError(f"{where}: must be a list of values or {{low, high, log, steps}}, not {given}")
+        raise UserError(f"{where}: must be a list of values or {{low, high, log, steps}}, not {shown(given)}")
     if not given:
         raise UserError(f"{where}: is empty")
     return tuple(given)
@@ -158,7 +158,7 @@ def _axis(given: Any, where: str) -> tuple[Any, ...] | Range:
 def _refuse_unknown(tree: Mapping[str, Any], model: type[BaseModel], where: str) -> None:
     for key in tree:
         if key not in model.model_fields:
-            raise UserError(f"{where}: {key}: unknown option, {nearest(str(key), model.model_fields)}")
+            raise UserError(f"{where}: {cut(str(key))}: unknown option, {nearest(str(key), model.model_fields)}")
 
 
 def _about(model: type[BaseModel], key: str) -> str:

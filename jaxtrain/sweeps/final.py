@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxtrain.classifiers.files import load
-from jaxtrain.errors import JaxtrainError
+from jaxtrain.errors import JaxtrainError, RunError
 from jaxtrain.evaluation.comparison import compare
+from jaxtrain.evaluation.finished import leaving_out
 from jaxtrain.evaluation.runs import gather, make_report, track, track_report
 from jaxtrain.files import optional, write_text
+from jaxtrain.readers import read_json
 from jaxtrain.sweeps.results import Ranked, Results
 
 _log = logging.getLogger(__name__)
@@ -35,9 +38,10 @@ def final_test(found: Results, folder: Path, say: Callable[[str], None]) -> dict
     runs = {f"{name}-s{seed}": one.setting.run_name(seed) for name, one in named.items() for seed in sorted(one.values)}
     record = folder / "test.json"
     if record.is_file():
-        kept = json.loads(record.read_text(encoding="utf-8"))
-        if kept["runs"] == runs:
-            return dict(kept["result"])
+        with leaving_out(str(record), {}):
+            kept = read_json(record, "test of a sweep", "it is done again")
+            if kept.get("runs") == runs and isinstance(kept.get("result"), dict):
+                return dict(kept["result"])
     try:
         result = _measure(found, named, runs, folder / "benchmark", say)
     except JaxtrainError as error:
@@ -51,7 +55,9 @@ def _measure(
     found: Results, named: dict[str, Ranked], runs: dict[str, str], folder: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
     paths = [found.sweep.folder / run for run in runs.values()]
-    gathered = gather(paths, load, costs=False, names=list(runs), say=say)
+    gathered = gather(paths, partial(load, trust_imports=True), costs=False, names=list(runs), say=say)
+    for name, reason in gathered.left_out.items():  # the mean of the others would be another one
+        raise RunError(f"{name}: {reason}")
     comparison = compare(gathered.candidates)
     report = make_report(gathered, comparison, columns={}, duplicates=True, corrupted={}, say=say)
     report.save(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from jaxtrain.config import Config
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.residence import make_resident
 from jaxtrain.data.sources import load_dataset
-from jaxtrain.errors import UserError
+from jaxtrain.errors import DamagedError, UserError
+from jaxtrain.readers import read_json
 from jaxtrain.runs.program import program_key
 from jaxtrain.sweeps.config import SweepConfig
 from jaxtrain.sweeps.settings import Axis, Setting, axes_of, setting, settings_of, shown
@@ -74,8 +74,8 @@ class Plan:
     def summary(self, run: Run) -> dict[str, Any] | None:
         """What a run came to, None where it is not done: its run directory alone decides that."""
         try:
-            return dict(json.loads((self.sweep.folder / run.name / "summary.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return read_json(self.sweep.folder / run.name / "summary.json", "summary of a run")
+        except (OSError, DamagedError):
             return None  # who opens the directory says what is wrong with it
 
 

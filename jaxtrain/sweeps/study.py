@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -114,9 +114,10 @@ class Trials:
         self._claimed: list[Claimed] = []
         self._lock = sweep.folder / "study.lock"
         sweep.folder.mkdir(parents=True, exist_ok=True)
-        with file_lock(self._lock):
+        self._url = sweep.storage or sqlite_uri(sweep.folder / "study.db")
+        with file_lock(self._lock), _using(self._url):
             self.study = optuna.create_study(
-                storage=_storage(sweep.storage or sqlite_uri(sweep.folder / "study.db")),
+                storage=_storage(self._url),
                 study_name=sweep.name,
                 direction="maximize" if sweep.higher_is_better else "minimize",
                 pruner=_pruner(sweep),
@@ -129,9 +130,9 @@ class Trials:
 
         `again`: also those that failed, and those that are done but lost their run directories.
         """
-        optuna.storages.fail_stale_trials(self.study)
-        lost = {slot for slot, run in self.runs() if self._plan.summary(run) is None} if again else set()
-        with file_lock(self._lock):
+        with file_lock(self._lock), _using(self._url):
+            optuna.storages.fail_stale_trials(self.study)
+            lost = {slot for slot, run in self.runs() if self._plan.summary(run) is None} if again else set()
             latest = self._latest()
             for slot, options in self._slots.items():
                 last = latest.get(slot)
@@ -235,23 +236,34 @@ class _Storage(RDBStorage):  # type: ignore[misc]  # Optuna's types are not foll
         return bool(super().set_trial_state_values(trial_id, state, values))
 
 
+_POSTGRES = ("postgres://", "postgresql://")
+
+
 def _storage(url: str) -> RDBStorage:
-    postgres = url.startswith(("postgres://", "postgresql://"))
-    if postgres:  # with the driver of the extra
+    if url.startswith(_POSTGRES):  # with the driver of the extra
         url = f"postgresql+psycopg://{url.partition('://')[2]}"
     arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    return _Storage(
+        url,
+        engine_kwargs=arguments,
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        grace_period=GRACE_SECONDS,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+    )
+
+
+@contextlib.contextmanager
+def _using(url: str) -> Iterator[None]:
+    """Around work with a database: whatever its driver raises, or what damaged content does to Optuna, is one line."""
     try:
-        return _Storage(
-            url,
-            engine_kwargs=arguments,
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-        )
-    except Exception as error:  # whatever the database's driver raises
+        yield
+    except JaxtrainError:
+        raise
+    except Exception as error:
         why = reason(error)
         if isinstance(error, ImportError):
-            why = "psycopg is missing: pip install 'jaxtrain[postgres]'" if postgres else f"{why} {error.__cause__}"
+            missing = "psycopg is missing: pip install 'jaxtrain[postgres]'"
+            why = missing if url.startswith(_POSTGRES) else f"{why} {error.__cause__}"
         raise UserError(f"storage {redact(url)}: {why}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shlex
@@ -23,6 +22,7 @@ from jaxtrain.sweeps.parent import Parent
 from jaxtrain.sweeps.plan import Plan, Run, together
 from jaxtrain.sweeps.settings import setting
 from jaxtrain.sweeps.study import BASELINE, GRACE_SECONDS, Claimed, Trials
+from jaxtrain.tracking import Journal
 from jaxtrain.training.nonfinite import Diverged
 from jaxtrain.training.signals import Interrupted, StopRequest
 
@@ -206,8 +206,7 @@ def objective(name: str, summary: Mapping[str, Any], folder: Path) -> float:
     if name == "val/accuracy":
         value = summary["val_accuracy"]
         return math.nan if value is None else float(value)
-    for line in reversed((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
-        record = json.loads(line)
-        if record.get("step") == summary["best_step"] and name in record:
+    for record in reversed(Journal(folder / "metrics.jsonl").records()):
+        if record["step"] == summary["best_step"] and name in record:
             return float(record[name])
     return math.nan

@@ -12,8 +12,12 @@ from typing import Any, BinaryIO
 
 from jaxtrain.errors import RunError
 from jaxtrain.files import replacing
+from jaxtrain.readers import json_object, open_file
 
 _RESERVED = ("step", "time")
+_LONGEST_LINE = 1 << 24
+_LATEST = 1e11
+"""Seconds since 1970, in some thousand years."""
 
 
 class Journal:
@@ -57,7 +61,7 @@ class Journal:
         if not self.path.exists():
             return []
         found = []
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             for number, line in enumerate(complete_lines(file), 1):
                 record = decode_record(line)
                 if record is None:
@@ -96,11 +100,12 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
 def decode_record(line: bytes) -> dict[str, Any] | None:
     """The record in a line, or None where there is none."""
     try:
-        record = json.loads(line)
-        if not isinstance(record, dict) or not isinstance(record["step"], int) or not abs(record["step"]) < 2**53:
+        record = json_object(line)
+        if not isinstance(record["step"], int) or not 0 <= record["step"] < 1 << 53:
             return None
-        return {key: value if key == "step" else float(value) for key, value in record.items()}
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        record = {key: value if key == "step" else float(value) for key, value in record.items()}
+        return record if 0 <= record.get("time", 0.0) < _LATEST else None
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
 
 
@@ -109,10 +114,11 @@ _NAMES = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 def complete_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of an open file from here on that end in a newline: a torn last line is not yet there."""
-    for line in file:
-        if not line.endswith(b"\n"):
-            return
+    """The lines of an open file from here on that end in a newline: a torn last line is not yet there.
+
+    Nothing is read from one on that is longer than any that is written.
+    """
+    while (line := file.readline(_LONGEST_LINE)).endswith(b"\n"):
         yield line
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.archives import read_npy
+
 _PACKAGE = Path(__file__).parents[1]
 CODE = _PACKAGE / "classifiers" / "pyfunc_model.py"
 
@@ -39,7 +41,7 @@ def store_model(
     from mlflow.models import Model
 
     folder = Path(request["path"])
-    example = np.load(request["example"], allow_pickle=False)
+    example = read_npy(Path(request["example"]), "array of example images", "train again")
     if model_id is None:
         # The answer to an earlier attempt may have been lost.
         wanted = f"source_run_id = '{run_id}' AND name = '{request['name']}'"

@@ -18,8 +18,9 @@ from typing import Any
 
 from pydantic import NonNegativeInt, TypeAdapter
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import DamagedError, UserError
 from jaxtrain.files import replacing
+from jaxtrain.readers import json_object, open_file, read_bytes
 from jaxtrain.tracking.journal import complete_lines, open_at_line
 
 JOURNAL = "metrics.jsonl"
@@ -62,8 +63,8 @@ class State:
     def load(cls, run_dir: Path) -> State:
         """The saved state, or a new one where there is none or it is damaged (MLflow is then asked)."""
         try:
-            return _STATES.validate_json((run_dir / STATE).read_bytes())
-        except (OSError, ValueError):
+            return _STATES.validate_json(read_bytes(run_dir / STATE, _MOST_BYTES))
+        except (OSError, ValueError, DamagedError):
             return cls()
 
     def save(self, run_dir: Path) -> None:
@@ -149,19 +150,17 @@ def append_request(run_dir: Path, request: Mapping[str, Any]) -> None:
 def read_requests(run_dir: Path) -> list[dict[str, Any]]:
     """All requests in order. An unsound line reads as `{}`, so that the others keep their numbers.
 
-    Raises UserError for what is no outbox at all.
+    Raises DamagedError for what is no outbox at all.
     """
     path = run_dir / OUTBOX
     if not path.exists():
         return []
-    if path.stat().st_size > _MOST_BYTES:
-        raise UserError(f"{path} is not the list of what a run wants MLflow to know")
     requests = []
-    with open(path, "rb") as file:
+    with open_file(path, _MOST_BYTES) as file:
         for line in complete_lines(file):
             try:
-                request = json.loads(line)
-            except (ValueError, RecursionError):
+                request = json_object(line)
+            except ValueError:
                 request = {}
             requests.append(request if _sound(request) else {})
     return requests

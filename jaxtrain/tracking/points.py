@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxtrain.readers import open_file
 from jaxtrain.tracking.journal import complete_lines, decode_record
 from jaxtrain.tracking.outbox import JOURNAL
 
@@ -28,7 +29,7 @@ def unsent_rows(run_dir: Path, acknowledged: Mapping[str, int]) -> int:
     path = run_dir / JOURNAL
     if not path.exists():
         return 0
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         records = [decode_record(line) for line in complete_lines(file)]
     points = [finite_points(record) for record in records if record]
     return sum(any(point.step > acknowledged.get(point.key, -1) for point in each) for each in points)

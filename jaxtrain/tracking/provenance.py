@@ -9,6 +9,8 @@ import socket
 import stat
 from pathlib import Path
 
+from jaxtrain.readers import json_object
+
 PROCESS_TAG = "jaxtrain.process"
 
 
@@ -37,7 +39,7 @@ def process_is_gone(identity: str) -> bool:
     import psutil
 
     try:
-        run = json.loads(identity)
+        run = json_object(identity)
         here = json.loads(process_identity(os.getpid()))
         if (run["host"], run["machine"]) != (here["host"], here["machine"]):
             return False
@@ -55,7 +57,7 @@ def process_is_gone(identity: str) -> bool:
             return abs(process.create_time() - run["started"]) > 5
         except psutil.NoSuchProcess:
             return True
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return False
 
 

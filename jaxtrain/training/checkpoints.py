@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.errors import RunError, UserError
+from jaxtrain.errors import DamagedError, JaxtrainError, RunError, UserError
 from jaxtrain.files import reason
-from jaxtrain.saved_tree import DamagedError, load_tree, read_meta, recover, save_tree
+from jaxtrain.readers import reading
+from jaxtrain.saved_tree import load_tree, read_meta, recover, save_tree
 from jaxtrain.trees import Tree, flat_parts, nested_parts
 
 __all__ = ["Checkpoints", "Restored", "load_tree", "save_tree"]
@@ -161,6 +162,10 @@ class Checkpoints:
 
     def _load(self, step: int) -> Restored:
         path = self._path(step)
+        with reading(path, "checkpoint"):
+            return self._read(path, step)
+
+    def _read(self, path: Path, step: int) -> Restored:
         state, meta = load_tree(path)
         if meta["step"] != step:
             raise DamagedError(f"{path} is damaged: it holds step {meta['step']}")
@@ -205,6 +210,6 @@ class Checkpoints:
         if step not in self._best_of:
             try:
                 self._best_of[step] = read_meta(self._path(step))["best"]
-            except (RunError, OSError):
+            except (JaxtrainError, OSError):
                 self._best_of[step] = None
         return self._best_of[step]

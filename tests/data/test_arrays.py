@@ -11,7 +11,7 @@ from jaxtrain.data.base import ArraySource, Subset
 from jaxtrain.data.decode import read_image
 from jaxtrain.data.digest import images_fingerprint
 from jaxtrain.data.sources import load_dataset
-from jaxtrain.errors import RunError, UserError
+from jaxtrain.errors import DamagedError, UserError
 
 NO_VAL = DataConfig(val_fraction=0.0)
 
@@ -214,14 +214,14 @@ def test_wrong_npz_files_are_refused(tmp_path, arrays, message):
 
 def test_what_is_no_npz_and_what_is_damaged(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"hello")
-    with pytest.raises(UserError, match="is not an npz file"):
+    with pytest.raises(UserError, match="is not a sound npz file"):
         load_dataset(DataConfig(name=f"npz:{tmp_path / 'a.npz'}"))
     np.save(tmp_path / "b.npy", _images())
-    with pytest.raises(UserError, match="one array only"):
+    with pytest.raises(UserError, match="one array without a name"):
         load_dataset(DataConfig(name=f"npz:{tmp_path / 'b.npy'}"))
     config = _npz(tmp_path / "c.npz", x_train=_images(), y_train=_labels())
     data = bytearray((tmp_path / "c.npz").read_bytes())
     data[300] ^= 0xFF  # within x_train
     (tmp_path / "c.npz").write_bytes(data)
-    with pytest.raises(RunError, match=r"c\.npz is damaged: x_train"):
+    with pytest.raises(DamagedError, match=r"c\.npz: is not a sound npz file .*x_train"):
         load_dataset(config)

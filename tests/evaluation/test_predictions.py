@@ -93,7 +93,7 @@ def test_a_cut_file_is_refused(tmp_path, length):
     path = tmp_path / "predictions.npz"
     make().save(path)
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(UserError, match="not a sound file of predictions"):
+    with pytest.raises(UserError, match="is not a sound file of predictions"):
         Predictions.load(path)
 
 
@@ -116,7 +116,7 @@ def test_missing_and_foreign_files_are_named(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         Predictions.load(tmp_path / "nothing.npz")
     np.savez(tmp_path / "other.npz", logits=np.zeros(3))
-    with pytest.raises(UserError, match=r"other\.npz: not a sound file"):
+    with pytest.raises(UserError, match=r"other\.npz: is not a sound file of predictions"):
         Predictions.load(tmp_path / "other.npz")
     with zipfile.ZipFile(tmp_path / "zip.npz", "w") as archive:
         archive.writestr("about", "{}")

@@ -175,7 +175,7 @@ def test_runs_are_grouped_by_test_set_and_what_is_left_out_is_named(tmp_path, lo
     assert by_test_set(paths) == [digits, [alone]]
     assert not loaded.given
     assert not list(tmp_path.rglob("predictions.npz"))
-    for path, reason in ((untested, "has no test images"), (gone, "gone"), (broken, "not the summary of a run")):
+    for path, reason in ((untested, "has no test images"), (gone, "gone"), (broken, "is not a sound summary of a run")):
         assert sum(str(path) in line and "left out" in line and reason in line for line in caplog.messages) == 1
     with pytest.raises(UserError, match="no finished run has a test set"):
         by_test_set([untested, gone])
@@ -225,9 +225,9 @@ def test_finished_runs_are_found(tmp_path):
     [
         (lambda path: (path / "summary.json").unlink(), "m1: the run is not finished: .*summary.json is missing"),
         (lambda path: [(path / name).unlink() for name in ("summary.json", "config.yaml")], "no run is there"),
-        (lambda path: (path / "summary.json").write_text("{"), "not the summary of a run"),
-        (lambda path: (path / "summary.json").write_text("{}"), "names no parameters"),
-        (lambda path: (path / "summary.json").write_text("[]"), "names no parameters"),
+        (lambda path: (path / "summary.json").write_text("{"), "is not a sound summary of a run"),
+        (lambda path: (path / "summary.json").write_text("{}"), "params_sha256"),
+        (lambda path: (path / "summary.json").write_text("[]"), "not a JSON object"),
     ],
 )
 def test_what_is_no_finished_run_is_named(tmp_path, damage, message):

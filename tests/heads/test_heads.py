@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxtrain.config import HeadConfig
-from jaxtrain.errors import RunError, UserError
+from jaxtrain.errors import DamagedError, UserError
 from jaxtrain.heads import Vectors, fit_head, restore_head
 
 CHEAP = {
@@ -97,9 +97,9 @@ def test_nan_and_wrong_width_are_refused(head):
 
 
 def test_damage_is_found(head):
-    with pytest.raises(RunError, match="damaged"):
+    with pytest.raises(DamagedError, match="damaged"):
         restore_head(head.meta() | {"sha256": "0"}, head.arrays)
-    with pytest.raises(RunError, match="format 2"):
+    with pytest.raises(DamagedError, match="format 2"):
         restore_head(head.meta() | {"format": 2}, head.arrays)
 
 

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.svm import SVC
 
 from jaxtrain.config import HeadConfig
-from jaxtrain.errors import RunError, UserError
+from jaxtrain.errors import DamagedError, RunError, UserError
 from jaxtrain.heads import Vectors, check_head, estimators, fit_head, restore_head
 
 
@@ -131,7 +131,7 @@ def test_foreign_types_are_refused():
     foreign = skops.io.dumps(_Foreign().fit(TRAIN.x, TRAIN.y))
     with pytest.raises(UserError, match=r"not trusted, and is not loaded: .*_Foreign"):
         estimators.load("logistic_regression", np.frombuffer(foreign, np.uint8))
-    with pytest.raises(RunError, match="could not be read"):
+    with pytest.raises(DamagedError, match="not a sound classifier"):
         estimators.load("logistic_regression", np.frombuffer(foreign[:100], np.uint8))
 
 

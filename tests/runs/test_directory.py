@@ -13,7 +13,7 @@ import pytest
 
 from jaxtrain.config import CheckpointConfig, Config, FinetuneConfig, OptimizerConfig, TrainConfig
 from jaxtrain.config_io import load_config
-from jaxtrain.errors import RunError, UserError
+from jaxtrain.errors import DamagedError, RunError, UserError
 from jaxtrain.files import run_name
 from jaxtrain.runs import directory as run_directory
 from jaxtrain.runs.directory import RunDirectory
@@ -175,7 +175,7 @@ HOLDER = """
 import os, sys, time
 from pathlib import Path
 from jaxtrain.config import Config
-from jaxtrain.errors import UserError
+from jaxtrain.errors import DamagedError, UserError
 from jaxtrain.runs.directory import RunDirectory
 while len(sys.argv) > 3 and not Path(sys.argv[3]).exists():
     time.sleep(0.001)
@@ -450,7 +450,7 @@ def test_a_summary_without_a_field_of_the_contract_is_not_written(tmp_path: Path
 def test_a_summary_that_is_none(tmp_path: Path, content: str) -> None:
     with RunDirectory.open(Config(run_dir=tmp_path / "run"), "x") as directory:
         directory.summary.write_text(content)
-        with pytest.raises(RunError, match=r"summary.json is not the summary of a run; delete it"):
+        with pytest.raises(DamagedError, match=r"summary.json: is not a sound summary of a run .*; delete it"):
             directory.finished()
 
 

@@ -1,8 +1,10 @@
 """The trials of a sweep: put in once, claimed by one, put in again when their worker died."""
 
 import ast
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -138,6 +140,16 @@ def test_a_sweep_of_another_kind_is_refused(opened):
     opened()
     with pytest.raises(UserError, match="combine grid, not zip"):
         opened(combine="zip")
+
+
+@pytest.mark.parametrize("damage", ["update trial_user_attributes set value_json = '{'", "update trials set state = 7"])
+def test_a_study_with_damaged_content_is_one_line(opened, damage):
+    opened().fill()
+    with contextlib.closing(sqlite3.connect("runs/sweeps/s/study.db")) as database, database:
+        database.execute(damage)
+    with pytest.raises(UserError, match=r"storage .*study\.db: ") as raised:
+        opened().fill()
+    assert "\n" not in str(raised.value)
 
 
 def test_a_storage_that_cannot_be_is_one_line(opened):

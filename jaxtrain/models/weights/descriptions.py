@@ -6,15 +6,20 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from jaxtrain.config import ModelConfig, Positive
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.models.registry import ModelSpec, list_models, model_spec
+from jaxtrain.readers import json_object, reading
 
 Json = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
 class Description:
     """What is known beside the arrays. None: nothing was said."""
 
@@ -22,11 +27,11 @@ class Description:
     """Name in the registry."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of `ModelConfig`."""
-    image_size: int | None = None
-    channels: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    crop_pct: float | None = None
+    image_size: Annotated[int, Field(ge=1, le=8192)] | None = None
+    channels: Annotated[int, Field(ge=1, le=64)] | None = None
+    mean: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    std: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     interpolation: str | None = None
     class_names: tuple[str, ...] | None = None
 
@@ -37,8 +42,9 @@ class Description:
     @classmethod
     def from_json(cls, text: str) -> Description:
         """Raises TypeError or ValueError for a text that `to_json` never gives."""
-        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(text).items()}
-        return cls(**fields)
+        about = cls(**json_object(text))
+        ModelConfig.model_validate(about.options)
+        return about
 
 
 def describe(config: Json, processor: Json, source: str) -> Description:
@@ -46,13 +52,11 @@ def describe(config: Json, processor: Json, source: str) -> Description:
 
     Raises UserError where the network is none of the registry's.
     """
-    try:
+    with reading(source, "config.json", "fetch it again"):
         if "architecture" in config:
             return _timm(config, source)
         if "model_type" in config:
             return _transformers(config, processor, source)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{source}: config.json is not understood ({type(error).__name__}: {error})") from None
     return Description()
 
 

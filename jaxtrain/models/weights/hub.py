@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jaxtrain.errors import UserError
 from jaxtrain.files import reason
+from jaxtrain.readers import read_json, reading
 
 Get = Callable[[str], Path | None]
 """From a file's name in the repository to where it lies; None where the repository has no such file."""
@@ -82,7 +81,8 @@ def weight_files(get: Get, source: str) -> list[Path]:
             return [path]
         index = get(f"{name}.index.json")
         if index is not None:
-            parts = sorted(set(read_json(index, source).get("weight_map", {}).values()))
+            with reading(index, "index of weights", "fetch it again"):
+                parts = sorted({str(part) for part in read_json(index, "index").get("weight_map", {}).values()})
             found = {part: get(part) if Path(part).name == part else None for part in parts}
             paths = [path for path in found.values() if path is not None]
             if len(paths) < len(parts) or not parts:
@@ -90,14 +90,3 @@ def weight_files(get: Get, source: str) -> list[Path]:
                 raise UserError(f"{source}: {index.name} names parts that are not there: {missing or 'none at all'}")
             return paths
     raise UserError(f"{source}: holds no {' or '.join(WEIGHTS)}")
-
-
-def read_json(path: Path, source: str) -> Mapping[str, Any]:
-    """A JSON object; UserError for anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise UserError(f"{source}: {path.name} is no JSON") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{source}: {path.name} is no JSON object")
-    return value

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain.config import Config
+from jaxtrain.archives import open_npz
 from jaxtrain.errors import RunError, UserError, nearest
-from jaxtrain.files import reason
 from jaxtrain.models.weights.descriptions import Description, describe, describe_name
-from jaxtrain.models.weights.hub import WEIGHTS, Get, folder_files, hub_files, read_json, weight_files
+from jaxtrain.models.weights.hub import WEIGHTS, Get, folder_files, hub_files, weight_files
 from jaxtrain.models.weights.layout import Arrays
 from jaxtrain.models.weights.torch_file import read_torch_file
-from jaxtrain.saved_tree import load_tree
+from jaxtrain.readers import open_file, read_json, reading
+from jaxtrain.saved_model import SavedModel
+from jaxtrain.saved_tree import check_sizes
 from jaxtrain.trees import flat
 
+FETCH = "fetch it again"
 OURS = "jaxtrain"
 """Key of the metadata that `export_timm` leaves in a file."""
 
@@ -139,26 +139,18 @@ def _torch_arrays(path: Path) -> tuple[Arrays, Description]:
 
 
 def _safetensors(path: Path) -> tuple[Arrays, Description]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    open_file(path).close()
+    with reading(path, "safetensors file", FETCH), safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
         return arrays, Description.from_json(metadata[OURS]) if OURS in metadata else Description()
-    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: is no safetensors file, or a damaged one ({reason(error)})") from None
 
 
 def _npz(path: Path) -> tuple[Arrays, Description]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise ValueError("it holds one array without a name, as a .npy file does")
-        with loaded as file:
-            return {name: file[name] for name in file.files}, Description()
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: is no npz file, or a damaged one ({reason(error)})") from None
+    with open_npz(path, "npz file", FETCH, packed=False) as file:
+        return dict(file), Description()
 
 
 _READERS = {
@@ -173,7 +165,7 @@ _READERS = {
 def _repository(get: Get, source: str) -> Found:
     """A folder as timm and transformers publish them, or with a file of ours, which says what it holds."""
     config, processor = (
-        {} if (path := get(name)) is None else read_json(path, source)
+        {} if (path := get(name)) is None else read_json(path, name, FETCH)
         for name in ("config.json", "preprocessor_config.json")
     )
     about = describe(config, processor, source)
@@ -203,17 +195,11 @@ def _folder(path: Path) -> Found:
 
 def _saved_model(folder: Path) -> Found:
     """The model of a finished run: its best parameters, averaged ones where the run had them."""
-    weights, meta = load_tree(folder)
-    try:
-        config = Config.model_validate(meta["config"])
-        # A head of fe may be anything and is no part of the network; the frozen backbone is.
-        trained = {} if config.technique == "fe" else weights["params"]
-        params = {**flat(trained), **flat(weights["frozen"])}
-        tree = {"params": params, "model_state": weights["model_state"]}
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"model.weights: {folder} is no model that this version of jaxtrain saved ({reason(error)})"
-        ) from None
+    saved = SavedModel.open(folder)
+    config, weights = saved.about.config, saved.weights()
+    # A head of fe may be anything and is no part of the network; the frozen backbone is.
+    trained = {} if config.technique == "fe" else weights["params"]
+    tree = {"params": {**trained, **weights["frozen"]}, "model_state": weights["model_state"]}
     data = config.data
     about = Description(
         model=config.model.name,
@@ -226,7 +212,7 @@ def _saved_model(folder: Path) -> Found:
         std=data.std,
         crop_pct=data.crop_pct,
         interpolation=data.interpolation,
-        class_names=tuple(meta["class_names"]),
+        class_names=saved.about.class_names,
     )
     return Found(about, tree=tree)
 
@@ -238,11 +224,10 @@ def _orbax(path: Path) -> Found:
     """A plain Orbax tree in our names: {"params", "model_state"}, or the parameters alone."""
     import orbax.checkpoint as ocp
 
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.restore(path.absolute())
-    except Exception as error:  # Orbax raises whatever its storage does
-        raise UserError(f"model.weights: {path} cannot be read by Orbax ({reason(error)})") from None
+    with reading(path, "Orbax checkpoint", FETCH), ocp.PyTreeCheckpointer() as checkpointer:
+        there = flat(ocp.PyTreeCheckpointHandler().metadata(path.absolute()).tree).values()
+        check_sizes(path, [(np.dtype(a.dtype), tuple(a.shape)) for a in there if getattr(a, "shape", None) is not None])
+        tree = checkpointer.restore(path.absolute())
     if not isinstance(tree, Mapping) or not tree:
         raise UserError(f"model.weights: {path} holds no dict of arrays")
     parts = {"params": tree.get("params", tree), "model_state": tree.get("model_state", {})}

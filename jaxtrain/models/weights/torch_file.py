@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.archives import check_archive
 from jaxtrain.errors import UserError
-from jaxtrain.files import reason
+from jaxtrain.readers import open_file, reading
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -47,11 +48,6 @@ _INSTRUCTIONS = {
     *("LONG_BINGET", "GLOBAL", "BINPERSID", "REDUCE", "BUILD"),
 }
 """What torch.save writes. Nothing here makes an object other than through `_Name`, or takes memory unasked."""
-_DAMAGE = (
-    *(ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError),
-    *(EOFError, NotImplementedError, zipfile.BadZipFile, pickle.UnpicklingError),
-)
-"""What reading a file that is not what it seems can raise."""
 
 
 class _Storage(NamedTuple):
@@ -96,7 +92,7 @@ class _Name(NamedTuple):
 
 def _refusal(name: str) -> UserError:
     return UserError(
-        f"is refused: it asks for {name}, and only tensors in dicts are read; "
+        f"is refused: it asks for {name[:100]}, and only tensors in dicts are read; "
         "save the state dict alone, best as .safetensors"
     )
 
@@ -139,16 +135,9 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     Both of torch's layouts are read: the zip archive, and the stream of before torch 1.6. Raises UserError for a file
     that is neither, is damaged, or holds anything but tensors, numbers, texts, lists and dicts.
     """
-    try:
-        with open(path, "rb") as file:
-            tree, storages = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
+    with open_file(path) as file, reading(path, "PyTorch file", "fetch it again"):
+        tree, storages = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
         value = _arrays(tree, storages, {})
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    except _DAMAGE as error:
-        raise UserError(f"{path}: is no PyTorch file, or a damaged one ({reason(error)})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}, not a dict of tensors (a state dict)")
     return value
@@ -162,6 +151,7 @@ def _read_zip(file: IO[bytes]) -> tuple[Any, Mapping[str, NDArray[Any]]]:
         if len(pickles) != 1:
             raise UserError("is a zip archive, but not one that torch.save wrote")
         folder = pickles[0].removesuffix("data.pkl")
+        check_archive(archive, file.seek(0, io.SEEK_END))
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise UserError("is refused: it is compressed, which torch.save never does")
         order = f"{folder}byteorder"

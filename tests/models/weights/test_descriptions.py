@@ -35,9 +35,9 @@ def test_timm():
             r"^x holds timm's resnet50d, which jaxtrain has not; did you mean 'resnet50'\?$",
         ),
         ({"model_args": {"act_layer": "silu", "img_size": 32}}, "^x holds resnet50 built with act_layer, which"),
-        ({"pretrained_cfg": {"input_size": 3}}, r"^x: config\.json is not understood \(TypeError"),
-        ({"pretrained_cfg": {"mean": ["a"]}}, r"^x: config\.json is not understood \(ValueError"),
-        ({"architecture": ["x"]}, r"^x: config\.json is not understood"),
+        ({"pretrained_cfg": {"input_size": 3}}, r"^x: is not a sound config\.json"),
+        ({"pretrained_cfg": {"mean": ["a"]}}, r"^x: is not a sound config\.json"),
+        ({"architecture": ["x"]}, r"^x: is not a sound config\.json"),
     ],
 )
 def test_what_timm_says_of_other_networks_is_refused(change, message):
@@ -89,7 +89,7 @@ def test_transformers(config, model):
         ({"hidden_act": "quick_gelu"}, "^x: hidden_act=quick_gelu is not what jaxtrain's vit has"),
         ({"model_type": "swin"}, r"^x holds a model of type swin, which jaxtrain has not; valid: convnext, deit, "),
         ({"hidden_size": None}, "^x holds a vit of a size"),
-        ({"id2label": {"a": "b"}}, r"^x: config\.json is not understood"),
+        ({"id2label": {"a": "b"}}, r"^x: is not a sound config\.json"),
     ],
 )
 def test_what_transformers_says_of_other_networks_is_refused(change, message):

@@ -6,7 +6,7 @@ import pytest
 
 from jaxtrain import PTClassifier
 from jaxtrain.config import ModelConfig
-from jaxtrain.errors import RunError, UserError
+from jaxtrain.errors import DamagedError, RunError, UserError
 from jaxtrain.models.weights import load_pretrained, sources
 from jaxtrain.saved_tree import load_tree, save_tree
 
@@ -53,7 +53,7 @@ def test_a_saved_model_has_the_digest_of_its_run(run, tmp_path):
 def test_of_feature_extraction_only_the_backbone_counts(run, tmp_path):
     weights, meta = load_tree(run.run_dir / "model")
     head = weights["params"].pop("head")
-    meta["config"]["technique"] = "fe"
+    meta["technique"] = meta["config"]["technique"] = "fe"
     extracted = {"params": {"coefficients": head["kernel"]}, "frozen": weights["params"], "model_state": {}}
     save_tree(tmp_path / "fe", extracted, meta)
     found = load_pretrained(str(tmp_path / "fe"))
@@ -76,7 +76,7 @@ def test_a_damaged_run_is_an_error(run, tmp_path):
     content = bytearray(largest.read_bytes())
     content[-1] ^= 1
     largest.write_bytes(content)
-    with pytest.raises(RunError, match="damaged"):
+    with pytest.raises(DamagedError, match="damaged"):
         load_pretrained(str(tmp_path))
 
 

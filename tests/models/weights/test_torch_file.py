@@ -160,7 +160,7 @@ def test_a_tensor_that_leaves_its_storage_is_refused(tmp_path, stored):
     ],
 )
 def test_a_broken_pickle_is_an_error_in_one_line(tmp_path, instructions):
-    with pytest.raises(UserError, match=r"^[^\n]*w\.pth: (is no PyTorch file|holds a)[^\n]*$"):
+    with pytest.raises(UserError, match=r"^[^\n]*w\.pth: (is not a sound PyTorch file|holds a)[^\n]*$"):
         read_torch_file(write(tmp_path / "w.pth", None, instructions=instructions or b"\x80"))
 
 
@@ -192,7 +192,7 @@ def test_a_broken_pickle_is_an_error_in_one_line(tmp_path, instructions):
 def test_a_trick_of_pickles_is_refused(tmp_path, monkeypatch, instructions):
     monkeypatch.chdir(tmp_path)
     name = b"\x80\x02}X\x01\x00\x00\x00w"
-    with pytest.raises(UserError, match=r"^[^\n]*w\.pth: is (refused|no PyTorch file)[^\n]*$"):
+    with pytest.raises(UserError, match=r"^[^\n]*w\.pth: is (refused|not a sound PyTorch file)[^\n]*$"):
         read_torch_file(write(tmp_path / "w.pth", None, instructions=name + instructions + b"s."))
 
 

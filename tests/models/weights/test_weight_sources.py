@@ -65,7 +65,7 @@ def test_a_published_folder_says_what_it_is(arrays, tmp_path, monkeypatch):
         assert (found.model.name, found.image_size, found.crop_pct) == (NAME, 96, 0.8)
         assert (found.interpolation, found.class_names) == ("bilinear", tuple("abcdefg"))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json is no JSON$"):
+    with pytest.raises(UserError, match=r"config\.json: is not a sound config\.json"):
         load_pretrained(str(tmp_path))
 
 
@@ -106,13 +106,13 @@ def test_bfloat16_is_read_also_before_jax_is_there(arrays, tmp_path):
 def test_a_damaged_file_is_one_line(tmp_path, suffix, content):
     path = tmp_path / f"vit_test{suffix}"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"^[^\n]*vit_test\{suffix}: is no [^\n]*$"):
+    with pytest.raises(UserError, match=rf"^[^\n]*vit_test\{suffix}: is not a sound [^\n]*$"):
         load_pretrained(str(path))
 
 
 def test_pickled_arrays_in_an_npz_are_refused(tmp_path):
     np.savez(tmp_path / "vit_test.npz", a=np.array([{}], object))
-    with pytest.raises(UserError, match="is no npz file, or a damaged one"):
+    with pytest.raises(UserError, match="is not a sound npz file"):
         load_pretrained(str(tmp_path / "vit_test.npz"))
 
 
@@ -120,7 +120,7 @@ def test_one_array_in_the_place_of_an_npz(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros(3))
     (tmp_path / "a.npy").rename(tmp_path / "vit_test.npz")
     with pytest.raises(
-        UserError, match=r"vit_test\.npz: is no npz file.*one array without a name, as a \.npy file does"
+        UserError, match=r"vit_test\.npz: is not a sound npz file.*one array without a name, as a \.npy file does"
     ):
         load_pretrained(str(tmp_path / "vit_test.npz"))
 
@@ -158,5 +158,5 @@ def test_an_orbax_tree_that_is_no_network(tmp_path, tree, message):
 
 def test_an_orbax_folder_that_is_none(tmp_path):
     (tmp_path / "manifest.ocdbt").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"cannot be read by Orbax \("):
+    with pytest.raises(UserError, match=r"is not a sound Orbax checkpoint"):
         load_pretrained(str(tmp_path), ModelConfig(name="vit_test"))
