@@ -1,4 +1,5 @@
-"""The same small networks in Keras and Lightning, as `bench.py` times them: one process, one line of JSON.
+"""The same networks in other software: in Keras and Lightning as `bench.py` times them, in one process, one line of
+JSON; in PyTorch (timm) as `bench_models.py` times them, a line for each line of standard input.
 
 Keras 3 on JAX (`fit`, its own input of NumPy arrays) with our `cnn_small`'s layers; Lightning's Trainer with a linear
 model of 768 inputs, logging its loss every ten steps. Both train in epochs of the given number of steps, the first one
@@ -74,6 +75,31 @@ def lightning_linear(steps: int, rounds: int) -> list[float]:
     return _rounds(fit, steps, rounds)
 
 
+def timm_model(name: str, batch: int, size: int, work: str, layout: str) -> Any:
+    """A train step with AdamW, or an embedding pass."""
+    import timm
+    import torch
+
+    memory = torch.channels_last if layout == "channels-last" else torch.contiguous_format
+    model = timm.create_model(name, num_classes=10, **({"img_size": size} if name.startswith("vit") else {}))
+    model = model.to(memory_format=memory)
+    images = torch.randn(batch, 3, size, size).to(memory_format=memory)
+    labels = torch.arange(batch) % 10
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+
+    def train() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    def embed() -> None:
+        with torch.inference_mode():
+            model.forward_head(model.forward_features(images), pre_logits=True)
+
+    model.train(work == "train")
+    return train if work == "train" else embed
+
+
 def _rounds(run: Any, steps: int, rounds: int) -> list[float]:
     run()
     times = []
@@ -85,5 +111,10 @@ def _rounds(run: Any, steps: int, rounds: int) -> list[float]:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "timm":
+        from bench_models import measure as timed
+
+        timed(timm_model(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:7]))
+        sys.exit()
     measure = {"keras-cnn": keras_cnn, "lightning-linear": lightning_linear}[sys.argv[1]]
     print(json.dumps(measure(int(sys.argv[2]), int(sys.argv[3]))))

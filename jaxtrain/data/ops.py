@@ -125,7 +125,7 @@ def affine(images: Array, matrix: Array) -> Array:
     images: `[batch, height, width, channels]`, uint8 or float32; result: float32, the same shape.
     matrix: `float32[batch, 2, 3]`, (x, y, 1) of the output to (x, y) of the input; centres at halves.
     """
-    batch, height, width, channels = images.shape
+    _, height, width, _ = images.shape
     x_out = jnp.arange(width) + 0.5
     y_out = (jnp.arange(height) + 0.5)[:, None]
     entry = matrix[:, :, :, None, None]
@@ -134,6 +134,16 @@ def affine(images: Array, matrix: Array) -> Array:
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
     right_share, bottom_share = (x - 0.5 - left)[..., None], (y - 0.5 - top)[..., None]
+    packed = _corners_packed if images.dtype == jnp.uint8 else _corners
+    corners = lax.platform_dependent(images, left, top, tpu=packed, default=_corners)
+    upper = corners[0] * (1 - right_share) + corners[1] * right_share
+    lower = corners[2] * (1 - right_share) + corners[3] * right_share
+    return jnp.where(inside[..., None], upper * (1 - bottom_share) + lower * bottom_share, 0.0)
+
+
+def _corners(images: Array, left: Array, top: Array) -> list[Array]:
+    """The pixels at the upper left, upper right, lower left and lower right, four float32 images; edges go on."""
+    batch, height, width, channels = images.shape
     flat = images.reshape(batch, height * width, channels)
 
     def pixel(row: Array, column: Array) -> Array:
@@ -142,9 +152,20 @@ def affine(images: Array, matrix: Array) -> Array:
         index = (row * width + column).reshape(batch, height * width, 1)
         return _take(flat, index, axis=1).reshape(images.shape).astype(jnp.float32)
 
-    upper = pixel(top, left) * (1 - right_share) + pixel(top, left + 1) * right_share
-    lower = pixel(top + 1, left) * (1 - right_share) + pixel(top + 1, left + 1) * right_share
-    return jnp.where(inside[..., None], upper * (1 - bottom_share) + lower * bottom_share, 0.0)
+    return [pixel(row, column) for row in (top, top + 1) for column in (left, left + 1)]
+
+
+def _corners_packed(images: Array, left: Array, top: Array) -> list[Array]:
+    """The same of uint8 images: the four bytes as one word, and each channel a table of its own."""
+    batch, height, width, channels = images.shape
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge").astype(jnp.uint32)
+    views = [padded[:, row : row + height + 1, column : column + width + 1] for row in (0, 1) for column in (0, 1)]
+    words = sum((view << 8 * i for i, view in enumerate(views)), jnp.uint32(0)).reshape(batch, -1, channels)
+    index = jnp.clip(top + 1, 0, height) * (width + 1) + jnp.clip(left + 1, 0, width)
+    index = index.astype(jnp.int32).reshape(batch, height * width)
+    planes = [_take(words[..., i], index, axis=1).reshape(batch, height, width) for i in range(channels)]
+    found = jnp.stack(planes, axis=-1)
+    return [((found >> 8 * i) & 255).astype(jnp.float32) for i in range(4)]
 
 
 def centred_affine(

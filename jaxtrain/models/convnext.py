@@ -8,24 +8,25 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from jaxtrain.errors import UserError
+from jaxtrain.models import forms
 from jaxtrain.models.build import Build
 from jaxtrain.models.classifier import Classifier
 from jaxtrain.models.layers import (
     Conv,
     Key,
+    LayerNorm,
     LayerScale,
+    Linear,
     Module,
     Taps,
     drop_path,
     drop_path_rates,
     fold,
-    layer_norm,
     normal_002,
     run_blocks,
     zeros,
@@ -38,27 +39,23 @@ class Block(Module):
     def __init__(self, channels: int, rate: float, build: Build) -> None:
         self.drop_path_rate, self.axis_name = rate, build.axis_name
         self.conv_dw = Conv(channels, channels, 7, build, groups=channels, kernel_init=normal_002, bias_init=zeros)
-        self.norm = layer_norm(channels, build)
-        self.fc1 = _linear(channels, 4 * channels, build)
-        self.fc2 = _linear(4 * channels, channels, build)
+        self.norm = LayerNorm(channels, build)
+        self.fc1 = Linear(channels, 4 * channels, build, kernel_init=normal_002)
+        self.fc2 = Linear(4 * channels, channels, build, kernel_init=normal_002)
         self.gamma = LayerScale(channels, 1e-6)
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[batch, height, width, channels]` -> the same shape."""
         y = self.fc1(self.norm(self.conv_dw(x)))
-        y = self.gamma(self.fc2(jax.nn.gelu(y, approximate=False)))
+        y = self.gamma(self.fc2(forms.gelu(y)))
         return x + drop_path(y, self.drop_path_rate, key, self.axis_name)
-
-
-def _linear(width_in: int, width_out: int, build: Build) -> nnx.Linear:
-    return nnx.Linear(width_in, width_out, kernel_init=normal_002, dtype=build.dtype, rngs=build.rngs)
 
 
 class Downsample(Module):
     """Norm, then a convolution over patches of 2x2."""
 
     def __init__(self, channels_in: int, channels_out: int, build: Build) -> None:
-        self.norm = layer_norm(channels_in, build)
+        self.norm = LayerNorm(channels_in, build)
         self.conv = _patches(channels_in, channels_out, 2, build)
 
     def __call__(self, x: Array) -> Array:
@@ -89,14 +86,14 @@ class ConvNeXt(Classifier):
                 f"nearest image size that works: {smallest} (data.image_size)"
             )
         self.stem = _patches(build.channels, widths[0], 4, build)
-        self.stem_norm = layer_norm(widths[0], build)
+        self.stem_norm = LayerNorm(widths[0], build)
         self.downsamples = nnx.List(Downsample(a, b, build) for a, b in pairwise(widths))
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.stages = nnx.List(
             nnx.List(Block(width, next(rates), build) for _ in range(depth))
             for depth, width in zip(depths, widths, strict=True)
         )
-        self.norm = layer_norm(widths[-1], build)
+        self.norm = LayerNorm(widths[-1], build)
         self.head = nnx.Linear(widths[-1], build.num_classes, kernel_init=normal_002, rngs=build.rngs)
 
     def features(self, images: Array, *, train: bool = False, key: Key = None, taps: Taps = None) -> Array:

@@ -7,7 +7,6 @@ variables.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from flax import nnx
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jaxtrain.models import forms
 from jaxtrain.models.build import Build
 
 Padding = Literal["torch", "same"]
@@ -62,23 +62,11 @@ class Conv(Module):
 
     def __call__(self, x: Array) -> Array:
         """`[batch, height, width, channels_in]` -> `dtype[batch, height', width', channels_out]`."""
-        kernel, x = self.kernel[...].astype(self.dtype), x.astype(self.dtype)
-        size, groups = kernel.shape[0], self.groups
-        if groups == 1 and (size == self.stride or size == 1):
-            y = patch_matmul(x, kernel, self.stride)
-        else:
-            pads = [self._pads(side) for side in x.shape[1:3]]
-            if groups == x.shape[3] == kernel.shape[3] and _slow_depthwise(x):
-                y = depthwise_by_taps(x, kernel, self.stride, tuple(pads))
-            else:
-                y = lax.conv_general_dilated(
-                    x,
-                    kernel,
-                    (self.stride, self.stride),
-                    pads,
-                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                    feature_group_count=groups,
-                )
+        size = self.kernel.shape[0]
+        patches = self.groups == 1 and size == self.stride
+        pads = tuple((0, 0) if patches else self._pads(side) for side in x.shape[1:3])
+        kernel = self.kernel[...].astype(self.dtype)
+        y = forms.convolution(x.astype(self.dtype), kernel, self.stride, pads, self.groups)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def _pads(self, side: int) -> tuple[int, int]:
@@ -87,113 +75,6 @@ class Conv(Module):
             return (size - 1) // 2, (size - 1) // 2
         total = max((math.ceil(side / self.stride) - 1) * self.stride + size - side, 0)
         return total // 2, total - total // 2
-
-
-def patch_matmul(x: Array, kernel: Array, stride: int) -> Array:
-    """Convolution whose patches do not overlap, as one matrix product: patch embeddings and 1x1 convolutions.
-
-    On CPU twice as fast as XLA's convolution. `[batch, height, width, channels_in]` ->
-    `[batch, height', width', channels_out]`.
-    """
-    size, _, channels_in, channels_out = kernel.shape
-    if size == 1:
-        x = x[:, ::stride, ::stride]
-        # As one matrix: with four axes XLA:CPU takes up to seven times as long for the kernel's gradient.
-        return (x.reshape(-1, channels_in) @ kernel[0, 0]).reshape(*x.shape[:-1], channels_out)
-    batch, height, width, _ = x.shape
-    rows, columns = height // size, width // size
-    x = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels_in)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, size * size * channels_in)
-    return x @ kernel.reshape(size * size * channels_in, channels_out)
-
-
-def _slow_depthwise(x: Array) -> bool:
-    """Whether XLA's own depthwise convolution is the slower way.
-
-    On CPU, with its gradients, it takes two to five times as long as `depthwise_by_taps`; but it compiles
-    sooner, which counts for more where there is little to compute. An exported program is for any batch: that has no
-    size yet.
-    """
-    return jax.default_backend() == "cpu" and isinstance(x.size, int) and x.size >= 2**15
-
-
-Pads = tuple[tuple[int, int], ...]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise_by_taps(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
-    """Depthwise convolution as a sum of shifted products, accumulated in float32.
-
-    `[batch, height, width, channels]` with a kernel `[size, size, 1, channels]`. Gradients are written out: the
-    image's is such a sum again, the kernel's one pass over all taps instead of one each, which halves the time of
-    a backward pass and the time of compiling it.
-    """
-    size = kernel.shape[0]
-    weights = kernel[:, :, 0].astype(jnp.float32)
-    shifted = _shifted(x, size, stride, pads, 0.0)
-    taps = [tap.astype(jnp.float32) * weights[i // size, i % size] for i, tap in enumerate(shifted)]
-    return functools.reduce(jnp.add, taps).astype(x.dtype)
-
-
-def _depthwise_forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
-    return depthwise_by_taps(x, kernel, stride, pads), (x, kernel)
-
-
-def _depthwise_backward(stride: int, pads: Pads, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    size, sides = kernel.shape[0], [a + b for a, b in pads]
-    # The image's gradient: zeros between the strides, then the mirrored kernel.
-    ends = [
-        side + total - (size - 1) - ((places - 1) * stride + 1)
-        for side, total, places in zip(x.shape[1:3], sides, gradient.shape[1:3], strict=True)
-    ]
-    spread = lax.pad(
-        gradient,
-        jnp.zeros((), gradient.dtype),
-        ((0, 0, 0), *((0, end, stride - 1) for end in ends), (0, 0, 0)),
-    )
-    back = tuple((size - 1 - before, size - 1 - after) for before, after in pads)
-    for_image = depthwise_by_taps(spread, kernel[::-1, ::-1], 1, back)
-    products = [tap.astype(jnp.float32) * gradient.astype(jnp.float32) for tap in _shifted(x, size, stride, pads, 0.0)]
-    zeros = [jnp.zeros((), jnp.float32)] * len(products)
-    # Image by image, then over the batch: XLA:CPU takes two to five times as long for all three axes at once.
-    sums = lax.reduce(products, zeros, lambda a, b: [i + j for i, j in zip(a, b, strict=True)], (1, 2))
-    return for_image, jnp.stack(sums).sum(1).reshape(kernel.shape).astype(kernel.dtype)
-
-
-depthwise_by_taps.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def _shifted(x: Array, size: int, stride: int, pads: Sequence[tuple[int, int]], fill: float) -> Iterable[Array]:
-    """The size * size strided views of padded `[batch, height, width, channels]`, row by row."""
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
-    last = [(side - size) // stride * stride + 1 for side in x.shape[1:3]]
-    for i in range(size):
-        for j in range(size):
-            yield x[:, i : i + last[0] : stride, j : j + last[1] : stride]
-
-
-def max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
-    """Maximum over windows, PyTorch's MaxPool2d: `[batch, height, width, channels]` -> smaller sides.
-
-    Never `lax.reduce_window`: its gradient makes a small CNN 3.7 times slower on CPU. Windows side by side
-    are a reshape and a maximum; overlapping ones are maxima of strided views, first over rows, then over
-    columns, which XLA fuses on every backend. Where several places tie, the gradient is shared among them.
-    """
-    if window == stride and padding == 0:
-        batch, height, width, channels = x.shape
-        rows, columns = height // window, width // window
-        x = x[:, : rows * window, : columns * window]
-        return x.reshape(batch, rows, window, columns, window, channels).max(axis=(2, 4))
-    pad = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
-    x = jnp.pad(x, pad, constant_values=-jnp.inf)
-    for axis in (1, 2):
-        last = (x.shape[axis] - window) // stride * stride + 1
-        views = [lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(window)]
-        x = views[0]
-        for view in views[1:]:
-            x = jnp.maximum(x, view)
-    return x
 
 
 # --- Normalisation
@@ -249,9 +130,33 @@ class BatchNorm(Module):
         return mean, var
 
 
-def layer_norm(channels: int, build: Build) -> nnx.LayerNorm:
+class LayerNorm(nnx.LayerNorm):  # type: ignore[misc]
     """Layer norm over the last axis, float32 inside, epsilon as timm's (Ba et al. 2016, arXiv 1607.06450)."""
-    return nnx.LayerNorm(channels, epsilon=1e-6, dtype=build.dtype, use_fast_variance=False, rngs=build.rngs)
+
+    def __init__(self, channels: int, build: Build) -> None:
+        super().__init__(channels, epsilon=1e-6, dtype=build.dtype, rngs=build.rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """`[..., channels]` -> `dtype[..., channels]`."""
+        return forms.layer_norm(x, self.scale[...], self.bias[...], self.epsilon).astype(self.dtype)
+
+
+class Linear(nnx.Linear):  # type: ignore[misc]
+    """Linear layer, kernel `[channels_in, channels_out]`, bias 0 at first."""
+
+    def __init__(self, channels_in: int, channels_out: int, build: Build, *, kernel_init: nnx.Initializer) -> None:
+        super().__init__(channels_in, channels_out, kernel_init=kernel_init, dtype=build.dtype, rngs=build.rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """`[..., channels_in]` -> `dtype[..., channels_out]`."""
+        return forms.linear(*self._cast(x))
+
+    def split(self, x: Array, parts: int) -> list[Array]:
+        """What the layer gives, its last axis split into equal parts."""
+        return forms.split_linear(*self._cast(x), parts)
+
+    def _cast(self, x: Array) -> tuple[Array, Array, Array]:
+        return x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
 
 
 class LayerScale(Module):

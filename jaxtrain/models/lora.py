@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 
 from jaxtrain.errors import UserError
+from jaxtrain.models import forms
 from jaxtrain.models.layers import Module
 
 TARGETS = ("qkv", "proj", "fc1", "fc2")
@@ -40,7 +41,11 @@ class LoraLinear(Module):
             array.astype(self.dtype)
             for array in (x, self.kernel[...], self.bias[...], self.lora_a[...], self.lora_b[...])
         )
-        return x @ kernel + bias + (x @ a) @ b * self.scale
+        return forms.linear(x, kernel, bias) + forms.linear(forms.linear(x, a), b) * self.scale
+
+    def split(self, x: Array, parts: int) -> list[Array]:
+        """See `Linear.split`."""
+        return jnp.split(self(x), parts, axis=-1)
 
 
 def lora_targets(model: nnx.Module) -> list[tuple[Any, str]]:

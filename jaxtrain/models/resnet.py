@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 from jax import Array
 
+from jaxtrain.models import forms
 from jaxtrain.models.build import Build
 from jaxtrain.models.classifier import Classifier
 from jaxtrain.models.layers import (
@@ -24,7 +25,6 @@ from jaxtrain.models.layers import (
     drop_path,
     drop_path_rates,
     fan_out_normal,
-    max_pool,
     run_blocks,
     torch_linear,
 )
@@ -130,7 +130,7 @@ class ResNet(Classifier):
         self.check(images)
         x = jax.nn.relu(self.bn1(self.conv1(images), train))
         if self.stem == "imagenet":
-            x = max_pool(x, 3, 2, padding=1)
+            x = forms.max_pool(x, 3, 2, padding=1)
         return run_blocks(self.blocks, x, train, key, self.remat, taps)
 
 

@@ -11,16 +11,17 @@ from flax import nnx
 from jax import Array
 
 from jaxtrain.errors import UserError
+from jaxtrain.models import forms
 from jaxtrain.models.build import Build
 from jaxtrain.models.classifier import Classifier
 from jaxtrain.models.layers import (
     BatchNorm,
     Conv,
     Key,
+    Linear,
     Module,
     Taps,
     fan_out_normal,
-    max_pool,
     run_blocks,
     torch_linear,
 )
@@ -30,8 +31,7 @@ class Dense(Module):
     """Linear layer and ReLU."""
 
     def __init__(self, features_in: int, features_out: int, build: Build) -> None:
-        init = nnx.initializers.he_normal()
-        self.linear = nnx.Linear(features_in, features_out, kernel_init=init, dtype=build.dtype, rngs=build.rngs)
+        self.linear = Linear(features_in, features_out, build, kernel_init=nnx.initializers.he_normal())
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[..., features_in]` -> `[..., features_out]`."""
@@ -65,7 +65,7 @@ class ConvBlock(Module):
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
         x = jax.nn.relu(self.bn(self.conv(x), train))
-        return max_pool(x, 2, 2) if self.pool else x
+        return forms.max_pool(x, 2, 2) if self.pool else x
 
 
 class CNN(Classifier):

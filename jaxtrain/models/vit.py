@@ -16,18 +16,20 @@ from flax import nnx
 from jax import Array
 
 from jaxtrain.errors import UserError
+from jaxtrain.models import forms
 from jaxtrain.models.build import Build
 from jaxtrain.models.classifier import Classifier, Pool
 from jaxtrain.models.layers import (
     Conv,
     Key,
+    LayerNorm,
     LayerScale,
+    Linear,
     Module,
     Taps,
     drop_path,
     drop_path_rates,
     fold,
-    layer_norm,
     normal_002,
     run_blocks,
     uniform,
@@ -39,27 +41,25 @@ class Attention(Module):
 
     def __init__(self, width: int, heads: int, build: Build) -> None:
         self.heads = heads
-        self.qkv = _linear(width, 3 * width, build)
-        self.proj = _linear(width, width, build)
+        self.qkv = Linear(width, 3 * width, build, kernel_init=normal_002)
+        self.proj = Linear(width, width, build, kernel_init=normal_002)
 
     def __call__(self, x: Array) -> Array:
         """`[batch, tokens, width]` -> `[batch, tokens, width]`."""
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return self.proj(y.reshape(batch, tokens, width))
+        q, k, v = self.qkv.split(x, 3)
+        return self.proj(forms.attention(q, k, v, self.heads))
 
 
 class Mlp(Module):
     """Linear, exact GELU, linear."""
 
     def __init__(self, width: int, hidden: int, build: Build) -> None:
-        self.fc1 = _linear(width, hidden, build)
-        self.fc2 = _linear(hidden, width, build)
+        self.fc1 = Linear(width, hidden, build, kernel_init=normal_002)
+        self.fc2 = Linear(hidden, width, build, kernel_init=normal_002)
 
     def __call__(self, x: Array) -> Array:
         """`[..., width]` -> `[..., width]`."""
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(forms.gelu(self.fc1(x)))
 
 
 class Block(Module):
@@ -67,10 +67,10 @@ class Block(Module):
 
     def __init__(self, width: int, heads: int, layer_scale: float | None, rate: float, build: Build) -> None:
         self.drop_path_rate, self.axis_name = rate, build.axis_name
-        self.norm1 = layer_norm(width, build)
+        self.norm1 = LayerNorm(width, build)
         self.attn = Attention(width, heads, build)
         self.ls1 = None if layer_scale is None else LayerScale(width, layer_scale)
-        self.norm2 = layer_norm(width, build)
+        self.norm2 = LayerNorm(width, build)
         self.mlp = Mlp(width, 4 * width, build)
         self.ls2 = None if layer_scale is None else LayerScale(width, layer_scale)
 
@@ -82,10 +82,6 @@ class Block(Module):
         y = self.mlp(self.norm2(x))
         y = y if self.ls2 is None else self.ls2(y)
         return x + drop_path(y, self.drop_path_rate, fold(key, 1), self.axis_name)
-
-
-def _linear(width_in: int, width_out: int, build: Build) -> nnx.Linear:
-    return nnx.Linear(width_in, width_out, kernel_init=normal_002, dtype=build.dtype, rngs=build.rngs)
 
 
 class VisionTransformer(Classifier):
@@ -127,7 +123,7 @@ class VisionTransformer(Classifier):
         self.reg_token = _token(registers, width, 1e-6, build) if registers else None
         rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = nnx.List(Block(width, heads, layer_scale, rate, build) for rate in rates)
-        self.norm = layer_norm(width, build)
+        self.norm = LayerNorm(width, build)
         self.head = nnx.Linear(width, build.num_classes, kernel_init=normal_002, rngs=build.rngs)
 
     def features(self, images: Array, *, train: bool = False, key: Key = None, taps: Taps = None) -> Array:

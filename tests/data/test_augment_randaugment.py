@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from PIL import Image, ImageEnhance, ImageOps
 
 from jaxtrain.data import randaugment as ra
@@ -109,6 +110,24 @@ def test_the_form_for_accelerators_gives_the_same():
     unrolled = np.asarray(jax.jit(ra._unrolled)(images, operations, levels))
     # Rounding differs between programs: a pixel on the border of the input may fall to either side.
     assert (looped == unrolled).mean() > 0.999
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_form_for_tpus_gives_the_same_to_one_grey_level(channels, monkeypatch):
+    images = np.concatenate([_images(channels)] * len(ra.OPERATIONS))
+    operations = jnp.arange(len(images), dtype=jnp.int32)[None] % len(ra.OPERATIONS)
+    levels = jnp.asarray(np.random.default_rng(0).choice([-0.8, 0.8], operations.shape), jnp.float32)
+    usual = np.asarray(jax.jit(ra._unrolled)(images, operations, levels), int)
+
+    def for_tpu(*arguments, default, tpu=None, cpu=None):
+        return (tpu or default)(*arguments)
+
+    monkeypatch.setattr(lax, "platform_dependent", for_tpu)
+    text = str(jax.make_jaxpr(lambda *a: ra._unrolled(*a))(images, operations, levels))
+    assert "scatter" not in text
+    assert "dot_general" in text
+    got = np.asarray(jax.jit(lambda *a: ra._unrolled(*a))(images, operations, levels), int)
+    assert np.abs(got - usual).max() <= 1
 
 
 def test_operations_are_drawn_evenly():

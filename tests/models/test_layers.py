@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax import lax
 
 from jaxtrain.models import layers
 from jaxtrain.models.build import Build
-from jaxtrain.models.layers import BatchNorm, Conv, fan_out_normal, max_pool, uniform
+from jaxtrain.models.layers import BatchNorm, Conv, fan_out_normal, uniform
 
 
 def build(dtype=jnp.float32, axis_name=None):
@@ -66,28 +65,6 @@ def test_convolution_is_the_definition(size, stride, groups, padding, side, befo
     np.testing.assert_allclose(jax.jit(conv)(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "stride", "pads"), [(3, 1, (1, 1)), (5, 2, (1, 2)), (3, 2, (1, 1)), (3, 2, (0, 1))])
-def test_depthwise_by_taps_and_its_gradients_are_those_of_xla(size, stride, pads):
-    x, kernel = (jnp.asarray(normal(*shape), jnp.float32) for shape in [(2, 8, 8, 6), (size, size, 1, 6)])
-
-    def reference(x, kernel):
-        layout = ("NHWC", "HWIO", "NHWC")
-        strides = (stride, stride)
-        return lax.conv_general_dilated(
-            x, kernel, strides, [pads, pads], dimension_numbers=layout, feature_group_count=6
-        )
-
-    def taps(x, kernel):
-        return layers.depthwise_by_taps(x, kernel, stride, (pads, pads))
-
-    def gradients(function):
-        return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a))), argnums=(0, 1)))(x, kernel)
-
-    np.testing.assert_allclose(taps(x, kernel), reference(x, kernel), atol=1e-5)
-    for ours, theirs in zip(gradients(taps), gradients(reference), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
 def test_depthwise_convolution_goes_by_taps_on_cpu_where_there_is_much_to_do():
     conv = Conv(32, 32, 3, build(), kernel_init=fan_out_normal(32), groups=32)
     texts = [str(jax.make_jaxpr(conv)(jnp.zeros((batch, 16, 16, 32)))) for batch in (1, 4)]
@@ -98,23 +75,6 @@ def test_bfloat16_convolution_keeps_float32_parameters():
     conv = Conv(3, 4, 3, build(jnp.bfloat16), kernel_init=fan_out_normal())
     assert conv.kernel[...].dtype == jnp.float32
     assert conv(jnp.ones((1, 4, 4, 3))).dtype == jnp.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("window", "stride", "padding", "side"),
-    [(2, 2, 0, 8), (2, 2, 0, 7), (3, 2, 1, 8), (3, 2, 1, 7), (3, 1, 0, 5)],
-)
-def test_max_pool_and_its_gradient_are_those_of_reduce_window(window, stride, padding, side):
-    x = jnp.asarray(normal(2, side, side, 3), jnp.float32)
-    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-
-    def reference(x):
-        return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
-
-    np.testing.assert_array_equal(max_pool(x, window, stride, padding), reference(x))
-    ours = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(max_pool(x, window, stride, padding)))))(x)
-    theirs = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(reference(x)))))(x)
-    np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_batch_norm_trains_on_the_batch_and_evaluates_on_running_statistics():
@@ -154,7 +114,7 @@ def test_bfloat16_batch_norm_keeps_float32_statistics():
 
 def test_layer_norm_is_the_definition():
     x = normal(3, 7) * 5 + 1
-    y = layers.layer_norm(7, build())(jnp.asarray(x, jnp.float32))
+    y = layers.LayerNorm(7, build())(jnp.asarray(x, jnp.float32))
     expected = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(y, expected, atol=1e-5)
 

@@ -1,0 +1,250 @@
+"""The same mathematics in the form that each backend computes fastest: the one place in which networks ask for it.
+
+What differs on CPU: XLA:CPU fuses the transpositions that weight gradients want into elementwise work on one thread,
+and its convolutions of tiny maps are a naive loop. TPUs are bound by bytes: what is recomputed is cheaper than kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+Pads = tuple[tuple[int, int], ...]
+
+_TINY = 4
+"""Sides of maps up to which a convolution is one matrix product on CPU (XLA's: 2 GFLOP/s at 2x2, so: 170)."""
+
+
+def _on(backend: str) -> bool:
+    return jax.default_backend() == backend
+
+
+def _hold(x: Array) -> Array:
+    """On CPU: computed here and laid out as it is, not inside whatever reads it."""
+    return lax.optimization_barrier(x) if _on("cpu") else x
+
+
+# --- Products
+
+
+def linear(x: Array, kernel: Array, bias: Array | None = None) -> Array:
+    """`[..., channels_in]`, `[channels_in, channels_out]` -> `[..., channels_out]`."""
+    if _on("cpu"):
+        y = _product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[1])
+    else:
+        y = x @ kernel
+    return y if bias is None else y + bias
+
+
+@jax.custom_vjp
+def _product(x: Array, kernel: Array) -> Array:
+    """A matrix product whose gradients are products of matrices that lie ready in memory."""
+    return x @ kernel
+
+
+def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    # Two barriers: where the kernel is frozen, x is not kept for the sake of one.
+    x, gradient = lax.optimization_barrier(saved[0]), lax.optimization_barrier(gradient)
+    return gradient @ saved[1].T, lax.dot_general(x, gradient, (((0,), (0,)), ((), ())))
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def split_linear(x: Array, kernel: Array, bias: Array, parts: int) -> list[Array]:
+    """`linear` and then `jnp.split` of the last axis: on TPU a product for each part, so that nothing is cut apart."""
+    if not _on("tpu"):
+        return jnp.split(linear(x, kernel, bias), parts, axis=-1)
+    return [linear(x, *part) for part in zip(jnp.split(kernel, parts, -1), jnp.split(bias, parts), strict=True)]
+
+
+def attention(q: Array, k: Array, v: Array, heads: int) -> Array:
+    """Multi-head attention of `[batch, tokens, width]` -> the same shape; logits and softmax in float32."""
+    batch, _, width = q.shape
+    depth = width // heads
+    q, k, v = (_hold(x.reshape(batch, -1, heads, depth).transpose(0, 2, 1, 3)) for x in (q * depth**-0.5, k, v))
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    shares = _hold(jax.nn.softmax(logits, axis=-1).astype(v.dtype))
+    y = _hold(jnp.einsum("bhqk,bhkd->bhqd", shares, v))
+    return y.transpose(0, 2, 1, 3).reshape(batch, -1, width)
+
+
+# --- Elementwise
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+    """Exact GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415); only its input is kept for the gradient."""
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide, x.dtype)).astype(x.dtype)
+
+
+def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * wide * wide) * (2 * math.pi) ** -0.5
+    slope = _normal_cdf(wide, x.dtype) + wide * density
+    return ((slope * gradient).astype(gradient.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def _normal_cdf(x: Array, dtype: DTypeLike) -> Array:
+    """Of float32 that came from `dtype`."""
+    if _on("tpu") and dtype == jnp.bfloat16:
+        # Fitted to the error function: off by 5e-5 at most, a tenth of what bfloat16 resolves, in half its cycles.
+        square = jnp.minimum(x * x, 25.0)
+        return 0.5 + 0.5 * jnp.tanh(x * (0.79750788 + square * (0.03700565 - 0.00035151756 * square)))
+    return 0.5 * (1 + lax.erf(x * 2**-0.5))
+
+
+def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """Over the last axis, in float32. Result: float32.
+
+    TPUs take the variance from the mean of squares, in one pass over x; elsewhere it is that of the differences.
+    """
+    x = x.astype(jnp.float32)
+    mean = x.mean(-1, keepdims=True)
+    if _on("tpu"):
+        variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
+    else:
+        variance = jnp.square(x - mean).mean(-1, keepdims=True)
+    return (x - mean) * lax.rsqrt(variance + epsilon) * scale + bias
+
+
+# --- Convolutions and pooling
+
+
+def convolution(x: Array, kernel: Array, stride: int, pads: Pads, groups: int) -> Array:
+    """`[batch, height, width, channels_in]`, `[size, size, channels_in / groups, channels_out]`; padded with zeros."""
+    size = kernel.shape[0]
+    if groups == 1 and pads == ((0, 0), (0, 0)) and size in (1, stride):
+        return _patch_product(x, kernel, stride)
+    if _on("cpu") and groups == 1 and max(x.shape[1:3]) <= _TINY:
+        return _tiny_convolution(x, kernel, stride, pads)
+    many = isinstance(x.size, int) and x.size >= _MANY  # an exported program is for any batch: that has no size yet
+    if _on("cpu") and groups == x.shape[3] == kernel.shape[3] and many:
+        return depthwise_by_taps(x, kernel, stride, pads)
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=layout, feature_group_count=groups
+    )
+
+
+def _patch_product(x: Array, kernel: Array, stride: int) -> Array:
+    """Patches that do not overlap: patch embeddings and 1x1 convolutions, as one matrix product."""
+    size, _, channels_in, channels_out = kernel.shape
+    if size == 1:
+        return linear(x[:, ::stride, ::stride], kernel[0, 0])
+    batch, height, width, _ = x.shape
+    rows, columns = height // size, width // size
+    x = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels_in)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, size * size * channels_in)
+    return linear(x, kernel.reshape(size * size * channels_in, channels_out))
+
+
+def _tiny_convolution(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+    """All patches as one matrix, without the taps that see padding alone (of 3x3 on 1x1 all but the middle one)."""
+    size = kernel.shape[0]
+    live = [_live_taps(side, size, stride, pad) for side, pad in zip(x.shape[1:3], pads, strict=True)]
+    views = list(shifted(x, size, stride, pads))
+    patches = jnp.concatenate([views[i * size + j] for i in live[0] for j in live[1]], axis=-1)
+    kernel = kernel[live[0][0] : live[0][-1] + 1, live[1][0] : live[1][-1] + 1]
+    return linear(patches, kernel.reshape(-1, kernel.shape[3]))
+
+
+def _live_taps(side: int, size: int, stride: int, pad: tuple[int, int]) -> list[int]:
+    places = range(0, side + sum(pad) - size + 1, stride)
+    return [tap for tap in range(size) if any(pad[0] <= place + tap < pad[0] + side for place in places)]
+
+
+_MANY = 2**15
+"""Elements from which `depthwise_by_taps` is worth its longer compilation on CPU: two to five times as fast there."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_by_taps(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+    """Depthwise convolution as a sum of shifted products, accumulated in float32.
+
+    `[batch, height, width, channels]` with a kernel `[size, size, 1, channels]`. Gradients are written out: the
+    image's is such a sum again, the kernel's one pass over all taps instead of one each, which halves the time of
+    a backward pass and the time of compiling it.
+    """
+    size = kernel.shape[0]
+    weights = kernel[:, :, 0].astype(jnp.float32)
+    views = shifted(x, size, stride, pads)
+    taps = [tap.astype(jnp.float32) * weights[i // size, i % size] for i, tap in enumerate(views)]
+    return functools.reduce(jnp.add, taps).astype(x.dtype)
+
+
+def _depthwise_forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise_by_taps(x, kernel, stride, pads), (x, kernel)
+
+
+def _depthwise_backward(stride: int, pads: Pads, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    size, sides = kernel.shape[0], [a + b for a, b in pads]
+    # The image's gradient: zeros between the strides, then the mirrored kernel.
+    ends = [
+        side + total - (size - 1) - ((places - 1) * stride + 1)
+        for side, total, places in zip(x.shape[1:3], sides, gradient.shape[1:3], strict=True)
+    ]
+    spread = lax.pad(
+        gradient,
+        jnp.zeros((), gradient.dtype),
+        ((0, 0, 0), *((0, end, stride - 1) for end in ends), (0, 0, 0)),
+    )
+    back = tuple((size - 1 - before, size - 1 - after) for before, after in pads)
+    for_image = depthwise_by_taps(spread, kernel[::-1, ::-1], 1, back)
+    products = [tap.astype(jnp.float32) * gradient.astype(jnp.float32) for tap in shifted(x, size, stride, pads)]
+    zeros = [jnp.zeros((), jnp.float32)] * len(products)
+    # Image by image, then over the batch: XLA:CPU takes two to five times as long for all three axes at once.
+    sums = lax.reduce(products, zeros, lambda a, b: [i + j for i, j in zip(a, b, strict=True)], (1, 2))
+    return for_image, jnp.stack(sums).sum(1).reshape(kernel.shape).astype(kernel.dtype)
+
+
+depthwise_by_taps.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def shifted(x: Array, size: int, stride: int, pads: Pads) -> Iterable[Array]:
+    """The size * size strided views of padded `[batch, height, width, channels]`, row by row."""
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    last = [(side - size) // stride * stride + 1 for side in x.shape[1:3]]
+    for i in range(size):
+        for j in range(size):
+            yield x[:, i : i + last[0] : stride, j : j + last[1] : stride]
+
+
+def max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
+    """Maximum over windows, PyTorch's MaxPool2d: `[batch, height, width, channels]` -> smaller sides.
+
+    Windows side by side are a reshape and a maximum. Overlapping ones are `lax.reduce_window` on TPU; its gradient
+    makes a small CNN 3.7 times slower on CPU, where they are maxima of strided views, first over rows, then columns.
+    Where several places tie, the gradient is shared among them (on TPU the first place of overlapping windows has it).
+    """
+    if window == stride and padding == 0:
+        batch, height, width, channels = x.shape
+        rows, columns = height // window, width // window
+        x = x[:, : rows * window, : columns * window]
+        return x.reshape(batch, rows, window, columns, window, channels).max(axis=(2, 4))
+    pad = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+    if _on("tpu"):
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pad)
+    x = jnp.pad(x, pad, constant_values=-jnp.inf)
+    for axis in (1, 2):
+        last = (x.shape[axis] - window) // stride * stride + 1
+        views = [lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(window)]
+        x = views[0]
+        for view in views[1:]:
+            x = jnp.maximum(x, view)
+    return x
