@@ -15,6 +15,7 @@ from jaxtrain.cli.main import run
 from jaxtrain.data.base import ArraySource
 from jaxtrain.errors import UserError
 from jaxtrain.models.weights import load_pretrained
+from tests.models.weights import torchvision_stub
 
 WITHOUT_JAXTRAIN = """
 import sys
@@ -105,8 +106,9 @@ def test_timms_files(tmp_path):
     ours, theirs = load_pretrained(str(tmp_path / "run")), load_pretrained(str(tmp_path / "out" / "model.safetensors"))
     for name, array in ours.params.items():
         np.testing.assert_array_equal(theirs.params[name], array)
-    timm = pytest.importorskip("timm")
     torch = pytest.importorskip("torch")
+    torchvision_stub.install()
+    timm = pytest.importorskip("timm")
     network = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     mean, std = (np.asarray(about["pretrained_cfg"][name], np.float32) for name in ("mean", "std"))
