@@ -83,14 +83,14 @@ def test_no_cell_of_a_csv_file_is_a_formula(name, tmp_path):
 
 
 def test_predictions_are_one_plain_line_for_each_image(tmp_path, monkeypatch, capsys):
-    def predict_logits(source, bad_images):
+    def stream(source, bad_images, *, embedding):
         bad_images.reasons[source.describe(2)] = "no \x1b[2Jimage"
-        return np.eye(3, dtype=np.float32)
+        yield {"logits": np.eye(3, dtype=np.float32)}
 
     model = SimpleNamespace(
-        class_names=tuple(HOSTILE[:3]), fitted=SimpleNamespace(predictor=SimpleNamespace(predict_logits=predict_logits))
+        class_names=tuple(HOSTILE[:3]), fitted=SimpleNamespace(predictor=SimpleNamespace(stream=stream))
     )
-    monkeypatch.setattr(jaxtrain, "load", lambda path: model, raising=False)
+    monkeypatch.setattr(jaxtrain, "load", lambda path, **_: model, raising=False)
     files = [
         str(tmp_path / name) for name in ("a\x1b[1m.png", "b\n\u202e.png", "c\ud8ff.png".replace("\ud8ff", "\udcff"))
     ]

@@ -149,7 +149,11 @@ def test_weights_of_a_table_count_streamed_as_on_the_device(root, tmp_path):
         rows = [f"{head},weight", f"{lines[0]},0".replace(path, image), *(f"{line},1" for line in lines[1:])]
         (tmp_path / "table.csv").write_text("\n".join(rows))
         for loader in ("device", "stream"):
-            options = {**SMALL, "model": {"name": "linear"}, "data": {"name": name, "loader": loader}}
+            options = {
+                **SMALL,
+                "model": {"name": "linear"},
+                "data": {"name": name, "loader": loader, "mean": [0.5] * 3, "std": [0.5] * 3},
+            }
             folder = tmp_path / f"run{len(digests)}"
             digests.append(PTClassifier(run_dir=folder, **QUIET, **options).fit().summary["params_sha256"])
     assert len(set(digests)) == 1

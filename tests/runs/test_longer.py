@@ -31,10 +31,10 @@ def records(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "calls"), [(CONSTANT, 1), (WSD, 1), (WSD, 4)])
 def test_a_finished_run_goes_on(schedule, calls, tmp_path):
-    short = classifier(tmp_path / "run", 4, schedule, steps_per_call=calls).fit(*DATA)
+    assert classifier(tmp_path / "run", 4, schedule, steps_per_call=calls).fit(*DATA).summary["steps"] == 18
     longer = classifier(tmp_path / "run", 8, schedule, steps_per_call=calls).fit(*DATA)
     straight = classifier(tmp_path / "straight", 8, schedule, steps_per_call=calls).fit(*DATA)
-    assert longer.summary["params_sha256"] == straight.summary["params_sha256"] != short.summary["params_sha256"]
+    assert longer.summary["params_sha256"] == straight.summary["params_sha256"]
     assert records(tmp_path / "run") == records(tmp_path / "straight")
     assert load_config(tmp_path / "run" / "config.yaml").train.epochs == 8
     assert longer.summary["steps"] == 36
