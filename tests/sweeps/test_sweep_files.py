@@ -10,6 +10,7 @@ from jaxtrain.sweeps.plan import describe, make_plan
 from jaxtrain.sweeps.report import results
 from jaxtrain.sweeps.study import Trials
 from jaxtrain.sweeps.worker import Worker
+from jaxtrain.training.signals import StopRequest
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "configs" / "sweeps").glob("*.yaml"))
 SLOW = {"techniques_digits", "pt_digits", "pt_digits_tpe"}
@@ -34,7 +35,8 @@ def test_sweep(path, tmp_path, monkeypatch):
     trials = Trials(plan)
     slots = trials.fill()
     said = []
-    assert Worker(plan, trials, Parent(plan), said.append).work()
+    with StopRequest() as stop:
+        assert Worker(plan, trials, Parent(plan), said.append, stop).work()
     found = results(plan, trials)
     assert len(said) == slots
     assert found.best is not None
