@@ -12,6 +12,7 @@ from typing import Any, Self
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.escape import csv_cell
 from jaxtrain.files import file_lock, replacing
+from jaxtrain.tracking.journal import complete_lines
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 _LISTS = ("top", "embedding")
@@ -46,8 +47,8 @@ class Rows:
             raise RunError(f"--out {self.path} is being written by another process") from None
         whole = 0
         with open(self._partial, "rb") as file:
-            for number, line in enumerate(file):
-                if not line.endswith(b"\n") or (number == 0 and line.decode(errors="replace").strip() != self._head):
+            for number, line in enumerate(complete_lines(file)):
+                if number == 0 and line.decode(errors="replace").strip() != self._head:
                     break
                 whole += len(line)
                 self.done = number

@@ -85,7 +85,9 @@ def finished_runs() -> list[Path]:
 
 
 def read_run(path: Path) -> Run:
-    """Raises UserError where there is no finished run."""
+    """Raises UserError where there is no finished run, and where its evaluations would be written somewhere else."""
+    if (kept := path / "benchmark").is_symlink():
+        raise DamagedError(f"{kept} is a link, which is not written through: put a folder there")
     try:
         summary = read_json(path / "summary.json", "summary of a run")
     except FileNotFoundError:

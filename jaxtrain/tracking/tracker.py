@@ -225,8 +225,10 @@ class Tracker:
     def wait_model_id(self, timeout: float) -> str | None:
         """The id of the model that `log_model` stores, waited for likewise; None where none is stored."""
         if self.uri is not None and self._models:
-            self._wait_for(lambda state: bool(state.model_id or state.problem or state.over), timeout)
-        return State.load(self.run_dir).model_id if self.uri else None
+            self._wait_for(
+                lambda state: bool(state.model_id or state.requests_refused or state.problem or state.over), timeout
+            )
+        return stored_model(self.run_dir) if self.uri else None
 
     def wait_run_id(self, timeout: float) -> str | None:
         """The id of the run, waiting up to so many seconds for MLflow; None where it does not answer.

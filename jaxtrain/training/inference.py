@@ -40,18 +40,18 @@ class Inference:
 
     def logits(self, weights: Tree, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
         """`float32[images, classes]`; NaN for an image that could not be read."""
-        return self._run("logits", weights, self.batches(source, bad_images), len(source))
+        return self._run("logits", weights, self.batches(source, bad_images, few=True), len(source))
 
     def embed(self, weights: Tree, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
         """`float32[images, features]`; NaN for an image that could not be read."""
-        return self._run("embed", weights, self.batches(source, bad_images), len(source))
+        return self._run("embed", weights, self.batches(source, bad_images, few=True), len(source))
 
     def stream(
         self, output: str, weights: Tree, source: ImageSource, bad_images: BadImages | None = None
     ) -> Iterator[Any]:
         """The same batch by batch, in order; of the output "both" {"logits", "embedding"}."""
-        left = len(source)
-        for rows in map_batches(self.compiled(output), weights, self.batches(source, bad_images), ahead=self.ahead):
+        left, batches = len(source), self.batches(source, bad_images, few=True)
+        for rows in map_batches(self.compiled(output), weights, batches, ahead=self.ahead):
             size = min(len(jax.tree.leaves(rows)[0]), left)
             left -= size
             yield jax.tree.map(lambda array, size=size: array[:size], rows)
@@ -71,9 +71,13 @@ class Inference:
         found = {f"val/{name}": float(np.mean(rows, dtype=np.float64)) for name, rows in kept.items()}
         return found | {name: float(metric(logits, labels[read])) for name, metric in self._technique.metrics.items()}
 
-    def batches(self, source: ImageSource, bad_images: BadImages | None = None) -> Batches:
-        """All images in order, placed on the devices; see `host_batches`."""
-        strategy, size = self.strategy, eval_batch_size(self.config, self.strategy, len(source))
+    def batches(self, source: ImageSource, bad_images: BadImages | None = None, *, few: bool = False) -> Batches:
+        """All images in order, placed on the devices; see `host_batches`.
+
+        `few`: of few images a batch no larger than they need. A part of a split, as the embedding store computes it,
+        gets whole ones: how large the part is must not change the bits.
+        """
+        strategy, size = self.strategy, eval_batch_size(self.config, self.strategy, len(source) if few else None)
         for batch in host_batches(self.config, source, size, strategy.share, bad_images):
             yield strategy.shard(Batch(batch.image, batch.label)), strategy.rows(np.asarray(batch.weight)) > 0
 

@@ -201,6 +201,14 @@ def test_kept_predictions_that_are_damaged_are_computed_again(tmp_path, loaded, 
     assert "computed again" in caplog.text
 
 
+def test_a_link_to_elsewhere_is_not_written_through(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    path = make_run(tmp_path, "run-0")
+    (path / "benchmark").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="run-0/benchmark is a link"):
+        read_run(path)
+
+
 def test_recipes_are_the_config_without_seed_and_place(tmp_path):
     def recipe(name, **options):
         return read_run(make_run(tmp_path, name, **options)).recipe

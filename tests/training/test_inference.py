@@ -8,7 +8,8 @@ from jaxtrain.config import Config
 from jaxtrain.data.base import ArraySource, Dataset
 from jaxtrain.data.residence import make_resident
 from jaxtrain.data.transforms import center_crop_resize
-from jaxtrain.training.inference import host_batches
+from jaxtrain.training.inference import Inference, host_batches
+from jaxtrain.training.parallel import make_strategy
 
 LABELS = np.arange(5, dtype=np.int32) % 2
 
@@ -83,3 +84,19 @@ def test_flips_at_test_time_average_the_probabilities(tmp_path, flips, views):
     assert averaged.summary["val_accuracy"] == np.mean(expected.argmax(1) == labels[40:])
     loss = averaged.evaluate(images[40:], labels[40:])["loss"]
     assert loss == pytest.approx(-np.log(expected[np.arange(20), labels[40:]]).mean(), rel=1e-5)
+
+
+def test_a_part_of_a_split_gets_whole_batches_and_a_few_predictions_small_ones(tmp_path):
+    """How many images of a split are still to be embedded must not change the bits of their vectors."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    classifier = PTClassifier(
+        model={"name": "linear"}, train={"steps": 1, "batch_size": 16}, run_dir=tmp_path / "run", quiet=True,
+        tracking={"enabled": False},
+    )  # fmt: skip
+    fitted = classifier.fit(images, np.arange(40) % 2).fitted
+    inference = Inference(fitted.technique, make_strategy(fitted.config.parallel))
+    for count in (1, 3, 5, 40):
+        source = ArraySource(images[:count], np.zeros(count, np.int32))
+        assert {len(batch.image) for batch, _ in inference.batches(source)} == {16}
+        few = {len(batch.image) for batch, _ in inference.batches(source, few=True)}
+        assert few == {{1: 1, 3: 4, 5: 8, 40: 16}[count]}
