@@ -151,6 +151,15 @@ def pixels_of(encoded: bytes | Images, *, channels: int, max_pixels: int, shrink
     return to_channels(encoded, channels)
 
 
+def png_of(pixels: Images) -> bytes:
+    """The PNG file of `uint8[height, width, channels]`, with 1 channel or 3."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels)).save(file, "PNG")
+    return file.getvalue()
+
+
 @contextlib.contextmanager
 def naming_memory_errors(source: ImageSource, index: int) -> Iterator[None]:
     """Around work on one image: RunError that names it where memory runs out, which OpenCV says in its own way."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.archives import open_npz
 from jaxtrain.data.base import FileSource, ImageSource
 from jaxtrain.data.scan import Header, Headers, collect, header_of_file, header_of_image, parallel, refuse_large
+from jaxtrain.errors import DamagedError
 from jaxtrain.files import user_cache
 
 _SLOW_SECONDS = 2.0
@@ -83,9 +84,9 @@ def _save(file: Path, headers: Headers, states: NDArray[np.int64]) -> None:
 
 def _load(file: Path, count: int) -> tuple[Headers, NDArray[np.int64]] | None:
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with open_npz(file, "cache of headers") as stored:
             bad = {int(index): str(reason) for index, reason in stored["bad"]}
             headers, states = Headers(stored["sizes"], stored["grey"], bad), stored["states"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (FileNotFoundError, DamagedError):
         return None
     return (headers, states) if len(headers.sizes) == len(headers.grey) == len(states) == count else None

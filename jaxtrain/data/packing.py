@@ -11,11 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxtrain.config import ColumnsConfig, DataConfig
 from jaxtrain.data.base import Images, ImageSource
-from jaxtrain.data.decode import BadImageError, pixels_of
+from jaxtrain.data.decode import BadImageError, pixels_of, png_of
 from jaxtrain.data.objects import fields_of, image_in
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.data.tar_source import PACKED
@@ -44,7 +42,7 @@ class Shards:
         if self._tar is None or split != self._split or self._tar.offset > self._limit:
             self._next(split)
         assert self._tar is not None
-        data = image if isinstance(image, bytes) else _png(image)
+        data = image if isinstance(image, bytes) else png_of(image)
         stem = f"{self._images:09}"
         for extension, content in ((_extension(data), data), ("cls", str(label).encode())):
             member = tarfile.TarInfo(f"{stem}.{extension}")
@@ -159,14 +157,6 @@ def _read(source: ImageSource, index: int, size: int | None, config: DataConfig,
     if scale >= 1:
         return image
     return resize(pixels, max(size, round(height * scale)), max(size, round(width * scale)))
-
-
-def _png(pixels: Images) -> bytes:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels)).save(file, "PNG")
-    return file.getvalue()
 
 
 def _extension(data: bytes) -> str:

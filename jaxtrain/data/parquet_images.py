@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxtrain.errors import UserError
+from jaxtrain.archives import read_npy
+from jaxtrain.errors import DamagedError, UserError
 from jaxtrain.files import reason, user_cache
 
 _BATCH = 256
@@ -27,10 +28,10 @@ def parquet_parts(path: Path, column: str) -> tuple[str, NDArray[np.int64]]:
     blob = user_cache() / "parquet" / hashlib.sha256(key.encode()).hexdigest()[:32]
     index = blob.with_suffix(".npy")
     try:
-        lengths = np.load(index, allow_pickle=False)
+        lengths = read_npy(index, "list of lengths", "it is made again")
         if blob.stat().st_size == lengths.sum():
             return str(blob), lengths
-    except (OSError, ValueError, EOFError):
+    except (OSError, DamagedError):
         pass
     made = blob.with_suffix(f".{os.getpid()}"), index.with_suffix(f".{os.getpid()}.npy")
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import importlib.metadata
-import io
 import re
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.archives import read_npy
+from jaxtrain.data.decode import png_of
 
 _PACKAGE = Path(__file__).parents[1]
 CODE = _PACKAGE / "classifiers" / "pyfunc_model.py"
@@ -118,14 +118,7 @@ def image_signature() -> Any:
 
 def _as_files(images: NDArray[np.uint8]) -> dict[str, list[str]]:
     """As a request over HTTP has them: a column of base64 text."""
-    from PIL import Image
-
-    files = []
-    for image in images:
-        file = io.BytesIO()
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
-        files.append(base64.b64encode(file.getvalue()).decode())
-    return {"image": files}
+    return {"image": [base64.b64encode(png_of(image)).decode() for image in images]}
 
 
 def default_requirements() -> list[str]:
