@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 Pads = tuple[tuple[int, int], ...]
 
-_TINY = 2
+_TINY = 4
 """Sides of maps up to which a convolution is one matrix product on CPU (XLA's: 2 GFLOP/s at 2x2, so: 170)."""
 
 

@@ -16,7 +16,14 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 GONE_SECONDS = 10.0
-_FIRST_LINE = "import os; from jaxtrain.cli.main import main; os.write(1, b'begun\\n'); main()"
+_PROGRAM = """
+import os
+from jaxtrain.cli.main import main
+from jaxtrain.training import signals
+listen = signals.listen
+signals.listen = lambda: (listen(), os.write(1, b"begun\\n"))  # before that Python alone answers
+main()
+"""
 _MARK = "JAXTRAIN_TEST_MARK"
 SMALL = [
     *("--model.name", "mlp_tiny", "--train.steps", "150", "--train.batch_size", "32", "--train.log_every", "20"),
@@ -50,7 +57,7 @@ class Job:
     def start(self, folder: Path, mark: str = "") -> subprocess.Popen[str]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder.parent / "cache")}
         process = subprocess.Popen(
-            [sys.executable, "-c", _FIRST_LINE, *self.words], cwd=folder, env={**environment, _MARK: mark}, text=True,
+            [sys.executable, "-c", _PROGRAM, *self.words], cwd=folder, env={**environment, _MARK: mark}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None

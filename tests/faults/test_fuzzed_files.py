@@ -4,6 +4,7 @@ Only `DamagedError` (a `UserError`, with the name of the file) may come out, in 
 own digests would give a change away is signed again, as a stranger can. What was found so is in `test_strangers_files`.
 """
 
+import gc
 import gzip
 import hashlib
 import io
@@ -432,6 +433,17 @@ COUNTS = (
 
 def refused(read: Callable[[], object], folder: str) -> bool:
     """Whether a reader refuses what it is given, in the one way it may, and within its bounds."""
+    first, seconds = _refused(read, folder)
+    if seconds < SECONDS:
+        return first
+    gc.collect()  # once in thousands a program is compiled meanwhile, or Python's collector runs
+    again, seconds = _refused(read, folder)
+    assert seconds < SECONDS
+    return again
+
+
+def _refused(read: Callable[[], object], folder: str) -> tuple[bool, float]:
+    """Whether it does, and the seconds of CPU that it took."""
     tracemalloc.reset_peak()
     before, start = tracemalloc.get_traced_memory()[0], time.process_time()
     error: Exception | None = None
@@ -443,7 +455,7 @@ def refused(read: Callable[[], object], folder: str) -> bool:
         if "another version" not in str(caught):
             raise
         error = caught
-    assert time.process_time() - start < SECONDS
+    seconds = time.process_time() - start
     assert tracemalloc.get_traced_memory()[1] - before < MEGABYTES << 20
     if error is not None:
         text = str(error)
@@ -451,7 +463,7 @@ def refused(read: Callable[[], object], folder: str) -> bool:
         assert len(text) < 2000
         assert "larger than the memory" not in text
         assert folder in text or "head" in text, text
-    return error is not None
+    return error is not None, seconds
 
 
 @pytest.fixture
@@ -476,10 +488,8 @@ def test_a_changed_file_is_read_or_refused(tmp_path, reader, count, compiled_onc
         assert not refused(lambda one=one: case.read(one), str(tmp_path)) or not case.whole
     tracemalloc.start()
     try:
-        bad = sum(
-            refused(lambda: case.read(case.change(chance.choice(case.sound), chance)), str(tmp_path))
-            for _ in range(count)
-        )
+        changed = (case.change(chance.choice(case.sound), chance) for _ in range(count))
+        bad = sum(refused(lambda one=one: case.read(one), str(tmp_path)) for one in changed)
     finally:
         tracemalloc.stop()
     assert bad or reader in (outboxes, states)  # which are sent again as far as they can be read

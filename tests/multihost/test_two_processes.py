@@ -18,6 +18,8 @@ AUGMENTED = {
     "augment": {"policy": "light", "mixup": 0.2},
     "train": {"ema_decay": 0.9, "accumulate": 2},
 }
+# What has ReLU and maximum pooling leaves its own path after some hundred steps, in fine-tuning after ten, by 1e-3 and
+# more in one step, when its images change by 1e-7: a kink is passed. This network has none.
 VIT = {"model": {"name": "vit_test", "patch_size": 4}}
 MORE = [({}, "jit"), (STREAM, "jit"), (STREAM, "pmap"), (AUGMENTED, "jit"), (VIT, "fsdp")]
 
@@ -80,21 +82,25 @@ def test_every_way_to_feed_and_run_agrees(options, way, tmp_path):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("weights") / "pt"
-    finish("pt", run_dir, {"train": {"steps": 60}}, devices=1)
-    return str(run_dir)
+    def weights(options):
+        run_dir = tmp_path_factory.mktemp("weights") / "pt"
+        finish("pt", run_dir, {**options, "train": {"steps": 60}}, devices=1)
+        return str(run_dir)
+
+    return weights
 
 
 @pytest.mark.slow
 def test_fine_tuning(weights, tmp_path):
-    options = {"model": {"weights": weights}, "finetune": {"linear_probe": True}}
+    options = {**VIT, "finetune": {"linear_probe": True}, "optimizer": {"learning_rate": 0.002}}
+    options["model"] = {**VIT["model"], "weights": weights(VIT)}
     two, _ = compare("ft", options, tmp_path)
     check_batches(two, 20)
 
 
 @pytest.mark.slow
 def test_feature_extraction_shares_the_images(weights, tmp_path):
-    options = {"model": {"weights": weights}, "train": {}, "features": {"store": str(tmp_path / "store")}}
+    options = {"model": {"weights": weights({})}, "train": {}, "features": {"store": str(tmp_path / "store")}}
     two = finish("fe", tmp_path / "two", options, processes=2)
     one = finish("fe", tmp_path / "one", options | {"features": {"store": str(tmp_path / "other")}}, devices=1)
     np.testing.assert_allclose(predictions(tmp_path / "two"), predictions(tmp_path / "one"), rtol=1e-3, atol=1e-4)
@@ -108,7 +114,8 @@ def test_feature_extraction_shares_the_images(weights, tmp_path):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("signalled", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_a_signal_to_one_stops_all_at_one_step_and_one_process_goes_on(signalled, tmp_path):
-    options = {"train": {"steps": 3000}, "tracking": {"enabled": True, "uri": f"sqlite:///{tmp_path}/mlflow.db"}}
+    short = {**VIT, "train": {"steps": 1000}}
+    options = {**short, "tracking": {"enabled": True, "uri": f"sqlite:///{tmp_path}/mlflow.db"}}
     run_dir = tmp_path / "run"
     processes = start("pt", run_dir, options, processes=2)
     wait_for_records(run_dir, processes)
@@ -120,10 +127,10 @@ def test_a_signal_to_one_stops_all_at_one_step_and_one_process_goes_on(signalled
     assert [int(path.name) for path in (run_dir / "checkpoints").glob("0*")] == [stopped]
     assert statuses(tmp_path) == ["KILLED"]
     finish("pt", run_dir, options, devices=1)
-    finish("pt", tmp_path / "one", {"train": {"steps": 3000}}, devices=1)
+    finish("pt", tmp_path / "one", short, devices=1)
     assert statuses(tmp_path) == ["FINISHED"]
-    check_batches(run_dir, 3000)
-    np.testing.assert_allclose(column(run_dir, "train/loss")[:100], column(tmp_path / "one", "train/loss")[:100], 1e-4)
+    check_batches(run_dir, 1000)
+    np.testing.assert_allclose(column(run_dir, "train/loss"), column(tmp_path / "one", "train/loss"), 1e-3, 1e-4)
 
 
 def wait_for_records(run_dir, processes):
