@@ -71,6 +71,8 @@ class DataConfig(Section):
     name: str = "digits"
     """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | csv:FILE | jsonl:FILE | parquet:FILE |
     wds:PATTERN | hf:NAME | hf:PATH | idx:PATH | npz:PATH; arrays: those that were given to fit()."""
+    task: Literal["auto", "multiclass", "multilabel"] = "auto"
+    """multiclass: each image has one class; multilabel: any number of labels; auto: as the labels are given."""
     dir: Path | None = None
     """Folder of prepared tensorflow-datasets (default: that library's own)."""
     columns: ColumnsConfig = ColumnsConfig()
@@ -453,9 +455,10 @@ class TrainConfig(Section):
     select: Literal["auto", "best", "last"] = "auto"
     """The parameters kept at the end: of the best validation metric, or of the last step; auto: the last where the
     learning rate has come down to at most a tenth by then (small validation sets choose by luck), else the best."""
-    monitor: Annotated[str, Field(pattern="^val/")] = "val/accuracy"
+    monitor: Annotated[str, Field(pattern="^val/")] | None = None
     """The validation metric that decides which step is best, and early stopping: val/accuracy, val/loss,
-    val/top5_accuracy or one of your own; lower is better where the name ends in loss or error."""
+    val/top5_accuracy, of several labels val/mAP, val/loss, val/macro_f1, val/subset_accuracy, or one of your own; lower
+    is better where the name ends in loss or error (default: val/accuracy or val/mAP)."""
     early_stopping: Count | None = None
     """Stop after so many evaluations in a row without improvement (None: off)."""
     log_every: Count = 10
@@ -493,6 +496,27 @@ class TrainConfig(Section):
             raise ValueError("give epochs or steps, not both")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} does not divide by accumulate {self.accumulate}")
+        return self
+
+
+class DecisionConfig(Section):
+    """Several labels per image: from which probability on an image is given a label."""
+
+    threshold: Literal["fitted", "half"] = "fitted"
+    """fitted: of each label its own, by the validation images (never the test set; 0.5 without any); half: 0.5."""
+    precision: Fraction | None = None
+    """Fitted so that at least this share of the images that get a label have it, and most that have it get it."""
+    recall: Fraction | None = None
+    """Fitted so that at least this share of the images that have a label get it, and few others (default: neither, the
+    largest F1)."""
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> DecisionConfig:
+        aims = [name for name in ("precision", "recall") if getattr(self, name) is not None]
+        if len(aims) == 2:
+            raise ValueError("give precision or recall, not both")
+        if aims and self.threshold == "half":
+            raise ValueError(f"{aims[0]} is an option of threshold fitted, not of half")
         return self
 
 
@@ -653,6 +677,7 @@ class Config(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
+    decision: DecisionConfig = DecisionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     parallel: ParallelConfig = ParallelConfig()

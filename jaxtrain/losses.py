@@ -36,6 +36,23 @@ def named_loss(config: LossConfig) -> Loss:
     return lambda logits, targets: _LOSSES[config.name](config, logits.astype(jnp.float32), targets)
 
 
+def label_loss(config: LossConfig) -> Loss:
+    """The loss of several labels per image: of each label by itself, summed over those that are known.
+
+    Targets are `float32[..., classes]` from 0 to 1, and below 0 where a label is unknown. `cross_entropy` is the binary
+    one, as `bce`; `focal` is that of Lin et al. 2017 on the sigmoid.
+    """
+    function = {"cross_entropy": _bce, "bce": _bce, "asymmetric": _asymmetric, "focal": _focal_of_labels}[config.name]
+
+    def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+        known = targets >= 0
+        # Label by label: what is unknown leaves the sum, and takes no gradient with it.
+        each = function(config, logits.astype(jnp.float32)[..., None], jnp.where(known, targets, 0.0)[..., None])
+        return jnp.sum(jnp.where(known, each, 0.0), axis=-1)
+
+    return loss
+
+
 def log_shares(counts: Any) -> Any:
     """Logarithm of each class's share of the images, `float32[classes]`; a class without any counts as one image."""
     known = jnp.maximum(jnp.asarray(counts, jnp.float32), 1.0)
@@ -51,6 +68,12 @@ def _bce(config: LossConfig, logits: jax.Array, targets: jax.Array) -> jax.Array
 def _focal(config: LossConfig, logits: jax.Array, targets: jax.Array) -> jax.Array:
     log_p = log_softmax(logits)
     return -jnp.sum(targets * _rest(log_p) ** chosen(config.gamma) * log_p, axis=-1)
+
+
+def _focal_of_labels(config: LossConfig, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    gamma, log_p, log_absent = chosen(config.gamma), log_sigmoid(logits), log_sigmoid(-logits)
+    present, absent = _rest(log_p) ** gamma * log_p, _rest(log_absent) ** gamma * log_absent
+    return -jnp.sum(targets * present + (1 - targets) * absent, axis=-1)
 
 
 def _poly1(config: LossConfig, logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -37,11 +37,13 @@ class About(BaseModel):
     def _agree(self) -> Self:
         if self.config.technique != self.technique:
             raise ValueError(f"technique {self.technique} with the config of {self.config.technique}")
-        classes = self.extra.get("classes")
-        lists = {"class_weights": self.class_weights, "extra.classes": classes}
+        classes, thresholds = self.extra.get("classes"), self.extra.get("thresholds")
+        lists = {"class_weights": self.class_weights, "extra.classes": classes, "extra.thresholds": thresholds}
         for name, values in lists.items():
             if values is not None and (not isinstance(values, list | tuple) or len(values) != len(self.class_names)):
                 raise ValueError(f"{name}: must be one for each of {len(self.class_names)} classes")
+        if thresholds is not None and not all(isinstance(each, float) and 0 <= each <= 1 for each in thresholds):
+            raise ValueError("extra.thresholds: must be numbers from 0 to 1")
         if classes is not None and len({type(label) for label in classes} & {int, str}) != 1:
             raise ValueError("extra.classes: must be integers or strings")
         return self

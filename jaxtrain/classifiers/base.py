@@ -20,13 +20,13 @@ from jaxtrain.classifiers.starting_point import record, recorded, replaced
 from jaxtrain.classifiers.trained import Trained
 from jaxtrain.config import Config, DataConfig, chosen
 from jaxtrain.config_io import explain
-from jaxtrain.data.augment import augment, mix, mix_weighted, normalize
+from jaxtrain.data.augment import augment, normalize
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.objects import objects_dataset
 from jaxtrain.data.sources import ARRAYS, load_dataset
 from jaxtrain.data.worker_watch import refuse_in_worker
 from jaxtrain.errors import UserError, nearest
-from jaxtrain.losses import checked, named_loss, soft_labels
+from jaxtrain.losses import checked
 from jaxtrain.models import create_model
 from jaxtrain.models.own import build_own, calling, synchronised
 from jaxtrain.models.weights import Pretrained, adapt, load_pretrained
@@ -37,6 +37,7 @@ from jaxtrain.runs.resolve import DEFAULT_MODEL, resolve
 from jaxtrain.runs.run import run
 from jaxtrain.runs.stepwise import Stepwise
 from jaxtrain.saved_model import OTHER, SavedModel
+from jaxtrain.tasks import TASKS, Task, task_of
 from jaxtrain.training import processes
 from jaxtrain.training.optimizers import Schedule, make_optimizer
 from jaxtrain.training.parallel import check_devices, set_cpu_devices
@@ -50,7 +51,8 @@ class BaseClassifier(Trained):
 
     `fit` trains and tracks a run; `evaluate`, `predict`, `predict_proba`, `embed`, `save` and `load` use the result.
     Images are `uint8[images, height, width, channels]` (or `[images, height, width]` when grey), labels integers or
-    strings `[images]`.
+    strings `[images]`; several labels per image are a matrix `[images, classes]` of 0, 1 and -1 (unknown), or lists of
+    names.
 
     Research code overrides what is learned and keeps the rest: `build_model`, `inputs`, `loss`, `trainable`,
     `make_optimizer`. All are pure functions of their arguments; a run calls them on a copy of the classifier, whose
@@ -130,23 +132,20 @@ class BaseClassifier(Trained):
     def inputs(self, batch: Batch, keys: jax.Array) -> Batch:
         """Training inputs from raw images: augmented, normalised, with smoothed and mixed labels.
 
-        Takes `uint8[batch, height, width, channels]` with `int32[batch]` labels and one key an image; gives
-        `float32[batch, size, size, channels]` with `float32[batch, classes]`.
+        Takes `uint8[batch, height, width, channels]` with `int32[batch]` labels, or `int8[batch, classes]`, and one key
+        an image; gives `float32[batch, size, size, channels]` with `float32[batch, classes]` (-1: unknown).
         """
         data = self.config.data
         options, binding = self.config.augment, self.binding
         if binding.cropped and options.crop == "random_resized":
             options = options.model_copy(update={"crop": "none"})
         image = augment(options, keys, batch.image, image_size=chosen(data.image_size))
-        label = soft_labels(batch.label, binding.num_classes, self.config.train.label_smoothing)
+        label = self.task.targets(batch.label, binding.num_classes, self.config.train.label_smoothing)
         weight = batch.weight
         if binding.class_weights is not None:
             each = jnp.asarray(binding.class_weights, jnp.float32)[batch.label]
             weight = each if weight is None else weight * each
-        if weight is None:
-            image, label = mix(self.config.augment, keys, image, label)
-        else:
-            image, label, weight = mix_weighted(self.config.augment, keys, image, label, weight)
+        image, label, weight = self.task.mixed(self.config.augment, keys, image, label, weight)
         return Batch(normalize(image, chosen(data.mean), chosen(data.std)), label, weight)
 
     def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -155,15 +154,14 @@ class BaseClassifier(Trained):
         own, judged = self.own("loss"), logits
         if self.binding.log_shares is not None:
             judged = logits + self.config.loss.logit_adjustment * jnp.asarray(self.binding.log_shares, jnp.float32)
-        each = checked((own or named_loss(self.config.loss))(judged, batch.label), len(logits))
+        each = checked((own or self.task.loss(self.config.loss))(judged, batch.label), len(logits))
         if each.ndim == 0 and self.binding.class_weights is not None:
             raise UserError(
                 "train.class_weights: the loss of your own gives one number for the batch, not one per image"
             )
         if each.ndim and batch.weight is not None:
             each = each * batch.weight
-        hits = jnp.argmax(logits, axis=-1) == jnp.argmax(batch.label, axis=-1)
-        return jnp.mean(each), {"accuracy": jnp.mean(hits.astype(jnp.float32))}
+        return jnp.mean(each), self.task.train_metrics(logits, batch.label)
 
     def embedding(self, model: Any, images: jax.Array) -> jax.Array:
         """The vector that stands for each image: `float32[batch, features]`, of normalised images."""
@@ -181,6 +179,11 @@ class BaseClassifier(Trained):
             return make_optimizer(self.config.optimizer, schedule)
         transform: optax.GradientTransformation = own if hasattr(own, "update") else own(schedule)
         return transform
+
+    @property
+    def task(self) -> Task:
+        """One class per image, or several labels; of a resolved config."""
+        return task_of(self.config)
 
     @property
     def callbacks(self) -> Sequence[Any]:
@@ -240,6 +243,7 @@ class BaseClassifier(Trained):
         `run_dir`: of a run that may have begun already.
         """
         self.check_parts(config, run_dir)
+        self.check_monitor(config, dataset)
         begun = recorded(run_dir) is not None  # nothing is open any more, and the weights may have gone
         return resolve(config, dataset, None if begun else self.pretrained)
 
@@ -253,8 +257,11 @@ class BaseClassifier(Trained):
             )
         bound = self.bind(config)
         _ = bound.network, bound.own("loss"), bound.own("optimizer")
-        known = ("val/accuracy", "val/loss", "val/top5_accuracy", *self.parts.metrics)
-        if (name := config.train.monitor) not in known:
+
+    def check_monitor(self, config: Config, dataset: Dataset) -> None:
+        """Raises UserError where the validation metric that decides is none of those that are measured."""
+        known = (*TASKS["multilabel" if dataset.multilabel else "multiclass"].measured, *self.parts.metrics)
+        if (name := config.train.monitor) is not None and name not in known:
             raise UserError(f"train.monitor: {name} is not measured; {nearest(name, known)}")
 
     def start(self, job: Job, fresh: TrainState, optimizer: optax.GradientTransformation) -> TrainState:

@@ -96,9 +96,14 @@ class FEClassifier(BaseClassifier):
         self._fitted = fit_vectors(self.bind(self.config), vectors, labels, validation)
         return self
 
-    def predict_embeddings(self, vectors: ArrayLike) -> NDArray[np.int32]:
-        """The most probable class of each vector: `int32[images]`, an index into `class_names`."""
+    def predict_embeddings(self, vectors: ArrayLike) -> NDArray[np.signedinteger[Any]]:
+        """The most probable class of each vector: `int32[images]`, an index into `class_names`.
+
+        Several labels per image are `int8[images, classes]`.
+        """
         logits = self.head.logits(np.asarray(vectors, np.float32))
+        if self.thresholds is not None:
+            return self._decided(logits)
         return np.argmax(logits, axis=-1).astype(np.int32)
 
     def _source(self, images: ArrayLike | ImageSource) -> ImageSource:

@@ -53,6 +53,7 @@ class FTClassifier(BaseClassifier):
     def resolve(self, config: Config, dataset: Dataset, run_dir: Path | None = None) -> Config:
         """As for every technique; length, rates and image size left open follow from the size of the data set."""
         self.check_parts(config, run_dir)
+        self.check_monitor(config, dataset)
         if recorded(run_dir) is not None:  # nothing is open any more, and the weights may have gone
             return resolve(config, dataset)
         resolved = resolve(hyper_rule(config, dataset, self.pretrained), dataset, self.pretrained)

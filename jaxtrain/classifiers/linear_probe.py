@@ -9,6 +9,7 @@ import numpy as np
 from jaxtrain.classifiers.feature_extraction import FEClassifier
 from jaxtrain.config import Config, HeadConfig, acting
 from jaxtrain.heads import fit_head
+from jaxtrain.heads.several import linear_layer
 from jaxtrain.models.weights import Pretrained
 from jaxtrain.runs.few_shot import few_shot_indices
 from jaxtrain.runs.head_learning import HeadLearning, vector_weights
@@ -48,6 +49,8 @@ def probed_head(job: Job, pretrained: Pretrained) -> Tree:
         loss=job.config.loss,
         check=learning.check,
     )
+    if dataset.multilabel:
+        return dict(zip(("kernel", "bias"), linear_layer(head), strict=True))
     kernel, mean = head.arrays["kernel"], head.arrays["mean"]
     shift = (mean.astype(np.float64) @ kernel).astype(np.float32)
     return {"kernel": kernel, "bias": head.arrays["bias"] - shift}

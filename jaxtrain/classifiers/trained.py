@@ -17,8 +17,10 @@ from jaxtrain.data.base import ImageSource, Labels
 from jaxtrain.data.objects import Split, open_split, placed_labels
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.evaluation.costs import ForwardPass
-from jaxtrain.evaluation.metrics import classification_metrics, softmax
+from jaxtrain.evaluation.metrics import classification_metrics
+from jaxtrain.label_metrics import label_metrics
 from jaxtrain.runs.fitted import Fitted, save_model
+from jaxtrain.tasks import softmax
 
 
 class Trained:
@@ -48,6 +50,11 @@ class Trained:
         return self._fitted
 
     @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """The probability from which on an image is given each label, by `decision`; None: one class per image."""
+        return self.fitted.thresholds
+
+    @property
     def summary(self) -> dict[str, Any]:
         """`summary.json` of the run; empty before, and for a model that was loaded."""
         return {} if self._fitted is None else dict(self._fitted.summary)
@@ -70,15 +77,21 @@ class Trained:
         return self.fitted.predictor.predict_logits(self._source(images), BadImages(allowed=None))
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
-        """Softmax probabilities: `float32[images, classes]`, columns in the order of `class_names`."""
-        return softmax(self.predict_logits(images)).astype(np.float32)
+        """Probabilities: `float32[images, classes]`, columns in the order of `class_names`.
+
+        By a softmax, which sums to 1; of several labels per image by a sigmoid each.
+        """
+        return self.fitted.task.probabilities(self.predict_logits(images)).astype(np.float32)
 
     def predict(self, images: Any) -> NDArray[Any]:
         """The most probable class of each image `[images]`: as labels were given to `fit` (strings, integers).
 
         Of a data set by name: `int32[images]`, an index into `class_names`. An image that cannot be read is -1; among
-        strings there is no such label, and RunError names it.
+        strings there is no such label, and RunError names it. Several labels per image are `int8[images, classes]`: 1
+        for each label whose probability reaches its threshold, -1 of an image that cannot be read.
         """
+        if self.thresholds is not None:
+            return self._decided(self.predict_logits(images))
         strings = self.classes_.dtype.kind == "U"
         logits = self._logits_of_all(images) if strings else self.predict_logits(images)
         labels = self.classes_[np.argmax(logits, axis=-1)]
@@ -89,18 +102,22 @@ class Trained:
         return self.fitted.predictor.embed(self._source(images), BadImages(allowed=None))
 
     def evaluate(self, images: Any, labels: ArrayLike | None = None) -> dict[str, float]:
-        """Accuracy, loss and more (`jaxtrain.evaluation.metrics`) on labelled images.
+        """Accuracy, loss and more (`jaxtrain.evaluation.metrics`, `jaxtrain.label_metrics`) on labelled images.
 
         Labels may be left out where the images hold theirs.
         """
         places, logits = self._labelled(images, labels)
+        if self.thresholds is not None:
+            return label_metrics(places, logits, self.thresholds)
         return classification_metrics(places, softmax(logits), logits)
 
     def score(self, images: Any, labels: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> float:
-        """Accuracy on labelled images, each counted by its weight."""
+        """Accuracy on labelled images, each counted by its weight; of several labels, all of them have to be right."""
         places, logits = self._labelled(images, labels)
         weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
-        return float(np.average(logits.argmax(1) == places, weights=weights))
+        several = self.thresholds is not None
+        right = (self._decided(logits) == places).all(axis=1) if several else logits.argmax(1) == places
+        return float(np.average(right, weights=weights))
 
     # What scikit-learn's tools ask of an estimator (`clone`, `cross_val_score`, `GridSearchCV`, ...).
 
@@ -137,13 +154,19 @@ class Trained:
 
         images = InputTags(two_d_array=False, three_d_array=True)
         target = TargetTags(required=False)
-        return Tags("classifier", target, classifier_tags=ClassifierTags(), input_tags=images)
+        return Tags("classifier", target, classifier_tags=ClassifierTags(multi_label=True), input_tags=images)
 
     def _labelled(self, images: Any, labels: ArrayLike | None) -> tuple[Labels, NDArray[np.float32]]:
         """Places of the labels among the classes, and logits."""
         split = self._opened(images, labels, labelled=True)
-        places = placed_labels(split, self.class_names, self.fitted.classes)
+        several = self.thresholds is not None
+        places = placed_labels(split, self.class_names, self.fitted.classes, multilabel=several)
         return places, self._logits_of_all(split.images)
+
+    def _decided(self, logits: NDArray[np.float32]) -> NDArray[np.int8]:
+        """`int8[images, classes]`: 1 from each label's threshold on, -1 where there are no logits."""
+        decided = self.fitted.task.probabilities(logits) >= np.asarray(self.thresholds)
+        return np.where(np.isnan(logits).all(axis=-1, keepdims=True), -1, decided).astype(np.int8)
 
     def _logits_of_all(self, images: Any) -> NDArray[np.float32]:
         """`predict_logits`; RunError where an image cannot be read."""

@@ -99,7 +99,7 @@ class Predict(Command):
 
         from jaxtrain.data.bad_images import BadImages
         from jaxtrain.data.base import FileSource
-        from jaxtrain.evaluation.metrics import softmax
+        from jaxtrain.tasks import softmax
 
         source, bad_images = FileSource(files, np.zeros(len(files), np.int32)), BadImages(allowed=None, named=False)
         start = 0

@@ -16,7 +16,7 @@ from jaxtrain.config import DataConfig
 from jaxtrain.data.assemble import assemble
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource
 from jaxtrain.data.known import KNOWN, Known
-from jaxtrain.data.labels import class_indices, classes_of, given_as, image_weights, label_values
+from jaxtrain.data.labels import classes_of, given_as, image_weights, label_values, placed
 from jaxtrain.data.paths import existing
 from jaxtrain.data.splits import stratified_split
 from jaxtrain.errors import UserError
@@ -46,7 +46,8 @@ def from_arrays(
 
     `images` is `uint8[images, height, width]` or `uint8[images, height, width, 1, 3 or 4]`, also a
     memory-mapped one. `labels` is `[images]`: strings or integers. With `class_names`, integers are places in
-    it; without, the values that occur, sorted, are the classes (so 0..k-1 stay as they are). `validation` and
+    it; without, the values that occur, sorted, are the classes (so 0..k-1 stay as they are). Several labels per image
+    are a matrix `[images, classes]` of 0, 1 and -1 (unknown), or lists of names. `validation` and
     `test` are pairs (images, labels); without `validation`, `config.val_fraction` of the training images is
     held out. `sample_weight` is `float[images]`: how much each image counts in training.
 
@@ -78,17 +79,17 @@ def arrays_dataset(
     """Arrays of any origin, checked; `open_test` is called when the test set is opened."""
     images = as_pixels(train[0], f"{name} train", config.value_range)
     values = label_values(train[1], f"{name} train", len(images))
-    names, classes = classes_of(values, known.class_names, name)
+    names, classes = classes_of(values, known.class_names, name, config.task)
 
     def source(pair: Pair, split: str) -> ImageSource:
         where = f"{name} {split}"
         pixels = as_pixels(pair[0], where, config.value_range)
         if pixels.shape[1:3] != images.shape[1:3]:
             raise UserError(f"{where} images are {_size(pixels)}, the training images {_size(images)}")
-        indices = class_indices(label_values(pair[1], where, len(pixels)), classes, where)
-        return ArraySource(pixels, indices, where)
+        labels = placed(label_values(pair[1], where, len(pixels)), names, classes, where)
+        return ArraySource(pixels, labels, where)
 
-    labels, where = class_indices(values, classes, f"{name} train"), f"{name} train"
+    labels, where = placed(values, names, classes, f"{name} train"), f"{name} train"
     weights = None if sample_weight is None else image_weights(sample_weight, len(images), "sample_weight")
     dataset = assemble(
         config,

@@ -18,7 +18,8 @@ from jaxtrain.readers import read_bytes
 LARGEST_FILE = 1 << 30
 """Bytes of an encoded image."""
 Images = NDArray[np.uint8]
-Labels = NDArray[np.int32]
+Labels = NDArray[np.signedinteger[Any]]
+"""`int32[images]`: one class each; or `int8[images, classes]`: 1 has the label, 0 has it not, -1 unknown."""
 
 
 @runtime_checkable
@@ -27,7 +28,7 @@ class ImageSource(Protocol):
 
     @property
     def labels(self) -> Labels:
-        """`int32[images]`."""
+        """`int32[images]`, or `int8[images, classes]`."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -290,7 +291,19 @@ class Dataset:
         """Number of classes, also those without an image."""
         return len(self.class_names)
 
+    @property
+    def multilabel(self) -> bool:
+        """Whether images have several labels each."""
+        return self.train.labels.ndim == 2
+
     @cached_property
     def class_counts(self) -> NDArray[np.int64]:
         """Training images of each class: `int64[classes]`."""
-        return np.bincount(self.train.labels, minlength=self.num_classes)
+        return class_counts(self.train.labels, self.num_classes)
+
+
+def class_counts(labels: Labels, classes: int) -> NDArray[np.int64]:
+    """Images of each class, or with each label: `int64[classes]`."""
+    if labels.ndim == 2:
+        return np.count_nonzero(labels == 1, axis=0)
+    return np.bincount(labels, minlength=classes)

@@ -6,8 +6,10 @@ Each is kept in files (keys of embeddings, predictions, checkpoints), so none of
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +54,18 @@ def image_ids(source: ImageSource) -> tuple[str, ...]:
 
 
 def digest_of_test_set(ids: Iterable[str], labels: Labels, class_names: Sequence[str]) -> str:
-    """SHA-256 (hex) of a test set: which images, each with the name of its class, in whatever order."""
-    lines = sorted(f"{name} {class_names[label]}" for name, label in zip(ids, labels, strict=True))
+    """SHA-256 (hex) of a test set: which images, each with the name of its class, in whatever order.
+
+    Of several labels per image: with the names of those it has, and of those that are unknown.
+    """
+    lines = sorted(f"{name} {_named(label, class_names)}" for name, label in zip(ids, labels, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _named(label: Any, class_names: Sequence[str]) -> str:
+    if not np.ndim(label):
+        return class_names[label]
+    return json.dumps([sorted(class_names[i] for i in np.flatnonzero(label == value).tolist()) for value in (1, -1)])
 
 
 def data_digest(source: ImageSource) -> str:

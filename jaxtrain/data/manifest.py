@@ -136,6 +136,7 @@ def place_labels(rows: Rows) -> tuple[tuple[str, ...], NDArray[Any], dict[str, L
     checked = label_values(values[used], rows.where, len(used))
     of_train = np.isin(used, codes[splits["train"]])
     names, classes = classes_of(checked[of_train], rows.class_names, rows.where)
+    assert classes is not None  # one label per image
     place = {value: number for number, value in enumerate(classes.tolist())}
     table = np.full(len(values) + 1, -1, np.int32)
     for code, value in zip(used, checked.tolist(), strict=True):

@@ -70,12 +70,13 @@ def _sample(
     source: ImageSource, channels: int, max_pixels: int
 ) -> tuple[Floats, Labels, tuple[float, ...], tuple[float, ...]]:
     """Tiny images of the most frequent classes `[images, side, side, channels]`, labels, and channel statistics."""
-    counts = np.bincount(source.labels)
+    labels = _one_each(source.labels)
+    counts = np.bincount(labels)
     frequent = np.argsort(-counts, kind="stable")[:_CLASSES]
-    places = np.flatnonzero(np.isin(source.labels, frequent))
+    places = np.flatnonzero(np.isin(labels, frequent))
     size = min(_IMAGES, len(places), _affordable(source, places))
     if size < len(places):
-        places = places[stratified_subset(source.labels[places], size, seed=0)]
+        places = places[stratified_subset(labels[places], size, seed=0)]
     places = np.random.default_rng(0).permutation(places)
 
     def read(number: int) -> tuple[Any, Any, Any] | None:
@@ -94,7 +95,7 @@ def _sample(
     if not kept:  # the run itself will say why
         return (
             np.zeros((0, _SIDE, _SIDE, channels), np.float32),
-            source.labels[:0],
+            labels[:0],
             (0.5,) * channels,
             (0.5,) * channels,
         )
@@ -102,7 +103,12 @@ def _sample(
     mean = np.mean(first, axis=0)
     std = np.sqrt(np.maximum(np.mean(second, axis=0) - mean**2, 0))
     std = np.where(std < 0.01, 0.5, std)  # of one grey: nothing is to be blown up
-    return np.stack(tiny) / np.float32(255), source.labels[places[kept]], _rounded(mean), _rounded(std)
+    return np.stack(tiny) / np.float32(255), labels[places[kept]], _rounded(mean), _rounded(std)
+
+
+def _one_each(labels: Labels) -> Labels:
+    """One number per image: of several labels, which combination it is."""
+    return labels if labels.ndim == 1 else np.unique(labels, axis=0, return_inverse=True)[1].astype(np.int32)
 
 
 def _affordable(source: ImageSource, places: NDArray[np.int64]) -> int:

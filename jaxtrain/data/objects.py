@@ -18,7 +18,7 @@ from jaxtrain.data.arrays import as_pixels, from_arrays
 from jaxtrain.data.assemble import assemble_splits
 from jaxtrain.data.base import ArraySource, Dataset, FileSource, Images, ImageSource, Labels, picked, relabelled
 from jaxtrain.data.decode import BadImageError, pillow_pixels
-from jaxtrain.data.labels import Given, class_indices, classes_of, encode_labels, given_as, image_weights, label_values
+from jaxtrain.data.labels import Given, classes_of, encode_labels, given_as, image_weights, label_values, placed
 from jaxtrain.data.manifest import slices_by
 from jaxtrain.data.scan import Header, Headers, collect, header_of_image, parallel, refuse_large
 from jaxtrain.data.splits import SPLIT_NAMES
@@ -151,14 +151,14 @@ def joined(
         if split.values is None:
             raise UserError(f"{name} images were given without labels")
         values[name] = split.values
-    names, classes = classes_of(values["train"], class_names or splits["train"].class_names, "train")
+    names, classes = classes_of(values["train"], class_names or splits["train"].class_names, "train", config.task)
     sources: dict[str, ImageSource] = {}
     for name, split in splits.items():
-        placed = class_indices(values[name], classes, name)
+        of_split = placed(values[name], names, classes, name)
         weights = None
         if name == "train" and sample_weight is not None:
-            weights = image_weights(sample_weight, len(placed), "sample_weight")
-        sources[name] = relabelled(split.images, placed, weights)
+            weights = image_weights(sample_weight, len(of_split), "sample_weight")
+        sources[name] = relabelled(split.images, of_split, weights)
     headers = {name: split.headers for name, split in splits.items() if split.headers is not None}
     dataset = assemble_splits(config, names, sources, headers=headers)
     return replace(dataset, classes=given_as(classes))
@@ -311,17 +311,24 @@ def image_in(image: Any, where: str, value_range: tuple[float, float] | None) ->
     return as_pixels(np.asarray(image)[None], f"{where}:", value_range)[0]
 
 
-def placed_labels(split: Split, class_names: Sequence[str], classes: Sequence[int] | Sequence[str] | None) -> Labels:
-    """Labels of a split as places among a model's classes: `int32[images]`; by name where both sides have names.
+def placed_labels(
+    split: Split,
+    class_names: Sequence[str],
+    classes: Sequence[int] | Sequence[str] | None,
+    *,
+    multilabel: bool = False,
+) -> Labels:
+    """Labels of a split as a model has them, places among its classes or a matrix; by name where both have names.
 
     classes: as of `encode_labels`. Raises UserError where there are no labels, or unknown ones.
     """
     values = split.values
     if values is None:
         raise UserError("the images were given without labels")
-    if split.class_names is not None and values.dtype.kind != "U" and set(split.class_names) <= set(class_names):
+    named = split.class_names is not None and values.dtype.kind in "iu" and values.ndim == 1
+    if named and set(split.class_names or ()) <= set(class_names):
         values = np.array(split.class_names)[values]
-    return encode_labels(values, class_names, len(values), classes)
+    return encode_labels(values, class_names, len(values), classes, multilabel=multilabel)
 
 
 def _is_pair(part: Any) -> bool:

@@ -21,10 +21,15 @@ SPLIT_NAMES = {
 def stratified_split(labels: Labels, fraction: float, seed: int) -> tuple[Indices, Indices]:
     """Indices of the larger part and of the held-out part: `int64[larger]`, `int64[held]`, both ascending.
 
+    Of several labels per image the shares of all labels are kept as far as can be (`_iterative`), the sizes about.
+
     The held-out part has ceil(fraction * images) images, as scikit-learn rounds, shared among the classes by
     largest remainder. Every class of two images or more keeps at least one in each part, for which the
     held-out part grows where it must; a class of one image stays in the larger part.
     """
+    if labels.ndim == 2:
+        taken = np.flatnonzero(_iterative(labels, fraction, np.random.default_rng(seed)))
+        return np.setdiff1d(np.arange(len(labels)), taken, assume_unique=True), taken
     counts = np.bincount(labels)
     total = math.ceil(fraction * len(labels) - 1e-9)
     generator = np.random.default_rng(seed)
@@ -40,12 +45,54 @@ def stratified_subset(labels: Labels, size: int, seed: int) -> Indices:
 
     Every class that occurs keeps at least one image; `size` may not be below the number of such classes.
     """
+    if labels.ndim == 2:
+        return _subset_of_labels(labels, size, np.random.default_rng(seed))
     counts = np.bincount(labels)
     present = (counts > 0).astype(np.int64)
     if size < present.sum():
         raise ValueError(f"{size} images cannot hold {present.sum()} classes")
     generator = np.random.default_rng(seed)
     return _draw(labels, present + _quotas(counts - present, size - int(present.sum()), generator), generator)
+
+
+def _subset_of_labels(labels: Labels, size: int, generator: np.random.Generator) -> Indices:
+    """About the same shares of all labels, in exactly `size` images."""
+    taken = _iterative(labels, size / len(labels), generator)
+    for wrong, excess in ((True, taken.sum() - size), (False, size - taken.sum())):
+        if excess > 0:
+            taken[generator.choice(np.flatnonzero(taken == wrong), excess, replace=False)] = not wrong
+    return np.flatnonzero(taken)
+
+
+def _iterative(labels: Labels, fraction: float, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Which images are held out by iterative stratification (Sechidis et al. 2011): `bool[images]`.
+
+    Label by label, the one that fewest of the images left have: each of these images goes where most images of that
+    label are wanting, else where most images are, else by lot. Of an image without labels the last two decide.
+    """
+    has = labels == 1
+    shares = np.array([1 - fraction, fraction])
+    wanted, room = np.outer(shares, has.sum(axis=0)), shares * len(labels)
+    left, held = np.ones(len(labels), bool), np.zeros(len(labels), bool)
+
+    def assign(image: int, want: NDArray[np.float64]) -> None:
+        for figures in (want, room):
+            if abs(figures[0] - figures[1]) > 1e-9:
+                part = int(figures[1] > figures[0])
+                break
+        else:
+            part = int(generator.integers(2))
+        held[image], left[image] = part, False
+        room[part] -= 1
+        wanted[part][has[image]] -= 1
+
+    while (remaining := has[left].sum(axis=0)).any():
+        label = int(np.where(remaining > 0, remaining, len(labels) + 1).argmin())
+        for image in generator.permutation(np.flatnonzero(left & has[:, label])).tolist():
+            assign(image, wanted[:, label])
+    for image in generator.permutation(np.flatnonzero(left)).tolist():
+        assign(image, room)
+    return held
 
 
 def few_shot(labels: Labels, shots: int, seed: int, draw: int = 0) -> Indices:

@@ -188,7 +188,8 @@ class BatchStream(Iterator[HostBatch]):
                 weights[first + slot] = 0.0
                 self._enter(int(indices[first + slot]), reason)
         self._step += 1
-        labels = np.where(indices >= 0, places.source.labels[indices], 0).astype(np.int32)
+        labels = places.source.labels[indices]
+        labels[indices < 0] = 0
         return HostBatch(images, labels, weights, indices)
 
     def _next_chunk(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from jaxtrain.evaluation.statistics import (
     percentiles,
     seed_replicates,
 )
+from jaxtrain.label_metrics import LabelOutcomes
 
 LEVEL = 0.05
 ALONE = 1.96
@@ -234,7 +235,7 @@ def _pairs(models: Sequence[tuple[str, Resampled]], margin: float) -> list[Pair]
     ]
 
 
-def _paired(pairs: Sequence[tuple[Outcomes, Outcomes]], margin: float) -> list[Paired]:
+def _paired(pairs: Sequence[tuple[Outcomes | LabelOutcomes, Outcomes | LabelOutcomes]], margin: float) -> list[Paired]:
     only_first = np.array([np.sum(one.correct & ~other.correct) for one, other in pairs], np.int64)
     only_second = np.array([np.sum(other.correct & ~one.correct) for one, other in pairs], np.int64)
     images = len(pairs[0][0].labels) if pairs else 0

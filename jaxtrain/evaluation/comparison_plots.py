@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.evaluation.comparison import Comparison, Entry
-from jaxtrain.evaluation.metrics import softmax
 from jaxtrain.evaluation.wording import COSTS, with_prefix
+from jaxtrain.tasks import softmax
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,10 +22,12 @@ from jaxtrain.errors import RunError, UserError, nearest
 from jaxtrain.evaluation import plots
 from jaxtrain.evaluation.calibration import fit_temperature
 from jaxtrain.evaluation.looks import count_look
-from jaxtrain.evaluation.metrics import classification_metrics, confusion_matrix, outcomes, per_class_table, softmax
+from jaxtrain.evaluation.metrics import classification_metrics, confusion_matrix, outcomes, per_class_table
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.statistics import RESAMPLES, Interval, Resampled, intervals, resample
 from jaxtrain.files import write_csv, write_text
+from jaxtrain.label_metrics import label_outcomes, per_label_table
+from jaxtrain.tasks import softmax
 from jaxtrain.tracking import Measures, Tracker
 
 if TYPE_CHECKING:
@@ -44,6 +46,10 @@ class Predictor(Protocol):
     @property
     def class_names(self) -> Sequence[str]:
         """In the order of the logits."""
+
+    @property
+    def thresholds(self) -> Sequence[float] | None:
+        """The probability from which on each label is given; None: one class per image."""
 
     def predict_logits(self, source: ImageSource) -> NDArray[np.float32]:
         """`float32[images, classes]`, in the order of the source."""
@@ -69,10 +75,10 @@ class Measured:
     """Metrics of `classification_metrics`, and their bootstrap replicates."""
     intervals: dict[str, Interval]
     """95% intervals of the metrics that have one."""
-    confusion: NDArray[np.int64]
-    """Images `int64[true class, predicted class]`."""
+    confusion: NDArray[np.int64] | None
+    """Images `int64[true class, predicted class]`; None of several labels per image."""
     per_class: list[dict[str, Any]]
-    """See `per_class_table`."""
+    """See `per_class_table` and `per_label_table`."""
     temperature: float | None
     """Fitted on validation images; None where none of them is wrong."""
     scaled: dict[str, float]
@@ -166,6 +172,10 @@ def predict(classifier: Predictor, test: OpenTestSet, *, technique: str, model: 
     """Logits for every test image, and for the validation images that can be read. Raises as `evaluate_on_test`."""
     dataset = test.dataset
     order = order_of_classes(tuple(classifier.class_names), dataset)
+    thresholds = classifier.thresholds
+    if (test.images.labels.ndim == 2) != (thresholds is not None):
+        has, knows = ("several labels", "one class") if thresholds is None else ("one class", "several labels")
+        raise UserError(f"the test set of {dataset.name} has {has} per image, the model gives {knows}")
     logits = classifier.predict_logits(test.images)[:, order]
     bad = np.count_nonzero(~np.isfinite(logits).all(axis=1))
     if bad:
@@ -187,12 +197,15 @@ def predict(classifier: Predictor, test: OpenTestSet, *, technique: str, model: 
         dataset=dataset.name,
         val_labels=val_labels,
         val_logits=val_logits,
+        thresholds=None if thresholds is None else tuple(thresholds[place] for place in order),
     )
 
 
 def measure(predictions: Predictions, *, resamples: int = RESAMPLES, seed: int = 0) -> Measured:
     """Metrics with intervals, and calibration before and after temperature scaling."""
     labels, logits, names = predictions.labels, predictions.logits, predictions.class_names
+    if predictions.multilabel:
+        return _measure_labels(predictions, resamples, seed)
     resampled = resample(outcomes(labels, softmax(logits), logits), resamples, seed)
     confusion = confusion_matrix(labels, logits.argmax(axis=1), len(names))
     temperature, after = None, dict[str, float]()
@@ -204,6 +217,15 @@ def measure(predictions: Predictions, *, resamples: int = RESAMPLES, seed: int =
         after = {name: every[name] for name in SCALED}
     table = per_class_table(confusion, names)
     return Measured(resampled, intervals(resampled), confusion, table, temperature, after)
+
+
+def _measure_labels(predictions: Predictions, resamples: int, seed: int) -> Measured:
+    """Of several labels per image: no temperature is fitted."""
+    thresholds = predictions.thresholds or (0.5,) * len(predictions.class_names)
+    found = label_outcomes(predictions.labels, predictions.logits, thresholds)
+    resampled = resample(found, resamples, seed)
+    table = per_label_table(found, predictions.class_names, thresholds)
+    return Measured(resampled, intervals(resampled), None, table, None, {})
 
 
 def track_evaluation(
@@ -317,12 +339,17 @@ def write_evaluation(
     looks: int | None,
     folder: Path,
 ) -> tuple[Path, ...]:
-    """Write `predictions.npz`, `metrics.json`, `per_class.csv` and `confusion_matrix.png`; returns their paths."""
+    """Write `predictions.npz`, `metrics.json`, `per_class.csv` and `confusion_matrix.png`; returns their paths.
+
+    Of several labels per image there is no confusion matrix.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / name for name in ("predictions.npz", "metrics.json", "per_class.csv")]
     predictions.save(files[0])
     summary = {**_about(predictions), **measured.flat(), **_counts(duplicates, looks)}
     write_text(files[1], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     write_csv(files[2], measured.per_class)
-    matrix = folder / "confusion_matrix.png"
-    return (*files, *plots.save(lambda: plots.confusion_matrix(measured.confusion, predictions.class_names), matrix))
+    matrix, confusion = folder / "confusion_matrix.png", measured.confusion
+    if confusion is None:
+        return tuple(files)
+    return (*files, *plots.save(lambda: plots.confusion_matrix(confusion, predictions.class_names), matrix))

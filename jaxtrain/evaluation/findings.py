@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.comparison import Comparison, Entry
-from jaxtrain.evaluation.metrics import softmax
 from jaxtrain.evaluation.statistics import Interval, wilson
+from jaxtrain.tasks import softmax
 
 GALLERY = 24
 """Images of a gallery."""

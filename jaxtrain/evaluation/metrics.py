@@ -49,6 +49,16 @@ class Outcomes:
         """`bool[images]`: whether the true class ranks first."""
         return self.rank == 0
 
+    @property
+    def images(self) -> int:
+        """How many count."""
+        return len(self.labels)
+
+    def weighted(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Metrics, and the signed gaps that calibration errors are sums of, for many weightings of the images."""
+        gaps = calibration_gaps(self, weights)
+        return weighted_metrics(self, weights, gaps), gaps
+
 
 def outcomes(
     labels: NDArray[np.integer[Any]],
@@ -284,15 +294,6 @@ def _pairs_by_product(found: Outcomes, weights: Floats, classes: int) -> Floats:
         before[found.labels[mine][:, None] == found.labels[None, :]] = 0.0
         pairs += group_sums(found.labels[mine], weights[mine] * (before @ narrow), classes)
     return pairs
-
-
-def softmax(logits: NDArray[np.floating[Any]]) -> Floats:
-    """Probabilities `float64[images, classes]` of `logits[images, classes]`."""
-    result = logits.astype(np.float64)
-    result -= result.max(axis=1, keepdims=True)
-    np.exp(result, out=result)
-    result /= result.sum(axis=1, keepdims=True)
-    return result
 
 
 def nll_from_logits(labels: NDArray[np.integer[Any]], logits: NDArray[np.floating[Any]]) -> Floats:

@@ -137,7 +137,9 @@ def picture(make: Callable[[], Figure | None], text: str) -> Picture | None:
 
 
 def _confusion(entry: Entry, class_names: Sequence[str]) -> Picture | None:
-    return picture(lambda: plots.confusion_matrix(entry.measured.confusion, class_names), entry.name)
+    if (confusion := entry.measured.confusion) is None:
+        return None
+    return picture(lambda: plots.confusion_matrix(confusion, class_names), entry.name)
 
 
 def _facts(report: Content) -> list[tuple[str, str]]:

@@ -54,6 +54,7 @@ def learning_curves(records: Sequence[Mapping[str, Any]], kept_step: int | None 
     panels = [
         ("loss", [("train/loss", "training", BLUE), ("val/loss", "validation", ORANGE)]),
         ("accuracy", [("train/accuracy", "training", BLUE), ("val/accuracy", "validation", ORANGE)]),
+        ("mAP", [("val/mAP", "validation", ORANGE)]),
         ("learning rate", [("learning_rate", "", GREY)]),
     ]
     present = [(title, lines) for title, lines in panels if any(_series(records, name)[0].size for name, _, _ in lines)]

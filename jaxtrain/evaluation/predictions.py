@@ -31,7 +31,7 @@ class Predictions:
     ids: tuple[str, ...]
     """`image_id` of each image, in the order of the test set."""
     labels: Labels
-    """`int32[images]`"""
+    """`int32[images]`, or several labels per image, `int8[images, classes]`"""
     logits: NDArray[np.float32]
     """`float32[images, classes]`"""
     class_names: tuple[str, ...]
@@ -46,6 +46,13 @@ class Predictions:
     """`int32[validation images]`: on these, never on the test set, a model may be calibrated."""
     val_logits: NDArray[np.float32] | None = None
     """`float32[validation images, classes]`"""
+    thresholds: tuple[float, ...] | None = None
+    """Of several labels per image: the probability from which on each is given."""
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether images have several labels each."""
+        return self.labels.ndim == 2
 
     def __post_init__(self) -> None:
         images, classes = len(self.ids), len(self.class_names)
@@ -54,17 +61,23 @@ class Predictions:
             raise ValueError("a name that is no text")
         if not np.isfinite(self.logits).all():
             raise ValueError("logits that are not finite")
-        if self.labels.shape != (images,) or self.labels.dtype != np.int32:
-            raise ValueError(f"labels are {self.labels.dtype}{self.labels.shape}, not int32({images},)")
+        kind, shape = ("int8", (images, classes)) if self.multilabel else ("int32", (images,))
+        if self.labels.shape != shape or self.labels.dtype != kind:
+            raise ValueError(f"labels are {self.labels.dtype}{self.labels.shape}, not {kind}{shape}")
+        if self.thresholds is not None and not (self.multilabel and len(self.thresholds) == classes):
+            raise ValueError("thresholds are for several labels per image, one each")
+        least, greatest = (-1, 1) if self.multilabel else (0, classes - 1)
         if self.logits.shape != (images, classes) or self.logits.dtype != np.float32:
             raise ValueError(f"logits are {self.logits.dtype}{self.logits.shape}, not float32{images, classes}")
         for labels in (self.labels, self.val_labels):
-            if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            if labels is not None and len(labels) and not least <= labels.min() <= labels.max() <= greatest:
                 raise ValueError(f"labels {labels.min()}..{labels.max()} for {classes} classes")
         if (self.val_labels is None) != (self.val_logits is None):
             raise ValueError("validation labels and logits go together")
         if self.val_labels is not None and self.val_logits is not None:
             expected = (len(self.val_labels), classes)
+            if self.val_labels.shape[1:] != self.labels.shape[1:]:
+                raise ValueError(f"validation labels {self.val_labels.shape} for labels {self.labels.shape}")
             if self.val_logits.shape != expected or self.val_logits.dtype != np.float32:
                 raise ValueError(
                     f"validation logits are {self.val_logits.dtype}{self.val_logits.shape}, not {expected}"
@@ -82,6 +95,7 @@ class Predictions:
             "technique": self.technique,
             "model": self.model,
             "dataset": self.dataset,
+            **({} if self.thresholds is None else {"thresholds": self.thresholds}),
         }
         arrays: dict[str, Any] = {"ids": np.array(self.ids, dtype="S64"), "labels": self.labels, "logits": self.logits}
         if self.val_labels is not None and self.val_logits is not None:
@@ -98,6 +112,8 @@ class Predictions:
                 if about.pop("format") != FORMAT:
                     raise ValueError("another format")
                 about["class_names"] = tuple(about["class_names"])
+                if about.get("thresholds") is not None:
+                    about["thresholds"] = tuple(map(float, about["thresholds"]))
                 ids = tuple(str(name, "ascii") for name in arrays["ids"].tolist())
                 rest: dict[str, Any] = {name: arrays[name] for name in _ARRAYS if name in arrays}
                 return cls(ids=ids, **rest, **about)

@@ -152,7 +152,7 @@ def _details(entry: Entry) -> dict[str, Any]:
         "seed": entry.candidate.seed,
         "params_sha256": entry.candidate.predictions.params_sha256,
         "per_class": entry.measured.per_class,
-        "confusion": entry.measured.confusion.tolist(),
+        "confusion": [] if entry.measured.confusion is None else entry.measured.confusion.tolist(),
     }
 
 

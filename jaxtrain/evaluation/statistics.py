@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxtrain.evaluation.metrics import Floats, Outcomes, calibration_gaps, weighted_metrics
+from jaxtrain.evaluation.metrics import Floats, Outcomes
+from jaxtrain.label_metrics import LabelOutcomes
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -47,8 +48,13 @@ _METHODS = {
     # Noise makes a sum of absolute values larger, in each resample once more.
     "ece": "inversion",
     "adaptive_ece": "inversion",
+    # Of several labels per image.
+    "subset_accuracy": "wilson",
+    **dict.fromkeys(("mAP", "micro_mAP", "weighted_mAP", "auroc", "micro_auroc", "lrap"), "bias_corrected"),
+    **dict.fromkeys(("micro_f1", "micro_precision", "micro_recall", "weighted_f1"), "percentile"),
+    **dict.fromkeys(("hamming_loss", "coverage_error"), "percentile"),
 }
-_RANGES = {"mcc": (-1.0, 1.0), "loss": (0.0, np.inf), "brier": (0.0, 2.0)}
+_RANGES = {"mcc": (-1.0, 1.0), "loss": (0.0, np.inf), "brier": (0.0, 2.0), "coverage_error": (0.0, np.inf)}
 """Of the metrics that are no share of 1."""
 
 
@@ -79,15 +85,15 @@ class Resampled(NamedTuple):
     gaps: dict[str, tuple[Floats, Floats]]
     """Of the calibration errors: gaps `float64[bins]` and their replicates `float64[bins, resamples]`."""
     images: int
-    found: Outcomes | None = None
+    found: Outcomes | LabelOutcomes | None = None
     """What it did with each image; None of a mean over seeds."""
 
 
-def resample(found: Outcomes, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
+def resample(found: Outcomes | LabelOutcomes, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
     """All metrics, and their values in every resample."""
     ones = np.ones((len(found.labels), 1))
-    metrics, gaps = _both(found, ones)
-    parts = [_both(found, weights) for weights in resampling_weights(len(found.labels), resamples, seed)]
+    metrics, gaps = found.weighted(ones)
+    parts = [found.weighted(weights) for weights in resampling_weights(len(found.labels), resamples, seed)]
     return Resampled(
         metrics={name: float(value[0]) for name, value in metrics.items()},
         replicates={name: np.concatenate([part[0][name] for part in parts]) for name in metrics},
@@ -95,14 +101,9 @@ def resample(found: Outcomes, resamples: int = RESAMPLES, seed: int = 0) -> Resa
             name: (value[:, 0], np.concatenate([part[1][name] for part in parts], axis=1))
             for name, value in gaps.items()
         },
-        images=len(found.labels),
+        images=found.images,
         found=found,
     )
-
-
-def _both(found: Outcomes, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    gaps = calibration_gaps(found, weights)
-    return weighted_metrics(found, weights, gaps), gaps
 
 
 def intervals(resampled: Resampled, confidence: float = CONFIDENCE) -> dict[str, Interval]:

@@ -44,6 +44,7 @@ _MODULES = {
     "knn": "neighbours",
     "sklearn": "sklearn_heads",
     "xgboost": "sklearn_heads",
+    "several": "several",
 }
 """The module of `jaxtrain.heads` that fits and loads each head; what stands behind a colon is its own business."""
 
@@ -53,8 +54,8 @@ class Vectors(NamedTuple):
 
     x: Floats
     """float32[images, features]"""
-    y: NDArray[np.int32]
-    """int32[images]: 0 .. classes - 1"""
+    y: NDArray[np.signedinteger[Any]]
+    """int32[images]: 0 .. classes - 1; or several labels per image, int8[images, classes]: 1, 0, -1 unknown"""
     w: Floats | None = None
     """float32[images]: how much each counts in training; None: all the same"""
 
@@ -102,7 +103,7 @@ class Task:
         counts = np.bincount(self.train.y)[self.present]
         return np.asarray(self.loss.logit_adjustment * log_shares(counts), np.float32)
 
-    def places(self, y: NDArray[np.int32]) -> NDArray[np.int32]:
+    def places(self, y: NDArray[np.signedinteger[Any]]) -> NDArray[np.int32]:
         """Labels as indices into `present`; -1 for a class without training vectors."""
         place = np.full(self.num_classes, -1, np.int32)
         place[self.present] = np.arange(len(self.present))
@@ -274,15 +275,20 @@ def fit_head(
             val = None
     if config.refit and val is None:
         raise UserError("head.refit trains on training and validation vectors, and there are no validation vectors")
-    if len(np.unique(train.y)) < 2:
+    several = train.y.ndim == 2
+    if not several and len(np.unique(train.y)) < 2:
         raise UserError(f"the training vectors have one class only ({train.y[0]}); a head needs two")
     weights = np.ones(num_classes, np.float32) if class_weights is None else np.asarray(class_weights, np.float32)
     if weights.shape != (num_classes,) or not (np.isfinite(weights).all() and (weights > 0).all()):
         raise UserError(f"class_weights must be {num_classes} positive numbers, one a class")
-    task, fit = Task(train, val, num_classes, seed, weights, loss.resolved()), _module(config.name).fit
-    if check is None:
-        return fit(config.resolved(), task)
-    return _attended(lambda: fit(config.resolved(), replace(task, check=check)), check)
+    task, resolved = Task(train, val, num_classes, seed, weights, loss.resolved()), config.resolved()
+    one = functools.partial(_module(config.name).fit, resolved)
+
+    def fit(task: Task) -> FittedHead:
+        head: FittedHead = _module("several").fit(resolved, task, one) if several else one(task)
+        return head
+
+    return fit(task) if check is None else _attended(lambda: fit(replace(task, check=check)), check)
 
 
 def _attended(work: Callable[[], FittedHead], check: Check) -> FittedHead:
@@ -319,10 +325,15 @@ def restore_head(meta: Mapping[str, Any], arrays: Arrays) -> FittedHead:
         about = _Meta.model_validate(meta)
         if digest_of(arrays) != about.sha256:
             raise DamagedError("the head is damaged: its arrays are not the ones that were saved")
-        head: FittedHead = _module(about.name).load(
-            about.name, about.classes, about.features, about.settings, about.curve, arrays
-        )
+        about_one = (about.name, about.classes, about.features, about.settings, about.curve, arrays)
+        more = (_load,) if about.name.startswith("several:") else ()
+        head: FittedHead = _module(about.name).load(*about_one, *more)
         head.check()
+    return head
+
+
+def _load(name: str, *about: Any) -> FittedHead:
+    head: FittedHead = _module(name).load(name, *about)
     return head
 
 
@@ -369,6 +380,10 @@ def needs_validation(settings: int, task: Task) -> None:
 
 def _check_labels(vectors: Vectors, what: str, num_classes: int) -> None:
     x, y, _ = vectors
+    if y.ndim == 2:
+        if y.shape != (len(x), num_classes) or not np.isin(y, (0, 1, -1)).all():
+            raise UserError(f"{what} labels must be 0, 1 or -1, [{len(x)}, {num_classes}], not {list(y.shape)}")
+        return
     if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
         raise UserError(f"{what} labels must be int32[{len(x)}], one a vector, not {y.dtype}{list(y.shape)}")
     if len(y) and (y.min() < 0 or y.max() >= num_classes):

@@ -21,6 +21,7 @@ from jaxtrain.readers import reading
 from jaxtrain.runs.extraction import Extractor
 from jaxtrain.saved_model import OTHER, SavedModel
 from jaxtrain.saved_tree import save_tree
+from jaxtrain.tasks import Task, task_of
 from jaxtrain.training.inference import Inference
 from jaxtrain.training.parallel import check_devices, make_strategy
 from jaxtrain.training.state import Batch, Tree
@@ -64,6 +65,18 @@ class Fitted:
         """What labels were given as, in the order of `class_names`; None: places in it."""
         return self.extra.get("classes")
 
+    @property
+    def task(self) -> Task:
+        """One class per image, or several labels."""
+        return task_of(self.config)
+
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """The probability from which on each label is given; None: one class per image."""
+        if self.task.name != "multilabel":
+            return None
+        return tuple(self.extra.get("thresholds") or (0.5,) * len(self.class_names))
+
     @cached_property
     def predictor(self) -> Predictor:
         """Its forward passes, compiled on first use; no part of a pickle or a copy."""
@@ -80,6 +93,7 @@ class Predictor:
         self._fitted, self._everywhere = fitted, everywhere
         self.class_names = fitted.class_names
         self.config = fitted.config
+        self.thresholds = fitted.thresholds
 
     def predict_logits(self, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
         """`float32[images, classes]`; NaN for an image that could not be read, which is entered in `bad_images`.

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.config import Config
-from jaxtrain.data.base import Dataset, ImageSource, weights_of
+from jaxtrain.data.base import Dataset, ImageSource, class_counts, weights_of
+from jaxtrain.data.labels import classes_of, label_values, placed
 from jaxtrain.data.scan import why_unreadable
 from jaxtrain.data.splits import stratified_split
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.plots import save
 from jaxtrain.files import write_csv
 from jaxtrain.heads import FittedHead, Vectors, fit_head
+from jaxtrain.heads.several import SeveralHeads, SeveralJaxHeads
 from jaxtrain.models.weights import adapt
 from jaxtrain.runs import pictures
 from jaxtrain.runs.extraction import Extractor
@@ -30,6 +32,7 @@ from jaxtrain.runs.learning import Job, Learned, Learns
 from jaxtrain.runs.report import head_plan
 from jaxtrain.screen.console import Plan
 from jaxtrain.screen.progress import Progress
+from jaxtrain.tasks import check_options
 from jaxtrain.tracking import Tracker
 from jaxtrain.training import processes
 from jaxtrain.training.inference import Inference, host_batches
@@ -118,6 +121,7 @@ class HeadLearning:
         self.check()
         self._record(head, vectors, tracker)
         self._pictures(head, vectors, tracker)
+        several = self.dataset.multilabel
         computed = train.computed + (val.computed if val else 0)
         return Learned(
             weights={**self._weights, "params": dict(head.arrays)},
@@ -126,11 +130,12 @@ class HeadLearning:
             steps=len(head.curve),
             seconds=train.seconds + (val.seconds if val else 0.0) + head_seconds,
             images=computed,
-            val_accuracy=_val_accuracy(head, vectors),
+            val_accuracy=None if several or vectors is None else _val_accuracy(head, vectors),
             best_step=head.chosen,
             devices=[str(device.device_kind) for device in self.inference.strategy.devices],
             extra={"head": head.meta()},
             summary={
+                **({"val_mAP": self._validation(head, vectors).get("val/mAP")} if several else {}),
                 "head": config.head.name,
                 "head_settings": head.settings,
                 "weights": config.model.weights,
@@ -152,7 +157,8 @@ class HeadLearning:
         places, data = self._train.places, self._job.config.data
         known = (self.dataset.train.select(places), self._train.vectors.x[: len(places)])
         names = self.dataset.class_names
-        self._picture(tracker, "neighbours", lambda: pictures.neighbours((test, vectors), known, names, data))
+        if not self.dataset.multilabel:
+            self._picture(tracker, "neighbours", lambda: pictures.neighbours((test, vectors), known, names, data))
         if self._few_shot is None:
             return {}
         accuracies = [float(np.mean(head.logits(vectors).argmax(1) == labels)) for head in self._few_shot.heads]
@@ -220,18 +226,33 @@ class HeadLearning:
         values: dict[str, Any] = {
             f"train/{name}": entry[f"train_{name}"] for name in ("loss", "accuracy") if f"train_{name}" in entry
         }
+        chosen = [head.chosen]
+        if isinstance(head, SeveralHeads | SeveralJaxHeads):
+            values, chosen = {}, head.places
         if val is not None:
-            values |= {"val/loss": entry["val_loss"], "val/accuracy": _val_accuracy(head, val)}
-            own = self._technique.metrics
-            values |= {name: float(metric(head.logits(val.x), val.y)) for name, metric in own.items()}
+            values |= self._validation(head, val)
         tracker.log(head.chosen, values)
-        tracker.params({f"chosen_head.{name}": value for name, value in head.settings.items()})
+        if not self.dataset.multilabel:
+            tracker.params({f"chosen_head.{name}": value for name, value in head.settings.items()})
         path = self._job.directory.path / "head_grid.csv"
-        write_csv(path, [{**row, "chosen": place == head.chosen} for place, row in enumerate(head.curve)])
+        write_csv(path, [{**row, "chosen": place in chosen} for place, row in enumerate(head.curve)])
         tracker.artifact(path)
+
+    def _validation(self, head: FittedHead, val: Vectors | None) -> dict[str, float]:
+        """`val/...` of the chosen setting, one's own too."""
+        if val is None:
+            return {}
+        entry, own = head.curve[head.chosen], self._technique.metrics
+        if self.dataset.multilabel:
+            values = self.inference.task.validation({"logits": head.logits(val.x)}, val.y)
+        else:
+            values = {"val/loss": entry["val_loss"], "val/accuracy": _val_accuracy(head, val)}
+        return values | {name: float(metric(head.logits(val.x), val.y)) for name, metric in own.items()}
 
     def _pictures(self, head: FittedHead, val: Vectors | None, tracker: Tracker) -> None:
         names, seed = self.dataset.class_names, self._job.config.seed
+        if self.dataset.multilabel:  # they show one class of each image
+            return
         self._picture(tracker, "head_grid", lambda: pictures.grid(head))
         if val is not None and len(val.x) > 2:
             self._picture(tracker, "embeddings", lambda: pictures.projection(val, names, seed))
@@ -245,41 +266,60 @@ class HeadLearning:
 def fit_vectors(
     technique: Learns, vectors: ArrayLike, labels: ArrayLike, validation: tuple[ArrayLike, ArrayLike] | None
 ) -> Fitted:
-    """A head on vectors that somebody brings: `[images, features]` and `[images]`, integers or strings."""
+    """A head on vectors that somebody brings: `[images, features]` and `[images]`, integers or strings.
+
+    Several labels per image are `[images, labels]` of 0, 1 and -1 (unknown).
+    """
     check_devices()
     config = technique.config
     x, values = np.asarray(vectors, np.float32), np.asarray(labels)
     if x.ndim != 2 or len(x) != len(values):
         raise UserError(f"vectors [images, features] and as many labels are needed, not {x.shape} and {values.shape}")
-    names, y = np.unique(values, return_inverse=True)
-    train, val = Vectors(x, y.astype(np.int32)), None
+    names, y, held = _labels_of_vectors(values, None if validation is None else np.asarray(validation[1]), config)
+    if y.ndim == 2:
+        config = config.replace(**{"data.task": "multilabel"})
+        check_options(config, "multilabel")
+    train, val = Vectors(x, y), None
     if validation is not None:
-        held = np.asarray(validation[1])
-        if unknown := set(held.tolist()) - set(names.tolist()):
-            raise UserError(f"validation has labels that training has not: {sorted(unknown)[:5]}")
-        val = Vectors(np.asarray(validation[0], np.float32), np.searchsorted(names, held).astype(np.int32))
+        val = Vectors(np.asarray(validation[0], np.float32), held)
     elif config.data.val_fraction > 0:
         kept, out = stratified_split(train.y, config.data.val_fraction, config.data.split_seed)
         train, val = Vectors(x[kept], train.y[kept]), Vectors(x[out], train.y[out])
-    config = config.model_copy(update={"train": resolve_class_weights(config.train, [str(name) for name in names])})
-    weights = vector_weights(config, train, [str(name) for name in names])
+    config = config.model_copy(update={"train": resolve_class_weights(config.train, names)})
+    weights = vector_weights(config, train, names)
     given: dict[str, Any] = {"num_classes": len(names), "seed": config.seed, "class_weights": weights}
     head = fit_head(config.head, train, val, **given, loss=config.loss)
     tree = {"params": dict(head.arrays), "frozen": {}, "model_state": {}}
     bound = technique.bind(config, Binding(len(names)))
-    return Fitted(bound, tuple(map(str, names)), tree, {"head": head.meta()})
+    return Fitted(bound, names, tree, {"head": head.meta()})
 
 
-def _val_accuracy(head: FittedHead, val: Vectors | None) -> float | None:
+def _labels_of_vectors(
+    values: NDArray[Any], held: NDArray[Any] | None, config: Config
+) -> tuple[tuple[str, ...], Any, Any]:
+    """Names, and the labels of training and validation vectors as places among them, or as matrices."""
+    if values.ndim == 2 and values.shape[1] > 1:
+        y = label_values(values, "the", len(values))
+        names, _ = classes_of(y, None, "the", config.data.task)
+        if held is not None:
+            held = placed(label_values(held, "validation", len(held)), names, None, "validation")
+        return names, y, held
+    known, y = np.unique(values, return_inverse=True)
+    if held is not None:
+        if unknown := set(held.tolist()) - set(known.tolist()):
+            raise UserError(f"validation has labels that training has not: {sorted(unknown)[:5]}")
+        held = np.searchsorted(known, held).astype(np.int32)
+    return tuple(map(str, known)), y.astype(np.int32), held
+
+
+def _val_accuracy(head: FittedHead, val: Vectors) -> float:
     """Of the chosen setting, as a share of so many images to the last bit: heads sum in float32 or float64."""
-    if val is None:
-        return None
     return round(head.curve[head.chosen]["val_accuracy"] * len(val.y)) / len(val.y)
 
 
 def vector_weights(config: Config, train: Vectors, names: Sequence[str]) -> NDArray[np.float32] | None:
     """`train.class_weights`, resolved, for vectors; 1 for a class without any; None: all count the same."""
-    counts = np.bincount(train.y, minlength=len(names))
+    counts = class_counts(train.y, len(names))
     weights = class_weights(config.train, counts, names)
     return None if weights is None else np.where(counts > 0, weights, 1.0).astype(np.float32)
 

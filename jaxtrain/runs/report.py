@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxtrain.config import Config, FinetuneConfig
-from jaxtrain.data.base import Dataset
+from jaxtrain.data.base import Dataset, ImageSource, class_counts
 from jaxtrain.data.order import sampler
 from jaxtrain.data.sources import ARRAYS
 from jaxtrain.evaluation import plots
@@ -26,6 +26,7 @@ from jaxtrain.runs.setup import Setup
 from jaxtrain.screen.console import Part, Plan, Result, log_to_stderr, print_line, show_plan, show_result
 from jaxtrain.screen.program import command
 from jaxtrain.screen.progress import Progress
+from jaxtrain.tasks import TASKS
 from jaxtrain.tracking import Tracker, TrackerReport
 from jaxtrain.tracking.store import named_here
 from jaxtrain.training.inference import Inference
@@ -50,8 +51,9 @@ class Reporter:
     def already_done(self, summary: Mapping[str, Any]) -> None:
         """The run directory holds a finished run."""
         if not self._config.quiet:
-            accuracy = summary.get("test_accuracy")
-            tested = "" if accuracy is None else f", test accuracy {accuracy:.2%}"
+            name = figure_of(summary)
+            value = summary.get(f"test_{name}")
+            tested = "" if value is None else f", test {name} {value:.2%}"
             print_line(f"{self._run_dir} is finished: {summary['steps']} steps{tested}. Nothing to do.")
 
     @property
@@ -74,7 +76,8 @@ class Reporter:
         if self._config.quiet:
             yield
             return
-        best = max((record["val/accuracy"] for record in history if "val/accuracy" in record), default=None)
+        names = [f"val/{task.figure}" for task in TASKS.values()]
+        best = max((record[name] for record in history for name in names if name in record), default=None)
         with Progress(table.total_steps, table.steps_per_epoch, start_step, best) as self._bar:
             yield
         self._bar = None
@@ -98,13 +101,17 @@ class Reporter:
 
     def note(self, tested: Record) -> str:
         """The result in words, and the command that repeats it, for MLflow's page of the run."""
-        low, high = tested.measured.intervals["accuracy"]
+        several = tested.predictions.multilabel
+        low, high = tested.measured.intervals["mAP" if several else "accuracy"]
         images, dataset = len(tested.predictions.labels), tested.predictions.dataset
         again = shlex.join(command("train", "--config", self._run_dir / "config.yaml"))
-        return (
-            f"{tested.metrics['test/accuracy']:.2%} of the {images:,} test images of {dataset} are classified right "
-            f"(95% interval {low:.2%} to {high:.2%}).\n\nThe same again: `{again}`"
-        )
+        if several:
+            value, on = tested.metrics["test/mAP"], f"the {images:,} test images of {dataset}"
+            found = f"The mean average precision on {on} is {value:.2%}"
+        else:
+            value = tested.metrics["test/accuracy"]
+            found = f"{value:.2%} of the {images:,} test images of {dataset} are classified right"
+        return f"{found} (95% interval {low:.2%} to {high:.2%}).\n\nThe same again: `{again}`"
 
     def tracking_ended(self, report: TrackerReport) -> None:
         """Say what MLflow did not get."""
@@ -123,7 +130,9 @@ class Reporter:
             "look": self._look or f"less {shlex.quote(str(self._run_dir / 'metrics.jsonl'))}",
             "predict": command("predict", self._run_dir, "IMAGE"),
         }
-        if summary["test_accuracy"] is not None:
+        figure = figure_of(summary)
+        tested = summary.get(f"test_{figure}")
+        if tested is not None:
             commands["compare"] = command("benchmark", self._run_dir, "OTHER_RUN")
         else:
             commands["test"] = "--data.test-fraction 0.2 (data={'test_fraction': 0.2} in Python) holds out a test set"
@@ -134,15 +143,21 @@ class Reporter:
                 seconds=summary["wall_seconds"],
                 run_dir=self._run_dir,
                 images_per_second=summary["images_per_second"],
-                val_accuracy=summary["val_accuracy"],
+                figure=figure,
+                val_figure=summary.get(f"val_{figure}"),
                 best_step=summary["best_step"],
-                test_accuracy=summary["test_accuracy"],
+                test_figure=tested,
                 test_loss=summary["test_loss"],
                 looks=looks,
                 skipped=summary["skipped_images"],
                 commands=commands,
             )
         )
+
+
+def figure_of(summary: Mapping[str, Any]) -> str:
+    """The metric by which the model of a run is judged, as `test_...` and `val_...` of its summary."""
+    return "accuracy" if summary.get("task", "multiclass") == "multiclass" else TASKS[summary["task"]].figure
 
 
 def flat_config(config: Config) -> dict[str, object]:
@@ -186,7 +201,8 @@ def stepwise_plan(setup: Setup, run_dir: Path, look: str | None) -> Plan:
         parameters=size_of(shapes["params"]) + size_of(shapes["frozen"]),
         trainable=size_of(shapes["params"]),
         class_names=setup.dataset.class_names,
-        images=class_counts(setup.dataset),
+        images=counts_of_splits(setup.dataset),
+        totals=_totals(setup.dataset),
         settings=_taken(setup.dataset) | _settings(setup),
         run_dir=run_dir,
         look=look,
@@ -206,7 +222,8 @@ def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: P
         parameters=size_of(inference.network.shapes["frozen"]),
         trainable=0,
         class_names=dataset.class_names,
-        images=class_counts(dataset),
+        images=counts_of_splits(dataset),
+        totals=_totals(dataset),
         settings=_taken(dataset)
         | {
             "weights": str(config.model.weights),
@@ -226,10 +243,18 @@ def _taken(dataset: Dataset) -> dict[str, str]:
     return {"read as": dataset.taken} if dataset.taken else {}
 
 
-def class_counts(dataset: Dataset) -> dict[str, list[int]]:
+def counts_of_splits(dataset: Dataset) -> dict[str, list[int]]:
     """Images of each class in each split that may be looked at."""
-    splits = {"train": dataset.train} | ({} if dataset.val is None else {"val": dataset.val})
-    return {name: np.bincount(source.labels, minlength=dataset.num_classes).tolist() for name, source in splits.items()}
+    return {name: class_counts(each.labels, dataset.num_classes).tolist() for name, each in _splits(dataset).items()}
+
+
+def _totals(dataset: Dataset) -> dict[str, int]:
+    """Images in each of these splits."""
+    return {name: len(source) for name, source in _splits(dataset).items()}
+
+
+def _splits(dataset: Dataset) -> dict[str, ImageSource]:
+    return {"train": dataset.train} | ({} if dataset.val is None else {"val": dataset.val})
 
 
 def _sizes(shapes: Tree, groups: Sequence[str]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from jaxtrain.models import model_spec
 from jaxtrain.models.weights import Pretrained
 from jaxtrain.runs.imbalance import resolve_class_weights
 from jaxtrain.screen.console import print_line
+from jaxtrain.tasks import TASKS, Task, check_options
 from jaxtrain.training.optimizers import check_schedule, decay_steps, resolve_optimizer
 from jaxtrain.training.progress import Timetable
 
@@ -37,6 +38,9 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
 
     What is left open of model and images follows from the pre-trained weights, where there are some.
     """
+    task = _task(config.data, dataset)
+    config = config.replace(**{"data.task": task.name})
+    check_options(config, task.name)
     model = _model(config.model, pretrained)
     backend = jax.default_backend()
     given, seen = config.augment, _look(config, dataset, pretrained)
@@ -53,6 +57,8 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
         changes["select"] = "last"
     elif train.select == "auto":
         changes["select"] = "last" if _settles(config) else "best"
+    if train.monitor is None:
+        changes["monitor"] = f"val/{task.figure}"
     train = train.model_copy(update=changes)
     if model.dtype == "auto":
         model = model.model_copy(update={"dtype": "float32" if backend == "cpu" else "bfloat16"})
@@ -78,6 +84,15 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
         raise UserError(f"schedule.warmup_epochs: {warmup:g} is not shorter than training ({total:g} epochs)")
     schedule = config.schedule.model_copy(update={"warmup_epochs": warmup})
     return Config.model_validate(resolved.model_copy(update={"schedule": schedule}).model_dump())
+
+
+def _task(data: DataConfig, dataset: Dataset) -> Task:
+    """As the labels are. Raises UserError where they are not as `data.task` says."""
+    name = "multilabel" if dataset.multilabel else "multiclass"
+    if data.task not in ("auto", name):
+        has = "several labels" if dataset.multilabel else "one class"
+        raise UserError(f"data.task {data.task}: {dataset.name} has {has} per image")
+    return TASKS[name]
 
 
 def _settles(config: Config) -> bool:

@@ -23,6 +23,7 @@ from jaxtrain.errors import JaxtrainError, RunError, UserError
 from jaxtrain.evaluation.costs import training_seconds
 from jaxtrain.evaluation.evaluate import evaluate_on_test, track_evaluation
 from jaxtrain.files import optional, user_cache
+from jaxtrain.label_metrics import best_thresholds
 from jaxtrain.redact import redact
 from jaxtrain.runs.directory import RunDirectory
 from jaxtrain.runs.fitted import Fitted, read_model, restored, save_model
@@ -214,7 +215,7 @@ def _test(job: Job) -> dict[str, Any]:
             model_id=tracker.wait_model_id(timeout=30.0),
         )
     job.looks = evaluation.looks
-    return {"test_accuracy": metrics["test/accuracy"], "test_loss": metrics["test/loss"], **more}
+    return {f"test_{name}": metrics[f"test/{name}"] for name in (job.result.task.figure, "loss")} | more
 
 
 @contextmanager
@@ -275,6 +276,8 @@ def _keep(job: Job, learned: Learned) -> Fitted:
     bound = learned.technique.bind(_for_disk(job.config), binding)
     classes = {} if job.dataset.classes is None else {"classes": list(job.dataset.classes)}
     fitted = Fitted(bound, names, bound.merged(learned.weights), {**learned.extra, **classes}, job.run_dir)
+    if job.dataset.multilabel:
+        fitted = replace(fitted, extra={**fitted.extra, "thresholds": _thresholds(job, fitted)})
     if processes.primary():
         save_model(fitted, model_dir)
     if job.config.tracking.log_model:
@@ -282,6 +285,17 @@ def _keep(job: Job, learned: Learned) -> Fitted:
             register = job.config.tracking.register
             job.tracker.log_model(model_dir, learned.example, names, step=learned.best_step, register=register)
     return fitted
+
+
+def _thresholds(job: Job, fitted: Fitted) -> list[float]:
+    """Where each label is given, by the validation images that could be read; 0.5 without any."""
+    decision, val = job.config.decision, job.learning.dataset.val
+    if val is None or decision.threshold != "fitted":
+        return [0.5] * len(fitted.class_names)
+    logits = job.learning.predictor(fitted).predict_logits(val)
+    sound = np.isfinite(logits).all(axis=1)
+    aim = next((name for name in ("precision", "recall") if getattr(decision, name) is not None), "f1")
+    return best_thresholds(val.labels[sound], logits[sound], aim, getattr(decision, aim, None))
 
 
 def _summary(job: Job, learned: Learned) -> dict[str, Any]:
@@ -292,6 +306,7 @@ def _summary(job: Job, learned: Learned) -> dict[str, Any]:
         "model": job.config.model.label,
         "dataset": dataset.name,
         "classes": dataset.num_classes,
+        **({"task": "multilabel"} if dataset.multilabel else {}),
         "steps": learned.steps,
         "wall_seconds": round(learned.seconds, 3),
         "images_per_second": round(learned.images / max(learned.seconds, 1e-9), 1),

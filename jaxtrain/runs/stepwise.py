@@ -23,6 +23,7 @@ from jaxtrain.runs.report import stepwise_plan, write_curves
 from jaxtrain.runs.resolve import timetable
 from jaxtrain.runs.setup import Setup, prepare
 from jaxtrain.screen.console import Plan
+from jaxtrain.tasks import task_of
 from jaxtrain.tracking import Tracker
 from jaxtrain.training import processes
 from jaxtrain.training.agreement import Agreement
@@ -195,6 +196,8 @@ class Stepwise:
         setup, progress = self.setup, member.progress
         last = setup.config.train.select == "last" or member.best is None
         assert member.state is not None
+        kept, figure = progress.latest if last else progress.best, task_of(setup.config).figure
+        several = {} if figure == "accuracy" else {f"val_{figure}": kept.get(f"val/{figure}")}
         weights: Tree = member.best
         if last:
             weights = jax.tree.map(np.array, jax.device_get(member.state.eval_weights))
@@ -205,10 +208,10 @@ class Stepwise:
             steps=progress.step,
             seconds=progress.seconds,
             images=progress.step * setup.config.train.batch_size,
-            val_accuracy=(progress.latest if last else progress.best).get("val/accuracy"),
+            val_accuracy=kept.get("val/accuracy"),
             best_step=progress.step if last else progress.best_step,
             devices=[str(device.device_kind) for device in setup.strategy.devices],
-            summary=self._technique.about(self._job) | self._troubles(),
+            summary=several | self._technique.about(self._job) | self._troubles(),
         )
 
     def _troubles(self) -> dict[str, int]:

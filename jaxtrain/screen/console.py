@@ -51,6 +51,8 @@ class Plan:
     run_dir: Path
     look: str | None = None
     """The command or address that shows the run in MLflow."""
+    totals: Mapping[str, int] | None = None
+    """Images in each split; None: the sum over classes, where each image has one."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,11 @@ class Result:
     seconds: float
     run_dir: Path
     images_per_second: float | None = None
-    val_accuracy: float | None = None
+    figure: str = "accuracy"
+    """The metric by which the model is judged."""
+    val_figure: float | None = None
     best_step: int | None = None
-    test_accuracy: float | None = None
+    test_figure: float | None = None
     test_loss: float | None = None
     looks: int | None = None
     """How many models were measured on this test set."""
@@ -84,7 +88,7 @@ def show_plan(plan: Plan) -> None:
     console.print()
     trained = "all" if plan.trainable == plan.parameters else f"{plan.trainable:,} of them"
     facts = {"parameters": f"{plan.parameters:,}, {trained} trained"}
-    total = {split: sum(counts) for split, counts in plan.images.items()}
+    total = plan.totals or {split: sum(counts) for split, counts in plan.images.items()}
     counts = next(iter(plan.images.values()), [])
     facts["images"] = ", ".join(f"{count:,} {split}" for split, count in total.items())
     facts["images"] += "; the test set stays shut until the end"
@@ -107,15 +111,16 @@ def show_result(result: Result) -> None:
     """Print the result, and the commands that make sense next."""
     console = open_console()
     facts = {}
-    if result.test_accuracy is not None:
-        facts["test accuracy"] = f"{result.test_accuracy:.2%}"
+    if result.test_figure is not None:
+        told = f"{result.test_figure:.2%}"
         if result.test_loss is not None:
-            facts["test accuracy"] += f", loss {result.test_loss:.4f}"
+            told += f", loss {result.test_loss:.4f}"
         if result.looks is not None and result.looks > 1:
-            facts["test accuracy"] += f" (model {result.looks} measured on this test set)"
-    if result.val_accuracy is not None:
+            told += f" (model {result.looks} measured on this test set)"
+        facts[f"test {result.figure}"] = told
+    if result.val_figure is not None:
         where = f" at step {result.best_step:,}" if result.best_step is not None else ""
-        facts["val accuracy"] = f"{result.val_accuracy:.2%}{where}"
+        facts[f"val {result.figure}"] = f"{result.val_figure:.2%}{where}"
     speed = f", {result.images_per_second:,.0f} images/s" if result.images_per_second else ""
     facts["training"] = f"{result.steps:,} steps in {clock(result.seconds)}{speed}"
     if result.skipped:

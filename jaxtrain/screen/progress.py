@@ -45,7 +45,7 @@ class Progress:
         quiet: bool = False,
         file: TextIO | None = None,
     ) -> None:
-        """`best`: the highest validation accuracy before `start_step`."""
+        """`best`: the highest validation accuracy (or mAP) before `start_step`."""
         self._total, self._per_epoch, self._step = total_steps, steps_per_epoch, start_step
         self._title, self._quiet, self._file = title, quiet, file
         self._train: Mapping[str, float] = {}
@@ -100,9 +100,9 @@ class Progress:
         """Validation metrics of `step`."""
         self._step, self._val = step, metrics
         self._evaluations += 1
-        accuracy = metrics.get("val/accuracy")
-        if accuracy is not None and (self._best is None or accuracy > self._best):
-            self._best = accuracy
+        figure = metrics.get("val/accuracy", metrics.get("val/mAP"))
+        if figure is not None and (self._best is None or figure > self._best):
+            self._best = figure
         if self._live is None:
             self._due = min(self._due, self._last_drawn + PLAIN_EVALUATION_SECONDS)
         if time.monotonic() >= self._due:
@@ -167,6 +167,8 @@ class Progress:
             fields.append((6, f"{train['images_per_second']:,.0f} img/s"))
         if "val/accuracy" in val:
             fields.append((3, f"val acc {val['val/accuracy']:.2%}"))
+        elif "val/mAP" in val:
+            fields.append((3, f"val mAP {val['val/mAP']:.2%}"))
         elif "val/loss" in val:
             fields.append((3, f"val loss {val['val/loss']:.4f}"))
         if self._best is not None:

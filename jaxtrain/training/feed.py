@@ -160,5 +160,5 @@ def padded_batches(source: ArraySource, batch_size: int, share: tuple[int, int] 
         if missing:
             weight[-missing:] = 0.0
             images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
-            labels = np.concatenate([labels, np.zeros(missing, labels.dtype)])
+            labels = np.concatenate([labels, np.zeros((missing, *labels.shape[1:]), labels.dtype)])
         yield Batch(images, labels, weight)

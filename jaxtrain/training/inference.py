@@ -17,7 +17,7 @@ from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, ImageSource
 from jaxtrain.data.stream import eval_batches
 from jaxtrain.data.transforms import keeps_as_it_is
-from jaxtrain.losses import image_metrics
+from jaxtrain.tasks import Task, task_of
 from jaxtrain.training.feed import padded_batches
 from jaxtrain.training.network import Network
 from jaxtrain.training.parallel import Strategy, must_block
@@ -35,6 +35,7 @@ class Inference:
         self.config = technique.config
         self._technique = technique
         self.strategy = strategy
+        self.task = task_of(technique.config)
         self.network = Network.of(technique, strategy.axis_name)
         self._compiled: dict[str, Callable[..., Any]] = {}
 
@@ -56,20 +57,21 @@ class Inference:
             left -= size
             yield jax.tree.map(lambda array, size=size: array[:size], rows)
 
-    def metrics(self, weights: Tree, batches: Batches, labels: NDArray[np.int32]) -> dict[str, float]:
+    def metrics(self, weights: Tree, batches: Batches, labels: NDArray[Any]) -> dict[str, float]:
         """Validation metrics (`val/...`) over the images that could be read."""
         return self.validation(self._run("metrics", weights, batches, len(labels)), labels)
 
-    def validation(self, each: dict[str, NDArray[Any]], labels: NDArray[np.int32]) -> dict[str, float]:
+    def validation(self, each: dict[str, NDArray[Any]], labels: NDArray[Any]) -> dict[str, float]:
         """Validation metrics from those of each image.
 
-        The sums are made on the host in float64, so they are the same for any batch size and number of devices.
+        They are computed on the host in float64, so they are the same for any batch size and number of devices.
         """
-        read = ~np.isnan(each["accuracy"])  # of an image that was read only the loss can be NaN, and that has to show
-        kept = {name: rows[read] for name, rows in each.items()}
-        logits = kept.pop("logits", None)
-        found = {f"val/{name}": float(np.mean(rows, dtype=np.float64)) for name, rows in kept.items()}
-        return found | {name: float(metric(logits, labels[read])) for name, metric in self._technique.metrics.items()}
+        # Of an image that was read the logits and the loss can be NaN, and that has to show.
+        read = ~np.isnan(each["read"])
+        kept = {name: rows[read] for name, rows in each.items() if name != "read"}
+        found = self.task.validation(kept, labels[read])
+        own = self._technique.metrics
+        return found | {name: float(metric(kept["logits"], labels[read])) for name, metric in own.items()}
 
     def batches(self, source: ImageSource, bad_images: BadImages | None = None, *, few: bool = False) -> Batches:
         """All images in order, placed on the devices; see `host_batches`.
@@ -104,19 +106,20 @@ class Inference:
             images = normalize(prepare_eval(batch.image), chosen(data.mean), chosen(data.std))
             if output == "embed":
                 return technique.embedding(model, images)
-            logits = model(images) if flips == "none" else _over_flips(model, images, flips)
+            logits = model(images) if flips == "none" else _over_flips(model, images, flips, self.task)
             logits = logits.astype(jnp.float32)
             if output == "logits":
                 return logits
             if output == "both":
                 return {"logits": logits, "embedding": technique.embedding(model, images)}
-            return image_metrics(logits, batch.label) | ({"logits": logits} if technique.metrics else {})
+            metrics = self.task.image_metrics(logits, batch.label) | ({"logits": logits} if technique.metrics else {})
+            return metrics | {"read": jnp.ones(len(logits))}
 
         return forward
 
 
-def _over_flips(model: Callable[[jax.Array], jax.Array], images: jax.Array, flips: str) -> jax.Array:
-    """Logarithms of the class probabilities, averaged over an image and its flips: `float32[batch, classes]`.
+def _over_flips(model: Callable[[jax.Array], jax.Array], images: jax.Array, flips: str, task: Task) -> jax.Array:
+    """Logits of the class probabilities, averaged over an image and its flips: `float32[batch, classes]`.
 
     Test-time augmentation, as Krizhevsky et al. 2012 average the probabilities of ten patches of an image.
     """
@@ -125,8 +128,7 @@ def _over_flips(model: Callable[[jax.Array], jax.Array], images: jax.Array, flip
         views += [view[:, ::-1] for view in views]
     stacked = jnp.stack(views, axis=1)  # of one image side by side, so that each device keeps its own images
     logits = model(stacked.reshape(-1, *images.shape[1:])).astype(jnp.float32)
-    each = jax.nn.log_softmax(logits).reshape(len(images), len(views), -1)
-    return jax.nn.logsumexp(each, axis=1) - jnp.log(len(views))
+    return task.averaged(logits.reshape(len(images), len(views), -1))
 
 
 def eval_batch_size(config: Config, strategy: Strategy, images: int | None = None) -> int:

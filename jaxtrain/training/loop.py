@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtrain.config import Config
+from jaxtrain.config import Config, chosen
 from jaxtrain.training.callbacks import Callbacks, LastMetrics, RunView
 from jaxtrain.training.hang import HangWatch
 from jaxtrain.training.lanes import EvaluationStoppedError, Lane
@@ -74,7 +74,7 @@ class Loop:
         self._state = lane.place(states)
         self._step = members[0].progress.step
         self._due = members[0].progress.evaluation_due
-        self._monitor = members[0].config.train.monitor
+        self._monitor = chosen(members[0].config.train.monitor)
         self._callbacks = [Callbacks(one.callbacks, self._view(number)) for number, one in enumerate(members)]
         self._meters = [self._meter(number) for number in range(len(members))]
         self._seconds = [one.progress.seconds for one in members]

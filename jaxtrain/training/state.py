@@ -61,7 +61,7 @@ class Batch:
     image: Array
     """`uint8[batch, height, width, channels]` from the feed, float32 after `inputs`."""
     label: Array
-    """`int32[batch]` from the feed, `float32[batch, classes]` after `inputs`."""
+    """`int32[batch]` (or `int8[batch, classes]`) from the feed, `float32[batch, classes]` after `inputs`."""
     weight: Array | None = None
     """`float32[batch]`: how much each image counts, 0 for one that could not be read; None: all the same."""
 

@@ -6,7 +6,7 @@ from scipy.optimize import minimize
 from sklearn.metrics import log_loss
 
 from jaxtrain.evaluation.calibration import fit_temperature
-from jaxtrain.evaluation.metrics import softmax
+from jaxtrain.tasks import softmax
 
 
 def case(seed=0, images=2000, classes=6):

@@ -10,7 +10,7 @@ from jaxtrain.data.digest import digest_of_test_set
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.comparison import compare
 from jaxtrain.evaluation.findings import disagreements, likely_label_errors, slices, worst_mistakes
-from jaxtrain.evaluation.metrics import softmax
+from jaxtrain.tasks import softmax
 from tests.evaluation.made_up import NAMES, candidate
 
 

@@ -13,10 +13,10 @@ from jaxtrain.evaluation.metrics import (
     confusion_matrix,
     outcomes,
     per_class_table,
-    softmax,
     true_class_rank,
     weighted_metrics,
 )
+from jaxtrain.tasks import softmax
 
 
 def random_case(seed, images=200, classes=8, scale=2.0):

@@ -5,7 +5,7 @@ import pytest
 from statsmodels.stats.proportion import proportion_confint
 
 from jaxtrain.evaluation import statistics
-from jaxtrain.evaluation.metrics import classification_metrics, outcomes, softmax, weighted_metrics
+from jaxtrain.evaluation.metrics import classification_metrics, outcomes, weighted_metrics
 from jaxtrain.evaluation.statistics import (
     Interval,
     Resampled,
@@ -19,6 +19,7 @@ from jaxtrain.evaluation.statistics import (
     sum_of_gaps,
     wilson,
 )
+from jaxtrain.tasks import softmax
 
 
 def population(classes=10, images=20_000, sharpness=1.0, imbalance=0.0, seed=0):

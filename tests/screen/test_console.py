@@ -381,9 +381,9 @@ def test_result_says_what_is_known_and_quotes_commands():
         seconds=61.4,
         run_dir=Path("runs/pt/a run"),
         images_per_second=23456.7,
-        val_accuracy=0.9912,
+        val_figure=0.9912,
         best_step=2500,
-        test_accuracy=0.98895,
+        test_figure=0.98895,
         test_loss=0.03451,
         looks=3,
         commands={
