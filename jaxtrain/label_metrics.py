@@ -138,6 +138,11 @@ def weighted_label_metrics(
     return metrics | {name: np.abs(signed).sum(axis=0) for name, signed in gaps.items()}
 
 
+def average_precisions(found: LabelOutcomes, weights: Floats) -> Floats:
+    """That of each label, of weighted images: `float64[classes, weightings]`."""
+    return np.array([_areas(found.logits[:, i], found.labels[:, i], weights)[0] for i in range(found.labels.shape[1])])
+
+
 def calibration_gaps(found: LabelOutcomes, weights: Floats) -> dict[str, Floats]:
     """Probability less frequency in each bin of each label, times its share: `float64[classes * bins, weightings]`."""
     probabilities, classes = sigmoid(found.logits), found.labels.shape[1]

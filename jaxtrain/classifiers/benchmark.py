@@ -122,10 +122,11 @@ def _dataset(data: Data, model: Any) -> Dataset:
     config = model.fitted.config.data
     pair = data if isinstance(data, tuple) else (data, None)
     split = open_split(*pair, where="the", config=config)
-    places, channels = placed_labels(split, model.class_names, model.fitted.classes), chosen(config.channels)
-    test = relabelled(with_channels(split.images, channels), places)
+    several = model.thresholds is not None
+    labels = placed_labels(split, model.class_names, model.fitted.classes, multilabel=several)
+    test = relabelled(with_channels(split.images, chosen(config.channels)), labels)
     nothing = test.select(np.arange(0))
-    return Dataset("arrays", tuple(model.class_names), nothing, None, lambda: test, channels, None)
+    return Dataset("arrays", tuple(model.class_names), nothing, None, lambda: test, chosen(config.channels), None)
 
 
 def _named(models: Sequence[Any]) -> dict[str, Any]:

@@ -51,6 +51,8 @@ def export_stablehlo(classifier: Trained, folder: Path) -> Path:
             "classes": list(classifier.class_names),
             "input": f"uint8[batch, {size}, {size}, {channels}]",
             "output": f"float32[batch, {len(classifier.class_names)}], logits",
+            "task": classifier.fitted.task.name,
+            **({} if classifier.thresholds is None else {"thresholds": list(classifier.thresholds)}),
             "shorter side": int(size / chosen(data.crop_pct)),
             "central crop": size,
             "interpolation": chosen(data.interpolation),

@@ -32,7 +32,8 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
     text, or pixels `uint8[height, width, channels]` of any size; all may be one array.
     Columns: `label` (the most probable class), `probability` (its probability), `probabilities` (of all classes, in
     the order of `class_names` in the model's metadata). With the parameter `top_k`, `labels` and `probabilities` are
-    those of the most probable classes alone.
+    those of the most probable classes alone. Of several labels per image, `labels` are those whose probability reaches
+    their threshold, unless `top_k` is given.
     """
 
     def load_context(self, context: Any) -> None:
@@ -53,6 +54,9 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
             order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
             table |= {"labels": names[order].tolist()}
             probabilities = np.take_along_axis(probabilities, order, axis=1)
+        elif getattr(self.classifier, "thresholds", None) is not None:
+            given_labels = probabilities >= np.asarray(self.classifier.thresholds)
+            table["labels"] = [names[row].tolist() for row in given_labels]
         return pd.DataFrame({**table, "probabilities": probabilities.tolist()})
 
     def _classify(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -129,10 +129,11 @@ def _show(report, folder: Path, tracking: TrackingConfig) -> None:  # type: igno
     rows = []
     for entry in report.comparison.entries:
         measured, costs = entry.measured, entry.candidate.costs
-        low, high = measured.intervals["accuracy"]
+        figure = report.comparison.figure
+        low, high = measured.intervals[figure]
         row = {
             "model": entry.name,
-            "accuracy": value("accuracy", entry.accuracy),
+            METRICS[figure]: value(figure, entry.score),
             "95%": f"{100 * low:.1f}-{100 * high:.1f}",
         }
         row |= {METRICS[name]: value(name, measured.metrics[name]) for name in _SHOWN}

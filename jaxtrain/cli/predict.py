@@ -18,6 +18,8 @@ from jaxtrain.escape import plain
 class Predict(Command):
     """Label image files with a trained model: file, label and probability, one line per image.
 
+    Of several labels per image all that the image gets, the most probable first; "no label" where it gets none.
+
     A file that cannot be read gets a line that says why, and the exit code is 1 then.
     """
 
@@ -27,8 +29,8 @@ class Predict(Command):
     """Image files, or folders of them; - reads paths from standard input, one a line."""
     out: Path | None = None
     """Write a table, .csv, .jsonl or .parquet, instead of lines; the same command goes on where it was cut off."""
-    topk: Annotated[int, Field(ge=1)] = 1
-    """Classes per image, the most probable first."""
+    topk: Annotated[int, Field(ge=1)] | None = None
+    """Classes per image, the most probable first (default: 1; of several labels per image, those that it gets)."""
     embeddings: bool = False
     """The vector before the head too, in tables of .jsonl or .parquet."""
 
@@ -70,7 +72,9 @@ class Predict(Command):
             for row in rows:
                 told = "\t".join(f"{plain(each['label'])}\t{each['probability']:.4f}" for each in row.get("top", ()))
                 unreadable += "reason" in row
-                print(f"{plain(row['file'])}\t{told or 'unreadable: ' + plain(row['reason'])}")
+                if "reason" in row:
+                    told = f"unreadable: {plain(row['reason'])}"
+                print(f"{plain(row['file'])}\t{told or 'no label'}")
         return unreadable
 
     def _write(self, classifier: Any, files: list[str], out: Path) -> int:
@@ -99,22 +103,25 @@ class Predict(Command):
 
         from jaxtrain.data.bad_images import BadImages
         from jaxtrain.data.base import FileSource
-        from jaxtrain.tasks import softmax
 
         source, bad_images = FileSource(files, np.zeros(len(files), np.int32)), BadImages(allowed=None, named=False)
         start = 0
         for batch in classifier.fitted.predictor.stream(source, bad_images, embedding=self.embeddings):
             rows = []
-            for place, probabilities in enumerate(softmax(batch["logits"]), start=start):
+            for place, probabilities in enumerate(classifier.fitted.task.probabilities(batch["logits"]), start=start):
                 name = source.describe(place)
                 if (reason := bad_images.reasons.get(name)) is not None:
                     rows.append({"file": name, "reason": reason})
                     continue
                 if not np.isfinite(probabilities).all():
                     raise RunError(f"{self.run_dir}: the model gives no finite numbers for {plain(name)}")
-                best = np.argsort(-probabilities, kind="stable")[: self.topk]
+                best = np.argsort(-probabilities, kind="stable")
+                if self.topk is None and classifier.thresholds is not None:
+                    best = best[probabilities[best] >= np.array(classifier.thresholds)[best]]
+                else:
+                    best = best[: self.topk or 1]
                 top = [{"label": classifier.class_names[i], "probability": float(probabilities[i])} for i in best]
-                row = {"file": name, **top[0], "top": top}
+                row = {"file": name, **(top[0] if top else {}), "top": top}
                 if self.embeddings:
                     row["embedding"] = [float(x) for x in batch["embedding"][place - start]]
                 rows.append(row)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.data.base import Labels
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.costs import Costs
 from jaxtrain.evaluation.evaluate import Measured, measure
@@ -65,8 +66,8 @@ class Entry:
 
     candidate: Candidate
     measured: Measured
-    predicted: NDArray[np.int64]
-    """`int64[images]`: the predicted classes."""
+    predicted: NDArray[Any]
+    """`int64[images]`: the predicted classes; of several labels, `bool[images, classes]`."""
 
     @property
     def name(self) -> str:
@@ -74,9 +75,16 @@ class Entry:
         return self.candidate.name
 
     @property
-    def accuracy(self) -> float:
-        """Share of images that are right."""
-        return self.measured.metrics["accuracy"]
+    def score(self) -> float:
+        """The metric by which models are ranked."""
+        return self.measured.metrics[figure_of(self.measured.metrics)]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """`bool[images]`: which images are right, of several labels in every one."""
+        found = self.measured.resampled.found
+        assert found is not None
+        return found.correct
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,8 @@ class Gap:
     """95%, for this pair alone."""
     corrected: Interval
     """95% for all pairs at once."""
+    p_holm: float | None = None
+    """Of several labels per image: two-sided, from the paired bootstrap, corrected for all pairs."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,12 @@ class Pair:
     paired: Paired | None
     """None for recipes of several seeds."""
     verdict: Verdict
-    """Of the first, in accuracy."""
+    """Of the first, in accuracy (of several labels, in mAP)."""
+
+    @property
+    def gap(self) -> Gap:
+        """That of the metric by which models are ranked."""
+        return self.gaps[figure_of(self.gaps)]
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that follows from the predictions, the most accurate model first."""
+    """Everything that follows from the predictions, the best model first: by accuracy, of several labels by mAP."""
 
     entries: list[Entry]
     pairs: list[Pair]
@@ -155,9 +170,19 @@ class Comparison:
         """Of the first entry; ids, labels and class names are those of all."""
         return self.entries[0].candidate.predictions
 
+    @property
+    def figure(self) -> str:
+        """The metric by which models are ranked."""
+        return figure_of(self.entries[0].measured.metrics)
+
     def entry(self, name: str) -> Entry:
         """The entry of that name."""
         return next(entry for entry in self.entries if entry.name == name)
+
+
+def figure_of(metrics: Mapping[str, Any]) -> str:
+    """The metric by which models are ranked, among those that there are."""
+    return "mAP" if "mAP" in metrics else "accuracy"
 
 
 def compare(
@@ -181,8 +206,10 @@ def compare(
         predictions = aligned(candidate.predictions, first.predictions, candidate.name, first.name)
         measured = measure(predictions, resamples=resamples, seed=seed)
         aligned_one = replace(candidate, predictions=predictions)
-        entries.append(Entry(aligned_one, measured, predictions.logits.argmax(axis=1)))
-    entries.sort(key=lambda entry: (-entry.accuracy, entry.measured.metrics["loss"], entry.name))
+        found = measured.resampled.found
+        assert found is not None
+        entries.append(Entry(aligned_one, measured, found.predicted))
+    entries.sort(key=lambda entry: (-entry.score, entry.measured.metrics["loss"], entry.name))
     pairs = _pairs([(entry.name, entry.measured.resampled) for entry in entries], margin)
     recipes, recipe_pairs = _recipes(entries, margin)
     return Comparison(entries, pairs, recipes, recipe_pairs, margin, resamples, seed)
@@ -203,10 +230,14 @@ def aligned(predictions: Predictions, like: Predictions, name: str, other: str) 
         raise UserError(f"{name} and {other} do not have the same classes: {', '.join(unknown[:5])}")
     place = [predictions.class_names.index(known) for known in like.class_names]
     rank = np.argsort(place)
-    labels = rank[predictions.labels].astype(np.int32)
+
+    def renamed(labels: Labels) -> Labels:
+        return labels[:, place] if labels.ndim == 2 else rank[labels].astype(np.int32)
+
+    labels = renamed(predictions.labels)
     # Equal images are interchangeable, but their labels may differ.
-    mine = np.lexsort((labels, np.array(predictions.ids)))
-    theirs = np.lexsort((like.labels, np.array(like.ids)))
+    mine = np.lexsort((*np.atleast_2d(labels.T), np.array(predictions.ids)))
+    theirs = np.lexsort((*np.atleast_2d(like.labels.T), np.array(like.ids)))
     order = np.empty(len(mine), np.int64)
     order[theirs] = mine
     changed: dict[str, Any] = {
@@ -216,8 +247,10 @@ def aligned(predictions: Predictions, like: Predictions, name: str, other: str) 
         "class_names": like.class_names,
     }
     if predictions.val_labels is not None and predictions.val_logits is not None:
-        changed["val_labels"] = rank[predictions.val_labels].astype(np.int32)
+        changed["val_labels"] = renamed(predictions.val_labels)
         changed["val_logits"] = np.ascontiguousarray(predictions.val_logits[:, place])
+    if predictions.thresholds is not None:
+        changed["thresholds"] = tuple(predictions.thresholds[i] for i in place)
     return replace(predictions, **changed)
 
 
@@ -229,10 +262,13 @@ def _pairs(models: Sequence[tuple[str, Resampled]], margin: float) -> list[Pair]
     counted = {n: (one, other) for n, (one, other) in enumerate(found) if one is not None and other is not None}
     paired = dict(zip(counted, _paired([*counted.values()], margin), strict=True))
     gaps = _gaps(resampled, places, paired)
-    return [
-        Pair(models[i][0], models[j][0], gap, paired.get(n), _verdict(gap["accuracy"], paired.get(n), margin))
-        for n, ((i, j), gap) in enumerate(zip(places, gaps, strict=True))
-    ]
+    found_pairs = []
+    for n, ((i, j), each) in enumerate(zip(places, gaps, strict=True)):
+        figure = figure_of(each)
+        counts = paired.get(n) if figure == "accuracy" else None  # which say nothing of mAP
+        verdict = _verdict(each[figure], counts, margin)
+        found_pairs.append(Pair(models[i][0], models[j][0], each, paired.get(n), verdict))
+    return found_pairs
 
 
 def _paired(pairs: Sequence[tuple[Outcomes | LabelOutcomes, Outcomes | LabelOutcomes]], margin: float) -> list[Paired]:
@@ -261,6 +297,7 @@ def _gaps(
     resampled: Sequence[Resampled], places: Sequence[tuple[int, int]], paired: Mapping[int, Paired]
 ) -> list[dict[str, Gap]]:
     """Differences of every metric that all have, for each pair of places; of accuracy by counts where there are any."""
+    several = bool(places) and all(figure_of(each.metrics) == "mAP" for each in resampled)
     found: list[dict[str, Gap]] = [{} for _ in places]
     for name in resampled[0].metrics if places else ():
         if not all(name in each.metrics for each in resampled):
@@ -273,15 +310,25 @@ def _gaps(
             (alone, Interval(float(middle - width * error), float(middle + width * error)))
             for alone, middle, error in zip(percentiles(whole), differences, errors, strict=True)
         ]
-        if name == "accuracy" and paired:
+        p_holm = _bootstrap_p(differences, errors) if several else [None] * len(places)
+        if name in ("accuracy", "subset_accuracy") and paired:
             first, second = np.array([[each.only_first, each.only_second] for each in paired.values()]).T
             exact = [difference_of_shares(first, second, resampled[0].images, each) for each in (ALONE, width)]
             for n, *better in zip(paired, *exact, strict=True):
                 ends[n] = (better[0], better[1])
         for n, (difference, both) in enumerate(zip(differences.tolist(), ends, strict=True)):
             interval, corrected = (bounded(each, difference, name, difference=True) for each in both)
-            found[n][name] = Gap(difference, interval, corrected)
+            found[n][name] = Gap(difference, interval, corrected, p_holm[n])
     return found
+
+
+def _bootstrap_p(differences: Floats, errors: Floats) -> list[float]:
+    """Two-sided p values that there is no difference, by its standard error over the resamples, corrected by Holm."""
+    from scipy.special import ndtr
+
+    scaled = np.abs(differences) / np.where(errors > 0, errors, 1.0)
+    p = np.where(errors > 0, 2 * ndtr(-scaled), np.where(differences == 0, 1.0, 0.0))
+    return [float(each) for each in holm(p)]
 
 
 def _verdict(gap: Gap, paired: Paired | None, margin: float) -> Verdict:
@@ -309,7 +356,8 @@ def _recipes(entries: Sequence[Entry], margin: float) -> tuple[list[Recipe], lis
         _recipe(number, members, name if called.count(name) == 1 else f"{members[0].name} and others")
         for number, (members, name) in enumerate(zip(groups.values(), called, strict=True))
     ]
-    recipes.sort(key=lambda pair: -pair[0].metrics["accuracy"][0])
+    figure = figure_of(entries[0].measured.metrics)
+    recipes.sort(key=lambda pair: -pair[0].metrics[figure][0])
     return [recipe for recipe, _ in recipes], _pairs([(recipe.name, means) for recipe, means in recipes], margin)
 
 

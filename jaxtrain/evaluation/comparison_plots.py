@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.evaluation.comparison import Comparison, Entry
 from jaxtrain.evaluation.wording import COSTS, with_prefix
+from jaxtrain.label_metrics import sigmoid
 from jaxtrain.tasks import softmax
 
 if TYPE_CHECKING:
@@ -56,19 +57,19 @@ def to_svg(figure: Figure) -> bytes:
 
 
 def leaderboard(comparison: Comparison) -> Figure:
-    """Accuracy of each model with its 95% interval, best at the top."""
+    """Accuracy (or mAP) of each model with its 95% interval, best at the top."""
     entries = comparison.entries[:MAX_ROWS]
     figure, axes = _figure(7.2, 0.9 + 0.34 * len(entries))
     techniques = sorted({entry.candidate.predictions.technique for entry in entries})
     for row, entry in enumerate(entries):
-        low, high = (100 * bound for bound in entry.measured.intervals["accuracy"])
+        low, high = (100 * bound for bound in entry.measured.intervals[comparison.figure])
         technique = entry.candidate.predictions.technique
         color = COLORS[techniques.index(technique) % len(COLORS)]
         axes.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
-        axes.plot(100 * entry.accuracy, row, "o", color=color, markersize=7)
+        axes.plot(100 * entry.score, row, "o", color=color, markersize=7)
     axes.set_yticks(range(len(entries)), [_short(entry.name) for entry in entries])
     axes.set_ylim(len(entries) - 0.4, -0.6)
-    axes.set_xlabel("test accuracy, %, with 95% interval")
+    axes.set_xlabel(f"test {comparison.figure}, %, with 95% interval")
     axes.grid(axis="x", alpha=0.25)
     return figure
 
@@ -78,8 +79,8 @@ def pareto(comparison: Comparison) -> Figure | None:
 
     Of runs that differ in their seed alone the mean is shown. Few points have names, many the ranks of the leaderboard.
     """
-    points = [(recipe.name, recipe.metrics["accuracy"][0], recipe.costs) for recipe in comparison.recipes] or [
-        (entry.name, entry.accuracy, entry.candidate.costs) for entry in comparison.entries
+    points = [(recipe.name, recipe.metrics[comparison.figure][0], recipe.costs) for recipe in comparison.recipes] or [
+        (entry.name, entry.score, entry.candidate.costs) for entry in comparison.entries
     ]
     known = [name for name in COSTS if any(costs.get(name) for _, _, costs in points)]
     if not known:
@@ -111,7 +112,7 @@ def pareto(comparison: Comparison) -> Figure | None:
         axes.margins(x=0.1, y=0.15)
         axes.set_xlabel(_with_unit(name))
         axes.grid(alpha=0.25)
-    panels[0].set_ylabel("test accuracy, %")
+    panels[0].set_ylabel(f"test {comparison.figure}, %")
     return figure
 
 
@@ -164,7 +165,9 @@ def calibration(comparison: Comparison) -> Figure:
 def per_class(comparison: Comparison) -> Figure:
     """Share of right answers in each class; of many classes, those that the models find hardest."""
     names = comparison.predictions.class_names
-    recalls = np.array([[row["recall"] for row in entry.measured.per_class] for entry in comparison.entries])
+    several = comparison.predictions.multilabel
+    column = "average_precision" if several else "recall"
+    recalls = np.array([[row[column] for row in entry.measured.per_class] for entry in comparison.entries])
     support = np.array([row["support"] for row in comparison.entries[0].measured.per_class])
     present = np.flatnonzero(support)
     hardest = present[np.argsort(recalls[:, present].mean(axis=0), kind="stable")[:MAX_ROWS]]
@@ -185,7 +188,8 @@ def per_class(comparison: Comparison) -> Figure:
         )
     axes.set_yticks(range(len(rows)), [f"{_short(names[i])}  ({support[i]:,})" for i in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel("right answers in the class, % (number of test images)")
+    told = "average precision of the label" if several else "right answers in the class"
+    axes.set_xlabel(f"{told}, % (number of test images)")
     axes.grid(axis="x", alpha=0.25)
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -194,19 +198,20 @@ def per_class(comparison: Comparison) -> Figure:
 
 def learning_curves(comparison: Comparison) -> Figure | None:
     """Validation accuracy and training loss over the steps of each run, side by side."""
-    entries = [entry for entry in comparison.entries if len(_series(entry, "val/accuracy")[0]) > 1][:MAX_LINES]
+    figure_name = f"val/{comparison.figure}"
+    entries = [entry for entry in comparison.entries if len(_series(entry, figure_name)[0]) > 1][:MAX_LINES]
     if not entries:
         return None
     figure, (left, right) = _panels(2, width=4.6, height=3.6)
     for place, entry in enumerate(comparison.entries[:MAX_LINES]):
         if entry not in entries:
             continue
-        steps, values = _series(entry, "val/accuracy")
+        steps, values = _series(entry, figure_name)
         left.plot(steps, 100 * values, color=_color(place), label=_short(entry.name), linewidth=1.4)
         steps, values = _series(entry, "train/loss")
         if len(steps) > 1:
             right.plot(steps, values, color=_color(place), linewidth=1.2)
-    left.set_title("validation accuracy, %", fontsize=10)
+    left.set_title(f"validation {comparison.figure}, %", fontsize=10)
     right.set_title("training loss", fontsize=10)
     left.legend(frameon=False, fontsize=8)
     for axes in (left, right):
@@ -233,7 +238,11 @@ def robustness(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure | N
 
 
 def _confidence(entry: Entry) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Of each image; of several labels, of each known entry, by one half."""
     predictions = entry.candidate.predictions
+    if predictions.multilabel:
+        known, p = predictions.labels >= 0, sigmoid(predictions.logits)
+        return np.maximum(p, 1 - p)[known], ((p >= 0.5) == (predictions.labels == 1))[known]
     return softmax(predictions.logits).max(axis=1), entry.predicted == predictions.labels
 
 

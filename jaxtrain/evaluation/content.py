@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from jaxtrain.data.base import Dataset, ImageSource
-from jaxtrain.evaluation import findings
+from jaxtrain.evaluation import findings, label_findings
 from jaxtrain.evaluation.comparison import Comparison, Entry
 from jaxtrain.evaluation.findings import Shown, Slice
 from jaxtrain.evaluation.near_duplicates import NearDuplicate
@@ -36,15 +38,20 @@ class Content:
     robustness: Mapping[str, Any] = field(default_factory=dict)
     """Accuracy under corruptions by model, see `jaxtrain.evaluation.robustness`."""
 
+    @property
+    def _findings(self) -> Any:
+        """For one class per image, or for several labels."""
+        return label_findings if self.comparison.predictions.multilabel else findings
+
     @cached_property
     def worst(self) -> list[Shown]:
         """The worst mistakes of the most accurate model."""
-        return findings.worst_mistakes(self.comparison, self.comparison.entries[0])
+        return self._findings.worst_mistakes(self.comparison, self.comparison.entries[0])
 
     @cached_property
     def label_errors(self) -> list[Shown]:
         """Images whose label may be wrong."""
-        return findings.likely_label_errors(self.comparison)
+        return self._findings.likely_label_errors(self.comparison)
 
     @cached_property
     def disagreements(self) -> list[tuple[Entry, Entry, list[Shown]]]:
@@ -53,12 +60,12 @@ class Content:
         if rival is None:
             return []
         pairs = [(best, rival), (rival, best)]
-        return [(one, other, findings.disagreements(self.comparison, one, other)) for one, other in pairs]
+        return [(one, other, self._findings.disagreements(self.comparison, one, other)) for one, other in pairs]
 
     @cached_property
     def slices(self) -> list[Slice]:
         """Accuracy by class and by column."""
-        return findings.slices(self.comparison, self.columns)
+        return self._findings.slices(self.comparison, self.columns)
 
     @property
     def advice(self) -> list[str]:
@@ -82,7 +89,7 @@ class Content:
             found.append(
                 f"{self.looks} models were measured on this test set: the best of so many looks better than it is"
             )
-        few = [entry.name for entry in comparison.entries if (1 - entry.accuracy) * images < 10]
+        few = [entry.name for entry in comparison.entries if np.count_nonzero(~entry.correct) < 10]
         if few:
             found.append(
                 f"fewer than ten mistakes of {', '.join(few)}: intervals other than those of accuracy may be too narrow"

@@ -88,10 +88,16 @@ def slices(comparison: Comparison, columns: Mapping[str, Sequence[Any]]) -> list
     """
     predictions = comparison.predictions
     names = np.array(predictions.class_names, dtype=object)
-    found = _by_value(comparison, "class", names[predictions.labels], order=predictions.class_names)
+    by_class = _by_value(comparison, "class", names[predictions.labels], order=predictions.class_names)
+    return by_class + by_columns(comparison, columns)
+
+
+def by_columns(comparison: Comparison, columns: Mapping[str, Sequence[Any]]) -> list[Slice]:
+    """Share of images that are right, by each column; raises as `slices`."""
+    found, images = list[Slice](), len(comparison.predictions.labels)
     for column, values in columns.items():
-        if len(values) != len(predictions.labels):
-            raise UserError(f"column {column}: {len(values)} values for {len(predictions.labels)} test images")
+        if len(values) != images:
+            raise UserError(f"column {column}: {len(values)} values for {images} test images")
         found += _by_value(comparison, column, np.array([str(value) for value in values], dtype=object))
     return found
 
@@ -99,7 +105,6 @@ def slices(comparison: Comparison, columns: Mapping[str, Sequence[Any]]) -> list
 def _by_value(
     comparison: Comparison, column: str, values: NDArray[Any], order: Sequence[str] | None = None
 ) -> list[Slice]:
-    labels = comparison.predictions.labels
     if order is None:
         unique, counts = np.unique(values, return_counts=True)
         order = sorted((str(unique[i]) for i in np.argsort(-counts, kind="stable")[:MAX_SLICES]), key=_by_number)
@@ -110,7 +115,7 @@ def _by_value(
         if images:
             accuracy = {}
             for entry in comparison.entries:
-                share = float(np.mean(entry.predicted[mine] == labels[mine]))
+                share = float(np.mean(entry.correct[mine]))
                 accuracy[entry.name] = (share, wilson(share, images))
             found.append(Slice(column, value, images, accuracy))
     return found

@@ -16,6 +16,7 @@ from jaxtrain.evaluation.content import Content
 from jaxtrain.evaluation.costs import Costs
 from jaxtrain.evaluation.findings import Shown, Slice
 from jaxtrain.evaluation.gallery import data_uri, thumbnail
+from jaxtrain.evaluation.label_findings import label_text
 from jaxtrain.evaluation.statistics import Interval
 from jaxtrain.evaluation.wording import METRICS, cost, in_points, value
 from jaxtrain.files import optional
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 
 _FOLDER = Path(__file__).parent
-_METRICS = ("accuracy", "top5_accuracy", "balanced_accuracy", "macro_f1", "mcc", "auroc_ovr", "loss", "brier", "ece")
+_METRICS = (
+    *("accuracy", "top5_accuracy", "balanced_accuracy", "mAP", "micro_mAP", "macro_f1", "micro_f1", "mcc"),
+    *("subset_accuracy", "hamming_loss", "lrap", "coverage_error", "auroc_ovr", "auroc", "loss", "brier", "ece"),
+)
 _COSTS = {
     "params": "parameters",
     "trainable_params": "trained",
@@ -95,18 +99,22 @@ def render_template(name: str, context: Mapping[str, Any], folder: Path = _FOLDE
 def _context(report: Content) -> dict[str, Any]:
     comparison = report.comparison
     predictions = comparison.predictions
+    figure = METRICS[comparison.figure]
+    figure = figure[0].upper() + figure[1:] if comparison.figure == "accuracy" else figure
     with pictures.inked():
         figures = {
-            "leaderboard": picture(lambda: pictures.leaderboard(comparison), "Accuracy and interval of each model"),
-            "pareto": picture(lambda: pictures.pareto(comparison), "Accuracy against costs"),
+            "leaderboard": picture(lambda: pictures.leaderboard(comparison), f"{figure} and interval of each model"),
+            "pareto": picture(lambda: pictures.pareto(comparison), f"{figure} against costs"),
             "calibration": picture(lambda: pictures.calibration(comparison), "Reliability, and mistakes by coverage"),
-            "per_class": picture(lambda: pictures.per_class(comparison), "Right answers by class and model"),
+            "per_class": picture(lambda: pictures.per_class(comparison), "Results by class and model"),
             "curves": picture(lambda: pictures.learning_curves(comparison), "Learning curves of the runs"),
             "robustness": picture(lambda: pictures.robustness(report.robustness), "Accuracy by severity of corruption"),
         }
         confusions = [_confusion(entry, predictions.class_names) for entry in comparison.entries[:MAX_MATRIX]]
     return {
         "title": predictions.dataset,
+        "figure": figure,
+        "several": predictions.multilabel,
         "facts": _facts(report),
         "warnings": report.warnings,
         "advice": report.advice[:MAX_ROWS],
@@ -144,9 +152,12 @@ def _confusion(entry: Entry, class_names: Sequence[str]) -> Picture | None:
 
 def _facts(report: Content) -> list[tuple[str, str]]:
     predictions = report.comparison.predictions
+    parts = f"in {len(predictions.class_names):,} classes"
+    if predictions.multilabel:
+        parts = f"with any of {len(predictions.class_names):,} labels"
     looks = "not counted" if report.looks is None else f"{report.looks:,} models were measured on it so far"
     return [
-        ("test images", f"{len(predictions.labels):,} in {len(predictions.class_names):,} classes"),
+        ("test images", f"{len(predictions.labels):,} {parts}"),
         ("test set", f"{predictions.test_digest[:12]}; {looks}"),
         ("models", f"{len(report.comparison.entries):,}"),
         ("jaxtrain", version("jaxtrain")),
@@ -212,7 +223,7 @@ def _matrix(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
 
 
 def _win(pair: Pair, *, flipped: bool) -> Cell:
-    gap = pair.gaps["accuracy"]
+    gap = pair.gap
     sign = -1 if flipped else 1
     low, high = sorted((100 * sign * gap.corrected.low, 100 * sign * gap.corrected.high))
     kinds = {"better": "worse", "worse": "better"}
@@ -222,6 +233,7 @@ def _win(pair: Pair, *, flipped: bool) -> Cell:
 
 def _pairs(pairs: Sequence[Pair], sentences: Sequence[str]) -> tuple[list[str], list[list[Cell]]]:
     head = ["pair", "both right", "only first", "only second", "both wrong", "agree", "McNemar p", "Holm p"]
+    several = any(pair.gap.p_holm is not None for pair in pairs)
     rows = []
     for pair, sentence in zip(pairs, sentences, strict=False):
         paired = pair.paired
@@ -234,13 +246,16 @@ def _pairs(pairs: Sequence[Pair], sentences: Sequence[str]) -> tuple[list[str], 
                 Cell(f"{100 * paired.agreement:.1f}%"),
                 *(Cell(f"{p:.2g}") for p in (paired.p, paired.p_holm, paired.p_equivalent)),
                 Cell(f"{100 * paired.detectable:.1f} points"),
+                *([Cell(f"{pair.gap.p_holm:.2g}")] if pair.gap.p_holm is not None else []),
             ]
         )
-    return [*head, "equivalence p", "detectable"], rows
+    return [*head, "equivalence p", "detectable", *(["mAP, Holm p"] if several else [])], rows
 
 
 def _calibration(entries: Sequence[Entry]) -> tuple[list[str], list[list[Cell]]]:
     names = ("ece", "adaptive_ece", "loss")
+    if "aurc" not in entries[0].measured.metrics:
+        return _calibration_of_labels(entries)
     rows = []
     for entry in entries[:MAX_ROWS]:
         measured = entry.measured
@@ -253,6 +268,15 @@ def _calibration(entries: Sequence[Entry]) -> tuple[list[str], list[list[Cell]]]
         rows.append(row)
     told = [METRICS[name] for name in names]
     return ["model", *told, "temperature", *(f"{name} then" for name in told), "AURC", "coverage at 1% risk"], rows
+
+
+def _calibration_of_labels(entries: Sequence[Entry]) -> tuple[list[str], list[list[Cell]]]:
+    names = ("ece", "loss", "brier")
+    rows = []
+    for entry in entries[:MAX_ROWS]:
+        cells = [Cell(value(n, entry.measured.metrics[n]), _range(n, entry.measured.intervals[n])) for n in names]
+        rows.append([Cell(entry.name, "", "name"), *cells])
+    return ["model", *(METRICS[name] for name in names)], rows
 
 
 def _slices(slices: Sequence[Slice]) -> list[tuple[str, tuple[list[str], list[list[Cell]]]]]:
@@ -292,7 +316,7 @@ def _galleries(report: Content) -> list[tuple[str, str, list[Tile]]]:
     found = [
         (
             "Worst mistakes",
-            f"Where {best}, the most accurate model, gave the true class the lowest probability.",
+            f"Where {best}, the best model, gave the truth the lowest probability.",
             _tiles(report, report.worst),
         )
     ]
@@ -332,11 +356,14 @@ def _near(report: Content) -> list[tuple[str, list[tuple[Tile, Tile]]]]:
         assert source is not None
         tiles = []
         for pair in pairs[:12]:
-            label, other = int(report.images.labels[pair.test]), int(source.labels[pair.other])
+            label, other = (
+                label_text(split.labels[place], names)
+                for split, place in ((report.images, pair.test), (source, pair.other))
+            )
             tiles.append(
                 (
-                    Tile(thumbnail(report.images, pair.test), f"{names[label]} · test {pair.test}", []),
-                    Tile(thumbnail(source, pair.other), f"{names[other]} · {name} {pair.other}", []),
+                    Tile(thumbnail(report.images, pair.test), f"{label} · test {pair.test}", []),
+                    Tile(thumbnail(source, pair.other), f"{other} · {name} {pair.other}", []),
                 )
             )
         some = f"{len(pairs):,} test images look" if len(pairs) != 1 else "1 test image looks"

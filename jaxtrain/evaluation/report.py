@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FILES = ("results.json", "leaderboard.csv", "pairs.csv", "per_class.csv", "report.md", "report.html")
-_TABLE = ("accuracy", "balanced_accuracy", "macro_f1", "loss", "ece", "auroc_ovr")
+_TABLE = ("accuracy", "balanced_accuracy", "mAP", "macro_f1", "subset_accuracy", "loss", "ece", "auroc_ovr", "auroc")
 _COSTS = ("params", "train_seconds", "flops_per_image", "latency_ms_p50")
 
 
@@ -71,11 +71,12 @@ class Report(Content):
 
     def to_markdown(self) -> str:
         """Leaderboard, advice and pairs, for a README."""
-        head = ["model", *(METRICS[name] for name in _TABLE), *(_COST_NAMES[name] for name in _COSTS)]
+        names = [name for name in _TABLE if any(name in e.measured.metrics for e in self.comparison.entries)]
+        head = ["model", *(METRICS[name] for name in names), *(_COST_NAMES[name] for name in _COSTS)]
         lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for entry in self.comparison.entries:
             cells = [markdown(entry.name)]
-            for name in _TABLE:
+            for name in names:
                 cells.append(_with_interval(name, entry.measured.metrics.get(name), entry.measured.intervals.get(name)))
             costs = entry.candidate.costs
             cells += [
@@ -163,7 +164,7 @@ def _plain(pair: Pair) -> dict[str, Any]:
 
 
 def _pair_row(pair: Pair) -> dict[str, Any]:
-    gap = pair.gaps["accuracy"]
+    gap = pair.gap
     row = {"first": pair.first, "second": pair.second, "verdict": pair.verdict, "difference": gap.difference}
     row |= {"low": gap.interval.low, "high": gap.interval.high}
     row |= {"corrected_low": gap.corrected.low, "corrected_high": gap.corrected.high}

@@ -20,6 +20,7 @@ from jaxtrain.data.decode import read_image
 from jaxtrain.data.splits import stratified_subset
 from jaxtrain.data.transforms import center_crop_resize
 from jaxtrain.evaluation.evaluate import Predictor
+from jaxtrain.label_metrics import label_metrics
 
 if TYPE_CHECKING:
     import jax
@@ -254,4 +255,8 @@ def _as_array(images: ImageSource, side: int) -> ArraySource:
 
 
 def _accuracy(model: Predictor, source: ArraySource) -> float:
-    return float(np.mean(model.predict_logits(source).argmax(axis=1) == source.labels))
+    """Of several labels: mAP."""
+    logits = model.predict_logits(source)
+    if model.thresholds is not None:
+        return label_metrics(source.labels, logits)["mAP"]
+    return float(np.mean(logits.argmax(axis=1) == source.labels))

@@ -178,7 +178,7 @@ def make_report(
     robustness: dict[str, Any] = {}
     if test is not None:
         values = {**getattr(test.images, "metadata", {}), **values}
-        if all(run.config.data.shots is None for run in gathered.runs):
+        if not comparison.predictions.multilabel and all(run.config.data.shots is None for run in gathered.runs):
             values |= by_frequency(test)
         if duplicates:
             others = {"training": test.dataset.train, "validation": test.dataset.val}

@@ -15,12 +15,18 @@ METRICS = {
     "macro_precision": "macro precision", "macro_recall": "macro recall", "macro_f1": "macro F1",
     "mcc": "Matthews correlation", "worst_class_accuracy": "worst class", "loss": "NLL", "brier": "Brier score",
     "ece": "ECE", "adaptive_ece": "adaptive ECE", "aurc": "AURC", "coverage_at_1pct_risk": "coverage at 1% risk",
-    "coverage_at_5pct_risk": "coverage at 5% risk", "auroc_ovr": "AUROC",
+    "coverage_at_5pct_risk": "coverage at 5% risk", "auroc_ovr": "AUROC", "mAP": "mAP", "micro_mAP": "micro mAP",
+    "weighted_mAP": "weighted mAP", "auroc": "AUROC", "micro_auroc": "micro AUROC", "micro_f1": "micro F1",
+    "micro_precision": "micro precision", "micro_recall": "micro recall", "weighted_f1": "weighted F1",
+    "subset_accuracy": "all labels right", "hamming_loss": "Hamming loss", "lrap": "LRAP",
+    "coverage_error": "coverage error",
 }  # fmt: skip
 """Names of metrics for readers."""
 SHARES = (
     *("accuracy", "top5_accuracy", "balanced_accuracy", "macro_precision", "macro_recall", "macro_f1"),
     *("worst_class_accuracy", "coverage_at_1pct_risk", "coverage_at_5pct_risk"),
+    *("mAP", "micro_mAP", "weighted_mAP", "micro_f1", "micro_precision", "micro_recall", "weighted_f1"),
+    "subset_accuracy",
 )
 """Metrics that are told in percent."""
 
@@ -75,12 +81,12 @@ def in_points(margin: float) -> str:
 
 
 def verdict(pair: Pair, margin: float) -> str:
-    """One pair in accuracy, as a sentence.
+    """One pair in accuracy (of several labels, in mAP), as a sentence.
 
     The word "better" stands only where the interval, corrected for all pairs, leaves zero out and the corrected exact
     test agrees.
     """
-    gap = pair.gaps["accuracy"]
+    gap = pair.gap
     interval = f"interval [{100 * gap.corrected.low:+.1f}, {100 * gap.corrected.high:+.1f}]"
     points = f"{100 * abs(gap.difference):.1f} points"
     match pair.verdict:
@@ -110,7 +116,7 @@ def advice(comparison: Comparison) -> list[str]:
 
 
 def _choice(pair: Pair, costs_of_best: Costs, costs_of_other: Costs) -> str:
-    gap = pair.gaps["accuracy"]
+    gap = pair.gap
     interval = f"[{100 * gap.corrected.low:.1f}, {100 * gap.corrected.high:.1f}]"
     told = f"{pair.second} is {100 * gap.difference:.1f} points below {pair.first}, interval {interval}"
     if gap.difference == 0:

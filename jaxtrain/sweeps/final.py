@@ -68,12 +68,12 @@ def _measure(
     result: dict[str, Any] = {"settings": {}, "looks": gathered.looks}
     for name, one in named.items():
         members = [f"{name}-s{seed}" for seed in sorted(one.values)]
-        accuracies = [comparison.entry(member).accuracy for member in members]
+        accuracies = [comparison.entry(member).score for member in members]
         recipe = next((recipe for recipe in comparison.recipes if set(members) <= set(recipe.members)), None)
         if recipe is not None:
-            mean, _, interval = recipe.metrics["accuracy"]
+            mean, _, interval = recipe.metrics[comparison.figure]
         else:
-            mean, interval = accuracies[0], comparison.entry(members[0]).measured.intervals["accuracy"]
+            mean, interval = accuracies[0], comparison.entry(members[0]).measured.intervals[comparison.figure]
         ends = {"mean": float(mean), "low": float(interval.low), "high": float(interval.high)}
         result["settings"][name] = {"label": one.setting.label, "accuracies": accuracies, **ends}
     return result

@@ -84,7 +84,7 @@ def test_corruptions(classifiers, monkeypatch):
     )
     curve = report.robustness["m"]["contrast"]
     assert len(curve) == 6
-    assert curve[0] == report.comparison.entries[0].accuracy
+    assert curve[0] == report.comparison.entries[0].score
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,10 @@ def test_every_head(trained, name, tmp_path):
     np.testing.assert_array_equal(loaded.predict_logits(TEST[0]), classifier.predict_logits(TEST[0]))
 
 
+def objective(truth, logits, weights):
+    return np.mean(np.logaddexp(0, np.where(truth, -logits, logits))) + 1e-2 / 2 * np.sum(weights**2)
+
+
 def test_the_linear_head_is_one_logistic_regression_per_label(trained, tmp_path):
     from sklearn.linear_model import LogisticRegression
 
@@ -221,11 +225,8 @@ def test_the_linear_head_is_one_logistic_regression_per_label(trained, tmp_path)
         reference = LogisticRegression(C=1 / (1e-2 * known.sum()), tol=1e-9, max_iter=500).fit(exact, truth)
         kernel = found.head.arrays[f"{i}/kernel"]
 
-        def objective(logits, weights):
-            return np.mean(np.logaddexp(0, np.where(truth, -logits, logits))) + 1e-2 / 2 * np.sum(weights**2)
-
-        mine = objective(found.head.logits(x)[known, i], kernel[:, 1] - kernel[:, 0])
-        best = objective(reference.decision_function(exact), reference.coef_)
+        mine = objective(truth, found.head.logits(x)[known, i], kernel[:, 1] - kernel[:, 0])
+        best = objective(truth, reference.decision_function(exact), reference.coef_)
         assert mine == pytest.approx(best, abs=1e-5)
     np.testing.assert_array_equal(found.predict_embeddings(x), found.head.logits(x) >= 0)
 
@@ -294,3 +295,102 @@ def test_an_image_that_cannot_be_read_is_unknown(trained, tmp_path):
     found = trained.predict([tmp_path / "good.png", tmp_path / "bad.png"])
     np.testing.assert_array_equal(found[1], [-1] * 5)
     np.testing.assert_array_equal(found[0], trained.predict(TEST[0][:1])[0])
+
+
+@pytest.fixture(scope="module")
+def compared(trained, tmp_path_factory):
+    weaker = PTClassifier(**{**SMALL, "model": {"name": "linear"}, "train": {"epochs": 2, "batch_size": 64}})
+    folder = tmp_path_factory.mktemp("weaker")
+    weaker = weaker.set_params(run_dir=folder / "run").fit(*TRAIN, class_names=trained.class_names)
+    report = jaxtrain.benchmark({"good": trained, "weak": weaker}, TEST, costs=False, resamples=300)
+    return report, weaker, report.save(folder / "report")
+
+
+def test_the_report_ranks_by_mean_average_precision(trained, compared):
+    report, weaker, folder = compared
+    rows = {row["model"]: row for row in report.rows()}
+    for name, model in (("good", trained), ("weak", weaker)):
+        assert rows[name]["mAP"] == pytest.approx(average_precision_score(TEST[1], model.predict_proba(TEST[0])))
+        assert rows[name]["mAP_low"] < rows[name]["mAP"] < rows[name]["mAP_high"]
+    (pair,) = report.comparison.pairs
+    gap = pair.gaps["mAP"]
+    assert (pair.first, pair.verdict) == ("good", "better")
+    assert gap.difference == pytest.approx(rows["good"]["mAP"] - rows["weak"]["mAP"])
+    assert gap.corrected.low > 0
+    assert gap.p_holm < 0.01
+    right = [(model.predict(TEST[0]) == TEST[1]).all(axis=1) for model in (trained, weaker)]
+    assert pair.paired.only_first == (right[0] & ~right[1]).sum()
+    page = (folder / "report.html").read_text()
+    assert "good is better than weak" in page
+    assert "all labels right" in page
+    assert ">nan" not in page
+    json.loads((folder / "results.json").read_text())
+
+
+def test_the_report_shows_labels_and_mistakes(trained, compared):
+    report, _, _ = compared
+    by_label = [part for part in report.slices if part.column.startswith("label")]
+    assert {part.value for part in by_label} == set(trained.class_names)
+    for part in by_label:
+        place = trained.class_names.index(part.value)
+        value, interval = part.accuracy["good"]
+        expected = average_precision_score(TEST[1][:, place], trained.predict_proba(TEST[0])[:, place])
+        assert value == pytest.approx(expected)
+        assert interval.low <= value <= interval.high
+    wrong = (trained.predict(TEST[0]) != TEST[1]).any(axis=1)
+    assert report.worst
+    assert all(wrong[shown.index] for shown in report.worst)
+    assert all(shown.label.split(" ")[0] in ("has", "not") for shown in report.label_errors)
+
+
+def test_a_wrong_label_is_found(trained):
+    labels = TEST[1].copy()
+    sure = int(np.abs(trained.predict_logits(TEST[0])).min(axis=1).argmax())
+    labels[sure, 2] = 1 - labels[sure, 2]
+    report = jaxtrain.benchmark({"one": trained}, (TEST[0], labels), costs=False, duplicates=False, resamples=100)
+    assert sure in [shown.index for shown in report.label_errors[:5]]
+
+
+def test_models_whose_labels_are_in_another_order_are_aligned(trained, compared, tmp_path):
+    from jaxtrain.evaluation.comparison import aligned
+
+    report, _, _ = compared
+    like = report.comparison.entries[0].candidate.predictions
+    order = np.array([3, 1, 4, 0, 2])
+    other = Predictions(
+        ids=like.ids,
+        labels=np.ascontiguousarray(like.labels[:, order]),
+        logits=np.ascontiguousarray(like.logits[:, order]),
+        class_names=tuple(np.array(like.class_names)[order].tolist()),
+        thresholds=tuple(np.array(like.thresholds)[order].tolist()),
+        **{name: getattr(like, name) for name in ("test_digest", "params_sha256", "technique", "model", "dataset")},
+    )
+    other.save(tmp_path / "other.npz")
+    back = aligned(Predictions.load(tmp_path / "other.npz"), like, "other", "like")
+    np.testing.assert_array_equal(back.labels, like.labels)
+    np.testing.assert_array_equal(back.logits, like.logits)
+    assert back.thresholds == like.thresholds
+
+
+def test_predict_prints_every_label_that_an_image_gets(trained, tmp_path, capsys):
+    from PIL import Image
+
+    from jaxtrain.cli.main import run
+
+    decided = trained.predict(TEST[0])
+    for place in range(40):
+        Image.fromarray(TEST[0][place]).save(tmp_path / f"{place:02}.png")
+    run(["predict", str(trained.run_dir), str(tmp_path)])
+    for line, row in zip(capsys.readouterr().out.splitlines(), decided[:40], strict=True):
+        _, *cells = line.split("\t")
+        names = {trained.class_names[i] for i in np.flatnonzero(row)}
+        assert set(cells[::2]) == (names or {"no label"})
+
+
+@pytest.mark.slow
+def test_the_exported_program_and_the_mlflow_code_follow(trained, tmp_path):
+    from jaxtrain.classifiers.export import export_stablehlo
+
+    folder = export_stablehlo(trained, tmp_path / "out")
+    about = json.loads((folder / "model.json").read_text())
+    assert (about["task"], tuple(about["thresholds"])) == ("multilabel", trained.thresholds)

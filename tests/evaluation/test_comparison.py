@@ -62,7 +62,7 @@ def test_a_few_images_decide_nothing():
 def test_one_model_alone_is_measured():
     comparison = compare(three()[:1], resamples=200)
     assert (comparison.pairs, comparison.recipes) == ([], [])
-    assert comparison.entries[0].accuracy == 0.8
+    assert comparison.entries[0].score == 0.8
 
 
 def seeds(name, accuracies, recipe, first=0):

@@ -140,7 +140,7 @@ def test_runs_whose_images_are_gone_are_still_compared(tmp_path, loaded, caplog)
     gathered = gather([path], loaded, costs=False)
     assert gathered.test is None
     assert "no images are shown" in caplog.text
-    assert compare(gathered.candidates, resamples=100).entries[0].accuracy >= 0
+    assert compare(gathered.candidates, resamples=100).entries[0].score >= 0
 
 
 def test_test_images_that_have_changed_are_not_shown(tmp_path, loaded, caplog):
@@ -287,7 +287,7 @@ def test_each_model_and_the_report_are_runs_in_benchmark(tmp_path, loaded, monke
     assert first.arguments["experiment"] == "Benchmark"
     assert first.arguments["run_name"] == "pt-m0"
     assert first.arguments["tags"]["source_run_id"] == "run m0"
-    assert first.metrics["test/accuracy"] == comparison.entry("pt/m0").accuracy
+    assert first.metrics["test/accuracy"] == comparison.entry("pt/m0").score
     assert first.metrics["cost/latency_ms_p50"] > 0
     assert {"predictions.npz", "metrics.json", "per_class.csv", "confusion_matrix.png"} <= set(first.paths)
 
