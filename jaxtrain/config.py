@@ -58,7 +58,10 @@ class ColumnsConfig(Section):
     image: str | None = None
     """Paths of image files, relative to the table's folder, or encoded images."""
     label: str | None = None
-    """Name or number of each image's class."""
+    """Name or number of each image's class; several labels per image are lists of names, or with data.task multilabel
+    names parted by |."""
+    labels: tuple[str, ...] | None = None
+    """Several labels per image, a column each: 1, 0, and -1 or empty where it is unknown (tables)."""
     split: str | None = None
     """train, val or test."""
     weight: str | None = None

@@ -14,7 +14,7 @@ from jaxtrain.runs.directory import RunDirectory
 
 SECTIONS = {field.annotation: name for name, field in Config.model_fields.items()}
 EVERYWHERE = {"technique", "name", "run_dir", "seed", "quiet", "data", "model", "parallel", "tracking", "own"}
-EVERYWHERE |= {"train", "loss"}
+EVERYWHERE |= {"train", "loss", "decision"}
 ACTING = {
     "pt": EVERYWHERE | {"augment", "optimizer", "schedule", "checkpoint"},
     "ft": EVERYWHERE | {"augment", "optimizer", "schedule", "checkpoint", "finetune"},

@@ -18,6 +18,7 @@ from jaxtrain.data.base import Dataset, FileSource, Labels, PartSource
 from jaxtrain.data.labels import classes_of, given_as, image_weights, label_values
 from jaxtrain.data.parquet_images import parquet_parts
 from jaxtrain.data.paths import existing
+from jaxtrain.data.several_labels import columns_of_labels, names_in, place_several
 from jaxtrain.data.splits import SPLIT_NAMES, Indices
 from jaxtrain.data.table import choose_columns, class_names_in, coded, encoded_images_in, read_table
 from jaxtrain.errors import UserError, nearest
@@ -46,7 +47,9 @@ def manifest_dataset(kind: str, config: DataConfig, text: str) -> Dataset:
 
     Which column holds what is known by its name (`ROLES`) or given by `data.columns`. A column of splits says train,
     val or test, or another word that `folder:` knows. In CSV, labels that are all whole numbers are numbers; classes
-    are the labels that occur in training, sorted. The other columns, of up to 1,000 values, slice the Benchmark.
+    are the labels that occur in training, sorted. Several labels per image are lists of names, columns of 0 and 1
+    (`data.columns.labels`), or names parted by | where `data.task` is multilabel. The other columns, of up to 1,000
+    values, slice the Benchmark.
 
     Raises `UserError` for a table that cannot be read or lacks a column, for rows without a label or with one that
     training has not, images with two labels, and paths that lead nowhere; `RunError` for more unreadable images than
@@ -54,18 +57,30 @@ def manifest_dataset(kind: str, config: DataConfig, text: str) -> Dataset:
     """
     path = existing(text, kind)
     table, where = read_table(kind, path), f"{kind}:{text}"
-    columns = choose_columns(config.columns, table.column_names, where)
-    column = table.column(columns["label"])
-    if str(column.type).startswith(("list", "large_list", "struct", "fixed_size_list")):
-        told = "several labels for each image, and multi-label classification is not supported yet"
-        raise UserError(f"{where}: '{columns['label']}' holds {column.type}: {told}")
-    labels = whole_numbers(*coded(column)) if kind == "csv" else coded(column)
+    apart = config.columns.labels
+    if apart and config.columns.label:
+        raise UserError("data.columns: label and labels: give one of them")
+    needed = ("image",) if apart else ("image", "label")
+    columns = choose_columns(config.columns, table.column_names, where, needed)
+    if apart:
+        columns.pop("label", None)
     splits = _splits(table.column(columns["split"]), where) if "split" in columns else None
     splits = splits or {"train": np.arange(table.num_rows)}
-    rows = Rows(where, labels, splits, class_names_in(table, columns["label"]))
-    names, classes, placed = place_labels(rows)
+    known = None if apart else class_names_in(table, columns["label"])
+    if apart:
+        several: Any = columns_of_labels(table, apart, where)
+    else:
+        several = names_in(table, columns["label"], known, split=config.task == "multilabel")
+    if several is None:
+        rows = Rows(where, _one_each(kind, table.column(columns["label"]), where), splits, known)
+        names, classes, placed = place_labels(rows)
+        given = given_as(classes)
+    else:
+        names, placed = place_several(several, splits, apart or known, where, config.task)
+        kinds, codes = np.unique([str(row) for row in several.tolist()], return_inverse=True)
+        rows, given = Rows(where, (codes, kinds), splits, known), None
     weights = _weights(table, columns, rows) if "weight" in columns else None
-    others = [name for name in table.column_names if name and name not in columns.values()]
+    others = [name for name in table.column_names if name and name not in (*columns.values(), *(apart or ()))]
     metadata = {name: values for name in others if (values := slices_by(table.column(name))) is not None}
     everything: FileSource | PartSource
     zeros = np.zeros(table.num_rows, np.int32)
@@ -79,7 +94,15 @@ def manifest_dataset(kind: str, config: DataConfig, text: str) -> Dataset:
     sources = {name: replace(everything.select(splits[name]), labels=placed[name]) for name in placed}
     dataset = assemble_splits(config, names, sources)
     taken = ", ".join(f"{role}: {name}" for role, name in columns.items())
-    return replace(dataset, classes=given_as(classes), taken=taken)
+    taken += f", labels: {' '.join(apart)}" if apart else ""
+    return replace(dataset, classes=given, taken=taken)
+
+
+def _one_each(kind: str, column: Any, where: str) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """As of `coded`, one label per row."""
+    if str(column.type).startswith("struct"):
+        raise UserError(f"{where}: labels are {column.type}, must be names, numbers or lists of them")
+    return whole_numbers(*coded(column)) if kind == "csv" else coded(column)
 
 
 @dataclass(frozen=True)

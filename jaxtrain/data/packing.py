@@ -93,7 +93,7 @@ def cache(images: Iterable[Any], folder: str | Path, *, columns: Mapping[str, st
     def items() -> Iterable[tuple[str, bytes | Images, Any]]:
         for number, item in enumerate(images):
             where = f"item {number}"
-            image, label = fields_of(item, True, where, ColumnsConfig(**(columns or {})))
+            image, label = fields_of(item, True, where, ColumnsConfig.model_validate(columns or {}))
             value = item[label]
             yield "train", image_in(item[image], where, None), value.item() if hasattr(value, "item") else value
 
@@ -109,6 +109,8 @@ def pack(config: DataConfig, folder: Path, *, size: int | None = None, megabytes
     `cache`, and as `load_dataset` does.
     """
     dataset = load_dataset(config.model_copy(update={"val_fraction": 0.0, "test_fraction": 0.0}))
+    if dataset.multilabel:
+        raise UserError(f"{config.name}: images with several labels each are not packed; read them as they are")
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.open_test()}
 
     def items() -> Iterable[tuple[str, bytes | Images, Any]]:

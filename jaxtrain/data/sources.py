@@ -68,7 +68,12 @@ def load_dataset(config: DataConfig) -> Dataset:
         raise UserError(f"data.name: unknown data set '{config.name}': {_suggestion(config.name)}")
     if not rest:
         raise UserError(f"data.name: '{config.name}' names nothing: write {_form(scheme)}")
-    return _SCHEMES[scheme](config, rest)
+    if config.columns.labels is not None and scheme not in _TABLES:
+        raise UserError(f"data.columns.labels: an option of {', '.join(_TABLES)}, not of {config.name}")
+    dataset = _SCHEMES[scheme](config, rest)
+    if config.task == "multilabel" and not dataset.multilabel:
+        raise UserError(f"data.task multilabel: the labels of {config.name} are one class per image")
+    return dataset
 
 
 def _suggestion(name: str) -> str:

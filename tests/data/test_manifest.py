@@ -214,7 +214,7 @@ def test_wrong_tables_get_one_line(tmp_path, rows, fault, kind):
         ("t.jsonl", b'{"image": "a.png", "label"\n', "cannot be read"),
         ("t.jsonl", b'{"image": "a.png", "label": 0.5}\n', "numbers with fractions"),
         ("t.jsonl", b'{"image": ["a.png"], "label": 1}\n', "must be paths of files"),
-        ("t.jsonl", b'{"image": "a.png", "label": [1, 2]}\n', "several labels"),
+        ("t.jsonl", b'{"image": "a.png", "label": {"a": 1}}\n', "must be names, numbers or lists"),
         ("t.parquet", b"PAR1 and no more", "cannot be read"),
         ("t.parquet", b"", "cannot be read"),
     ],
