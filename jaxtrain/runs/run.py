@@ -213,7 +213,7 @@ def _test(job: Job) -> dict[str, Any]:
             run_name=f"{technique}-{job.directory.path.name}",
             source_run_id=tracker.wait_run_id(timeout=30.0),
             model_id=tracker.wait_model_id(timeout=30.0),
-        )
+        ).finish("FINISHED")
     job.looks = evaluation.looks
     return {f"test_{name}": metrics[f"test/{name}"] for name in (job.result.task.figure, "loss")} | more
 
