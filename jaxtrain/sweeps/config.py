@@ -62,8 +62,9 @@ class SweepConfig(Section):
     combine: Literal["grid", "one_at_a_time", "zip", "random", "tpe"] = "grid"
     """grid: every combination; one_at_a_time: the base, and each value alone in its place; zip: the first values
     together, the second values, ...; random: drawn; tpe: proposed by Optuna from what came out so far."""
-    objective: Literal["val/accuracy", "val/loss"] = "val/accuracy"
-    """What decides, by the weights that a run keeps: the highest accuracy or the lowest loss."""
+    objective: Literal["val/accuracy", "val/mAP", "val/loss"] = "val/accuracy"
+    """What decides, by the weights that a run keeps: the highest accuracy (mAP, where images have several labels), or
+    the lowest loss."""
     budget: Budget = Budget()
     """When to stop."""
     pruning: Literal["none", "median", "halving"] = "none"
@@ -106,7 +107,7 @@ class SweepConfig(Section):
     @property
     def higher_is_better(self) -> bool:
         """Of the objective."""
-        return self.objective == "val/accuracy"
+        return self.objective != "val/loss"
 
 
 def load_sweep(path: Path) -> SweepConfig:

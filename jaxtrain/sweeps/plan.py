@@ -20,6 +20,7 @@ from jaxtrain.readers import read_json
 from jaxtrain.runs.program import program_key
 from jaxtrain.sweeps.config import SweepConfig
 from jaxtrain.sweeps.settings import Axis, Setting, axes_of, setting, settings_of, shown
+from jaxtrain.tasks import task_of
 from jaxtrain.training.parallel import check_devices, set_cpu_devices
 
 if TYPE_CHECKING:
@@ -138,6 +139,9 @@ def make_plan(sweep: SweepConfig, source: Path) -> Plan:
     found: dict[Config, tuple[Setting, str]] = {}
     for one in settings:
         config = workshop.resolved(one)
+        if sweep.objective not in (task := task_of(config)).measured:
+            other = f"did you mean 'val/{task.figure}'?"
+            raise UserError(f"objective: {sweep.objective} is not measured on {task.name} data; {other}")
         options = {path: config.get(path) for path in one.options}
         key = program_key(workshop.classifier(config), config)
         found.setdefault(_comparable(config), (replace(one, options=options), key))

@@ -203,8 +203,8 @@ def run_config(plan: Plan, one: Run) -> Config:
 
 def objective(name: str, summary: Mapping[str, Any], folder: Path) -> float:
     """What decides, of the weights that a finished run keeps; NaN where it has none."""
-    if name == "val/accuracy":
-        value = summary["val_accuracy"]
+    if name != "val/loss":
+        value = summary.get(name.replace("/", "_"))
         return math.nan if value is None else float(value)
     for record in reversed(Journal(folder / "metrics.jsonl").records()):
         if record["step"] == summary["best_step"] and name in record:
