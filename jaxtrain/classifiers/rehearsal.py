@@ -112,7 +112,10 @@ def check_shapes(technique: Technique, setup: Setup) -> None:
     args = setup.feed.args(0)
     batch = jax.eval_shape(setup.feed.batch, setup.state.step, *args)
     _expect("image of the batch", batch.image, np.uint8, (batch_size, None, None, channels))
-    _expect("label of the batch", batch.label, np.int32, (batch_size,))
+    if setup.dataset.multilabel:
+        _expect("label of the batch", batch.label, np.int8, (batch_size, classes))
+    else:
+        _expect("label of the batch", batch.label, np.int32, (batch_size,))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
     inputs = jax.eval_shape(technique.inputs, batch, keys)
     _expect("image that `inputs` gives", inputs.image, np.float32, (batch_size, size, size, channels))

@@ -44,10 +44,6 @@ class Predictor(Protocol):
     def class_names(self) -> Sequence[str]:
         """In the order of the logits."""
 
-    @property
-    def thresholds(self) -> Sequence[float] | None:
-        """The probability from which on each label is given; None: one class per image."""
-
     def predict_logits(self, source: ImageSource) -> NDArray[np.float32]:
         """`float32[images, classes]`, in the order of the source."""
 
@@ -169,7 +165,7 @@ def predict(classifier: Predictor, test: OpenTestSet, *, technique: str, model: 
     """Logits for every test image, and for the validation images that can be read. Raises as `evaluate_on_test`."""
     dataset = test.dataset
     order = order_of_classes(tuple(classifier.class_names), dataset)
-    thresholds = classifier.thresholds
+    thresholds = thresholds_of(classifier)
     if (test.images.labels.ndim == 2) != (thresholds is not None):
         has, knows = ("several labels", "one class") if thresholds is None else ("one class", "several labels")
         raise UserError(f"the test set of {dataset.name} has {has} per image, the model gives {knows}")
@@ -196,6 +192,11 @@ def predict(classifier: Predictor, test: OpenTestSet, *, technique: str, model: 
         val_logits=val_logits,
         thresholds=None if thresholds is None else tuple(thresholds[place] for place in order),
     )
+
+
+def thresholds_of(classifier: Predictor) -> Sequence[float] | None:
+    """The probability from which on each label is given; None, and where a model does not say: one class per image."""
+    return getattr(classifier, "thresholds", None)
 
 
 def measure(predictions: Predictions, *, resamples: int = RESAMPLES, seed: int = 0) -> Measured:

@@ -19,7 +19,7 @@ from jaxtrain.data.base import ArraySource, Images, ImageSource
 from jaxtrain.data.decode import read_image
 from jaxtrain.data.splits import stratified_subset
 from jaxtrain.data.transforms import center_crop_resize
-from jaxtrain.evaluation.evaluate import Predictor
+from jaxtrain.evaluation.evaluate import Predictor, thresholds_of
 from jaxtrain.label_metrics import label_metrics
 
 if TYPE_CHECKING:
@@ -257,6 +257,6 @@ def _as_array(images: ImageSource, side: int) -> ArraySource:
 def _accuracy(model: Predictor, source: ArraySource) -> float:
     """Of several labels: mAP."""
     logits = model.predict_logits(source)
-    if model.thresholds is not None:
+    if thresholds_of(model) is not None:
         return label_metrics(source.labels, logits)["mAP"]
     return float(np.mean(logits.argmax(axis=1) == source.labels))
