@@ -7,7 +7,7 @@ out of every figure; images without a known entry count in none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,9 +55,8 @@ class LabelOutcomes:
         return int(np.count_nonzero(self.known.any(axis=1)))
 
     def weighted(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """Metrics, and the signed gaps that calibration errors are sums of, for many weightings of the images."""
-        gaps = calibration_gaps(self, weights)
-        return weighted_label_metrics(self, weights, gaps), gaps
+        """Metrics for many weightings of the images; and nothing that an interval would be made of otherwise."""
+        return weighted_label_metrics(self, weights), {}
 
 
 def sigmoid(logits: NDArray[np.floating[Any]]) -> Floats:
@@ -104,7 +103,7 @@ def label_metrics(
         Share of images with every entry right; share of entries that are wrong.
     lrap, coverage_error
         Label-ranking average precision, and how many labels of the ranking hold all true ones.
-    loss, brier, ece
+    loss, brier, label_ece
         Mean binary cross-entropy in nats, squared distance, and expected calibration error over 15 bins of equal width
         (mean over labels).
     """
@@ -113,11 +112,8 @@ def label_metrics(
     return {name: float(values[0]) for name, values in measured.items()}
 
 
-def weighted_label_metrics(
-    found: LabelOutcomes, weights: Floats, gaps: Mapping[str, Floats] | None = None
-) -> dict[str, Floats]:
+def weighted_label_metrics(found: LabelOutcomes, weights: Floats) -> dict[str, Floats]:
     """`label_metrics` of weighted images, `float64[images, weightings]`: `float64[weightings]` each."""
-    gaps = calibration_gaps(found, weights) if gaps is None else gaps
     curves = [_areas(found.logits[:, i], found.labels[:, i], weights) for i in range(found.labels.shape[1])]
     precision, area, has_area = (np.array(each) for each in zip(*curves, strict=True))
     support = found.true.T @ weights
@@ -135,7 +131,7 @@ def weighted_label_metrics(
     losses = (np.logaddexp(0.0, signed) * found.known).sum(axis=1)
     squares = ((sigmoid(found.logits) - found.true) ** 2 * found.known).sum(axis=1)
     metrics |= {"loss": _share(losses @ weights, entries), "brier": _share(squares @ weights, entries)}
-    return metrics | {name: np.abs(signed).sum(axis=0) for name, signed in gaps.items()}
+    return {**metrics, "label_ece": _calibration_error(found, weights)}
 
 
 def average_precisions(found: LabelOutcomes, weights: Floats) -> Floats:
@@ -143,16 +139,16 @@ def average_precisions(found: LabelOutcomes, weights: Floats) -> Floats:
     return np.array([_areas(found.logits[:, i], found.labels[:, i], weights)[0] for i in range(found.labels.shape[1])])
 
 
-def calibration_gaps(found: LabelOutcomes, weights: Floats) -> dict[str, Floats]:
-    """Probability less frequency in each bin of each label, times its share: `float64[classes * bins, weightings]`."""
+def _calibration_error(found: LabelOutcomes, weights: Floats) -> Floats:
+    """Mean over labels of the differences between probability and frequency in each bin, by the share of the bin."""
     probabilities, classes = sigmoid(found.logits), found.labels.shape[1]
     place = np.searchsorted(np.linspace(0.0, 1.0, BINS + 1)[1:-1], probabilities, side="left")
-    gaps = np.zeros((classes, BINS, weights.shape[1]))
+    total = np.zeros(weights.shape[1])
     for label in range(classes):
         excess = (probabilities[:, label] - found.true[:, label]) * found.known[:, label]
         in_bins = (place[:, label] == np.arange(BINS)[:, None]) * excess
-        gaps[label] = _share(in_bins @ weights, found.known[:, label] @ weights) / classes
-    return {"ece": gaps.reshape(classes * BINS, -1)}
+        total += np.abs(_share(in_bins @ weights, found.known[:, label] @ weights)).sum(axis=0)
+    return total / classes
 
 
 def per_label_table(

@@ -45,7 +45,7 @@ def smoke(classifier: BaseClassifier) -> None:
     config = classifier.config
     set_cpu_devices(config.parallel)
     check_devices()
-    height, width, channels, classes = _shape(classifier)
+    height, width, channels, classes, several = _shape(classifier)
     small = _shortened(config)
     batch = small.train.batch_size if small.acts("train.batch_size") else _LEAST_BATCH
     images = max(_STEPS * batch, 2 * classes * (small.data.shots or 0))
@@ -53,6 +53,8 @@ def smoke(classifier: BaseClassifier) -> None:
 
     def generated(count: int) -> tuple[Any, Any]:
         labels = np.arange(count) % classes
+        if several:
+            labels = generator.integers(0, 2, (count, classes))
         return generator.integers(0, 256, (count, height, width, channels), np.uint8), labels
 
     train, val, test = generated(images), generated(images // 2), generated(images // 2)
@@ -149,8 +151,8 @@ def _expect(name: str, array: Any, dtype: Any, shape: tuple[int | None, ...]) ->
         )
 
 
-def _shape(classifier: BaseClassifier) -> tuple[int, int, int, int]:
-    """Height, width and channels of the training images, and the number of classes."""
+def _shape(classifier: BaseClassifier) -> tuple[int, int, int, int, bool]:
+    """Height, width and channels of the training images, the number of classes, and whether images have several."""
     data = classifier.data_config
     try:
         dataset: Dataset | None = load_dataset(data)
@@ -161,7 +163,8 @@ def _shape(classifier: BaseClassifier) -> tuple[int, int, int, int]:
     own = classifier.pretrained.image_size if classifier.pretrained else 32
     height, width = uniform or (data.image_size or own,) * 2
     channels = dataset.channels if dataset else data.channels or 3
-    return height, width, channels, dataset.num_classes if dataset else _CLASSES
+    several = dataset.multilabel if dataset else data.task == "multilabel"
+    return height, width, channels, dataset.num_classes if dataset else _CLASSES, several
 
 
 def _shortened(config: Config) -> Config:

@@ -15,7 +15,7 @@ from jaxtrain.config import DataConfig, StoreConfig, TrackingConfig
 from jaxtrain.errors import RunError, UserError
 
 # As many as fit 80 columns beside the names; the report has them all.
-_SHOWN = ("macro_f1", "ece")
+_SHOWN = ("macro_f1", "ece", "label_ece")
 _MAX_LINES = 25
 """On the screen, of models and of comparisons; the report has them all."""
 _OF_TRAINING = {
@@ -136,7 +136,7 @@ def _show(report, folder: Path, tracking: TrackingConfig) -> None:  # type: igno
             METRICS[figure]: value(figure, entry.score),
             "95%": f"{100 * low:.1f}-{100 * high:.1f}",
         }
-        row |= {METRICS[name]: value(name, measured.metrics[name]) for name in _SHOWN}
+        row |= {METRICS[name]: value(name, measured.metrics[name]) for name in _SHOWN if name in measured.metrics}
         row |= {"training": training_time(costs), "latency": cost("latency_ms_p50", costs.get("latency_ms_p50"))}
         rows.append(row)
     print_line("")

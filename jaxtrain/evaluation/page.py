@@ -271,10 +271,11 @@ def _calibration(entries: Sequence[Entry]) -> tuple[list[str], list[list[Cell]]]
 
 
 def _calibration_of_labels(entries: Sequence[Entry]) -> tuple[list[str], list[list[Cell]]]:
-    names = ("ece", "loss", "brier")
+    names = ("label_ece", "loss", "brier")
     rows = []
     for entry in entries[:MAX_ROWS]:
-        cells = [Cell(value(n, entry.measured.metrics[n]), _range(n, entry.measured.intervals[n])) for n in names]
+        metrics, intervals = entry.measured.metrics, entry.measured.intervals
+        cells = [Cell(value(name, metrics[name]), _range(name, intervals.get(name))) for name in names]
         rows.append([Cell(entry.name, "", "name"), *cells])
     return ["model", *(METRICS[name] for name in names)], rows
 

@@ -19,7 +19,7 @@ METRICS = {
     "weighted_mAP": "weighted mAP", "auroc": "AUROC", "micro_auroc": "micro AUROC", "micro_f1": "micro F1",
     "micro_precision": "micro precision", "micro_recall": "micro recall", "weighted_f1": "weighted F1",
     "subset_accuracy": "all labels right", "hamming_loss": "Hamming loss", "lrap": "LRAP",
-    "coverage_error": "coverage error",
+    "coverage_error": "coverage error", "label_ece": "ECE",
 }  # fmt: skip
 """Names of metrics for readers."""
 SHARES = (
