@@ -382,12 +382,28 @@ def test_predict_prints_every_label_that_an_image_gets(trained, tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_the_exported_program_and_the_mlflow_code_follow(trained, tmp_path):
+def test_the_exported_program_says_what_it_gives(trained, tmp_path):
     from jaxtrain.classifiers.export import export_stablehlo
 
     folder = export_stablehlo(trained, tmp_path / "out")
     about = json.loads((folder / "model.json").read_text())
     assert (about["task"], tuple(about["thresholds"])) == ("multilabel", trained.thresholds)
+
+
+@pytest.mark.slow
+def test_the_mlflow_model_gives_the_labels_of_each_image(tmp_path):
+    import mlflow
+
+    tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "system_metrics": False}
+    options = {**SMALL, "train": {"epochs": 1, "batch_size": 64}, "tracking": tracking}
+    trained = PTClassifier(run_dir=tmp_path / "run", **options).fit(*TRAIN, test=TEST)
+    mlflow.set_tracking_uri(tracking["uri"])
+    experiment = mlflow.get_experiment_by_name("PT").experiment_id
+    (found,) = mlflow.search_logged_models(experiment_ids=[experiment], output_format="list")
+    table = mlflow.pyfunc.load_model(found.model_uri).predict(TEST[0][:20, ..., None])
+    names = np.array(trained.class_names)
+    assert table["labels"].tolist() == [names[row == 1].tolist() for row in trained.predict(TEST[0][:20])]
+    np.testing.assert_allclose(np.stack(table["probabilities"]), trained.predict_proba(TEST[0][:20]), atol=1e-6)
 
 
 def test_the_command_compares_finished_runs(trained, tmp_path, capsys, monkeypatch):
