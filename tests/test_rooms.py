@@ -7,20 +7,9 @@ import jaxtrain
 
 PACKAGE = Path(jaxtrain.__file__).parent
 ROOMS = (
-    *("version", "errors", "lifeline", "escape", "files", "readers", "archives", "config", "losses", "redact"),
-    *(
-        "config_io",
-        "trees",
-        "saved_tree",
-        "saved_model",
-        "label_metrics",
-        "data",
-        "tasks",
-        "models",
-        "heads",
-        "training",
-        "embeddings",
-    ),
+    *("version", "errors", "lifeline", "backend", "escape", "files", "readers", "archives", "config", "losses"),
+    *("redact", "config_io", "trees", "saved_tree", "saved_model", "label_metrics", "data", "tasks", "models"),
+    *("heads", "training", "embeddings"),
     *("tracking", "screen", "evaluation", "runs", "classifiers", "sweeps", "cli"),
 )
 """The ground first; a file imports only from its own room and from those before it."""
