@@ -199,7 +199,8 @@ class _Draft:
 
     def _arrays(self, shaped: Callable[..., Any], count: int) -> tuple[Any, ...]:
         """Images and labels, and weights where the data set has some."""
-        arrays = [shaped((count, *self.shape), jnp.uint8), shaped((count,), jnp.int32)]
+        labels = self.dataset.train.labels
+        arrays = [shaped((count, *self.shape), jnp.uint8), shaped((count, *labels.shape[1:]), labels.dtype)]
         if weights_of(self.dataset.train) is not None:
             arrays.append(shaped((count,), jnp.float32))
         return tuple(arrays)
