@@ -86,6 +86,14 @@ class DataConfig(Section):
     """Share of the training set held out, stratified and seeded; unused where the source has a validation split."""
     test_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of a source without a test set that is held out as one, stratified and seeded; validation comes after."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validation: so many stratified parts of a source without a test set, each the test set of one run of a
+    sweep; the out-of-fold predictions of all are one entry of the Benchmark."""
+    fold: Annotated[int, Field(ge=0)] | None = None
+    """Which of `folds`, from 0 on, is the test set of this run (a sweep sets it)."""
+    group: str | None = None
+    """Column of a table (csv, jsonl, parquet, hf) with what belongs together, such as a patient: held-out splits and
+    folds never cut a group."""
     split_seed: int = 0
     """Seed of the held-out splits; kept apart from `seed` so that runs with other seeds compare on one split."""
     max_train_images: Count | None = None
@@ -127,6 +135,15 @@ class DataConfig(Section):
         if value is not None and value[0] >= value[1]:
             raise ValueError(f"must be the least value, then the greatest, not {value[0]:g} and {value[1]:g}")
         return value
+
+    @model_validator(mode="after")
+    def _one_of_the_folds(self) -> DataConfig:
+        if self.fold is not None and (self.folds is None or self.fold >= self.folds):
+            known = "needs folds" if self.folds is None else f"is one of 0 to {self.folds - 1}"
+            raise ValueError(f"fold {self.fold}: {known}")
+        if self.folds is not None and self.test_fraction > 0:
+            raise ValueError("folds and test_fraction both draw a test set: give one of them")
+        return self
 
     @model_validator(mode="after")
     def _beta_of_effective(self) -> DataConfig:

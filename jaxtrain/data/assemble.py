@@ -15,9 +15,10 @@ from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource, Subset
 from jaxtrain.data.decode import BadImageError, read_image, to_channels
 from jaxtrain.data.header_cache import scan
+from jaxtrain.data.holdout import hold_out, hold_out_fold, warn_of_shared_groups
 from jaxtrain.data.known import Known
 from jaxtrain.data.scan import Headers, drop_bad, find_bad_images
-from jaxtrain.data.splits import Indices, stratified_split, stratified_subset
+from jaxtrain.data.splits import Indices, stratified_subset
 from jaxtrain.errors import UserError
 
 _LUMA = np.array([19595, 38470, 7471], np.uint32)
@@ -41,21 +42,25 @@ def assemble(
 ) -> Dataset:
     """The data set as the rest of jaxtrain takes it.
 
-    Without a test set of its own, `test_fraction` of the training images is held out, then `val_fraction` of the rest
-    without a validation split. Arrays in memory
-    get the data set's channels here; other sources are converted image by image as they are read.
+    Without a test set of its own, `test_fraction` of the training images or one of `folds` is held out, then
+    `val_fraction` of the rest without a validation split. Arrays in memory get the data set's channels here; other
+    sources are converted image by image as they are read.
     """
     check_names(name, class_names)
     if len(class_names) < 2:
         raise UserError(f"{name} has one class only ({', '.join(class_names)}): a classifier needs two or more")
     channels = config.channels or natural_channels
     drawn: ImageSource | None = None
-    if config.test_fraction > 0:
+    option = "folds" if config.folds is not None else "test_fraction"
+    if getattr(config, option):
         if open_test() is not None:
-            raise UserError(f"data.test_fraction: {name} has a test set of its own; leave the option out")
-        train, drawn = _hold_out(train, "test_fraction", config)
+            raise UserError(f"data.{option}: {name} has a test set of its own; leave the option out")
+        fold = config.folds is not None
+        train, drawn = (
+            hold_out_fold(train, config, class_names) if fold else hold_out(train, option, config, class_names)
+        )
     if val is None and config.val_fraction > 0:
-        train, val = _hold_out(train, "val_fraction", config)
+        train, val = hold_out(train, "val_fraction", config, class_names)
     if config.max_train_images is not None and config.max_train_images < len(train):
         train = train.select(_subset(train, config.max_train_images, config.split_seed))
     mean, std = _statistics(config, known, channels)
@@ -103,6 +108,7 @@ def assemble_splits(
     seen = headers or {}
     headers = {name: seen.get(name) or scan(source, config.max_pixels) for name, source in sources.items()}
     bad_images = BadImages(config.max_bad_images)
+    warn_of_shared_groups(sources, config)
     kept = drop_bad({name: (sources[name], headers[name].bad) for name in sources}, bad_images)
     return assemble(
         config,
@@ -116,18 +122,6 @@ def assemble_splits(
         known=Known(),
         bad_images=bad_images,
     )
-
-
-def _hold_out(train: ImageSource, option: str, config: DataConfig) -> tuple[ImageSource, ImageSource]:
-    """The images that remain for training, and the share that the option says."""
-    fraction = getattr(config, option)
-    kept, held = stratified_split(train.labels, fraction, config.split_seed)
-    if not len(kept) or not len(held):
-        raise UserError(
-            f"data.{option} {fraction} of {len(train)} training images leaves {len(kept)} to train on and "
-            f"{len(held)} held out"
-        )
-    return train.select(kept), train.select(held)
 
 
 def _warn_if_dark(name: str, train: ImageSource, config: DataConfig, channels: int) -> None:

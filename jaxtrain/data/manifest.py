@@ -19,7 +19,7 @@ from jaxtrain.data.labels import classes_of, given_as, image_weights, label_valu
 from jaxtrain.data.parquet_images import parquet_parts
 from jaxtrain.data.paths import existing
 from jaxtrain.data.splits import SPLIT_NAMES, Indices
-from jaxtrain.data.table import choose_columns, class_names_in, coded, encoded_images_in, read_table
+from jaxtrain.data.table import choose_columns, class_names_in, coded, encoded_images_in, group_values, read_table
 from jaxtrain.errors import UserError, nearest
 
 _SHOWN = 5
@@ -67,6 +67,8 @@ def manifest_dataset(kind: str, config: DataConfig, text: str) -> Dataset:
     weights = _weights(table, columns, rows) if "weight" in columns else None
     others = [name for name in table.column_names if name and name not in columns.values()]
     metadata = {name: values for name in others if (values := slices_by(table.column(name))) is not None}
+    if config.group is not None:
+        metadata[config.group] = group_values(table, config.group, columns, where)
     everything: FileSource | PartSource
     zeros = np.zeros(table.num_rows, np.int32)
     if kind == "parquet" and encoded_images_in(path, columns["image"]):

@@ -22,7 +22,7 @@ from jaxtrain.data.labels import Given, class_indices, classes_of, encode_labels
 from jaxtrain.data.manifest import slices_by
 from jaxtrain.data.scan import Header, Headers, collect, header_of_image, parallel, refuse_large
 from jaxtrain.data.splits import SPLIT_NAMES
-from jaxtrain.data.table import choose_columns
+from jaxtrain.data.table import choose_columns, group_values
 from jaxtrain.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -224,7 +224,10 @@ def _hugging_face(dataset: Any, labelled: bool, where: str, config: DataConfig) 
         pictures = pictures.cast_column(chosen["image"], datasets.Image(decode=False))
     source = _source(pictures, chosen["image"], where, config)
     plain = [n for n, f in features.items() if type(f).__name__ in ("Value", "ClassLabel") and n not in chosen.values()]
-    columns = {name: slices_by(dataset.with_format("arrow")[name][:]) for name in plain}
+    table = dataset.select_columns(plain).with_format("arrow")[:]
+    columns = {name: slices_by(table.column(name)) for name in plain}
+    if config.group is not None:
+        columns[config.group] = group_values(table, config.group, chosen, where)
     source = replace(source, metadata={name: values for name, values in columns.items() if values is not None})
     if not labelled:
         return Split(source, None, None, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,24 @@ def choose_columns(
     if twice:
         raise UserError(f"data.columns: '{chosen[twice[0]]}' of {where} is both {' and '.join(twice)}")
     return chosen
+
+
+def group_values(table: Any, group: str, columns: Mapping[str, str], where: str) -> NDArray[Any]:
+    """The text of each row in the column of `data.group`: `object[rows]`.
+
+    Raises UserError where there is no such column, it plays another role, or a row has none.
+    """
+    if group not in table.column_names:
+        raise UserError(f"data.group: {where} has no column '{group}': {nearest(group, table.column_names)}")
+    if role := next((role for role, name in columns.items() if name == group and role != "image"), None):
+        raise UserError(f"data.group: '{group}' of {where} is the column of the {role}")
+    codes, values = coded(table.column(group))
+    if (codes < 0).any():
+        lacking = int((codes < 0).sum())
+        raise UserError(
+            f"data.group: {lacking:,} rows of {where} have no {group}, the first: {(codes < 0).argmax() + 1}"
+        )
+    return np.array([*map(str, values)], object)[codes]
 
 
 def coded(column: Any) -> tuple[NDArray[np.int64], NDArray[Any]]:
