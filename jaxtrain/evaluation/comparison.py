@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.costs import Costs
 from jaxtrain.evaluation.evaluate import Measured, measure
+from jaxtrain.evaluation.folds import OverFolds, over_folds
 from jaxtrain.evaluation.metrics import Floats, Outcomes
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.significance import (
@@ -56,6 +57,8 @@ class Candidate:
     """What runs share that differ in nothing but their seed; None: it stands alone."""
     curves: Sequence[Mapping[str, Any]] = ()
     """Records of `metrics.jsonl`."""
+    folds: Sequence[Predictions] = ()
+    """In cross-validation the predictions on each fold, of which `predictions` are made up."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Entry:
     measured: Measured
     predicted: NDArray[np.int64]
     """`int64[images]`: the predicted classes."""
+    over_folds: Mapping[str, OverFolds] = field(default_factory=dict)
+    """By metric, in cross-validation."""
 
     @property
     def name(self) -> str:
@@ -180,7 +185,8 @@ def compare(
         predictions = aligned(candidate.predictions, first.predictions, candidate.name, first.name)
         measured = measure(predictions, resamples=resamples, seed=seed)
         aligned_one = replace(candidate, predictions=predictions)
-        entries.append(Entry(aligned_one, measured, predictions.logits.argmax(axis=1)))
+        predicted = predictions.logits.argmax(axis=1)
+        entries.append(Entry(aligned_one, measured, predicted, over_folds(candidate.folds)))
     entries.sort(key=lambda entry: (-entry.accuracy, entry.measured.metrics["loss"], entry.name))
     pairs = _pairs([(entry.name, entry.measured.resampled) for entry in entries], margin)
     recipes, recipe_pairs = _recipes(entries, margin)

@@ -153,6 +153,7 @@ def _details(entry: Entry) -> dict[str, Any]:
         "params_sha256": entry.candidate.predictions.params_sha256,
         "per_class": entry.measured.per_class,
         "confusion": entry.measured.confusion.tolist(),
+        "over_folds": {name: over._asdict() for name, over in entry.over_folds.items()},
     }
 
 
