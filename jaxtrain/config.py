@@ -80,8 +80,12 @@ class DataConfig(Section):
     """Folders of `folder:PATH`: auto finds training, validation and test folders; classes: each is a class."""
     image_size: Annotated[int, Field(ge=1, le=8192)] | None = None
     """Side in pixels of the square images that the model sees (default: the data set's, else the model's)."""
-    channels: Literal[1, 3] | None = None
-    """1 grey, 3 RGB; other images are converted (default: the data set's)."""
+    channels: Annotated[int, Field(ge=1, le=16)] | None = None
+    """1 grey, 3 RGB, to which other images are converted; other numbers for arrays that have as many (default: the data
+    set's)."""
+    bits: Literal[8, 16] | None = None
+    """Of each sample. 16: arrays of uint16 (0 to 65535), and PNG and TIFF files of 16 bits, keep them (default: 16 for
+    arrays of uint16, else 8)."""
     val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the training set held out, stratified and seeded; unused where the source has a validation split."""
     test_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -114,7 +118,7 @@ class DataConfig(Section):
     loader: Literal["auto", "device", "stream"] = "auto"
     """device: the whole set lives on the device; stream: worker processes decode; auto: device where it fits."""
     device_budget_mb: Count = 1024
-    """The largest training set, in MB of uint8, that `auto` keeps on the device."""
+    """The largest training set, in MB, that `auto` keeps on the device."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that decode a streamed set; 0 decodes in threads of this process (default: by number of cores)."""
     prefetch: Count = 4
@@ -128,6 +132,11 @@ class DataConfig(Section):
     augment.crop=random_resized (default: that of the weights, without any 1: nothing is cut but what is not square)."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Of that resize, antialiased either way (default: that of the weights, without any bilinear)."""
+
+    @property
+    def pixel_type(self) -> Literal["uint8", "uint16"]:
+        """Of the images that the network is given."""
+        return "uint16" if self.bits == 16 else "uint8"
 
     @field_validator("value_range")
     @classmethod

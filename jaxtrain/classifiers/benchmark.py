@@ -123,7 +123,7 @@ def _dataset(data: Data, model: Any) -> Dataset:
     pair = data if isinstance(data, tuple) else (data, None)
     split = open_split(*pair, where="the", config=config)
     places, channels = placed_labels(split, model.class_names, model.fitted.classes), chosen(config.channels)
-    test = relabelled(with_channels(split.images, channels), places)
+    test = relabelled(with_channels(split.images, channels, config), places)
     nothing = test.select(np.arange(0))
     return Dataset("arrays", tuple(model.class_names), nothing, None, lambda: test, channels, None)
 

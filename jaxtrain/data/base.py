@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from jaxtrain.readers import read_bytes
 
 LARGEST_FILE = 1 << 30
 """Bytes of an encoded image."""
-Images = NDArray[np.uint8]
+Images = NDArray[Any]
+"""Of uint8, or of uint16 where `data.bits` is 16."""
 Labels = NDArray[np.int32]
 
 
@@ -268,7 +269,7 @@ class Dataset:
     open_test: Callable[[], ImageSource | None]
     """Opens the test split; only `jaxtrain.evaluation` calls it."""
     channels: int
-    """1 or 3, what the images are converted to."""
+    """1 or 3, what the images are converted to; other numbers are those of all images."""
     uniform_size: tuple[int, int] | None
     """(height, width) when all training images have one size, else None."""
     flips: bool | None = None
@@ -280,6 +281,8 @@ class Dataset:
     """Unreadable images that were skipped, or are yet to be met; the same object in all copies."""
     found: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """What a look at the images has found out (`jaxtrain.data.nature`), for all runs on it."""
+    bits: Literal[8, 16] = 8
+    """Of each sample: images are uint8, or uint16."""
     taken: str = ""
     """Which folders became which split, where that is not plain."""
     classes: tuple[int, ...] | tuple[str, ...] | None = None

@@ -95,8 +95,8 @@ def cache(images: Iterable[Any], folder: str | Path, *, columns: Mapping[str, st
         for number, item in enumerate(images):
             where = f"item {number}"
             image, label = fields_of(item, True, where, ColumnsConfig(**(columns or {})))
-            value = item[label]
-            yield "train", image_in(item[image], where, None), value.item() if hasattr(value, "item") else value
+            value, pixels = item[label], image_in(item[image], where, DataConfig(bits=8))
+            yield "train", pixels, value.item() if hasattr(value, "item") else value
 
     return _write(items(), folder)
 
