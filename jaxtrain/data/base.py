@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.bad_images import BadImages
+from jaxtrain.data.packed import picked_names
 from jaxtrain.readers import read_bytes
 
 LARGEST_FILE = 1 << 30
@@ -103,7 +104,7 @@ class FileSource:
 
     def select(self, indices: NDArray[np.int64]) -> FileSource:
         """The same files, fewer or in another order."""
-        paths = [self.paths[i] for i in indices]
+        paths = picked_names(self.paths, indices)  # type: ignore[arg-type]
         return replace(self, paths=paths, **picked(self, indices))
 
 
@@ -138,27 +139,13 @@ class PartSource:
         return data
 
     def describe(self, index: int) -> str:
-        """File and place in it."""
-        return self.names[index]
+        """File and place in it, printable as that of a file."""
+        return os.fsencode(self.names[index]).decode(errors="replace")
 
     def select(self, indices: NDArray[np.int64]) -> PartSource:
         """The same parts, fewer or in another order."""
-        names = Picked(self.names, indices)
+        names = picked_names(self.names, indices)
         return replace(self, places=self.places[indices], names=names, **picked(self, indices))
-
-
-@dataclass(frozen=True)
-class Picked(Sequence[str]):
-    """Some of many names, which are not copied."""
-
-    names: Sequence[str]
-    indices: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.names[int(self.indices[index])]
 
 
 @lru_cache(maxsize=64)
