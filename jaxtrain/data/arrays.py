@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.archives import Npz, open_npz
 from jaxtrain.config import DataConfig
-from jaxtrain.data.assemble import assemble
+from jaxtrain.data.assemble import assemble, natural_channels
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource
 from jaxtrain.data.known import KNOWN, Known
 from jaxtrain.data.labels import class_indices, classes_of, given_as, image_weights, label_values
@@ -98,7 +98,7 @@ def arrays_dataset(
         train=ArraySource(images, labels, where, weights=weights),
         val=None if val is None else source(val, "validation"),
         open_test=lambda: None if open_test is None else source(open_test(), "test"),
-        natural_channels=natural_channels(images.shape[-1]),
+        natural_channels=natural_channels(images.shape[-1], config.channels),
         uniform_size=(images.shape[1], images.shape[2]),
         known=known,
     )
@@ -220,11 +220,6 @@ def _why_no_images(shape: tuple[int, ...], channels: int | None) -> str | None:
     advice = f"; where they are, give data.channels {shape[-1]}" if shape[-1] <= most else ""
     told = ", not [images, channels, height, width]: numpy.moveaxis(images, 1, -1) puts the channels last"
     return told + advice if first else f" with at most {most} channels"
-
-
-def natural_channels(given: int) -> int:
-    """Channels of images that come with so many: transparency is none, and other bands stay."""
-    return 3 if given == 4 else given
 
 
 def _rescaled(array: NDArray[Any], value_range: tuple[float, float] | None, where: str, kind: Any) -> Images:

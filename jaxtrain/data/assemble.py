@@ -61,10 +61,10 @@ def assemble(
     if len(class_names) < 2:
         raise UserError(f"{name} has one class only ({', '.join(class_names)}): a classifier needs two or more")
     channels = config.channels or natural_channels
+    if config.channels not in (None, 1, 3, natural_channels):
+        raise UserError(f"data.channels {config.channels}: the images of {name} have {natural_channels}")
     if natural_channels not in (1, 3):
-        if config.channels not in (None, 1, 3, natural_channels):
-            raise UserError(f"data.channels {config.channels}: {name} has images of {natural_channels} channels")
-        channels = natural_channels  # which none of 1 or 3 can stand for
+        channels = natural_channels  # which neither 1 nor 3 can stand for
     first = None if config.bits else _first_array(train)
     bits = config.bits or (16 if first is not None and first.dtype == np.uint16 else 8)
     config = config.model_copy(update={"bits": bits})
@@ -130,8 +130,8 @@ def assemble_splits(
     warn_of_shared_groups(sources, config)
     kept = drop_bad({name: (sources[name], headers[name].bad) for name in sources}, bad_images)
     natural, first = headers["train"].channels, _first_array(kept["train"])
-    if first is not None and first.shape[-1] not in (1, 3, 4):
-        natural = first.shape[-1]
+    if first is not None and (bands := natural_channels(first.shape[-1], config.channels)) not in (1, 3):
+        natural = bands
     return assemble(
         config,
         name=config.name,
@@ -144,6 +144,11 @@ def assemble_splits(
         known=Known(),
         bad_images=bad_images,
     )
+
+
+def natural_channels(given: int, declared: int | None) -> int:
+    """Channels of arrays that come with so many: the fourth is transparency unless declared, other bands stay."""
+    return 3 if given == 4 != declared else given
 
 
 def _first_array(source: ImageSource) -> Images | None:

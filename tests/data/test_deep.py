@@ -129,6 +129,7 @@ def test_arrays_keep_their_channels(channels, natural):
         ((4, 32, 32, 17), {}, "at most 16 channels"),
         ((4, 32, 32, 6), {"channels": 5}, r"data\.channels 5: .* 6 channels"),
         ((4, 32), {}, "must be"),
+        ((4, 32, 32, 3), {"channels": 2}, r"data\.channels 2: the images .* have 3"),
     ],
 )
 def test_shapes_that_are_no_images(shape, options, told):
