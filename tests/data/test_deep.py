@@ -92,7 +92,7 @@ def test_16_bits_reach_the_network_as_8_do():
     deep = shallow.astype(np.uint16) * np.uint16(257)
     np.testing.assert_allclose(prepare_eval(deep), prepare_eval(shallow), atol=1e-7)
     assert len(np.unique(prepare_eval(np.arange(65536, dtype=np.uint16)))) == 65536
-    options = AugmentConfig(crop="pad", hflip=0.5, erasing=0.5)
+    options = AugmentConfig(policy="none", hflip=0.5)
     config = resolve_augment(options, image_size=12, flips=True, channels=5, bits=16)
     keys = jax.random.split(jax.random.key(0), 4)
     one, other = (augment(config, keys, images, image_size=12) for images in (deep, shallow))
