@@ -6,6 +6,7 @@ from jaxtrain.cli.benchmark import Benchmark
 from jaxtrain.cli.command import Group
 from jaxtrain.cli.embed import EMBED
 from jaxtrain.cli.export import Export
+from jaxtrain.cli.models import Models
 from jaxtrain.cli.pack import Pack
 from jaxtrain.cli.predict import Predict
 from jaxtrain.cli.sweep import Sweep
@@ -23,6 +24,7 @@ PROGRAM = Group(
         "pack": Pack,
         "export": Export,
         "sync": Sync,
+        "models": Models,
         "recipes": Recipes,
     },
 )

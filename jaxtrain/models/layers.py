@@ -240,8 +240,18 @@ def _rematerialised(block: Any, x: Array, train: bool, key: Key) -> Array:
 # --- Initialisers
 
 zeros = nnx.initializers.zeros_init()
-normal_002 = nnx.initializers.normal(0.02)
-"""Normal with deviation 0.02. timm's `trunc_normal_` cuts at +-2, a hundred deviations: nothing."""
+
+
+def normal(deviation: float) -> nnx.Initializer:
+    """Normal around 0. timm's `trunc_normal_` with a deviation of 0.02 cuts at +-2, a hundred deviations: nothing."""
+
+    def init(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
+        return jax.random.normal(key, shape, dtype) * deviation
+
+    return init
+
+
+normal_002 = normal(0.02)
 
 
 def fan_out_normal(groups: int = 1) -> nnx.Initializer:

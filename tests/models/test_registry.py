@@ -1,6 +1,7 @@
 """Every registered model keeps the protocol of `classifier.Classifier`; a new entry is tested by being there."""
 
 import functools
+import math
 import subprocess
 import sys
 
@@ -13,71 +14,27 @@ from flax import nnx
 from jaxtrain.config import ModelConfig
 from jaxtrain.errors import UserError
 from jaxtrain.models import create_model, list_models, model_spec
-from jaxtrain.models.registry import FAMILIES
+from jaxtrain.models.registry import FAMILIES, catalogue
+from jaxtrain.models.variants import VARIANTS
+from jaxtrain.trees import flat
 
-TIMM_PARAMETERS = {
-    "convnext_atto": 3_695_520,
-    "convnext_base": 88_591_464,
-    "convnext_femto": 5_217_784,
-    "convnext_large": 197_767_336,
-    "convnext_nano": 15_593_560,
-    "convnext_pico": 9_045_672,
-    "convnext_small": 50_223_688,
-    "convnext_tiny": 28_589_128,
-    "deit3_base_patch16_224": 86_585_320,
-    "deit3_large_patch16_224": 304_374_760,
-    "deit3_medium_patch16_224": 38_849_512,
-    "deit3_small_patch16_224": 22_059_496,
-    "deit_base_patch16_224": 86_567_656,
-    "deit_base_patch16_384": 86_859_496,
-    "deit_small_patch16_224": 22_050_664,
-    "deit_tiny_patch16_224": 5_717_416,
-    "efficientnet_lite0": 4_652_008,
-    "efficientnet_lite1": 5_416_680,
-    "efficientnet_lite2": 6_092_072,
-    "efficientnet_lite3": 8_197_096,
-    "efficientnet_lite4": 13_006_568,
-    "resnet101": 44_549_160,
-    "resnet152": 60_192_808,
-    "resnet18": 11_689_512,
-    "resnet34": 21_797_672,
-    "resnet50": 25_557_032,
-    "tf_efficientnet_lite0": 4_652_008,
-    "tf_efficientnet_lite1": 5_416_680,
-    "tf_efficientnet_lite2": 6_092_072,
-    "tf_efficientnet_lite3": 8_197_096,
-    "tf_efficientnet_lite4": 13_006_568,
-    "vit_base_patch14_dinov2": 87_348_712,
-    "vit_base_patch14_reg4_dinov2": 87_351_016,
-    "vit_base_patch16_224": 86_567_656,
-    "vit_base_patch16_384": 86_859_496,
-    "vit_base_patch32_224": 88_224_232,
-    "vit_base_patch32_384": 88_297_192,
-    "vit_base_patch8_224": 86_576_872,
-    "vit_large_patch14_224": 304_203_752,
-    "vit_large_patch14_dinov2": 305_392_616,
-    "vit_large_patch14_reg4_dinov2": 305_395_688,
-    "vit_large_patch16_224": 304_326_632,
-    "vit_large_patch16_384": 304_715_752,
-    "vit_large_patch32_224": 306_535_400,
-    "vit_large_patch32_384": 306_632_680,
-    "vit_small_patch14_dinov2": 22_441_192,
-    "vit_small_patch14_reg4_dinov2": 22_442_344,
-    "vit_small_patch16_224": 22_050_664,
-    "vit_small_patch16_384": 22_196_584,
-    "vit_small_patch32_224": 22_878_952,
-    "vit_small_patch32_384": 22_915_432,
-    "vit_small_patch8_224": 22_055_272,
-    "vit_tiny_patch16_224": 5_717_416,
-    "vit_tiny_patch16_384": 5_790_376,
-    "wide_resnet50_2": 68_883_240,
-}
-"""timm 1.0.29.dev0 (commit aa4b5850), torch 2.13, each model made on the meta device:
-`sum(p.numel() for p in timm.create_model(name, num_classes=1000).parameters())`."""
 
-QUICK = [name for name in list_models() if TIMM_PARAMETERS.get(name, 0) < 10_000_000]
-"""The others are as deep as these or deeper, and only traced: minutes of it all in all."""
-BY_DEPTH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in list_models()]
+def plainest():
+    """The smallest model of each kind: a family with the arguments that it is given. Others differ in numbers alone."""
+    kinds = {}
+    for name in sorted(list_models(), key=lambda name: int(catalogue()[name]["parameters"])):
+        spec = model_spec(name)
+        words = tuple(sorted((key, value) for key, value in spec.kwargs.items() if isinstance(value, str | bool)))
+        kinds.setdefault((spec.family, *sorted(spec.kwargs), *words), name)
+    return sorted(kinds.values())
+
+
+QUICK = 10_000_000
+"""Parameters up to which a model is traced in the fast run."""
+BY_DEPTH = [
+    name if int(catalogue()[name]["parameters"]) < QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in plainest()
+]
 
 TINY = {
     "cnn_tiny": 12,
@@ -95,40 +52,62 @@ NORMALISED = ("cnn_tiny", "efficientnet_lite_test", "resnet_tiny", "wide_resnet_
 DEEP = tuple(name for name in TINY if "drop_path_rate" in FAMILIES[model_spec(name).family].options)
 
 
-@functools.cache
-def traced(name):
-    """The model as shapes, and the shapes of what it gives for two images; nothing is computed."""
+@pytest.mark.parametrize("name", BY_DEPTH)
+def test_shapes_and_types(name):
     size = model_spec(name).image_size
 
     def run(images):
         model = create_model(name, num_classes=1000, image_size=size, dtype=jnp.bfloat16)
-        features = model.features(images)
-        embedding = model.pool(features)
-        return features, embedding, model.head(embedding), nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        embedding = model.embed(images)
+        return model.features(images), embedding, model.head(embedding), nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
-    return jax.eval_shape(run, jnp.zeros((2, size, size, 3), jnp.bfloat16))
-
-
-@pytest.mark.parametrize("name", BY_DEPTH)
-def test_shapes_and_types(name):
-    features, embedding, logits, params = traced(name)
+    features, embedding, logits, params = jax.eval_shape(run, jnp.zeros((2, size, size, 3), jnp.bfloat16))
     assert features.ndim in (3, 4)
     assert features.shape[0] == 2
-    assert embedding.shape == (2, features.shape[-1])
+    assert embedding.shape == (2, int(catalogue()[name]["embedding"]))
     assert (logits.shape, logits.dtype, embedding.dtype) == ((2, 1000), jnp.float32, jnp.float32)
-    assert params["head"]["kernel"].shape == (features.shape[-1], 1000)
+    assert params["head"]["kernel"].shape == (embedding.shape[1], 1000)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.parametrize("name", BY_DEPTH)
-def test_parameters_are_as_many_as_in_timm(name):
-    count = sum(x.size for x in jax.tree.leaves(traced(name)[3]))
-    assert count == TIMM_PARAMETERS.get(model_spec(name).timm_name, count)
+class Shape:
+    """In the place of a parameter's value: a shape, whatever is done to it."""
+
+    def __init__(self, shape):
+        self.shape = tuple(shape)
+
+    def __mul__(self, other):
+        return self
+
+    __rmul__ = __add__ = __mul__
 
 
-def test_no_model_of_timm_is_left_out_of_the_table():
-    assert [model_spec(name).timm_name for name in TIMM_PARAMETERS] == list(TIMM_PARAMETERS)
-    assert {name for name in list_models() if model_spec(name).timm_name} == set(TIMM_PARAMETERS)
+@pytest.fixture
+def shapes_alone(monkeypatch):
+    """No values are drawn, not even traced: all models are built in seconds."""
+    monkeypatch.setattr(nnx.initializers, "he_normal", lambda: lambda key, shape, dtype: Shape(shape))
+    for name in ("normal", "uniform"):
+        monkeypatch.setattr(jax.random, name, lambda key, shape=(), *rest, **more: Shape(shape))
+    for name in ("zeros", "ones", "full"):
+        monkeypatch.setattr(
+            jnp, name, lambda shape, *rest, **more: Shape(shape if isinstance(shape, tuple) else (shape,))
+        )
+    monkeypatch.setattr(nnx.RngStream, "__call__", lambda self: None)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_are_as_many_as_the_catalogue_says(family, shapes_alone):
+    """Those of timm's models were counted by timm."""
+    for name in [name for name in list_models() if model_spec(name).family == family]:
+        model = create_model(name, num_classes=1000, image_size=model_spec(name).image_size)
+        count = sum(math.prod(x.shape) for x in flat(nnx.to_pure_dict(nnx.state(model, nnx.Param))).values())
+        said = catalogue()[name]
+        assert (name, count, model.num_features) == (name, int(said["parameters"]), int(said["embedding"]))
+
+
+def test_catalogue_and_variants_have_the_same_names():
+    assert list_models() == sorted(VARIANTS) == sorted(catalogue())
+    assert [name for name in list_models() if model_spec(name).timm_name not in (None, name)] == []
 
 
 def test_each_family_has_a_model_that_is_run():

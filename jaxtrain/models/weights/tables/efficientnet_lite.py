@@ -69,6 +69,9 @@ PACKAGE = Layout(
         "block": _PACKAGE_BLOCK,
     },
     ignored=("*.num_batches_tracked",),
+    variant={"padding": "same", "epsilon": 1e-3},  # Google's weights, whatever the file is called
+    mean=(127 / 255,) * 3,  # images are (x - 127) / 128
+    std=(128 / 255,) * 3,
 )
 
 EFFICIENTNET_LITE = Family(layouts=(TIMM, PACKAGE), stem="stem/conv/kernel", groups=_groups)
