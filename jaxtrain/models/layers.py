@@ -7,8 +7,9 @@ variables.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -131,10 +132,10 @@ class BatchNorm(Module):
 
 
 class LayerNorm(nnx.LayerNorm):  # type: ignore[misc]
-    """Layer norm over the last axis, float32 inside, epsilon as timm's (Ba et al. 2016, arXiv 1607.06450)."""
+    """Layer norm over the last axis, float32 inside (Ba et al. 2016, arXiv 1607.06450)."""
 
-    def __init__(self, channels: int, build: Build) -> None:
-        super().__init__(channels, epsilon=1e-6, dtype=build.dtype, rngs=build.rngs)
+    def __init__(self, channels: int, build: Build, epsilon: float = 1e-6) -> None:
+        super().__init__(channels, epsilon=epsilon, dtype=build.dtype, rngs=build.rngs)
 
     def __call__(self, x: Array) -> Array:
         """`[..., channels]` -> `dtype[..., channels]`."""
@@ -168,6 +169,27 @@ class LayerScale(Module):
     def __call__(self, x: Array) -> Array:
         """`[..., channels]` -> the same shape and dtype."""
         return x * self.scale[...].astype(x.dtype)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": forms.gelu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+"""By the names that variants give."""
+
+
+class Mlp(Module):
+    """Linear, activation, linear."""
+
+    def __init__(self, width: int, hidden: int, build: Build, act: str = "gelu") -> None:
+        self.fc1 = Linear(width, hidden, build, kernel_init=normal_002)
+        self.fc2 = Linear(hidden, width, build, kernel_init=normal_002)
+        self.act = act
+
+    def __call__(self, x: Array) -> Array:
+        """`[..., width]` -> `[..., width]`."""
+        return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
 
 
 # --- Randomness

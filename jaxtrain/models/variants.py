@@ -81,6 +81,52 @@ for _size, _patch, _sides in (
         _name = f"deit3_{_size}_patch{_patch}_{_side}"
         _add(_name, "vit", patch_size=_patch, layer_scale=1e-6, class_position=False, **_VIT[_size])
 
+# CLIP; its own weights were trained with quick GELU, others' with GELU
+_CLIP: dict[str, Any] = {"pre_norm": True, "epsilon": 1e-5}
+for _names, _shape in (
+    ("xsmall_patch16_clip_224", {"width": 256, "depth": 10, "heads": 4}),
+    ("medium_patch32_clip_224 medium_patch16_clip_224", _VIT["medium"]),
+    ("betwixt_patch32_clip_224", {"width": 640, "depth": 12, "heads": 10}),
+    ("base_patch32_clip_224 base_patch32_clip_256 base_patch32_clip_384 base_patch32_clip_448", _VIT["base"]),
+    ("base_patch32_clip_quickgelu_224 base_patch16_clip_quickgelu_224", _VIT["base"]),
+    ("base_patch16_clip_224 base_patch16_clip_384", _VIT["base"]),
+    ("base_patch16_plus_clip_240", {"width": 896, "depth": 12, "heads": 14}),
+    ("large_patch14_clip_224 large_patch14_clip_336", _VIT["large"]),
+    ("large_patch14_clip_quickgelu_224 large_patch14_clip_quickgelu_336", _VIT["large"]),
+    ("huge_patch14_clip_224 huge_patch14_clip_336 huge_patch14_clip_378", _VIT["huge"]),
+    ("huge_patch14_clip_quickgelu_224 huge_patch14_clip_quickgelu_378", _VIT["huge"]),
+    ("giant_patch14_clip_224", {"width": 1408, "depth": 40, "heads": 16, "hidden": 6144}),
+    ("gigantic_patch14_clip_224", {"width": 1664, "depth": 48, "heads": 16, "hidden": 8192}),
+    ("gigantic_patch14_clip_378", {"width": 1664, "depth": 48, "heads": 16, "hidden": 8192}),
+    ("gigantic_patch14_clip_quickgelu_224", {"width": 1664, "depth": 48, "heads": 16, "hidden": 8192}),
+):
+    for _name in _names.split():
+        _patch = int(_name.partition("_patch")[2][:2])
+        _act = {"act": "quick_gelu"} if "quickgelu" in _name else {}
+        _add(f"vit_{_name}", "vit", patch_size=_patch, **_CLIP, **_act, **_shape)
+
+# SigLIP and SigLIP 2, with attention pooling or (gap) the mean of the patches
+_SIGLIP: dict[str, dict[str, Any]] = {
+    **{size: _VIT[size] for size in ("base", "large")},
+    "so400m": {"width": 1152, "depth": 27, "heads": 16, "hidden": 4304},
+    "giantopt": {"width": 1536, "depth": 40, "heads": 16},
+}
+for _size, _patch, _sides in (
+    ("base", 32, (256,)),
+    ("base", 16, (224, 256, 384, 512)),
+    ("large", 16, (256, 384, 512)),
+    ("so400m", 14, (224, 378, 448, 896)),
+    ("so400m", 16, (256, 384, 512)),
+    ("giantopt", 16, (256, 384)),
+):
+    for _side in _sides:
+        _name, _kwargs = f"vit_{_size}_patch{_patch}_siglip", {"patch_size": _patch, "class_token": False}
+        if (_size, _patch) in (("base", 32), ("so400m", 16), ("giantopt", 16)) or (_size, _side) == ("large", 512):
+            _kwargs["act"] = "gelu_tanh"  # the weights of SigLIP 2 alone
+        if _side not in (448, 896):
+            _add(f"{_name}_{_side}", "vit", pool="map", **_kwargs, **_SIGLIP[_size])
+        _add(f"{_name}_gap_{_side}", "vit", pool="normed_avg", **_kwargs, **_SIGLIP[_size])
+
 for _size in ("tiny", "small"):
     _add(f"vit_{_size}_patch4_32", "vit", patch_size=4, pool="avg", class_token=False, **_VIT[_size])
 _add("vit_test", "vit", patch_size=8, width=32, depth=2, heads=2)

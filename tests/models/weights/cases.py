@@ -55,6 +55,16 @@ class Case:
     """Of a model that timm has in a layout of its own."""
 
 
+def samples(output):
+    """What is kept of a block's output: mean, deviation, and the values at ten places."""
+    return [output.mean(), output.std(), *output.reshape(-1)[np.linspace(0, output.size - 1, 10).astype(int)]]
+
+
+def golden_blocks(name):
+    """`samples` of each block, for timm's networks."""
+    return np.array(json.loads((GOLDEN / f"{name}.json").read_text())["blocks"], np.float32)
+
+
 def golden(name):
     """Names and shapes of the arrays, and logits `float32[2, classes]` (embedding, where there is no head)."""
     stored = json.loads((GOLDEN / f"{name}.json").read_text())
@@ -65,6 +75,12 @@ def _timm(cls, **kwargs):
     import timm.models
 
     return getattr(timm.models, cls)(num_classes=CLASSES, **kwargs)
+
+
+def _norm(epsilon):
+    from timm.layers import LayerNorm
+
+    return functools.partial(LayerNorm, eps=epsilon)
 
 
 def _timm_resnet(block, **kwargs):
@@ -93,6 +109,7 @@ _HF_VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, 
            "num_labels": CLASSES}  # fmt: skip
 _VIT = {"patch_size": 8, "width": 32, "depth": 2, "heads": 2}
 _TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+_TIMM_SIGLIP = {"class_token": False, "mlp_ratio": 1.25}
 _DINO = {**_VIT, "patch_size": 7, "layer_scale": 1e-5}
 _TIMM_DINO = {**_TIMM_VIT, "img_size": 28, "patch_size": 7, "init_values": 1e-5}
 _REGISTERS = {"registers": 4, "class_position": False}
@@ -121,6 +138,26 @@ CASES = {
         "vit",
         {**_DINO, **_REGISTERS},
         28,
+    ),
+    "timm_vit_clip": Case(
+        lambda: _timm(
+            "VisionTransformer", **_TIMM_VIT, pre_norm=True, act_layer="quick_gelu", norm_layer=_norm(1e-5)
+        ),
+        "vit",
+        {**_VIT, "pre_norm": True, "act": "quick_gelu", "epsilon": 1e-5},
+        32,
+    ),
+    "timm_vit_siglip": Case(
+        lambda: _timm("VisionTransformer", **_TIMM_VIT, **_TIMM_SIGLIP, act_layer="gelu_tanh", global_pool="map"),
+        "vit",
+        {**_VIT, "class_token": False, "pool": "map", "act": "gelu_tanh", "hidden": 40},
+        32,
+    ),
+    "timm_vit_siglip_gap": Case(
+        lambda: _timm("VisionTransformer", **_TIMM_VIT, **_TIMM_SIGLIP, fc_norm=False, global_pool="avg"),
+        "vit",
+        {**_VIT, "class_token": False, "pool": "normed_avg", "hidden": 40},
+        32,
     ),
     "google_vit": Case(lambda: _timm("VisionTransformer", **_TIMM_VIT), "vit", _VIT, 32, file="npz"),
     "transformers_vit": Case(

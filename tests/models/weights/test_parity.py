@@ -12,7 +12,7 @@ import pytest
 from jaxtrain.models import model_spec
 from jaxtrain.models.weights import export_timm, load_pretrained
 from tests.models.weights import torchvision_stub
-from tests.models.weights.cases import CASES, draw, golden, images
+from tests.models.weights.cases import CASES, draw, golden, golden_blocks, images, samples
 from tests.models.weights.make_golden import outputs, reference, saved_shapes
 from tests.models.weights.networks import run
 
@@ -25,9 +25,11 @@ transformers = pytest.importorskip("transformers")
 @pytest.mark.parametrize("name", CASES)
 def test_golden_files_are_what_the_installed_libraries_compute(name):
     shapes, expected = golden(name)
-    now_shapes, now = reference(CASES[name])
+    now_shapes, now, taps = reference(CASES[name])
     assert {key: tuple(shape) for key, shape in now_shapes.items()} == shapes
     np.testing.assert_allclose(now, expected, atol=1e-5)
+    if name.startswith("timm"):
+        np.testing.assert_allclose(list(map(samples, taps)), golden_blocks(name), atol=1e-5)
 
 
 def timm_folder(name, folder, **options):
