@@ -174,6 +174,12 @@ class LayerScale(Module):
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": forms.gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "hard_swish": jax.nn.hard_swish,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 """By the names that variants give."""
@@ -190,6 +196,47 @@ class Mlp(Module):
     def __call__(self, x: Array) -> Array:
         """`[..., width]` -> `[..., width]`."""
         return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
+
+
+class ConvNorm(Module):
+    """Convolution without bias, then batch norm; arguments as theirs."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        build: Build,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        padding: Padding = "torch",
+        epsilon: float = 1e-5,
+        zero_scale: bool = False,
+    ) -> None:
+        init = fan_out_normal(groups)
+        self.conv = Conv(
+            channels_in, channels_out, kernel, build, kernel_init=init, stride=stride, groups=groups, padding=padding
+        )
+        self.bn = BatchNorm(channels_out, build, epsilon=epsilon, zero_scale=zero_scale)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
+        return self.bn(self.conv(x), train)
+
+
+class SqueezeExcite(Module):
+    """Each channel is weighed by what all channels' means say (Hu et al. 2017, arXiv 1709.01507)."""
+
+    def __init__(self, channels: int, inside: int, build: Build, act: str = "relu", gate: str = "sigmoid") -> None:
+        self.act, self.gate, self.dtype = act, gate, build.dtype
+        self.reduce = Conv(channels, inside, 1, build, kernel_init=fan_out_normal(), bias_init=zeros)
+        self.expand = Conv(inside, channels, 1, build, kernel_init=fan_out_normal(), bias_init=zeros)
+
+    def __call__(self, x: Array) -> Array:
+        """`[batch, height, width, channels]` -> the same shape."""
+        mean = x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(self.dtype)
+        return x * ACTIVATIONS[self.gate](self.expand(ACTIVATIONS[self.act](self.reduce(mean))))
 
 
 # --- Randomness

@@ -76,7 +76,7 @@ FAMILIES = {
     "wide_resnet": Family("resnet", "WideResNet", frozenset({"drop_path_rate"})),
     "vit": Family("vit", "VisionTransformer", frozenset({"drop_path_rate", "patch_size", "pool", "registers"})),
     "convnext": Family("convnext", "ConvNeXt", frozenset({"drop_path_rate"})),
-    "efficientnet_lite": Family("efficientnet_lite", "EfficientNetLite", frozenset({"drop_path_rate"})),
+    "efficientnet": Family("efficientnet", "EfficientNet", frozenset({"drop_path_rate"})),
 }
 
 

@@ -143,13 +143,152 @@ for _name, _depths, _width in [
     ("base", (3, 3, 27, 3), 128),
     ("large", (3, 3, 27, 3), 192),
     ("xlarge", (3, 3, 27, 3), 256),
+    ("huge", (3, 3, 27, 3), 352),
 ]:
-    _add(f"convnext_{_name}", "convnext", depths=_depths, widths=tuple(_width * 2**i for i in range(4)))
+    _kwargs = {"depths": _depths, "widths": tuple(_width * 2**i for i in range(4))}
+    if _name != "huge":
+        _add(f"convnext_{_name}", "convnext", **_kwargs)
+    if _name not in ("small", "xlarge"):
+        _add(f"convnextv2_{_name}", "convnext", response_norm=True, **_kwargs)
 _add("convnext_test", "convnext", depths=(1, 1), widths=(8, 16))
 
-# --- EfficientNet-Lite
+# --- EfficientNet, MobileNet
 
+_TF: dict[str, Any] = {"padding": "same", "epsilon": 1e-3}
+_B0 = (
+    "ds_r1_k3_s1_e1_c16_se0.25",
+    "ir_r2_k3_s2_e6_c24_se0.25",
+    "ir_r2_k5_s2_e6_c40_se0.25",
+    "ir_r3_k3_s2_e6_c80_se0.25",
+    "ir_r3_k5_s1_e6_c112_se0.25",
+    "ir_r4_k5_s2_e6_c192_se0.25",
+    "ir_r1_k3_s1_e6_c320_se0.25",
+)
+_LITE: dict[str, Any] = {"stages": tuple(stage.removesuffix("_se0.25") for stage in _B0), "act": "relu6", "fixed": True}
 for _i, (_wide, _deep) in enumerate([(1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8)]):
-    _add(f"efficientnet_lite{_i}", "efficientnet_lite", width=_wide, depth=_deep)
-    _add(f"tf_efficientnet_lite{_i}", "efficientnet_lite", width=_wide, depth=_deep, padding="same", epsilon=1e-3)
-_add("efficientnet_lite_test", "efficientnet_lite", width=0.07, depth=0.25)
+    _add(f"efficientnet_lite{_i}", "efficientnet", width=_wide, depth=_deep, **_LITE)
+    _add(f"tf_efficientnet_lite{_i}", "efficientnet", width=_wide, depth=_deep, **_LITE, **_TF)
+_add("efficientnet_lite_test", "efficientnet", width=0.07, depth=0.25, **_LITE)
+
+for _name, _wide, _deep in (
+    *(("b0", 1.0, 1.0), ("b1", 1.0, 1.1), ("b2", 1.1, 1.2), ("b3", 1.2, 1.4), ("b4", 1.4, 1.8), ("b5", 1.6, 2.2)),
+    *(("b6", 1.8, 2.6), ("b7", 2.0, 3.1), ("b8", 2.2, 3.6), ("l2", 4.3, 5.3)),
+):
+    _add(f"efficientnet_{_name}", "efficientnet", stages=_B0, width=_wide, depth=_deep)
+    _add(f"tf_efficientnet_{_name}", "efficientnet", stages=_B0, width=_wide, depth=_deep, **_TF)
+
+_V2: dict[str, tuple[int, tuple[str, ...]]] = {  # stem, stages
+    "b": (
+        32,
+        (
+            *("cn_r1_k3_s1_e1_c16_skip", "er_r2_k3_s2_e4_c32", "er_r2_k3_s2_e4_c48", "ir_r3_k3_s2_e4_c96_se0.25"),
+            *("ir_r5_k3_s1_e6_c112_se0.25", "ir_r8_k3_s2_e6_c192_se0.25"),
+        ),
+    ),
+    "s": (
+        24,
+        (
+            *("cn_r2_k3_s1_e1_c24_skip", "er_r4_k3_s2_e4_c48", "er_r4_k3_s2_e4_c64", "ir_r6_k3_s2_e4_c128_se0.25"),
+            *("ir_r9_k3_s1_e6_c160_se0.25", "ir_r15_k3_s2_e6_c256_se0.25"),
+        ),
+    ),
+    "m": (
+        24,
+        (
+            *("cn_r3_k3_s1_e1_c24_skip", "er_r5_k3_s2_e4_c48", "er_r5_k3_s2_e4_c80", "ir_r7_k3_s2_e4_c160_se0.25"),
+            *("ir_r14_k3_s1_e6_c176_se0.25", "ir_r18_k3_s2_e6_c304_se0.25", "ir_r5_k3_s1_e6_c512_se0.25"),
+        ),
+    ),
+    "l": (
+        32,
+        (
+            *("cn_r4_k3_s1_e1_c32_skip", "er_r7_k3_s2_e4_c64", "er_r7_k3_s2_e4_c96", "ir_r10_k3_s2_e4_c192_se0.25"),
+            *("ir_r19_k3_s1_e6_c224_se0.25", "ir_r25_k3_s2_e6_c384_se0.25", "ir_r7_k3_s1_e6_c640_se0.25"),
+        ),
+    ),
+    "xl": (
+        32,
+        (
+            *("cn_r4_k3_s1_e1_c32_skip", "er_r8_k3_s2_e4_c64", "er_r8_k3_s2_e4_c96", "ir_r16_k3_s2_e4_c192_se0.25"),
+            *("ir_r24_k3_s1_e6_c256_se0.25", "ir_r32_k3_s2_e6_c512_se0.25", "ir_r8_k3_s1_e6_c640_se0.25"),
+        ),
+    ),
+}
+for _name in ("s", "m", "l", "xl"):
+    _stem, _stages = _V2[_name]
+    _add(f"efficientnetv2_{_name}", "efficientnet", stem=_stem, stages=_stages)
+    _add(f"tf_efficientnetv2_{_name}", "efficientnet", stem=_stem, stages=_stages, **_TF)
+for _i, (_wide, _deep) in enumerate([(1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4)]):
+    _stem, _stages = _V2["b"]
+    _kwargs = {"stem": _stem, "stages": _stages, "width": _wide, "depth": _deep, "limit": 0.0}
+    _add(f"tf_efficientnetv2_b{_i}", "efficientnet", **_kwargs, **_TF)
+_add("efficientnetv2_rw_t", "efficientnet", stem=24, stages=_V2["s"][1], width=0.8, depth=0.9)
+_stages = ("er_r2_k3_s1_e1_c24", *_V2["s"][1][1:-1], "ir_r15_k3_s2_e6_c272_se0.25")
+_add("efficientnetv2_rw_s", "efficientnet", stem=24, stages=_stages, last=1792)
+
+_V3 = {
+    "large": (
+        "ds_r1_k3_s1_e1_c16_nre",
+        "ir_r1_k3_s2_e4_c24_nre ir_r1_k3_s1_e3_c24_nre",
+        "ir_r3_k5_s2_e3_c40_se0.25_nre",
+        "ir_r1_k3_s2_e6_c80 ir_r1_k3_s1_e2.5_c80 ir_r2_k3_s1_e2.3_c80",
+        "ir_r2_k3_s1_e6_c112_se0.25",
+        "ir_r3_k5_s2_e6_c160_se0.25",
+        "cn_r1_k1_s1_c960",
+    ),
+    "small": (
+        "ds_r1_k3_s2_e1_c16_se0.25_nre",
+        "ir_r1_k3_s2_e4.5_c24_nre ir_r1_k3_s1_e3.67_c24_nre",
+        "ir_r1_k5_s2_e4_c40_se0.25 ir_r2_k5_s1_e6_c40_se0.25",
+        "ir_r2_k5_s1_e3_c48_se0.25",
+        "ir_r3_k5_s2_e6_c96_se0.25",
+        "cn_r1_k1_s1_c576",
+    ),
+}
+for _size, _last, _wides in (("large", 1280, (0.75, 1.0)), ("small", 1024, (0.5, 0.75, 1.0))):
+    for _wide in _wides:
+        _name = f"mobilenetv3_{_size}_{int(100 * _wide):03}"
+        _kwargs = {"stages": _V3[_size], "stem": 16, "last": _last, "width": _wide, "fixed": _wide < 0.75,
+                   "act": "hard_swish", "head": "pooled"}  # fmt: skip
+        _add(_name, "efficientnet", **_kwargs)
+        if _wide > 0.5:
+            _add(f"tf_{_name}", "efficientnet", **_kwargs, **_TF)
+
+_V4 = {
+    "small": (
+        "cn_r1_k3_s2_e1_c32 cn_r1_k1_s1_e1_c32",
+        "cn_r1_k3_s2_e1_c96 cn_r1_k1_s1_e1_c64",
+        "uir_r1_a5_k5_s2_e3_c96 uir_r4_a0_k3_s1_e2_c96 uir_r1_a3_k0_s1_e4_c96",
+        "uir_r1_a3_k3_s2_e6_c128 uir_r1_a5_k5_s1_e4_c128 uir_r1_a0_k5_s1_e4_c128 uir_r1_a0_k5_s1_e3_c128"
+        " uir_r2_a0_k3_s1_e4_c128",
+        "cn_r1_k1_s1_c960",
+    ),
+    "medium": (
+        "er_r1_k3_s2_e4_c48",
+        "uir_r1_a3_k5_s2_e4_c80 uir_r1_a3_k3_s1_e2_c80",
+        "uir_r1_a3_k5_s2_e6_c160 uir_r2_a3_k3_s1_e4_c160 uir_r1_a3_k5_s1_e4_c160 uir_r1_a3_k3_s1_e4_c160"
+        " uir_r1_a3_k0_s1_e4_c160 uir_r1_a0_k0_s1_e2_c160 uir_r1_a3_k0_s1_e4_c160",
+        "uir_r1_a5_k5_s2_e6_c256 uir_r1_a5_k5_s1_e4_c256 uir_r2_a3_k5_s1_e4_c256 uir_r1_a0_k0_s1_e4_c256"
+        " uir_r1_a3_k0_s1_e4_c256 uir_r1_a3_k5_s1_e2_c256 uir_r1_a5_k5_s1_e4_c256 uir_r2_a0_k0_s1_e4_c256"
+        " uir_r1_a5_k0_s1_e2_c256",
+        "cn_r1_k1_s1_c960",
+    ),
+    "large": (
+        "er_r1_k3_s2_e4_c48",
+        "uir_r1_a3_k5_s2_e4_c96 uir_r1_a3_k3_s1_e4_c96",
+        "uir_r1_a3_k5_s2_e4_c192 uir_r3_a3_k3_s1_e4_c192 uir_r1_a3_k5_s1_e4_c192 uir_r5_a5_k3_s1_e4_c192"
+        " uir_r1_a3_k0_s1_e4_c192",
+        "uir_r4_a5_k5_s2_e4_c512 uir_r1_a5_k0_s1_e4_c512 uir_r1_a5_k3_s1_e4_c512 uir_r2_a5_k0_s1_e4_c512"
+        " uir_r1_a5_k3_s1_e4_c512 uir_r1_a5_k5_s1_e4_c512 uir_r3_a5_k0_s1_e4_c512",
+        "cn_r1_k1_s1_c960",
+    ),
+}
+for _name, _size, _wide in (
+    ("small_035", "small", 0.35),
+    ("small_050", "small", 0.5),
+    ("small", "small", 1.0),
+    ("medium", "medium", 1.0),
+    ("large", "large", 1.0),
+):
+    _kwargs = {"stages": _V4[_size], "stem": 24 if _size == "large" else 32, "width": _wide, "fixed": _wide < 1}
+    _add(f"mobilenetv4_conv_{_name}", "efficientnet", act="relu", head="pooled_norm", **_kwargs)

@@ -50,6 +50,10 @@ TINY = {
 }
 """Models that are run, by the side of their images."""
 VARIANTS_RUN = {
+    "efficientnet": ("efficientnet", {"stages": ("cn_r1_k3_s1_e1_c8_skip ds_r1_k3_s1_e1_c8_se0.25", "er_r2_k3_s2_e2_c8",
+                     "ir_r1_k3_s2_e2_c16_se0.25_nre uir_r1_a3_k3_s1_e2_c16"), "stem": 8, "last": 16,
+                     "act": "hard_swish", "head": "pooled_norm"}, 16),
+    "convnextv2": ("convnext", {"depths": (1, 1), "widths": (8, 16), "response_norm": True}, 16),
     "vit_map": ("vit", {"patch_size": 8, "width": 16, "depth": 2, "heads": 2, "hidden": 24, "pre_norm": True,
                         "act": "quick_gelu", "pool": "map", "class_token": False}, 16),
 }  # fmt: skip
@@ -68,7 +72,7 @@ def rows(monkeypatch, request):
         monkeypatch.setitem(registry._MODELS, name, SPECS[name])
 
 
-NORMALISED = {"cnn", "efficientnet_lite", "resnet", "wide_resnet"}
+NORMALISED = {"cnn", "efficientnet", "resnet", "wide_resnet"}
 DEEP = [*(name for name in TINY if "drop_path_rate" in FAMILIES[model_spec(name).family].options), *RUN[len(TINY) :]]
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxtrain.models.variants import VARIANTS
+
 GOLDEN = Path(__file__).parent / "golden"
 CLASSES = 7
 
@@ -98,6 +100,31 @@ def _timm_efficientnet(name):
     )  # fmt: skip
 
 
+def _timm_blocks(cls, stages, act, **kwargs):
+    from timm.layers import get_act_layer
+    from timm.models import _efficientnet_builder, efficientnet, mobilenetv3
+
+    made = getattr(efficientnet, cls, None) or getattr(mobilenetv3, cls)
+    blocks = _efficientnet_builder.decode_arch_def([stage.split() for stage in stages])
+    return made(blocks, num_classes=CLASSES, act_layer=get_act_layer(act), **kwargs)
+
+
+def _batch_norm(epsilon):
+    from torch import nn
+
+    return functools.partial(nn.BatchNorm2d, eps=epsilon)
+
+
+def _mobile_squeeze():
+    from timm.models._efficientnet_blocks import SqueezeExcite
+    from timm.models._efficientnet_builder import round_channels
+    from torch import nn
+
+    return functools.partial(
+        SqueezeExcite, gate_layer="hard_sigmoid", force_act_layer=nn.ReLU, rd_round_fn=round_channels
+    )
+
+
 def _transformers(cls, config, **options):
     import transformers
 
@@ -113,6 +140,15 @@ _TIMM_SIGLIP = {"class_token": False, "mlp_ratio": 1.25}
 _DINO = {**_VIT, "patch_size": 7, "layer_scale": 1e-5}
 _TIMM_DINO = {**_TIMM_VIT, "img_size": 28, "patch_size": 7, "init_values": 1e-5}
 _REGISTERS = {"registers": 4, "class_position": False}
+_LITE = dict(VARIANTS["efficientnet_lite_test"][1])
+_EFFICIENT = ("cn_r1_k3_s1_e1_c8_skip ds_r1_k3_s1_e1_c8_se0.25", "er_r2_k3_s2_e4_c16", "ir_r2_k5_s2_e6_c16_se0.25")
+_MOBILE3 = ("ds_r1_k3_s2_e1_c8_se0.25_nre", "ir_r1_k3_s2_e4.5_c16_nre ir_r1_k5_s1_e3.67_c16_se0.25", "cn_r1_k1_s1_c24")
+_MOBILE4 = (
+    "cn_r1_k3_s2_e1_c8 er_r1_k3_s1_e2_c8",
+    "uir_r1_a5_k3_s2_e3_c16 uir_r2_a0_k3_s1_e2_c16",
+    "uir_r1_a3_k0_s2_e4_c16 uir_r1_a0_k0_s1_e2_c16",
+    "cn_r1_k1_s1_c24",
+)
 _RESNET = {"depths": (2, 1, 1, 1), "widths": (64, 8, 8, 16)}
 _TIMM_RESNET = {"layers": (2, 1, 1, 1), "channels": (64, 8, 8, 16)}
 _CONVNEXT = {"depths": (1, 2, 1, 1), "widths": (8, 12, 16, 24)}
@@ -214,6 +250,12 @@ CASES = {
         64,
         timm_name="convnext_atto",
     ),
+    "timm_convnextv2": Case(
+        lambda: _timm("ConvNeXt", **_TIMM_CONVNEXT, use_grn=True, ls_init_value=None),
+        "convnext",
+        {**_CONVNEXT, "response_norm": True},
+        64,
+    ),
     "transformers_convnext": Case(
         lambda: _transformers(
             "ConvNextForImageClassification", "ConvNextConfig", depths=[1, 2, 1, 1], hidden_sizes=[8, 12, 16, 24],
@@ -224,12 +266,37 @@ CASES = {
         64,
     ),
     "timm_efficientnet_lite": Case(
-        lambda: _timm_efficientnet("efficientnet_lite0"), "efficientnet_lite", {"width": 0.07, "depth": 0.25}, 64
+        lambda: _timm_efficientnet("efficientnet_lite0"), "efficientnet", _LITE, 64
     ),
     "timm_tf_efficientnet_lite": Case(
         lambda: _timm_efficientnet("tf_efficientnet_lite0"),
-        "efficientnet_lite",
-        {"width": 0.07, "depth": 0.25, "padding": "same", "epsilon": 1e-3},
+        "efficientnet",
+        {**_LITE, "padding": "same", "epsilon": 1e-3},
         63,
+    ),
+    "timm_efficientnet": Case(
+        lambda: _timm_blocks(
+            "EfficientNet", _EFFICIENT, "silu", num_features=24, stem_size=8, pad_type="same",
+            norm_layer=_batch_norm(1e-3),
+        ),
+        "efficientnet",
+        {"stages": _EFFICIENT, "stem": 8, "last": 24, "padding": "same", "epsilon": 1e-3},
+        63,
+    ),
+    "timm_mobilenetv3": Case(
+        lambda: _timm_blocks(
+            "MobileNetV3", _MOBILE3, "hard_swish", num_features=24, stem_size=8, se_layer=_mobile_squeeze()
+        ),
+        "efficientnet",
+        {"stages": _MOBILE3, "stem": 8, "last": 24, "act": "hard_swish", "head": "pooled"},
+        64,
+    ),
+    "timm_mobilenetv4": Case(
+        lambda: _timm_blocks(
+            "MobileNetV3", _MOBILE4, "relu", num_features=24, stem_size=8, head_bias=False, head_norm=True
+        ),
+        "efficientnet",
+        {"stages": _MOBILE4, "stem": 8, "last": 24, "act": "relu", "head": "pooled_norm"},
+        64,
     ),
 }  # fmt: skip

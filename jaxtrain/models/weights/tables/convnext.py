@@ -30,6 +30,7 @@ TIMM = Layout(
             "stages/{stage}/{block}/norm": "stages.{stage}.blocks.{block}.norm",
             "stages/{stage}/{block}/fc1": "stages.{stage}.blocks.{block}.mlp.fc1",
             "stages/{stage}/{block}/fc2": "stages.{stage}.blocks.{block}.mlp.fc2",
+            "stages/{stage}/{block}/grn": "stages.{stage}.blocks.{block}.mlp.grn",
             "stages/{stage}/{block}/gamma/scale": "stages.{stage}.blocks.{block}.gamma",
         },
     },
@@ -39,7 +40,7 @@ TIMM_CONVOLUTIONS = replace(
     TIMM,
     name="timm, 1x1 convolutions",
     convolutions=("*/fc1/kernel", "*/fc2/kernel"),
-    models=("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano"),
+    models=tuple(f"{name}_{size}" for name in ("convnext", "convnextv2") for size in ("atto", "femto", "pico", "nano")),
 )
 
 FACEBOOK = Layout(
