@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, lax
 from jax.typing import DTypeLike
@@ -237,6 +238,22 @@ class SqueezeExcite(Module):
         """`[batch, height, width, channels]` -> the same shape."""
         mean = x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(self.dtype)
         return x * ACTIVATIONS[self.gate](self.expand(ACTIVATIONS[self.act](self.reduce(mean))))
+
+
+def average_pool(x: Array, cut: bool = False) -> Array:
+    """Mean over 2x2: `[batch, height, width, channels]` -> half the sides.
+
+    Of odd sides the last places are averaged alone, or with `cut` left out.
+    """
+    batch, height, width, channels = x.shape
+    if cut:
+        x = x[:, : height // 2 * 2, : width // 2 * 2]
+        height, width = x.shape[1:3]
+    rows, columns = -(-height // 2), -(-width // 2)
+    padded = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0))).astype(jnp.float32)
+    sums = padded.reshape(batch, rows, 2, columns, 2, channels).sum((2, 4))
+    counts = [np.minimum(2, side - 2 * np.arange(-(-side // 2))) for side in (height, width)]
+    return (sums / np.outer(*counts)[:, :, None].astype(np.float32)).astype(x.dtype)
 
 
 # --- Randomness

@@ -72,6 +72,7 @@ EVERYWHERE = frozenset({"drop_rate", "remat"})
 FAMILIES = {
     "mlp": Family("simple", "MLP"),
     "cnn": Family("simple", "CNN"),
+    "regnet": Family("regnet", "RegNet", frozenset({"drop_path_rate"})),
     "resnet": Family("resnet", "ResNet", frozenset({"drop_path_rate", "stem"})),
     "wide_resnet": Family("resnet", "WideResNet", frozenset({"drop_path_rate"})),
     "vit": Family("vit", "VisionTransformer", frozenset({"drop_path_rate", "patch_size", "pool", "registers"})),

@@ -6,6 +6,7 @@ Those that timm has carry its names. A new row needs one in `catalogue.csv` too,
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -26,20 +27,68 @@ _add("cnn_medium", "cnn", stages=((16,), (48,), (96,), (192,)))
 
 # --- Residual networks
 
-for _name, _depths, _bottleneck in [
-    ("18", (2, 2, 2, 2), False),
-    ("34", (3, 4, 6, 3), False),
-    ("50", (3, 4, 6, 3), True),
-    ("101", (3, 4, 23, 3), True),
-    ("152", (3, 8, 36, 3), True),
-]:
-    _add(f"resnet{_name}", "resnet", depths=_depths, bottleneck=_bottleneck)
-_add("wide_resnet50_2", "resnet", depths=(3, 4, 6, 3), bottleneck=True, widen=2)
 _add("resnet18_cifar", "resnet", depths=(2, 2, 2, 2), bottleneck=False, stem="cifar")
 _add("resnet_tiny", "resnet", depths=(1, 1), widths=(8, 16), bottleneck=True, stem="cifar")
 _add("wide_resnet16_4", "wide_resnet", depth=16, widen=4)
 _add("wide_resnet28_10", "wide_resnet", depth=28, widen=10)
 _add("wide_resnet_tiny", "wide_resnet", depth=10, widen=1)
+
+_DEPTHS: dict[str, tuple[tuple[int, ...], bool]] = {
+    "10": ((1, 1, 1, 1), False),
+    "14": ((1, 1, 1, 1), True),
+    "18": ((2, 2, 2, 2), False),
+    "26": ((2, 2, 2, 2), True),
+    "34": ((3, 4, 6, 3), False),
+    "50": ((3, 4, 6, 3), True),
+    "101": ((3, 4, 23, 3), True),
+    "152": ((3, 8, 36, 3), True),
+    "200": ((3, 24, 36, 3), True),
+}
+_DEEP: dict[str, Any] = {"deep": (32, 32), "average_shortcut": True}
+_TIERED: dict[str, Any] = {"deep": (24, 32), "average_shortcut": True}
+for _names, _kwargs in (
+    ("resnet18 resnet26 resnet34 resnet50 resnet101 resnet152 resnet200", {}),
+    ("resnet10t resnet14t resnet26t resnet50t", _TIERED),
+    ("resnet18d resnet26d resnet34d resnet50d resnet101d resnet152d resnet200d", _DEEP),
+    ("resnetaa50", {"anti_alias": True}),
+    ("resnetaa34d resnetaa50d resnetaa101d", {"anti_alias": True, **_DEEP}),
+    ("resnext50_32x4d resnext101_32x4d", {"groups": 32, "widen": 2}),
+    ("resnext50d_32x4d", {"groups": 32, "widen": 2, **_DEEP}),
+    ("resnext101_32x8d", {"groups": 32, "widen": 4}),
+    ("resnext101_64x4d", {"groups": 64, "widen": 4}),
+    ("resnext101_32x16d", {"groups": 32, "widen": 8}),
+    ("resnext101_32x32d", {"groups": 32, "widen": 16}),
+    ("seresnet50 seresnet101 seresnet152", {"squeeze": True}),
+    ("seresnet152d seresnet200d", {"squeeze": True, **_DEEP}),
+    ("seresnext50_32x4d seresnext101_32x4d", {"squeeze": True, "groups": 32, "widen": 2}),
+    ("seresnext101_32x8d", {"squeeze": True, "groups": 32, "widen": 4}),
+    ("seresnext101d_32x8d", {"squeeze": True, "groups": 32, "widen": 4, **_DEEP}),
+    ("wide_resnet50_2 wide_resnet101_2", {"widen": 2}),
+):
+    for _name in _names.split():
+        _depths, _bottleneck = _DEPTHS[re.sub("[a-z]", "", _name.removeprefix("wide_").split("_")[0])]
+        _add(_name, "resnet", depths=_depths, bottleneck=_bottleneck, **_kwargs)
+
+for _name, _depths, _widths, _group in [
+    ("002", (1, 1, 4, 7), (24, 56, 152, 368), 8),
+    ("004", (1, 3, 6, 6), (48, 104, 208, 440), 8),
+    ("006", (1, 3, 7, 4), (48, 112, 256, 608), 16),
+    ("008", (1, 3, 8, 2), (64, 128, 320, 768), 16),
+    ("008_tv", (1, 3, 8, 2), (64, 144, 320, 784), 16),
+    ("016", (2, 6, 17, 2), (48, 120, 336, 888), 24),
+    ("032", (2, 5, 13, 1), (72, 216, 576, 1512), 24),
+    ("040", (2, 6, 12, 2), (128, 192, 512, 1088), 64),
+    ("064", (2, 7, 14, 2), (144, 288, 576, 1296), 72),
+    ("080", (2, 4, 10, 1), (168, 448, 896, 2016), 56),
+    ("080_tv", (2, 4, 10, 1), (224, 448, 896, 2016), 56),
+    ("120", (2, 5, 11, 1), (224, 448, 896, 2240), 112),
+    ("160", (2, 4, 11, 1), (224, 448, 1232, 3024), 112),
+    ("320", (2, 5, 12, 1), (232, 696, 1392, 3712), 232),
+    ("640", (2, 5, 12, 1), (328, 984, 1968, 4920), 328),
+    ("1280", (2, 7, 17, 1), (528, 1056, 2904, 7392), 264),
+    ("2560", (2, 7, 17, 1), (746, 1492, 4103, 10444), 373),
+]:
+    _add(f"regnety_{_name}", "regnet", depths=_depths, widths=_widths, group=_group)
 
 # --- Vision transformers
 

@@ -50,6 +50,9 @@ TINY = {
 }
 """Models that are run, by the side of their images."""
 VARIANTS_RUN = {
+    "resnet_deep": ("resnet", {"depths": (1, 1), "widths": (8, 16), "bottleneck": True, "deep": (8, 8), "groups": 2,
+                    "average_shortcut": True, "anti_alias": True, "squeeze": True}, 24),
+    "regnet": ("regnet", {"depths": (1, 1), "widths": (8, 16), "group": 4}, 16),
     "efficientnet": ("efficientnet", {"stages": ("cn_r1_k3_s1_e1_c8_skip ds_r1_k3_s1_e1_c8_se0.25", "er_r2_k3_s2_e2_c8",
                      "ir_r1_k3_s2_e2_c16_se0.25_nre uir_r1_a3_k3_s1_e2_c16"), "stem": 8, "last": 16,
                      "act": "hard_swish", "head": "pooled_norm"}, 16),
@@ -72,7 +75,7 @@ def rows(monkeypatch, request):
         monkeypatch.setitem(registry._MODELS, name, SPECS[name])
 
 
-NORMALISED = {"cnn", "efficientnet", "resnet", "wide_resnet"}
+NORMALISED = {"cnn", "efficientnet", "regnet", "resnet", "wide_resnet"}
 DEEP = [*(name for name in TINY if "drop_path_rate" in FAMILIES[model_spec(name).family].options), *RUN[len(TINY) :]]
 
 

@@ -100,6 +100,18 @@ def _timm_efficientnet(name):
     )  # fmt: skip
 
 
+def _average():
+    from torch import nn
+
+    return nn.AvgPool2d
+
+
+def _timm_regnet(**kwargs):
+    from timm.models import regnet
+
+    return regnet.RegNet(regnet.RegNetCfg(**kwargs), num_classes=CLASSES)
+
+
 def _timm_blocks(cls, stages, act, **kwargs):
     from timm.layers import get_act_layer
     from timm.models import _efficientnet_builder, efficientnet, mobilenetv3
@@ -229,6 +241,29 @@ CASES = {
     ),
     "timm_resnet_bottleneck": Case(
         lambda: _timm_resnet("Bottleneck", **_TIMM_RESNET), "resnet", {**_RESNET, "bottleneck": True}, 64
+    ),
+    "timm_resnet_deep": Case(
+        lambda: _timm_resnet(
+            "Bottleneck", **_TIMM_RESNET, stem_width=32, stem_type="deep_tiered", avg_down=True, cardinality=4,
+            base_width=32, block_args={"attn_layer": "se"},
+        ),
+        "resnet",
+        {**_RESNET, "bottleneck": True, "deep": (24, 32), "average_shortcut": True, "groups": 4, "widen": 2,
+         "squeeze": True},
+        75,
+        timm_name="resnet50d",
+    ),
+    "timm_resnet_aa": Case(
+        lambda: _timm_resnet("BasicBlock", **_TIMM_RESNET, aa_layer=_average()),
+        "resnet",
+        {**_RESNET, "bottleneck": False, "anti_alias": True},
+        64,
+    ),
+    "timm_regnet": Case(
+        lambda: _timm_regnet(depth=6, w0=8, wa=8.0, wm=2.0, group_size=4, se_ratio=0.25),
+        "regnet",
+        {"depths": (1, 1, 3, 1), "widths": (8, 16, 32, 64), "group": 4},
+        64,
     ),
     "transformers_resnet_basic": Case(
         lambda: _HF_RESNET(hidden_sizes=[64, 8, 8, 16], layer_type="basic"),

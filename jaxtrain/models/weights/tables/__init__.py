@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtrain.models.weights.layout import Family
 from jaxtrain.models.weights.tables.convnext import CONVNEXT
 from jaxtrain.models.weights.tables.efficientnet import EFFICIENTNET
+from jaxtrain.models.weights.tables.regnet import REGNET
 from jaxtrain.models.weights.tables.resnet import RESNET
 from jaxtrain.models.weights.tables.vit import VIT
 
@@ -12,6 +13,7 @@ TABLES: dict[str, Family] = {
     "cnn": Family(stem="blocks/0/conv/kernel"),
     "convnext": CONVNEXT,
     "efficientnet": EFFICIENTNET,
+    "regnet": REGNET,
     "resnet": RESNET,
     "vit": VIT,
     "wide_resnet": Family(stem="conv1/kernel"),
