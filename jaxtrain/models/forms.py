@@ -61,11 +61,12 @@ def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Arra
 _product.defvjp(_product_forward, _product_backward)
 
 
-def split_linear(x: Array, kernel: Array, bias: Array, parts: int) -> list[Array]:
+def split_linear(x: Array, kernel: Array, bias: Array | None, parts: int) -> list[Array]:
     """`linear` and then `jnp.split` of the last axis: on TPU a product for each part, so that nothing is cut apart."""
     if not _on("tpu"):
         return jnp.split(linear(x, kernel, bias), parts, axis=-1)
-    return [linear(x, *part) for part in zip(jnp.split(kernel, parts, -1), jnp.split(bias, parts), strict=True)]
+    biases = [None] * parts if bias is None else jnp.split(bias, parts)
+    return [linear(x, *part) for part in zip(jnp.split(kernel, parts, -1), biases, strict=True)]
 
 
 def attention(q: Array, k: Array, v: Array, heads: int) -> Array:

@@ -146,8 +146,18 @@ class LayerNorm(nnx.LayerNorm):  # type: ignore[misc]
 class Linear(nnx.Linear):  # type: ignore[misc]
     """Linear layer, kernel `[channels_in, channels_out]`, bias 0 at first."""
 
-    def __init__(self, channels_in: int, channels_out: int, build: Build, *, kernel_init: nnx.Initializer) -> None:
-        super().__init__(channels_in, channels_out, kernel_init=kernel_init, dtype=build.dtype, rngs=build.rngs)
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        build: Build,
+        *,
+        kernel_init: nnx.Initializer,
+        use_bias: bool = True,
+    ) -> None:
+        super().__init__(
+            channels_in, channels_out, kernel_init=kernel_init, use_bias=use_bias, dtype=build.dtype, rngs=build.rngs
+        )
 
     def __call__(self, x: Array) -> Array:
         """`[..., channels_in]` -> `dtype[..., channels_out]`."""
@@ -157,8 +167,9 @@ class Linear(nnx.Linear):  # type: ignore[misc]
         """What the layer gives, its last axis split into equal parts."""
         return forms.split_linear(*self._cast(x), parts)
 
-    def _cast(self, x: Array) -> tuple[Array, Array, Array]:
-        return x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+    def _cast(self, x: Array) -> tuple[Array, Array, Array | None]:
+        bias = None if self.bias is None else self.bias[...].astype(self.dtype)
+        return x.astype(self.dtype), self.kernel[...].astype(self.dtype), bias
 
 
 class LayerScale(Module):

@@ -180,6 +180,36 @@ for _size in ("tiny", "small"):
     _add(f"vit_{_size}_patch4_32", "vit", patch_size=4, pool="avg", class_token=False, **_VIT[_size])
 _add("vit_test", "vit", patch_size=8, width=32, depth=2, heads=2)
 
+# --- Vision transformers with rotary positions
+
+_ROPE: dict[str, dict[str, Any]] = {
+    **{size: {**_VIT[size], "hidden": 4 * _VIT[size]["width"]} for size in ("tiny", "small", "base", "large")},
+    "small_plus": {**_VIT["small"], "hidden": 1536},
+    "huge_plus": {"width": 1280, "depth": 32, "heads": 20, "hidden": 5120},
+    "7b": {"width": 4096, "depth": 40, "heads": 32, "hidden": 8192},
+}
+for _size, _kwargs in _ROPE.items():
+    _kwargs = {"patch_size": 16, "rope": "dinov3", "gated": _size in ("small_plus", "huge_plus", "7b"), "registers": 4,
+               "layer_scale": 1e-5, "epsilon": 1e-5, "pool": "normed_avg", **_kwargs}  # fmt: skip
+    if _size != "tiny":
+        _add(f"vit_{_size}_patch16_dinov3", "eva", bias=False, **_kwargs)
+    if _size != "7b":
+        _add(f"vit_{_size}_patch16_dinov3_qkvb", "eva", **_kwargs)
+
+for _size, _hidden, _sides in (
+    ("tiny", 512, (224, 336)),
+    ("small", 1024, (224, 336)),
+    ("base", 2048, (224, 448)),
+    ("large", 2730, (224, 448)),
+):
+    _norms = {"norms": ("mlp",)} if _size in ("base", "large") else {}
+    for _side in _sides:
+        _name = f"eva02_{_size}_patch14_{_side}"
+        _add(_name, "eva", patch_size=14, rope="eva", **_VIT[_size], hidden=_hidden, **_norms)
+for _size, _patch, _side, _hidden in (("base", 16, 224, 2048), ("large", 14, 224, 2730), ("large", 14, 336, 2730)):
+    _kwargs = {"patch_size": _patch, "rope": "eva", "norms": ("attn", "mlp"), "pool": "cls", "hidden": _hidden}
+    _add(f"eva02_{_size}_patch{_patch}_clip_{_side}", "eva", **_VIT[_size], **_kwargs)
+
 # --- ConvNeXt
 
 for _name, _depths, _width in [

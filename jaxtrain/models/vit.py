@@ -10,7 +10,9 @@ et al. 2022, arXiv 2205.01580).
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +113,7 @@ class VisionTransformer(Classifier):
 
     class_token is kept under pool="avg" where the variant has one, so that one set of weights fits both.
     class_position: whether the class token has a position embedding; register tokens never have one.
+    positions: whether patches have a learned position; block: makes one with a drop-path rate, in the place of ours.
     hidden: width inside of the MLPs, 4 times `width` unless given. epsilon: of all norms.
     pre_norm: the tokens are normalised before the first block, and patches embedded without a bias.
     """
@@ -132,6 +135,8 @@ class VisionTransformer(Classifier):
         class_position: bool = True,
         registers: int = 0,
         layer_scale: float | None = None,
+        positions: bool = True,
+        block: Callable[[float], Module] | None = None,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(width, build)
@@ -153,16 +158,16 @@ class VisionTransformer(Classifier):
             kernel_init=init,
             bias_init=None if pre_norm else init,
         )
-        positions = (build.image_size // patch_size) ** 2 + self.class_position
-        self.pos_embed = _token(positions, width, 0.02, build)
+        places = (build.image_size // patch_size) ** 2 + self.class_position
+        self.pos_embed = _token(places, width, 0.02, build) if positions else None
         self.cls_token = _token(1, width, 1e-6, build) if class_token else None
         self.reg_token = _token(registers, width, 1e-6, build) if registers else None
         rates = drop_path_rates(drop_path_rate, depth)
         self.norm_pre = LayerNorm(width, build, epsilon) if pre_norm else None
-        self.blocks = nnx.List(
-            Block(width, heads, hidden, build, act=act, epsilon=epsilon, layer_scale=layer_scale, rate=rate)
-            for rate in rates
-        )
+        if block is None:
+            style = {"act": act, "epsilon": epsilon, "layer_scale": layer_scale}
+            block = functools.partial(_block, width, heads, hidden, build, style)
+        self.blocks = nnx.List(block(rate) for rate in rates)
         self.norm = LayerNorm(width, build, epsilon)
         self.attn_pool = AttentionPool(width, heads, hidden, act, epsilon, build) if pool == "map" else None
         self.head = nnx.Linear(width, build.num_classes, kernel_init=normal_002, rngs=build.rngs)
@@ -208,19 +213,26 @@ class VisionTransformer(Classifier):
     def _tokens(self, patches: Array) -> Array:
         batch, rows, columns, width = patches.shape
         patches = patches.reshape(batch, rows * columns, width)
-        positions = self.pos_embed[...].astype(self.dtype)
-        tokens = [patches + positions[:, int(self.class_position) :]]
+        if self.pos_embed is None:
+            positions, tokens = None, [patches]
+        else:
+            positions = self.pos_embed[...].astype(self.dtype)
+            tokens = [patches + positions[:, int(self.class_position) :]]
         if self.reg_token is not None:
             tokens.insert(0, self._repeated(self.reg_token[...], batch))
         if self.cls_token is not None:
             class_token = self.cls_token[...].astype(self.dtype)
-            if self.class_position:
+            if self.class_position and positions is not None:
                 class_token = class_token + positions[:, :1]
             tokens.insert(0, self._repeated(class_token, batch))
         return jnp.concatenate(tokens, axis=1)
 
     def _repeated(self, token: Array, batch: int) -> Array:
         return jnp.broadcast_to(token.astype(self.dtype), (batch, *token.shape[1:]))
+
+
+def _block(width: int, heads: int, hidden: int, build: Build, style: dict[str, Any], rate: float) -> Block:
+    return Block(width, heads, hidden, build, rate=rate, **style)
 
 
 def _token(tokens: int, width: int, stddev: float, build: Build) -> nnx.Param:

@@ -50,6 +50,8 @@ TINY = {
 }
 """Models that are run, by the side of their images."""
 VARIANTS_RUN = {
+    "dinov3": ("eva", {"patch_size": 8, "width": 16, "depth": 2, "heads": 2, "hidden": 24, "rope": "dinov3",
+               "registers": 1, "layer_scale": 1e-5, "pool": "normed_avg", "norms": ("attn", "mlp")}, 16),
     "resnet_deep": ("resnet", {"depths": (1, 1), "widths": (8, 16), "bottleneck": True, "deep": (8, 8), "groups": 2,
                     "average_shortcut": True, "anti_alias": True, "squeeze": True}, 24),
     "regnet": ("regnet", {"depths": (1, 1), "widths": (8, 16), "group": 4}, 16),

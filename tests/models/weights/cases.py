@@ -100,6 +100,10 @@ def _timm_efficientnet(name):
     )  # fmt: skip
 
 
+def _lazy_norm(width, **kwargs):
+    return _norm(1e-5)(width, **kwargs)
+
+
 def _average():
     from torch import nn
 
@@ -148,6 +152,14 @@ _HF_VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, 
            "num_labels": CLASSES}  # fmt: skip
 _VIT = {"patch_size": 8, "width": 32, "depth": 2, "heads": 2}
 _TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+_DINO3 = {**_VIT, "rope": "dinov3", "hidden": 48, "layer_scale": 1e-5, "epsilon": 1e-5, "pool": "normed_avg"}
+_TIMM_DINO3 = {
+    **_TIMM_VIT, "mlp_ratio": 1.5, "init_values": 1e-5, "rope_type": "dinov3", "rope_temperature": 100,
+    "rope_rotate_half": True, "use_rot_pos_emb": True, "use_abs_pos_emb": False, "use_fc_norm": False,
+    "dynamic_img_size": True, "norm_layer": _lazy_norm,
+}  # fmt: skip
+_EVA = {**_VIT, "rope": "eva", "hidden": 48}
+_TIMM_EVA = {**_TIMM_VIT, "mlp_ratio": 1.5, "swiglu_mlp": True, "use_rot_pos_emb": True, "ref_feat_shape": (16, 16)}
 _TIMM_SIGLIP = {"class_token": False, "mlp_ratio": 1.25}
 _DINO = {**_VIT, "patch_size": 7, "layer_scale": 1e-5}
 _TIMM_DINO = {**_TIMM_VIT, "img_size": 28, "patch_size": 7, "init_values": 1e-5}
@@ -206,6 +218,41 @@ CASES = {
         "vit",
         {**_VIT, "class_token": False, "pool": "normed_avg", "hidden": 40},
         32,
+    ),
+    "timm_dinov3": Case(
+        lambda: _timm("Eva", **_TIMM_DINO3, num_reg_tokens=4, qkv_bias=False),
+        "eva",
+        {**_DINO3, "gated": False, "bias": False, "registers": 4},
+        32,
+        timm_name="vit_small_patch16_dinov3",
+    ),
+    "timm_dinov3_plus": Case(
+        lambda: _timm("Eva", **_TIMM_DINO3, num_reg_tokens=4, swiglu_mlp=True, swiglu_align_to=8),
+        "eva",
+        {**_DINO3, "registers": 4},
+        32,
+        timm_name="vit_small_plus_patch16_dinov3_qkvb",
+    ),
+    "timm_eva02_small": Case(
+        lambda: _timm("Eva", **_TIMM_EVA),
+        "eva",
+        _EVA,
+        32,
+        timm_name="eva02_small_patch14_224",
+    ),
+    "timm_eva02": Case(
+        lambda: _timm("Eva", **_TIMM_EVA, qkv_fused=False, scale_mlp=True),
+        "eva",
+        {**_EVA, "norms": ("mlp",)},
+        32,
+        timm_name="eva02_base_patch14_224",
+    ),
+    "timm_eva02_clip": Case(
+        lambda: _timm("Eva", **_TIMM_EVA, qkv_fused=False, scale_mlp=True, scale_attn_inner=True, global_pool="token"),
+        "eva",
+        {**_EVA, "norms": ("attn", "mlp"), "pool": "cls"},
+        32,
+        timm_name="eva02_base_patch16_clip_224",
     ),
     "google_vit": Case(lambda: _timm("VisionTransformer", **_TIMM_VIT), "vit", _VIT, 32, file="npz"),
     "transformers_vit": Case(

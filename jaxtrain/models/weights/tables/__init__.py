@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtrain.models.weights.layout import Family
 from jaxtrain.models.weights.tables.convnext import CONVNEXT
 from jaxtrain.models.weights.tables.efficientnet import EFFICIENTNET
+from jaxtrain.models.weights.tables.eva import EVA
 from jaxtrain.models.weights.tables.regnet import REGNET
 from jaxtrain.models.weights.tables.resnet import RESNET
 from jaxtrain.models.weights.tables.vit import VIT
@@ -13,6 +14,7 @@ TABLES: dict[str, Family] = {
     "cnn": Family(stem="blocks/0/conv/kernel"),
     "convnext": CONVNEXT,
     "efficientnet": EFFICIENTNET,
+    "eva": EVA,
     "regnet": REGNET,
     "resnet": RESNET,
     "vit": VIT,
