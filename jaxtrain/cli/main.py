@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from jaxtrain.errors import JaxtrainError
@@ -15,9 +16,21 @@ def main(*door: str) -> None:
     """The program as it is started: `jaxtrain` and what follows it; `door`: words that come before those given."""
     try:
         signals.listen()
+        _start_threads(24 + 4 * (os.cpu_count() or 1))
     except RuntimeError as error:
         sys.exit(f"error: {error}: there is a limit on processes (ulimit -u, or the container's)")
     guard(lambda: run([*door, *sys.argv[1:]]))
+
+
+def _start_threads(count: int) -> None:
+    """As many as XLA and the libraries around it will: those end the process with a dump where they get none."""
+    enough = threading.Event()
+    threads = [threading.Thread(target=enough.wait, daemon=True) for _ in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+    finally:
+        enough.set()
 
 
 def run(words: Sequence[str]) -> None:

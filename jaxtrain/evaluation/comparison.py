@@ -29,7 +29,7 @@ from jaxtrain.evaluation.statistics import (
     RESAMPLES,
     Interval,
     Resampled,
-    bounded,
+    bounded_differences,
     mean_of_seeds,
     percentiles,
     seed_replicates,
@@ -268,18 +268,14 @@ def _gaps(
         replicates = np.array([resampled[i].replicates[name] - resampled[j].replicates[name] for i, j in places])
         whole = np.nan_to_num(replicates, nan=0.0)
         width, errors = joint_width(differences, whole), (whole - differences[:, None]).std(axis=1)
-        ends = [
-            (alone, Interval(float(middle - width * error), float(middle + width * error)))
-            for alone, middle, error in zip(percentiles(whole), differences, errors, strict=True)
-        ]
+        alone, corrected = percentiles(whole), np.array([differences - width * errors, differences + width * errors])
         if name == "accuracy" and paired:
             first, second = np.array([[each.only_first, each.only_second] for each in paired.values()]).T
-            exact = [difference_of_shares(first, second, resampled[0].images, each) for each in (ALONE, width)]
-            for n, *better in zip(paired, *exact, strict=True):
-                ends[n] = (better[0], better[1])
-        for n, (difference, both) in enumerate(zip(differences.tolist(), ends, strict=True)):
-            interval, corrected = (bounded(each, difference, name, difference=True) for each in both)
-            found[n][name] = Gap(difference, interval, corrected)
+            for ends, wide in ((alone, ALONE), (corrected, width)):
+                ends[:, [*paired]] = difference_of_shares(first, second, resampled[0].images, wide)
+        both = (bounded_differences(ends[0], ends[1], differences, name) for ends in (alone, corrected))
+        for gaps, gap in zip(found, map(Gap, differences.tolist(), *both), strict=True):
+            gaps[name] = gap
     return found
 
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,6 @@ from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.statistics import RESAMPLES, Interval, Resampled, intervals, resample
 from jaxtrain.files import write_csv, write_text
 from jaxtrain.tracking import Measures, Tracker
-
-if TYPE_CHECKING:
-    from jaxtrain.tracking import TrackerReport
 
 LOOKS_FILE = Path("runs/.test_looks.json")
 SCALED = ("loss", "ece", "adaptive_ece", "brier")
@@ -216,8 +213,8 @@ def track_evaluation(
     source_run_id: str | None,
     model_id: str | None,
     metrics: Mapping[str, float] | None = None,
-) -> TrackerReport:
-    """Store an evaluation as one run of the MLflow experiment `Benchmark`; say how that went.
+) -> Tracker:
+    """Store an evaluation as one run of the MLflow experiment `Benchmark`; `finish` of what is returned waits for that.
 
     The run leads back to the training run by the tags `source_run_id` and `params_sha256`. What the tracker keeps
     lies under `folder` in the run directory `root`, apart for each model and test set, so the same evaluation, tracked
@@ -250,7 +247,7 @@ def track_evaluation(
     tracker.log(0, {**evaluation.metrics, **_counts(evaluation.duplicates, evaluation.looks), **(metrics or {})})
     for path in evaluation.artifacts:
         tracker.artifact(path)
-    return tracker.finish("FINISHED")
+    return tracker
 
 
 def order_of_classes(known: tuple[str, ...], dataset: Dataset) -> list[int]:

@@ -40,6 +40,8 @@ class Model(Predictor, Costed, Protocol):
 
 
 MANY, MEDIUM, FEW = "many (over 100)", "medium (20 to 100)", "few (under 20)"
+_TRACKED_AT_ONCE = 32
+"""Evaluations on their way to MLflow together: waiting for one at a time takes the most of a comparison of many."""
 Load = Callable[[Path], Model]
 """`jaxtrain.load`."""
 
@@ -132,31 +134,51 @@ def track(gathered: Gathered, comparison: Comparison, config: TrackingConfig | N
     `config` defaults to that of each run. Returns the id of each MLflow run, None where MLflow did not answer.
     """
     ids: list[str | None] = []
-    for run, folder, fresh, candidate in zip(
-        gathered.runs, gathered.folders, gathered.fresh, gathered.candidates, strict=True
-    ):
-        entry = comparison.entry(candidate.name)
-        predictions = candidate.predictions
-        ids.append(None)
-        with optional(f"the evaluation of {candidate.name} in MLflow"):
-            if fresh:
-                files = write_evaluation(predictions, entry.measured, gathered.duplicates, gathered.looks, folder)
-            else:
-                files = tuple(path for path in sorted(folder.iterdir()) if path.suffix in (".npz", ".csv", ".png"))
-            report = track_evaluation(
-                Record(predictions, entry.measured, gathered.duplicates, gathered.looks, files),
-                config or run.config.tracking,
-                root=run.path,
-                folder=folder,
-                run_name=candidate.name.replace("/", "-"),
-                source_run_id=run.summary.get("mlflow_run_id"),
-                model_id=stored_model(run.path),
-                metrics={f"cost/{name}": value for name, value in candidate.costs.items()},
-            )
-            ids[-1] = report.run_id
-            if report.problem is not None:
-                _log.warning("%s: MLflow lacks %d records (%s)", candidate.name, report.unsent_rows, report.problem)
+    each = list(zip(gathered.runs, gathered.folders, gathered.fresh, gathered.candidates, strict=True))
+    for start in range(0, len(each), _TRACKED_AT_ONCE):
+        some = each[start : start + _TRACKED_AT_ONCE]
+        trackers = [_begin_tracking(gathered, comparison, config, *one) for one in some]
+        for (*_, candidate), tracker in zip(some, trackers, strict=True):
+            ids.append(None if tracker is None else _end_tracking(tracker, candidate.name))
     return ids
+
+
+def _begin_tracking(
+    gathered: Gathered,
+    comparison: Comparison,
+    config: TrackingConfig | None,
+    run: Run,
+    folder: Path,
+    fresh: bool,
+    candidate: Candidate,
+) -> Tracker | None:
+    measured, predictions = comparison.entry(candidate.name).measured, candidate.predictions
+    with optional(f"the evaluation of {candidate.name} in MLflow"):
+        if fresh:
+            files = write_evaluation(predictions, measured, gathered.duplicates, gathered.looks, folder)
+        else:
+            files = tuple(path for path in sorted(folder.iterdir()) if path.suffix in (".npz", ".csv", ".png"))
+        return track_evaluation(
+            Record(predictions, measured, gathered.duplicates, gathered.looks, files),
+            config or run.config.tracking,
+            root=run.path,
+            folder=folder,
+            run_name=candidate.name.replace("/", "-"),
+            source_run_id=run.summary.get("mlflow_run_id"),
+            model_id=stored_model(run.path),
+            metrics={f"cost/{name}": value for name, value in candidate.costs.items()},
+        )
+    return None
+
+
+def _end_tracking(tracker: Tracker, name: str) -> str | None:
+    """The id of its run; None where MLflow did not answer."""
+    with optional(f"the evaluation of {name} in MLflow"):
+        report = tracker.finish("FINISHED")
+        if report.problem is not None:
+            _log.warning("%s: MLflow lacks %d records (%s)", name, report.unsent_rows, report.problem)
+        return report.run_id
+    return None
 
 
 def make_report(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.evaluation.metrics import Floats
-from jaxtrain.evaluation.statistics import CONFIDENCE, Interval
+from jaxtrain.evaluation.statistics import CONFIDENCE
 
 Counts = NDArray[np.integer[Any]] | Floats
 """Images, one number for each pair of models."""
@@ -53,8 +53,10 @@ def joint_width(differences: Floats, replicates: Floats, confidence: float = CON
     return min(max(joint, alone), bonferroni)
 
 
-def difference_of_shares(first: Counts, second: Counts, images: int, width: float) -> list[Interval]:
+def difference_of_shares(first: Counts, second: Counts, images: int, width: float) -> Floats:
     """Tango's interval of each paired difference of shares: what his statistic puts within `width` standard errors.
+
+    Low and high ends, `float64[2, pairs]`.
 
     `first` and `second` are how many images the first model alone has right, and the second alone. It covers also
     where there are few or none of them, about which resamples say too little.
@@ -68,7 +70,7 @@ def difference_of_shares(first: Counts, second: Counts, images: int, width: floa
             likely = np.abs(score(first, second, images, middle)) <= width
             inside, outside = np.where(likely, middle, inside), np.where(likely, outside, middle)
         ends.append(inside)
-    return [Interval(float(low), float(high)) for low, high in zip(*ends, strict=True)]
+    return np.array(ends)
 
 
 def score(only_first: Counts, only_second: Counts, images: int, difference: float | Floats) -> Floats:

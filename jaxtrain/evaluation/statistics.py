@@ -52,12 +52,18 @@ _RANGES = {"mcc": (-1.0, 1.0), "loss": (0.0, np.inf), "brier": (0.0, 2.0)}
 """Of the metrics that are no share of 1."""
 
 
-def bounded(interval: Interval, value: float, name: str, *, difference: bool = False) -> Interval:
-    """An interval of a metric (or of a difference of two), widened to hold `value`, cut at the ends of the range."""
+def bounded(interval: Interval, value: float, name: str) -> Interval:
+    """An interval of a metric, widened to hold `value`, cut at the ends of the range."""
     lowest, highest = _RANGES.get(name, (0.0, 1.0))
-    if difference:
-        lowest, highest = lowest - highest, highest - lowest
     return Interval(max(min(interval.low, value), lowest), min(max(interval.high, value), highest))
+
+
+def bounded_differences(low: Floats, high: Floats, values: Floats, name: str) -> list[Interval]:
+    """The same of differences of two models' metrics: the ends of their intervals, and themselves, `float64[pairs]`."""
+    lowest, highest = _RANGES.get(name, (0.0, 1.0))
+    reach = highest - lowest
+    low, high = np.maximum(np.minimum(low, values), -reach), np.minimum(np.maximum(high, values), reach)
+    return list(map(Interval, low.tolist(), high.tolist()))
 
 
 def resampling_weights(images: int, resamples: int, seed: int) -> Iterator[Floats]:
@@ -135,14 +141,14 @@ def wilson(share: float, images: int, confidence: float = CONFIDENCE) -> Interva
 
 def percentile(replicates: Floats, confidence: float = CONFIDENCE) -> Interval:
     """Quantiles of the replicates."""
-    return percentiles(replicates[None], confidence)[0]
+    low, high = percentiles(replicates[None], confidence)
+    return Interval(float(low[0]), float(high[0]))
 
 
-def percentiles(replicates: Floats, confidence: float = CONFIDENCE) -> list[Interval]:
-    """The same of each row: `float64[metrics, resamples]`."""
+def percentiles(replicates: Floats, confidence: float = CONFIDENCE) -> Floats:
+    """The same of each row of `float64[rows, resamples]`: low and high ends `float64[2, rows]`."""
     quantile = np.nanquantile if np.isnan(replicates).any() else np.quantile
-    ends = quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
-    return [Interval(float(low), float(high)) for low, high in ends.T]
+    return quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
 
 
 def bias_corrected(value: float, replicates: Floats, confidence: float = CONFIDENCE) -> Interval:

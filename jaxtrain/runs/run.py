@@ -212,7 +212,7 @@ def _test(job: Job) -> dict[str, Any]:
             run_name=f"{technique}-{job.directory.path.name}",
             source_run_id=tracker.wait_run_id(timeout=30.0),
             model_id=tracker.wait_model_id(timeout=30.0),
-        )
+        ).finish("FINISHED")
     job.looks = evaluation.looks
     return {"test_accuracy": metrics["test/accuracy"], "test_loss": metrics["test/loss"], **more}
 

@@ -161,3 +161,24 @@ def test_what_the_file_system_refuses_is_one_line(tmp_path, capsys):
             guard(body)
         assert ended.value.code == 1
         assert " ".join(capsys.readouterr().err.split()) == f"error: {cause}"
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 20])
+def test_few_threads_are_one_line(allowed):
+    code = f"""
+import threading
+start, begun = threading.Thread.start, []
+def limited(thread):
+    begun.append(thread)
+    if len(begun) > {allowed}:
+        raise RuntimeError("can't start new thread")
+    start(thread)
+threading.Thread.start = limited
+from jaxtrain.cli.main import main
+main()
+"""
+    words = [sys.executable, "-c", code, "--help"]
+    ended = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert len(ended.stderr.splitlines()) == 1
+    assert "ulimit -u" in ended.stderr

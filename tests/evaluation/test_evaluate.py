@@ -242,19 +242,16 @@ class FakeTracker:
         assert path.exists()
         self.paths.append(path.name)
 
-    def finish(self, status):
-        return status
-
 
 def test_the_run_in_benchmark_leads_back_to_its_training_run(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxtrain.evaluation.evaluate.Tracker", FakeTracker)
     evaluation = evaluate(dataset(source(2, 12, "test"))[0], tmp_path)
     folder = tmp_path / "run" / "benchmark"
-    report = track_evaluation(
+    tracker = track_evaluation(
         evaluation, TrackingConfig(), root=tmp_path, folder=folder, run_name="night", source_run_id="1f", model_id="m-1"
     )
     told = FakeTracker.started
-    assert report == "FINISHED"
+    assert tracker is told
     assert told.arguments["measures"] == Measures("m-1", "shapes", evaluation.predictions.test_digest)
     assert (told.arguments["experiment"], told.arguments["run_name"]) == ("Benchmark", "night")
     assert told.arguments["tags"] == {

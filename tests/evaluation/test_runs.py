@@ -272,7 +272,7 @@ class FakeTracker:
         self.paths.append(path.name)
 
     def finish(self, status):
-        return TrackerReport("sqlite:///x", f"id {len(self.started)}", 0, None)
+        return TrackerReport("sqlite:///x", f"id {1 + self.started.index(self)}", 0, None)
 
 
 def test_each_model_and_the_report_are_runs_in_benchmark(tmp_path, loaded, monkeypatch):

@@ -78,12 +78,12 @@ def test_all_pairs_need_more_than_one_and_no_more_than_bonferroni():
 
 def test_the_interval_of_a_difference_is_where_the_score_says_so():
     first, second, images = np.array([0, 1, 10, 0, 30]), np.array([0, 3, 10, 10, 0]), 90
-    for (low, high), one, other in zip(difference_of_shares(first, second, images, 1.96), first, second, strict=True):
+    for (low, high), one, other in zip(difference_of_shares(first, second, images, 1.96).T, first, second, strict=True):
         assert -1 <= low <= (one - other) / images <= high <= 1
         for end in (low, high):
             assert abs(score(one, other, images, end)) == pytest.approx(1.96, abs=1e-6)
     # 88.9% right against all of 90: as far as the interval of 88.9% says.
-    low, high = difference_of_shares(np.array([10]), np.array([0]), 90, 1.96)[0]
+    low, high = difference_of_shares(np.array([10]), np.array([0]), 90, 1.96)[:, 0]
     assert (1 - high, 1 - low) == pytest.approx(wilson(80 / 90, 90), abs=0.01)
 
 
@@ -92,7 +92,7 @@ def test_the_interval_of_a_difference_is_where_the_score_says_so():
 def test_differences_are_covered_also_where_errors_are_rare(better, worse, both, simulations):
     chances = [better - both, worse - both, both, 1 - better - worse + both]
     first, second, *_ = np.random.default_rng(1).multinomial(144, np.clip(chances, 0, 1), simulations).T
-    found = difference_of_shares(first, second, 144, 1.96)
+    found = difference_of_shares(first, second, 144, 1.96).T
     share = np.mean([low <= better - worse <= high for low, high in found])
     slack = 0 if simulations > 1000 else 0.03
     assert 0.93 - slack <= share <= 0.97 + slack
@@ -126,8 +126,8 @@ def false_alarms(simulations, images, count, resamples):
         weights = rng.multinomial(images, np.full(images, 1 / images), resamples) / images
         accuracy, replicates = right.mean(1), right.astype(float) @ weights.T
         width = joint_width(accuracy[i] - accuracy[j], replicates[i] - replicates[j])
-        found = difference_of_shares((right[i] & ~right[j]).sum(1), (~right[i] & right[j]).sum(1), images, width)
-        by_interval += any(interval.low > 0 or interval.high < 0 for interval in found)
+        found = difference_of_shares((right[i] & ~right[j]).sum(1), (~right[i] & right[j]).sum(1), images, width).T
+        by_interval += any(low > 0 or high < 0 for low, high in found)
     return by_test / simulations, by_interval / simulations
 
 

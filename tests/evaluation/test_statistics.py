@@ -11,6 +11,7 @@ from jaxtrain.evaluation.statistics import (
     Resampled,
     bias_corrected,
     bounded,
+    bounded_differences,
     intervals,
     mean_of_seeds,
     percentile,
@@ -160,7 +161,8 @@ def test_intervals_cover_93_to_97_percent(sharpness):
 def test_an_interval_holds_its_metric_and_stays_in_its_range():
     assert bounded(Interval(0.0, 0.081), 0.091, "adaptive_ece") == (0.0, 0.091)
     assert bounded(Interval(0.9, 1.133), 0.95, "accuracy") == (0.9, 1.0)
-    assert bounded(Interval(-3.0, 0.2), 0.1, "mcc", difference=True) == (-2.0, 0.2)
+    low, high, values = np.array([[-3.0, -0.5], [0.2, 0.1], [0.1, 0.3]])
+    assert bounded_differences(low, high, values, "mcc") == [(-2.0, 0.2), (-0.5, 0.3)]
     assert bounded(Interval(-1.0, 9.0), 3.0, "loss") == (0.0, 9.0)
     labels = np.arange(3000) % 3
     sure = np.full((3000, 3), 1e-4)

@@ -59,6 +59,7 @@ class Job:
         process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, *self.words], cwd=folder, env={**environment, _MARK: mark}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup it would not be heard
         )  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
