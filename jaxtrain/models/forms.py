@@ -69,12 +69,17 @@ def split_linear(x: Array, kernel: Array, bias: Array | None, parts: int) -> lis
     return [linear(x, *part) for part in zip(jnp.split(kernel, parts, -1), biases, strict=True)]
 
 
-def attention(q: Array, k: Array, v: Array, heads: int) -> Array:
-    """Multi-head attention of `[batch, tokens, width]` -> the same shape; logits and softmax in float32."""
+def attention(q: Array, k: Array, v: Array, heads: int, bias: Array | None = None) -> Array:
+    """Multi-head attention of `[batch, tokens, width]` -> the same shape; logits and softmax in float32.
+
+    bias: added to the logits, `float32[groups, heads, tokens, tokens]` for the rows of the batch in turn.
+    """
     batch, _, width = q.shape
     depth = width // heads
     q, k, v = (_hold(x.reshape(batch, -1, heads, depth).transpose(0, 2, 1, 3)) for x in (q * depth**-0.5, k, v))
     logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = (logits.reshape(-1, *bias.shape) + bias).reshape(logits.shape)
     shares = _hold(jax.nn.softmax(logits, axis=-1).astype(v.dtype))
     y = _hold(jnp.einsum("bhqk,bhkd->bhqd", shares, v))
     return y.transpose(0, 2, 1, 3).reshape(batch, -1, width)

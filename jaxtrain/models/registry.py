@@ -73,6 +73,7 @@ FAMILIES = {
     "mlp": Family("simple", "MLP"),
     "cnn": Family("simple", "CNN"),
     "eva": Family("eva", "Eva", frozenset({"drop_path_rate"})),
+    "swin": Family("swin", "Swin", frozenset({"drop_path_rate"})),
     "regnet": Family("regnet", "RegNet", frozenset({"drop_path_rate"})),
     "resnet": Family("resnet", "ResNet", frozenset({"drop_path_rate", "stem"})),
     "wide_resnet": Family("resnet", "WideResNet", frozenset({"drop_path_rate"})),

@@ -160,21 +160,24 @@ _SIGLIP: dict[str, dict[str, Any]] = {
     "so400m": {"width": 1152, "depth": 27, "heads": 16, "hidden": 4304},
     "giantopt": {"width": 1536, "depth": 40, "heads": 16},
 }
-for _size, _patch, _sides in (
-    ("base", 32, (256,)),
-    ("base", 16, (224, 256, 384, 512)),
-    ("large", 16, (256, 384, 512)),
-    ("so400m", 14, (224, 378, 448, 896)),
-    ("so400m", 16, (256, 384, 512)),
-    ("giantopt", 16, (256, 384)),
-):
-    for _side in _sides:
-        _name, _kwargs = f"vit_{_size}_patch{_patch}_siglip", {"patch_size": _patch, "class_token": False}
+_SIGLIP_SIDES: dict[tuple[str, int], tuple[int, ...]] = {
+    ("base", 32): (256,),
+    ("base", 16): (224, 256, 384, 512),
+    ("large", 16): (256, 384, 512),
+    ("so400m", 14): (224, 378, 448, 896),
+    ("so400m", 16): (256, 384, 512),
+    ("giantopt", 16): (256, 384),
+}
+for (_size, _patch), _all in _SIGLIP_SIDES.items():
+    for _side in _all:
+        _name = f"vit_{_size}_patch{_patch}_siglip"
+        _act = {}
         if (_size, _patch) in (("base", 32), ("so400m", 16), ("giantopt", 16)) or (_size, _side) == ("large", 512):
-            _kwargs["act"] = "gelu_tanh"  # the weights of SigLIP 2 alone
+            _act = {"act": "gelu_tanh"}  # the weights of SigLIP 2 alone
         if _side not in (448, 896):
-            _add(f"{_name}_{_side}", "vit", pool="map", **_kwargs, **_SIGLIP[_size])
-        _add(f"{_name}_gap_{_side}", "vit", pool="normed_avg", **_kwargs, **_SIGLIP[_size])
+            _add(f"{_name}_{_side}", "vit", patch_size=_patch, class_token=False, pool="map", **_act, **_SIGLIP[_size])
+        _name = f"{_name}_gap_{_side}"
+        _add(_name, "vit", patch_size=_patch, class_token=False, pool="normed_avg", **_act, **_SIGLIP[_size])
 
 for _size in ("tiny", "small"):
     _add(f"vit_{_size}_patch4_32", "vit", patch_size=4, pool="avg", class_token=False, **_VIT[_size])
@@ -230,6 +233,22 @@ for _name, _depths, _width in [
     if _name not in ("small", "xlarge"):
         _add(f"convnextv2_{_name}", "convnext", response_norm=True, **_kwargs)
 _add("convnext_test", "convnext", depths=(1, 1), widths=(8, 16))
+
+# --- Swin
+
+for _name, _width, _third, _window in (
+    ("tiny_patch4_window7_224", 96, 6, (7, 7, 7, 7)),
+    ("small_patch4_window7_224", 96, 18, (7, 7, 7, 7)),
+    ("base_patch4_window7_224", 128, 18, (7, 7, 7, 7)),
+    ("base_patch4_window12_384", 128, 18, (12, 12, 12, 12)),
+    ("large_patch4_window7_224", 192, 18, (7, 7, 7, 7)),
+    ("large_patch4_window12_384", 192, 18, (12, 12, 12, 12)),
+    ("s3_tiny_224", 96, 6, (7, 7, 14, 7)),
+    ("s3_small_224", 96, 18, (14, 14, 14, 7)),
+    ("s3_base_224", 96, 30, (7, 7, 14, 7)),
+):
+    _heads = tuple(_width // 32 * 2**i for i in range(4))
+    _add(f"swin_{_name}", "swin", width=_width, depths=(2, 2, _third, 2), heads=_heads, windows=_window)
 
 # --- EfficientNet, MobileNet
 

@@ -70,7 +70,8 @@ class AttentionPool(Module):
     def __call__(self, x: Array) -> Array:
         """`[batch, tokens, width]` -> `[batch, width]`."""
         query = jnp.broadcast_to(self.latent[...].astype(self.dtype), (x.shape[0], 1, x.shape[2]))
-        x = self.proj(forms.attention(self.q(query), *self.kv.split(x, 2), self.heads))
+        k, v = self.kv.split(x, 2)
+        x = self.proj(forms.attention(self.q(query), k, v, self.heads))
         return (x + self.mlp(self.norm(x)))[:, 0]
 
 

@@ -50,6 +50,7 @@ TINY = {
 }
 """Models that are run, by the side of their images."""
 VARIANTS_RUN = {
+    "swin": ("swin", {"width": 8, "depths": (2, 1), "heads": (2, 2), "windows": (2, 2)}, 16),
     "dinov3": ("eva", {"patch_size": 8, "width": 16, "depth": 2, "heads": 2, "hidden": 24, "rope": "dinov3",
                "registers": 1, "layer_scale": 1e-5, "pool": "normed_avg", "norms": ("attn", "mlp")}, 16),
     "resnet_deep": ("resnet", {"depths": (1, 1), "widths": (8, 16), "bottleneck": True, "deep": (8, 8), "groups": 2,

@@ -254,6 +254,12 @@ CASES = {
         32,
         timm_name="eva02_base_patch16_clip_224",
     ),
+    "timm_swin": Case(
+        lambda: _timm("SwinTransformer", img_size=60, embed_dim=8, depths=(2, 2), num_heads=(2, 2), window_size=4),
+        "swin",
+        {"width": 8, "depths": (2, 2), "heads": (2, 2), "windows": (4, 4)},
+        60,
+    ),
     "google_vit": Case(lambda: _timm("VisionTransformer", **_TIMM_VIT), "vit", _VIT, 32, file="npz"),
     "transformers_vit": Case(
         lambda: _transformers("ViTForImageClassification", "ViTConfig", **_HF_VIT, image_size=32, patch_size=8),

@@ -66,6 +66,16 @@ TIMM = [
     "wide_resnet50_2",
     "convnext_tiny",
     "tf_efficientnet_lite1",
+    "vit_xsmall_patch16_clip_224",
+    "vit_tiny_patch16_dinov3_qkvb",
+    "eva02_tiny_patch14_224",
+    "convnextv2_atto",
+    "efficientnet_b0",
+    "tf_efficientnetv2_b0",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small",
+    "regnety_002",
+    "resnet10t",
 ]
 
 

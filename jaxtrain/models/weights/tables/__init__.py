@@ -8,6 +8,7 @@ from jaxtrain.models.weights.tables.efficientnet import EFFICIENTNET
 from jaxtrain.models.weights.tables.eva import EVA
 from jaxtrain.models.weights.tables.regnet import REGNET
 from jaxtrain.models.weights.tables.resnet import RESNET
+from jaxtrain.models.weights.tables.swin import SWIN
 from jaxtrain.models.weights.tables.vit import VIT
 
 TABLES: dict[str, Family] = {
@@ -15,6 +16,7 @@ TABLES: dict[str, Family] = {
     "convnext": CONVNEXT,
     "efficientnet": EFFICIENTNET,
     "eva": EVA,
+    "swin": SWIN,
     "regnet": REGNET,
     "resnet": RESNET,
     "vit": VIT,

@@ -9,7 +9,8 @@ from typing import Any
 from jaxtrain.models.weights.layout import Family, Fields, Layout
 
 
-def _groups(kwargs: Mapping[str, Any]) -> dict[str, Sequence[Fields]]:
+def stages(kwargs: Mapping[str, Any]) -> dict[str, Sequence[Fields]]:
+    """The repetitions of a network of stages with something between them."""
     depths = kwargs["depths"]
     return {
         "block": [{"stage": stage, "block": block} for stage, depth in enumerate(depths) for block in range(depth)],
@@ -86,4 +87,4 @@ TRANSFORMERS = Layout(
     prefixes=("convnext.",),
 )
 
-CONVNEXT = Family(layouts=(TIMM, TIMM_CONVOLUTIONS, FACEBOOK, TRANSFORMERS), stem="stem/kernel", groups=_groups)
+CONVNEXT = Family(layouts=(TIMM, TIMM_CONVOLUTIONS, FACEBOOK, TRANSFORMERS), stem="stem/kernel", groups=stages)
