@@ -15,7 +15,6 @@ import json
 import os
 import re
 import types
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,10 +30,12 @@ from bench_bare import BARE
 from jax.experimental import topologies
 
 from jaxtrain import Config, PTClassifier
+from jaxtrain.backend import compiling_for
 from jaxtrain.data.base import ArraySource, Dataset
 from jaxtrain.models import registry
 from jaxtrain.runs.program import Program
 from jaxtrain.runs.resolve import resolve
+from jaxtrain.training.compiled import COLLECTIVE, cycles, executed
 from jaxtrain.training.parallel import JitStrategy
 from jaxtrain.training.state import Batch
 from jaxtrain.training.technique import Binding
@@ -56,7 +57,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--hlo", type=Path, help="folder for the compiled programs as text")
     arguments = parser.parse_args()
-    jax.default_backend = lambda: "tpu"  # networks ask for it while they are traced
     rows = []
     for target in arguments.targets:
         devices = list(topologies.get_topology_desc(topology_name=target, platform="tpu").devices)
@@ -121,35 +121,19 @@ def ours(name: str, work: str, strategy: JitStrategy, arguments: Any) -> tuple[A
     config = resolve(Config().replace(**options), dataset)
     technique = PTClassifier(config).bind(config, Binding(CLASSES, None, cropped=True, training=True))
     program = Program(technique, IMAGES, strategy)
-    given = Batch(rows((batch, size, size, 3), jnp.uint8, strategy), rows((batch,), jnp.int32, strategy))
+    given = Batch(strategy.shaped_rows((batch, size, size, 3), jnp.uint8), strategy.shaped_rows((batch,), jnp.int32))
     if work == "train":
-        return strategy.compile_steps(program.step), (placed(program._initial_state, strategy, {}), given)
+        return strategy.compile_steps(program.step), (strategy.shaped(jax.eval_shape(program.initial_state, {})), given)
     output = {"embed": "embed", "forward": "logits"}[work]
-    weights = jax.tree.map(lambda leaf: whole(leaf, strategy), program.inference.network.shapes)
-    return program.inference.compiled(output), (weights, given)
+    return program.inference.compiled(output), (strategy.shaped(program.inference.network.shapes), given)
 
 
 def bare(name: str, strategy: JitStrategy, given: Batch) -> tuple[Any, tuple[Any, ...]]:
     """The bare step of that network, and shapes of what it is given."""
     spec = registry.model_spec(name)
     initial, step = BARE[spec.family](CLASSES, **spec.kwargs)
-    state = placed(initial, strategy, jax.ShapeDtypeStruct((1, *given.image.shape[1:]), jnp.float32))
-    return strategy.compile_steps(step), (state, given.image, given.label)
-
-
-def rows(shape: tuple[int, ...], dtype: Any, strategy: JitStrategy) -> jax.ShapeDtypeStruct:
-    """A batch over the chips."""
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=strategy._rows)
-
-
-def whole(leaf: Any, strategy: JitStrategy) -> jax.ShapeDtypeStruct:
-    """An array on every chip."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=strategy._whole)
-
-
-def placed(initial: Callable[..., Any], strategy: JitStrategy, *given: Any) -> Any:
-    """Shapes of an initial state on every chip."""
-    return jax.tree.map(lambda leaf: whole(leaf, strategy), jax.eval_shape(initial, *given))
+    state = jax.eval_shape(initial, jax.ShapeDtypeStruct((1, *given.image.shape[1:]), jnp.float32))
+    return strategy.compile_steps(step), (strategy.shaped(state), given.image, given.label)
 
 
 def compiled(function: Any, given: tuple[Any, ...], arguments: Any, label: str) -> dict[str, Any]:
@@ -174,50 +158,6 @@ def compiled(function: Any, given: tuple[Any, ...], arguments: Any, label: str) 
     }
 
 
-COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
-
-
-def cycles(operation: str) -> int:
-    """The compiler's estimate; 0 where it has none."""
-    found = re.search(r'"estimated_cycles":"(\d+)"', operation)
-    return int(found[1]) if found else 0
-
-
-def executed(text: str) -> Iterator[tuple[str, int]]:
-    """(operation, how often it runs): loops are entered, fusions are not."""
-    bodies: dict[str, list[str]] = {}
-    entry = current = ""
-    for each in text.splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", each)
-        if head:
-            current = head[2]
-            bodies[current] = []
-            entry = current if head[1] else entry
-        elif " = " in each and each[:1].isspace():
-            bodies[current].append(each.strip())
-
-    def walk(name: str, times: int) -> Iterator[tuple[str, int]]:
-        for operation in bodies.get(name, ()):
-            yield operation, times
-            inside: list[str] = []
-            count = 1
-            if " while(" in operation:
-                known = re.search(r'"known_trip_count":\{"n":"(\d+)"', operation)
-                count = int(known[1]) if known else 1
-                inside = re.findall(r"(?:body|condition)=%?([\w.\-]+)", operation)
-            elif " call(" in operation:
-                inside = re.findall(r"to_apply=%?([\w.\-]+)", operation)
-            elif " conditional(" in operation:
-                inside = re.findall(
-                    r"%?([\w.\-]+)", (re.search(r"branch_computations=\{([^}]*)", operation) or [""])[-1]
-                )
-            elif " async-start(" in operation:
-                inside = re.findall(r"calls=%?([\w.\-]+)", operation)
-            for body in inside:
-                yield from walk(body, times * count)
-
-    return walk(entry, 1)
-
-
 if __name__ == "__main__":
-    main()
+    with compiling_for("tpu"):
+        main()

@@ -7,7 +7,19 @@ import jaxtrain
 
 PACKAGE = Path(jaxtrain.__file__).parent
 ROOMS = (
-    *("version", "errors", "lifeline", "escape", "files", "readers", "archives", "config", "losses", "redact"),
+    *(
+        "version",
+        "errors",
+        "lifeline",
+        "backend",
+        "escape",
+        "files",
+        "readers",
+        "archives",
+        "config",
+        "losses",
+        "redact",
+    ),
     *("config_io", "trees", "saved_tree", "saved_model", "data", "models", "heads", "training", "embeddings"),
     *("tracking", "screen", "evaluation", "runs", "classifiers", "sweeps", "cli"),
 )

@@ -8,6 +8,7 @@ from jaxtrain.cli.embed import EMBED
 from jaxtrain.cli.export import Export
 from jaxtrain.cli.models import Models
 from jaxtrain.cli.pack import Pack
+from jaxtrain.cli.plan import Plan
 from jaxtrain.cli.predict import Predict
 from jaxtrain.cli.sweep import Sweep
 from jaxtrain.cli.sync import Sync
@@ -22,6 +23,7 @@ PROGRAM = Group(
         "sweep": Sweep,
         "embed": EMBED,
         "pack": Pack,
+        "plan": Plan,
         "export": Export,
         "sync": Sync,
         "models": Models,

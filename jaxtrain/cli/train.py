@@ -17,12 +17,8 @@ from jaxtrain.errors import UserError
 _ACTIONS = ("print_config", "smoke", "debug")
 
 
-class Train(Config, Command):
-    """Train an image classifier.
-
-    The same command on the same --run-dir continues a run that was stopped. Options come from, each over the one
-    before: defaults, the run directory (when it is resumed), --config, the command line.
-    """
+class Options(Config, Command):
+    """The options of a run, and where they come from."""
 
     technique: Literal["fe", "ft", "pt"] = Field(description=Config.model_fields["technique"].description)
     config: Path | None = None
@@ -31,20 +27,6 @@ class Train(Config, Command):
     start: Path | None = Field(None, alias="from")
     """A run whose options (except tracking.uri) are taken and whose weights are the start of another one; options on
     the command line win."""
-    print_config: bool = False
-    """Print the options in force as YAML and exit."""
-    smoke: bool = False
-    """Run every stage in a few steps on generated images of the right shape, in a temporary directory, and exit."""
-    debug: bool = False
-    """Train one step on one batch with all shapes and every operation's NaN checked, in a temporary directory, and
-    exit."""
-
-    @model_validator(mode="after")
-    def _one_action(self) -> Train:
-        asked = [f"--{action.replace('_', '-')}" for action in _ACTIONS if getattr(self, action)]
-        if len(asked) > 1:
-            raise ValueError(f"{' and '.join(asked)}: give one of them")
-        return self
 
     @classmethod
     def below(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,6 +50,29 @@ class Train(Config, Command):
     def options(self) -> Config:
         """The config of the run."""
         return Config.model_validate(self.model_dump(include=set(Config.model_fields), exclude_unset=True))
+
+
+class Train(Options):
+    """Train an image classifier.
+
+    The same command on the same --run-dir continues a run that was stopped. Options come from, each over the one
+    before: defaults, the run directory (when it is resumed), --config, the command line.
+    """
+
+    print_config: bool = False
+    """Print the options in force as YAML and exit."""
+    smoke: bool = False
+    """Run every stage in a few steps on generated images of the right shape, in a temporary directory, and exit."""
+    debug: bool = False
+    """Train one step on one batch with all shapes and every operation's NaN checked, in a temporary directory, and
+    exit."""
+
+    @model_validator(mode="after")
+    def _one_action(self) -> Train:
+        asked = [f"--{action.replace('_', '-')}" for action in _ACTIONS if getattr(self, action)]
+        if len(asked) > 1:
+            raise ValueError(f"{' and '.join(asked)}: give one of them")
+        return self
 
     def run(self) -> None:
         """Train, or do what is asked for in place of it."""

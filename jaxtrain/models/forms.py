@@ -15,14 +15,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jaxtrain.backend import backend
+
 Pads = tuple[tuple[int, int], ...]
 
 _TINY = 4
 """Sides of maps up to which a convolution is one matrix product on CPU (XLA's: 2 GFLOP/s at 2x2, so: 170)."""
 
 
-def _on(backend: str) -> bool:
-    return jax.default_backend() == backend
+def _on(name: str) -> bool:
+    return backend() == name
 
 
 def _hold(x: Array) -> Array:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import jax
-
+from jaxtrain.backend import backend
 from jaxtrain.config import AugmentConfig, Config, DataConfig, ModelConfig, chosen
 from jaxtrain.data.augment import resolve_augment
 from jaxtrain.data.base import Dataset
@@ -38,7 +37,7 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
     What is left open of model and images follows from the pre-trained weights, where there are some.
     """
     model = _model(config.model, pretrained)
-    backend = jax.default_backend()
+    on = backend()
     given, seen = config.augment, _look(config, dataset, pretrained)
     data = _data(config.data, dataset, model, pretrained, seen)
     train = resolve_class_weights(config.train, dataset.class_names)
@@ -46,7 +45,7 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
     if train.epochs is None and train.steps is None:
         changes["epochs"] = _DEFAULT_EPOCHS.get(dataset.name, _OTHER_EPOCHS)
     if train.steps_per_call is None:
-        changes["steps_per_call"] = _STEPS_PER_CALL.get(backend, _ACCELERATOR_STEPS_PER_CALL)
+        changes["steps_per_call"] = _STEPS_PER_CALL.get(on, _ACCELERATOR_STEPS_PER_CALL)
     if dataset.val is None:
         if train.early_stopping is not None:
             raise UserError("train.early_stopping: there is no validation set; set data.val_fraction above 0")
@@ -55,7 +54,7 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
         changes["select"] = "last" if _settles(config) else "best"
     train = train.model_copy(update=changes)
     if model.dtype == "auto":
-        model = model.model_copy(update={"dtype": "float32" if backend == "cpu" else "bfloat16"})
+        model = model.model_copy(update={"dtype": "float32" if on == "cpu" else "bfloat16"})
     flips = dataset.flips
     if seen is not None and flips is None:
         flips = seen.hflip
@@ -88,7 +87,7 @@ def _settles(config: Config) -> bool:
 
 def resolve_features(config: Config) -> Config:
     """Where feature extraction keeps vectors and how many images a forward pass takes, where that is left open."""
-    batch = config.features.batch_size or _FEATURE_BATCH.get(jax.default_backend(), _ACCELERATOR_FEATURE_BATCH)
+    batch = config.features.batch_size or _FEATURE_BATCH.get(backend(), _ACCELERATOR_FEATURE_BATCH)
     store = config.features.store or Path("runs/embeddings")
     features = config.features.model_copy(update={"batch_size": batch, "store": store})
     return config.model_copy(update={"features": features})

@@ -45,7 +45,8 @@ class ResidentFeed:
     ) -> None:
         """`data`: images and labels of `source` that are on the devices already, as another feed's `data`."""
         calls = max(_WINDOW_ELEMENTS // (order.batch_size * steps_per_call), 1)
-        self._window = calls * steps_per_call
+        self.window = calls * steps_per_call
+        """Steps whose order is on the devices at a time."""
         self._order, self._strategy = order, strategy
         self.data = strategy.replicate(arrays_of(source)) if data is None else data
         """Images, labels and, where the source has them, weights on the devices."""
@@ -58,17 +59,17 @@ class ResidentFeed:
 
     def plan(self, step: int) -> Any:
         """Which images are in which step: `int32[window, batch]`, windows aligned to multiples of their length."""
-        number = step // self._window
+        number = step // self.window
         if number != self._plan_number:
-            first = number * self._window
-            self._plan = self._strategy.replicate(self._order.steps(first, first + self._window))
+            first = number * self.window
+            self._plan = self._strategy.replicate(self._order.steps(first, first + self.window))
             self._plan_number = number
         return self._plan
 
     def batch(self, step: jax.Array, *args: Any) -> Batch:
         """Gather by index."""
         *arrays, plan = args
-        index = self._strategy.local(plan[step % self._window])
+        index = self._strategy.local(plan[step % self.window])
         return Batch(*(array[index] for array in arrays))
 
     def close(self) -> None:

@@ -67,7 +67,7 @@ class JitStrategy:
     def __init__(self, devices: list[jax.Device], *, fsdp: bool = False) -> None:
         self.devices = devices
         self.share = share_of(devices)
-        self._fsdp = fsdp
+        self.sharded = fsdp
         self._mesh = make_mesh(devices)
         self._whole = NamedSharding(self._mesh, PartitionSpec())
         self._rows = NamedSharding(self._mesh, PartitionSpec(AXIS))
@@ -75,6 +75,20 @@ class JitStrategy:
     def place(self, tree: Tree) -> Tree:
         """See `Strategy`."""
         return self._put(tree, jax.tree.map(self._sharding, tree))
+
+    def shaped(self, tree: Tree) -> Tree:
+        """Shapes as `place` would lay their arrays, to compile for."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._sharding(leaf)), tree
+        )
+
+    def shaped_rows(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        """That of a global batch."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._rows)
+
+    def shaped_whole(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        """That of an array which every device has."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._whole)
 
     def replicate(self, tree: Tree) -> Tree:
         """See `Strategy`."""
@@ -96,7 +110,7 @@ class JitStrategy:
 
     def single(self, tree: Tree) -> Tree:
         """See `Strategy`."""
-        if not self._fsdp or self.share[1] == 1:
+        if not self.sharded or self.share[1] == 1:
             return tree
         gather = _replicator(self._whole)
         return jax.tree.map(lambda leaf: leaf if leaf.is_fully_replicated else np.asarray(gather(leaf)), tree)
@@ -122,7 +136,7 @@ class JitStrategy:
     def _sharding(self, leaf: Any) -> NamedSharding:
         count = len(self.devices)
         shape = np.shape(leaf)
-        if not self._fsdp or math.prod(shape) < _FSDP_MIN_ELEMENTS:
+        if not self.sharded or math.prod(shape) < _FSDP_MIN_ELEMENTS:
             return self._whole
         sizes = [size if size % count == 0 else 0 for size in shape]
         if max(sizes) == 0:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from jaxtrain.backend import backend
 from jaxtrain.errors import UserError
 from jaxtrain.losses import checked, cross_entropy
 from jaxtrain.training.network import Network, Trainable
@@ -177,7 +178,7 @@ def _gradients(spec: TrainStep, state: TrainState, batch: Batch, key: jax.Array)
 
     start = (jax.tree.map(jnp.zeros_like, state.params), state.model_state)
     # XLA:CPU runs convolutions inside a loop over ten times slower than outside; unrolled they are equal.
-    unroll = spec.accumulate if jax.default_backend() == "cpu" else 1
+    unroll = spec.accumulate if backend() == "cpu" else 1
     parts = (jax.tree.map(part_of, batch), jnp.arange(spec.accumulate))
     (total, model_state), metrics = jax.lax.scan(body, start, parts, unroll=unroll)
     gradients = jax.tree.map(lambda g: g / spec.accumulate, total)

@@ -97,10 +97,11 @@ def test_killed_while_embedding_the_store_is_the_same(place):
 
 
 @pytest.mark.timeout(1500)
-def test_ten_kills_at_random_moments_leave_the_same_store(place):
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.soak)])
+def test_kills_at_random_moments_leave_the_same_store(place, kills):
     generator = random.Random(0)
-    for number in range(10):
-        kill_and_finish(place, f"kill{number}", generator.uniform(1.0, 10.0))
+    for number in range(kills):
+        kill_and_finish(place, f"{kills} kills, {number}", generator.uniform(1.0, 10.0))
 
 
 def test_a_signal_while_embedding_keeps_the_shards(place):

@@ -1,0 +1,102 @@
+"""What the compiler says of a program: memory, work, cycles, and what goes between devices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Figures of one device."""
+
+    memory: int
+    """Bytes that it needs at once: arguments, results and what lies between, once where they share it."""
+    temporary: int
+    """Bytes of those that are neither arguments nor results: activations."""
+    flops: float
+    touched: float
+    """Bytes that its operations read and write."""
+    cycles: int
+    """The TPU compiler's estimate; 0 from others."""
+    collectives: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """How often each kind runs, and the bytes of its results."""
+
+    @classmethod
+    def of(cls, executable: Any) -> Compiled:
+        """From what `jax.stages.Lowered.compile` returns."""
+        memory, cost = executable.memory_analysis(), executable.cost_analysis()
+        need = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        collectives: dict[str, tuple[int, int]] = {}
+        total = 0
+        for operation, times in executed(executable.as_text()):
+            total += cycles(operation) * times
+            if found := COLLECTIVE.search(operation):
+                number, size = collectives.get(found[1], (0, 0))
+                collectives[found[1]] = number + times, size + times * _bytes(operation[: found.start()])
+        return cls(
+            memory=need - memory.alias_size_in_bytes,
+            temporary=memory.temp_size_in_bytes,
+            flops=float(cost["flops"]),
+            touched=float(cost["bytes accessed"]),
+            cycles=total,
+            collectives=collectives,
+        )
+
+
+def _bytes(types: str) -> int:
+    """Of the arrays that `types` names, such as `(f32[2,3], bf16[4])`."""
+    total = 0
+    for kind, bits, sides in _ARRAY.findall(types):
+        count = 1
+        for side in filter(None, sides.split(",")):
+            count *= int(side)
+        total += count * (1 if kind == "pred" else max(int(bits) // 8, 1))
+    return total
+
+
+def cycles(operation: str) -> int:
+    """The TPU compiler's estimate; 0 where it has none."""
+    found = re.search(r'"estimated_cycles":"(\d+)"', operation)
+    return int(found[1]) if found else 0
+
+
+def executed(text: str) -> Iterator[tuple[str, int]]:
+    """(operation, how often it runs): loops are entered, fusions are not."""
+    bodies: dict[str, list[str]] = {}
+    entry = current = ""
+    for each in text.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", each)
+        if head:
+            current = head[2]
+            bodies[current] = []
+            entry = current if head[1] else entry
+        elif " = " in each and each[:1].isspace():
+            bodies[current].append(each.strip())
+
+    def walk(name: str, times: int) -> Iterator[tuple[str, int]]:
+        for operation in bodies.get(name, ()):
+            yield operation, times
+            inside: list[str] = []
+            count = 1
+            if " while(" in operation:
+                known = re.search(r'"known_trip_count":\{"n":"(\d+)"', operation)
+                count = int(known[1]) if known else 1
+                inside = re.findall(r"(?:body|condition)=%?([\w.\-]+)", operation)
+            elif " call(" in operation:
+                inside = re.findall(r"to_apply=%?([\w.\-]+)", operation)
+            elif " conditional(" in operation:
+                inside = re.findall(
+                    r"%?([\w.\-]+)", (re.search(r"branch_computations=\{([^}]*)", operation) or [""])[-1]
+                )
+            elif " async-start(" in operation:
+                inside = re.findall(r"calls=%?([\w.\-]+)", operation)
+            for body in inside:
+                yield from walk(body, times * count)
+
+    return walk(entry, 1)

@@ -1,0 +1,121 @@
+"""What a run would take on accelerators that are not here."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxtrain.backend import backend, compiling_for
+from jaxtrain.cli.plan import Plan
+from jaxtrain.errors import UserError
+from jaxtrain.training.chips import CHIPS, target
+from jaxtrain.training.compiled import Compiled, executed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "shape", "chips"),
+    [
+        ("v5e-16", "v5e", "4x4", 16),
+        ("v5e:4x4", "v5e", "4x4", 16),
+        ("v5e-1", "v5e", "1x1", 1),
+        ("v6e-256", "v6e", "16x16", 256),
+        ("v4-8", "v4", "2x2x1", 4),  # names of v4 and v5p count cores, two in a chip
+        ("v5p-128", "v5p", "4x4x4", 64),
+    ],
+)
+def test_names_of_topologies(name, kind, shape, chips):
+    found = target(name)
+    assert (found.kind, found.shape, found.chips) == (kind, shape, chips)
+
+
+@pytest.mark.parametrize(("name", "near"), [("v5e-17", "v5e-16"), ("v5e:4x5", "v5e:4x"), ("v9-8", "v")])
+def test_what_there_is_not_names_the_nearest(name, near):
+    with pytest.raises(UserError, match=near):
+        target(name)
+
+
+def test_the_clock_is_that_of_the_peak():
+    """128 x 128 matrix units, 4 a core; those of v6e are 256 x 256, and 2."""
+    for kind, units, side in (("v4", 8, 128), ("v5e", 4, 128), ("v5p", 8, 128), ("v6e", 4, 256)):
+        peak = 2 * units * side**2 * CHIPS[kind].ghz * 1e9
+        assert peak == pytest.approx(CHIPS[kind].tflops * 1e12, rel=0.01)
+
+
+def test_figures_of_a_program_are_those_of_its_arrays():
+    a, b = jnp.ones((64, 32)), jnp.ones((32, 16))
+    found = Compiled.of(jax.jit(lambda a, b: a @ b).lower(a, b).compile())
+    assert found.flops == pytest.approx(2 * 64 * 32 * 16, rel=0.01)
+    assert found.memory >= 4 * (64 * 32 + 32 * 16 + 64 * 16)
+    assert found.cycles == 0
+    assert found.collectives == {}
+
+
+def test_collectives_and_cycles_count_as_often_as_they_run():
+    text = """
+%body (x: f32[8]) -> f32[8] {
+  %all-reduce.1 = (f32[8,2]{1,0}, bf16[3]{0}) all-reduce-start(%x), to_apply=%add
+  %all-reduce.2 = f32[8,2]{1,0} all-reduce-done(%all-reduce.1)
+}
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %loop = f32[8] while(%x), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %dot = f32[8] fusion(%loop), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"70"}
+}
+"""
+
+    class Executable:
+        as_text = staticmethod(lambda: text)
+        cost_analysis = staticmethod(lambda: {"flops": 1.0, "bytes accessed": 2.0})
+
+        @staticmethod
+        def memory_analysis():
+            names = ("argument", "output", "temp", "alias")
+            return type("Stats", (), {f"{name}_size_in_bytes": 10 for name in names})
+
+    found = Compiled.of(Executable())
+    assert found.collectives == {"all-reduce": (5, 5 * (64 + 6))}
+    assert (found.cycles, found.memory) == (70, 20)
+    assert len(list(executed(text))) == 4
+
+
+def test_networks_are_traced_for_the_backend_that_is_asked_for():
+    assert backend() == jax.default_backend()
+    with compiling_for("tpu"):
+        assert backend() == "tpu"
+    assert backend() == jax.default_backend()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pt/digits"], "--for"),
+        (["pt/digits", "--for", "v5e-4", "--images", "100"], "--classes"),
+        (["pt/digits", "--for", "v5e-3"], "v5e-4"),
+    ],
+)
+def test_wrong_plans_are_one_line(words, said):
+    with pytest.raises(UserError, match=said) as refused:
+        Plan.parse(words).run()
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_the_program_that_runs(tmp_path):
+    script = [sys.executable, "-m", "tests.classifiers.plan_on_devices", str(tmp_path)]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
+def test_a_plan_for_tpus(tmp_path):
+    words = ["plan", "pt/digits", "--for", "v5e-4", "--largest", "False", "--json-file", str(tmp_path / "plan.json")]
+    done = subprocess.run([sys.executable, "-m", "jaxtrain", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "yes" in done.stdout
+    assert (tmp_path / "plan.json").read_text().count('"cycles"') == 2
