@@ -10,7 +10,7 @@ import shlex
 import shutil
 import textwrap
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Self, Union, get_args, get_origin
 
@@ -50,6 +50,11 @@ class Command(Section):
             return cls.model_validate(tree)
         except ValidationError as error:
             raise UserError(explain(error, "command line")) from None
+
+    @classmethod
+    def helps(cls, words: Sequence[str]) -> Callable[[str], bool]:
+        """Which options `--help` describes, given what else stands on the command line."""
+        return lambda path: True
 
     def run(self) -> None:
         """Do it."""
@@ -92,7 +97,8 @@ def find(what: type[Command] | Group, words: Sequence[str], path: Sequence[str] 
             raise UserError(f"{missing}; {nearest(name, what.commands)}")
     elif not _HELP & set(words):
         return what.parse(words)
-    print("\n".join(_help(what, path)))
+    shown = (lambda path: True) if isinstance(what, Group) else what.helps(words)
+    print("\n".join(_help(what, path, shown)))
     raise SystemExit(0)
 
 
@@ -184,7 +190,7 @@ def _following(option: Option, waiting: deque[str]) -> list[str]:
     texts: list[str] = []
     switch = bool in option.kinds
     while waiting and not _is_flag(waiting[0]) and (option.many or not texts):
-        if switch and waiting[0].lower() not in ("true", "false", "none"):
+        if switch and waiting[0].lower() not in ("true", "false", "yes", "no", "on", "off", "none"):
             break
         texts.append(waiting.popleft())
     if not texts and not switch:
@@ -211,7 +217,7 @@ def _choices(option: Option) -> dict[str, Any]:
 # --- help -----------------------------------------------------------------------------------------
 
 
-def _help(what: type[Command] | Group, path: Sequence[str]) -> Iterator[str]:
+def _help(what: type[Command] | Group, path: Sequence[str], shown: Callable[[str], bool]) -> Iterator[str]:
     program = shlex.join(command_line(*path))
     if isinstance(what, Group):
         yield from (f"usage: {program} COMMAND ...", "", what.summary, "")
@@ -221,7 +227,8 @@ def _help(what: type[Command] | Group, path: Sequence[str]) -> Iterator[str]:
             yield from _wrapped(f"{name:{width}}{about}", 2, 2 + width)
         yield from ("", f"{program} COMMAND --help lists the options of one.")
         return
-    plain = [option for option in options_of(what) if "." not in option.path]
+    options = [option for option in options_of(what) if shown(option.path)]
+    plain = [option for option in options if "." not in option.path]
     plain.sort(key=lambda option: option.place is None)
     places = [f"{option.place}{' ...' if option.many else ''}" for option in plain if option.place]
     yield " ".join(["usage:", program, *places, "[--option VALUE ...]"])
@@ -229,9 +236,10 @@ def _help(what: type[Command] | Group, path: Sequence[str]) -> Iterator[str]:
         yield from ("", *_wrapped(paragraph))
     yield from ("", *_described(plain))
     for name, field in what.model_fields.items():
-        if section := _section(field):
+        inside = [option for option in options if option.path.startswith(f"{name}.")]
+        if inside and (section := _section(field)):
             about = field.description or _paragraphs(section)[0]
-            yield from ("", *_wrapped(f"{name}: {about}"), *_described(options_of(section, f"{name}.")))
+            yield from ("", *_wrapped(f"{name}: {about}"), *_described(inside))
 
 
 def _described(options: Iterable[Option]) -> Iterator[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from jaxtrain.cli.command import Command, merge
-from jaxtrain.config import Config
+from jaxtrain.config import TECHNIQUES, Config
 from jaxtrain.config_io import RECIPES, dump_config, find_config, load_config, recipe_names
 from jaxtrain.errors import UserError
 
@@ -46,6 +47,15 @@ class Options(Config, Command):
             tree["train"] = {k: v for k, v in tree["train"].items() if k not in ("epochs", "steps")}
         return tree
 
+    @classmethod
+    def helps(cls, words: Sequence[str]) -> Callable[[str], bool]:
+        """All options, or those that act under the technique that is given."""
+        given = next((after for word, after in pairwise(words) if word == "--technique"), None)
+        if given not in TECHNIQUES:
+            return lambda path: True
+        config = Config.model_validate({"technique": given})
+        return lambda path: path.partition(".")[0] not in Config.model_fields or config.acts(path)
+
     @property
     def options(self) -> Config:
         """The config of the run."""
@@ -56,7 +66,8 @@ class Train(Options):
     """Train an image classifier.
 
     The same command on the same --run-dir continues a run that was stopped. Options come from, each over the one
-    before: defaults, the run directory (when it is resumed), --config, the command line.
+    before: defaults, the run directory (when it is resumed), --config, the command line. `--technique fe --help` (or
+    ft, pt) describes only those that act under it.
     """
 
     print_config: bool = False
@@ -76,10 +87,10 @@ class Train(Options):
 
     def run(self) -> None:
         """Train, or do what is asked for in place of it."""
-        from jaxtrain.classifiers.files import TECHNIQUES
+        from jaxtrain.classifiers.files import TECHNIQUES as CLASSIFIERS
 
         config = self.options
-        classifier = TECHNIQUES[config.technique](config)
+        classifier = CLASSIFIERS[config.technique](config)
         if self.smoke or self.debug:
             from jaxtrain.classifiers.rehearsal import REHEARSALS
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxtrain.cli.command import Group, options_of
+from jaxtrain.cli.command import Group, find, options_of
 from jaxtrain.cli.main import guard, run
 from jaxtrain.cli.program import PROGRAM
 from jaxtrain.config_io import recipe_names
@@ -182,3 +182,20 @@ main()
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1
     assert "ulimit -u" in ended.stderr
+
+
+def test_help_of_a_technique_shows_what_acts_under_it(capsys):
+    texts = {name: shown(capsys, ["train", "--technique", name, "--help"]) for name in ("fe", "ft", "pt")}
+    everything = shown(capsys, ["train", "--help"])
+    for option, where in {"--head.name": "fe", "--finetune.strategy": "ft", "--train.epochs": "ft pt"}.items():
+        assert option in everything
+        assert [name for name, text in texts.items() if f"{option} " in text] == where.split()
+    for text in texts.values():
+        assert "--run-dir" in text
+        assert "--print-config" in text
+
+
+@pytest.mark.parametrize(("word", "value"), [("yes", True), ("no", False), ("on", True), ("off", False)])
+def test_switches_take_what_yaml_takes(word, value):
+    command = find(PROGRAM, ["train", "--technique", "pt", "--quiet", word, "--seed", "3"])
+    assert (command.quiet, command.seed) == (value, 3)
