@@ -10,7 +10,8 @@ from jaxtrain.cli.command import Command, Positional
 class Models(Command):
     """List the models: parameters and the length of the embedding (with 1,000 classes), image size, sources of weights.
 
-    A name, or a pattern such as 'vit_small*' or '*dinov2'. Of one model alone all sources are listed.
+    A name, or a pattern such as 'vit_small*' or '*dinov2'. Weights are given by their tag, as in
+    hf:timm/resnet50.a1_in1k; of one model alone all are listed as model.weights takes them.
     """
 
     pattern: Annotated[str, Positional("PATTERN")] = "*"
@@ -39,7 +40,8 @@ class Models(Command):
             else:
                 source, licence = found[0] if found else ("", "")
                 more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-                rows.append(row | {"weights": source + more, "licence": licence})
+                tag = source.removeprefix(f"hf:timm/{name}.") + more
+                rows.append(row | {"hf:timm/MODEL.TAG": tag, "licence": licence})
         show_table(rows, right=("parameters", "embedding", "size"))
 
 
