@@ -54,7 +54,7 @@ def lora_targets(model: nnx.Module) -> list[tuple[Any, str]]:
     found = [(module, name) for module in modules for name in TARGETS
              if isinstance(getattr(module, name, None), nnx.Linear)]  # fmt: skip
     if not found:
-        raise UserError("finetune.strategy: lora is for models with attention or MLP blocks: vit, deit, convnext")
+        raise UserError("finetune.strategy: lora is for models with attention or MLP blocks: ViTs, Swin, ConvNeXt")
     return found
 
 

@@ -121,8 +121,8 @@ _MODELS = {name: _spec(name, row) for name, row in catalogue().items() if name i
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the registered models that match a shell pattern, sorted.
 
-    >>> list_models("resnet*")
-    ['resnet101', 'resnet152', 'resnet18', 'resnet18_cifar', 'resnet34', 'resnet50', 'resnet_tiny']
+    >>> list_models("resnet18*")
+    ['resnet18', 'resnet18_cifar', 'resnet18d']
     """
     return sorted(name for name in _MODELS if fnmatchcase(name, pattern))
 
