@@ -85,12 +85,24 @@ class DataConfig(Section):
     """Folders of `folder:PATH`: auto finds training, validation and test folders; classes: each is a class."""
     image_size: Annotated[int, Field(ge=1, le=8192)] | None = None
     """Side in pixels of the square images that the model sees (default: the data set's, else the model's)."""
-    channels: Literal[1, 3] | None = None
-    """1 grey, 3 RGB; other images are converted (default: the data set's)."""
+    channels: Annotated[int, Field(ge=1, le=16)] | None = None
+    """1 grey, 3 RGB, to which other images are converted; other numbers for arrays that have as many (default: the data
+    set's)."""
+    bits: Literal[8, 16] | None = None
+    """Of each sample. 16: arrays of uint16 (0 to 65535), and PNG and TIFF files of 16 bits, keep them (default: 16 for
+    arrays of uint16, else 8)."""
     val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the training set held out, stratified and seeded; unused where the source has a validation split."""
     test_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of a source without a test set that is held out as one, stratified and seeded; validation comes after."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validation: so many stratified parts of a source without a test set, each the test set of one run of a
+    sweep; the out-of-fold predictions of all are one entry of the Benchmark."""
+    fold: Annotated[int, Field(ge=0)] | None = None
+    """Which of `folds`, from 0 on, is the test set of this run (a sweep sets it)."""
+    group: str | None = None
+    """Column of a table (csv, jsonl, parquet, hf) with what belongs together, such as a patient: held-out splits and
+    folds never cut a group."""
     split_seed: int = 0
     """Seed of the held-out splits; kept apart from `seed` so that runs with other seeds compare on one split."""
     max_train_images: Count | None = None
@@ -111,7 +123,7 @@ class DataConfig(Section):
     loader: Literal["auto", "device", "stream"] = "auto"
     """device: the whole set lives on the device; stream: worker processes decode; auto: device where it fits."""
     device_budget_mb: Count = 1024
-    """The largest training set, in MB of uint8, that `auto` keeps on the device."""
+    """The largest training set, in MB, that `auto` keeps on the device."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that decode a streamed set; 0 decodes in threads of this process (default: by number of cores)."""
     prefetch: Count = 4
@@ -126,12 +138,26 @@ class DataConfig(Section):
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Of that resize, antialiased either way (default: that of the weights, without any bilinear)."""
 
+    @property
+    def pixel_type(self) -> Literal["uint8", "uint16"]:
+        """Of the images that the network is given."""
+        return "uint16" if self.bits == 16 else "uint8"
+
     @field_validator("value_range")
     @classmethod
     def _rising(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and value[0] >= value[1]:
             raise ValueError(f"must be the least value, then the greatest, not {value[0]:g} and {value[1]:g}")
         return value
+
+    @model_validator(mode="after")
+    def _one_of_the_folds(self) -> DataConfig:
+        if self.fold is not None and (self.folds is None or self.fold >= self.folds):
+            known = "needs folds" if self.folds is None else f"is one of 0 to {self.folds - 1}"
+            raise ValueError(f"fold {self.fold}: {known}")
+        if self.folds is not None and self.test_fraction > 0:
+            raise ValueError("folds and test_fraction both draw a test set: give one of them")
+        return self
 
     @model_validator(mode="after")
     def _beta_of_effective(self) -> DataConfig:

@@ -78,7 +78,7 @@ def test_replace_validates(changes: dict) -> None:
         {"train": {"ema_decay": 1.0}},
         {"data": {"val_fraction": 1.0}},
         {"data": {"val_fraction": -0.1}},
-        {"data": {"channels": 4}},
+        {"data": {"channels": 17}},
         {"augment": {"hflip": 1.1}},
         {"augment": {"scale": [0.5]}},
         {"optimizer": {"learning_rate": -1e-3}},

@@ -97,7 +97,7 @@ def test_numbers_as_people_write_them(file: Path, text: str) -> None:
         ("optim: {name: sgd}", "optim: unknown section, did you mean 'optimizer'?"),
         ("optimizer: {name: adamm}", "optimizer.name: unknown value 'adamm', did you mean 'adamw'?"),
         ("parallel: {strategy: zzz}", "parallel.strategy: unknown value 'zzz', valid: auto, fsdp, jit, pmap"),
-        ("data: {channels: 2}", "data.channels: must be 1 or 3, not 2"),
+        ("data: {channels: 17}", "data.channels: must be less than or equal to 16, not 17"),
         ("train: 5", "train: must be a mapping of options, not 5"),
         ("train: {epochs: -1}", "train.epochs: must be greater than 0, not -1"),
         ("train: {epochs: three}", "train.epochs: must be a valid number, not 'three'"),

@@ -23,7 +23,7 @@ from jaxtrain.config_io import explain
 from jaxtrain.data.augment import augment, normalize
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.objects import objects_dataset
-from jaxtrain.data.sources import ARRAYS, load_dataset
+from jaxtrain.data.sources import ARRAYS
 from jaxtrain.data.worker_watch import refuse_in_worker
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.losses import checked
@@ -37,6 +37,7 @@ from jaxtrain.runs.resolve import DEFAULT_MODEL, resolve
 from jaxtrain.runs.run import run
 from jaxtrain.runs.stepwise import Stepwise
 from jaxtrain.saved_model import OTHER, SavedModel
+from jaxtrain.screen.loading import load_with_bar
 from jaxtrain.tasks import TASKS, Task, task_of
 from jaxtrain.training import processes
 from jaxtrain.training.optimizers import Schedule, make_optimizer
@@ -330,7 +331,7 @@ class BaseClassifier(Trained):
             technique = self.bind(self.config.replace(**{"data.name": ARRAYS}) if given else self.config)
             data = technique.data_config
             if not given:
-                dataset = load_dataset(data)
+                dataset = load_with_bar(data, quiet=self.config.quiet)
             else:
                 dataset = objects_dataset(
                     images,

@@ -124,7 +124,7 @@ def _dataset(data: Data, model: Any) -> Dataset:
     split = open_split(*pair, where="the", config=config)
     several = model.thresholds is not None
     labels = placed_labels(split, model.class_names, model.fitted.classes, multilabel=several)
-    test = relabelled(with_channels(split.images, chosen(config.channels)), labels)
+    test = relabelled(with_channels(split.images, chosen(config.channels), config), labels)
     nothing = test.select(np.arange(0))
     return Dataset("arrays", tuple(model.class_names), nothing, None, lambda: test, chosen(config.channels), None)
 

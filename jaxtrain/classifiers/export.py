@@ -43,13 +43,13 @@ def export_stablehlo(classifier: Trained, folder: Path) -> Path:
     """
     data = classifier.fitted.config.data
     size, channels = chosen(data.image_size), chosen(data.channels)
-    images = jax.ShapeDtypeStruct((*export.symbolic_shape("batch"), size, size, channels), np.uint8)
+    images = jax.ShapeDtypeStruct((*export.symbolic_shape("batch"), size, size, channels), np.dtype(data.pixel_type))
     with _made(folder) as made:
         program = export.export(jax.jit(_logits(classifier)), platforms=PLATFORMS)(images)
         (made / "model.stablehlo").write_bytes(program.serialize())
         about = {
             "classes": list(classifier.class_names),
-            "input": f"uint8[batch, {size}, {size}, {channels}]",
+            "input": f"{data.pixel_type}[batch, {size}, {size}, {channels}]",
             "output": f"float32[batch, {len(classifier.class_names)}], logits",
             "task": classifier.fitted.task.name,
             **({} if classifier.thresholds is None else {"thresholds": list(classifier.thresholds)}),
@@ -110,7 +110,8 @@ def some_images(classifier: Trained) -> Images:
     except UserError as error:
         _log.warning("checked on random pixels, as the data set cannot be read: %s", error)
         side, channels = chosen(config.data.image_size), chosen(config.data.channels)
-        return np.random.default_rng(0).integers(0, 256, (_CHECKED, side, side, channels), np.uint8)
+        pixels = np.random.default_rng(0).integers(0, 256, (_CHECKED, side, side, channels))
+        return pixels.astype(config.data.pixel_type)
 
 
 def _logits(classifier: Trained) -> Callable[[Any], Any]:

@@ -41,6 +41,11 @@ class FEClassifier(BaseClassifier):
     def resolve(self, config: Config, dataset: Dataset, run_dir: Path | None = None) -> Config:
         """As for every technique; and where vectors are kept, and how many are computed at once."""
         check_head(config.head)
+        if dataset.channels not in (1, 3):
+            raise UserError(
+                f"technique fe: frozen weights see {self.pretrained.channels} channels, the images have "
+                f"{dataset.channels}: fine-tune (ft), or train from scratch (pt)"
+            )
         resolved = resolve_features(super().resolve(config, dataset, run_dir))
         features = resolved.features
         if resolved.model.network is not None and (features.pool != "auto" or features.blocks > 1):

@@ -199,8 +199,8 @@ class _Draft:
 
     def _arrays(self, shaped: Callable[..., Any], count: int) -> tuple[Any, ...]:
         """Images and labels, and weights where the data set has some."""
-        labels = self.dataset.train.labels
-        arrays = [shaped((count, *self.shape), jnp.uint8), shaped((count, *labels.shape[1:]), labels.dtype)]
+        labels, pixels = self.dataset.train.labels, np.dtype(self.config.data.pixel_type)
+        arrays = [shaped((count, *self.shape), pixels), shaped((count, *labels.shape[1:]), labels.dtype)]
         if weights_of(self.dataset.train) is not None:
             arrays.append(shaped((count,), jnp.float32))
         return tuple(arrays)
@@ -259,10 +259,10 @@ def _dataset(classifier: BaseClassifier, size: Size | None) -> Dataset:
             return images
 
     few = np.arange(min(images, 128))
-    source = Sized(np.zeros((len(few), side, side, channels), np.uint8), (few % classes).astype(np.int32))
+    source = Sized(np.zeros((len(few), side, side, channels), data.pixel_type), (few % classes).astype(np.int32))
     names = tuple(f"class {number}" for number in range(classes))
     return Dataset(data.name, names, source, source, lambda: source, channels, None, flips=True,
-                   mean=(0.5,) * channels, std=(0.25,) * channels)  # fmt: skip
+                   mean=(0.5,) * channels, std=(0.25,) * channels, bits=data.bits or 8)  # fmt: skip
 
 
 def _parameters(weights: Any) -> Tree:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from jaxtrain import load  # type: ignore[attr-defined]  # the public name: this file is kept for years
 from jaxtrain.data.base import ArraySource
-from jaxtrain.data.decode import BadImageError, pixels_of
+from jaxtrain.data.decode import BadImageError, decode_16_bits, pixels_of
 from jaxtrain.data.transforms import center_crop_resize
 
 _COLUMN = "image"
@@ -41,7 +41,8 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
         self.classifier = load(context.artifacts["model"], trust_imports=True)
         self._readers = ThreadPoolExecutor(8)
         self._size, self._channels, self._max_pixels, *self._crop = _geometry(self.classifier.fitted.config)
-        self._classify(np.zeros((1, self._size, self._size, self._channels), np.uint8))
+        self._type = np.dtype(self.classifier.fitted.config.data.pixel_type)
+        self._classify(np.zeros((1, self._size, self._size, self._channels), self._type))
 
     # With any other type hint of the input, or with none, MLflow warns whoever loads the model.
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> pd.DataFrame:  # type: ignore[type-arg]
@@ -59,20 +60,39 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
             table["labels"] = [names[row].tolist() for row in given_labels]
         return pd.DataFrame({**table, "probabilities": probabilities.tolist()})
 
-    def _classify(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def _classify(self, images: NDArray[Any]) -> NDArray[np.float64]:
         source = ArraySource(images, np.zeros(len(images), np.int32), prepared=True)
         return np.asarray(self.classifier.predict_proba(source), np.float64)
 
-    def _prepared(self, place: int, given: Any) -> NDArray[np.uint8]:
+    def _prepared(self, place: int, given: Any) -> NDArray[Any]:
         """One image as the network takes it, `uint8[size, size, channels]`: cropped and resized as in evaluation."""
         try:
             if isinstance(given, str):
                 given = base64.b64decode(given, validate=True)
-            found = given if isinstance(given, bytes) else _pixels(given, self._max_pixels)
-            image = pixels_of(found, channels=self._channels, max_pixels=self._max_pixels)
+            found = given if isinstance(given, bytes) else self._pixels(given)
+            limits: Any = {"channels": self._channels, "max_pixels": self._max_pixels}
+            if isinstance(found, bytes) and self._type == np.uint16:
+                image = decode_16_bits(found, **limits)
+            else:
+                image = pixels_of(found, **limits)
         except (BadImageError, binascii.Error, ValueError, TypeError, OverflowError) as error:
             raise MlflowException(f"image {place}: {error}", BAD_REQUEST) from None
         return center_crop_resize(image, self._size, *self._crop)
+
+    def _pixels(self, given: Any) -> NDArray[Any]:
+        """`[height, width, channels]` of nested lists or an array; grey images may lack the last axis."""
+        array, white = np.asarray(given), np.iinfo(self._type).max
+        if array.ndim == 2:
+            array = array[..., None]
+        counts = (1, 3) if self._channels in (1, 3) else (self._channels,)
+        if array.ndim != 3 or array.shape[-1] not in counts or not 0 < array[..., 0].size <= self._max_pixels:
+            words = " or ".join(map(str, counts))
+            raise ValueError(
+                f"pixels [height, width, {words}] or an encoded file are expected, not {list(array.shape)}"
+            )
+        if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > white:
+            raise ValueError(f"pixels are whole numbers from 0 to {white}, not {array.dtype} up to {array.max()}")
+        return array.astype(self._type)
 
 
 def _geometry(config: Any) -> tuple[Any, ...]:
@@ -91,18 +111,6 @@ def _images(given: Any) -> list[Any]:
     if not 0 < len(images) <= _MOST_IMAGES:
         raise MlflowException(f"between 1 and {_MOST_IMAGES:,} images, got {len(images):,}", BAD_REQUEST)
     return images
-
-
-def _pixels(given: Any, max_pixels: int) -> NDArray[np.uint8]:
-    """`uint8[height, width, channels]` of nested lists or an array; grey images may lack the last axis."""
-    array = np.asarray(given)
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[-1] not in (1, 3) or not 0 < array[..., 0].size <= max_pixels:
-        raise ValueError(f"pixels [height, width, 1 or 3] or an encoded file are expected, not {list(array.shape)}")
-    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
-        raise ValueError(f"pixels are whole numbers from 0 to 255, not {array.dtype} up to {array.max()}")
-    return array.astype(np.uint8)
 
 
 set_model(ImageClassifier())

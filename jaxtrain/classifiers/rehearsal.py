@@ -55,7 +55,7 @@ def smoke(classifier: BaseClassifier) -> None:
         labels = np.arange(count) % classes
         if several:
             labels = generator.integers(0, 2, (count, classes))
-        return generator.integers(0, 256, (count, height, width, channels), np.uint8), labels
+        return generator.integers(0, 256, (count, height, width, channels)).astype(small.data.pixel_type), labels
 
     train, val, test = generated(images), generated(images // 2), generated(images // 2)
     names = tuple(f"class {number}" for number in range(classes))
@@ -71,7 +71,7 @@ def smoke(classifier: BaseClassifier) -> None:
         digests = [model.summary["params_sha256"] for model in (first, again)]
         if digests[0] != digests[1]:
             raise RunError(f"smoke: the resumed run ends in other parameters; see {folder}")
-    shown = f"uint8[{images}, {height}, {width}, {channels}], {classes} classes"
+    shown = f"{small.data.pixel_type}[{images}, {height}, {width}, {channels}], {classes} classes"
     print_line(
         f"smoke: {config.technique} {first.model_name} trained, validated, saved, resumed and tested "
         f"on generated images ({shown}) in {time.monotonic() - start:.0f} s"
@@ -113,7 +113,7 @@ def check_shapes(technique: Technique, setup: Setup) -> None:
     size, channels = chosen(data.image_size), chosen(data.channels)
     args = setup.feed.args(0)
     batch = jax.eval_shape(setup.feed.batch, setup.state.step, *args)
-    _expect("image of the batch", batch.image, np.uint8, (batch_size, None, None, channels))
+    _expect("image of the batch", batch.image, data.pixel_type, (batch_size, None, None, channels))
     if setup.dataset.multilabel:
         _expect("label of the batch", batch.label, np.int8, (batch_size, classes))
     else:

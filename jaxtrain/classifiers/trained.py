@@ -182,4 +182,4 @@ class Trained:
     def _opened(self, images: Any, labels: ArrayLike | None = None, *, labelled: bool = False) -> Split:
         data = self.fitted.config.data
         split = open_split(images, labels, where="the", config=data, labelled=labelled)
-        return replace(split, images=with_channels(split.images, chosen(data.channels)))
+        return replace(split, images=with_channels(split.images, chosen(data.channels), data))

@@ -6,6 +6,7 @@ from jaxtrain.cli.benchmark import Benchmark
 from jaxtrain.cli.command import Group
 from jaxtrain.cli.embed import EMBED
 from jaxtrain.cli.export import Export
+from jaxtrain.cli.models import Models
 from jaxtrain.cli.pack import Pack
 from jaxtrain.cli.plan import Plan
 from jaxtrain.cli.predict import Predict
@@ -25,6 +26,7 @@ PROGRAM = Group(
         "plan": Plan,
         "export": Export,
         "sync": Sync,
+        "models": Models,
         "recipes": Recipes,
     },
 )

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.archives import Npz, open_npz
 from jaxtrain.config import DataConfig
-from jaxtrain.data.assemble import assemble
+from jaxtrain.data.assemble import assemble, natural_channels
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource
 from jaxtrain.data.known import KNOWN, Known
 from jaxtrain.data.labels import classes_of, given_as, image_weights, label_values, placed
@@ -44,8 +44,8 @@ def from_arrays(
 ) -> Dataset:
     """A data set from arrays; nothing is copied but what a split takes.
 
-    `images` is `uint8[images, height, width]` or `uint8[images, height, width, 1, 3 or 4]`, also a
-    memory-mapped one. `labels` is `[images]`: strings or integers. With `class_names`, integers are places in
+    `images` is `uint8[images, height, width]` or `uint8[images, height, width, channels]` with up to 16 channels, also
+    of uint16 and memory-mapped. `labels` is `[images]`: strings or integers. With `class_names`, integers are places in
     it; without, the values that occur, sorted, are the classes (so 0..k-1 stay as they are). Several labels per image
     are a matrix `[images, classes]` of 0, 1 and -1 (unknown), or lists of names. `validation` and
     `test` are pairs (images, labels); without `validation`, `config.val_fraction` of the training images is
@@ -77,13 +77,14 @@ def arrays_dataset(
     sample_weight: ArrayLike | None = None,
 ) -> Dataset:
     """Arrays of any origin, checked; `open_test` is called when the test set is opened."""
-    images = as_pixels(train[0], f"{name} train", config.value_range)
+    images = as_pixels(train[0], f"{name} train", config)
+    of_train = config.model_copy(update={"bits": 16 if images.dtype == np.uint16 else 8})
     values = label_values(train[1], f"{name} train", len(images))
     names, classes = classes_of(values, known.class_names, name, config.task)
 
     def source(pair: Pair, split: str) -> ImageSource:
         where = f"{name} {split}"
-        pixels = as_pixels(pair[0], where, config.value_range)
+        pixels = as_pixels(pair[0], where, of_train)
         if pixels.shape[1:3] != images.shape[1:3]:
             raise UserError(f"{where} images are {_size(pixels)}, the training images {_size(images)}")
         labels = placed(label_values(pair[1], where, len(pixels)), names, classes, where)
@@ -98,7 +99,7 @@ def arrays_dataset(
         train=ArraySource(images, labels, where, weights=weights),
         val=None if val is None else source(val, "validation"),
         open_test=lambda: None if open_test is None else source(open_test(), "test"),
-        natural_channels=1 if images.shape[-1] == 1 else 3,
+        natural_channels=natural_channels(images.shape[-1], config.channels),
         uniform_size=(images.shape[1], images.shape[2]),
         known=known,
     )
@@ -181,8 +182,11 @@ def _read_pair(file: Npz, keys: tuple[str, str] | None) -> Pair | None:
     return file[keys[0]], file[keys[1]]
 
 
-def as_pixels(images: ArrayLike, where: str, value_range: tuple[float, float] | None = None) -> Images:
-    """Checked, as `uint8[images, height, width, channels]`; other numbers are rescaled from `value_range`."""
+def as_pixels(images: ArrayLike, where: str, config: DataConfig) -> Images:
+    """Checked, as `uint8[images, height, width, channels]`; other numbers are rescaled from `value_range`.
+
+    As uint16 where `bits` says so, or is open and the array is.
+    """
     try:
         array = images if isinstance(images, np.ndarray) else np.asarray(images)
     except ValueError:
@@ -192,31 +196,45 @@ def as_pixels(images: ArrayLike, where: str, value_range: tuple[float, float] | 
     if not array.size:
         raise UserError(f"{where} images are empty: shape {list(array.shape)}")
     shape = array.shape if array.ndim != 3 else (*array.shape, 1)
-    if len(shape) != 4 or shape[-1] not in (1, 3, 4):
-        hint = ""
-        if len(shape) == 4 and shape[1] in (1, 3, 4):
-            hint = ", not [images, channels, height, width]: numpy.moveaxis(images, 1, -1) puts the channels last"
+    if hint := _why_no_images(shape, config.channels):
         raise UserError(
             f"{where} images have shape {list(array.shape)}, must be [images, height, width] or "
-            f"[images, height, width, 1, 3 or 4]{hint}"
+            f"[images, height, width, channels]{hint}"
         )
-    if array.dtype != np.uint8:
-        array = _rescaled(array, value_range, where)
+    bits = config.bits or (16 if array.dtype == np.uint16 and config.value_range is None else 8)
+    kind = np.uint16 if bits == 16 else np.uint8
+    if array.dtype == np.uint8 and bits == 16:
+        array = array.astype(np.uint16) * np.uint16(257)
+    elif array.dtype != kind or (config.value_range is not None and array.dtype != np.uint8):
+        array = _rescaled(array, config.value_range, where, kind)
     return array.reshape(shape)
 
 
-def _rescaled(array: NDArray[Any], value_range: tuple[float, float] | None, where: str) -> Images:
+def _why_no_images(shape: tuple[int, ...], channels: int | None) -> str | None:
+    """What is wrong with a shape; None where nothing is. Few channels, and many where they cannot be rows, are last."""
+    if len(shape) != 4:
+        return " of numbers"
+    likely, most = (1, 3, 4), 16
+    first = shape[1] in likely if shape[-1] in range(1, most + 1) else shape[1] <= most
+    if shape[-1] in likely or channels == shape[-1] or (shape[-1] <= most and not first):
+        return None
+    advice = f"; where they are, give data.channels {shape[-1]}" if shape[-1] <= most else ""
+    told = ", not [images, channels, height, width]: numpy.moveaxis(images, 1, -1) puts the channels last"
+    return told + advice if first else f" with at most {most} channels"
+
+
+def _rescaled(array: NDArray[Any], value_range: tuple[float, float] | None, where: str, kind: Any) -> Images:
     if value_range is None or array.dtype.kind == "b":
         seen = _range(array)
         values, declared = (f" in {seen[0]:g}..{seen[1]:g}", "; or declare data.value_range") if seen else ("", "")
         raise UserError(f"{where} images are {array.dtype}{values}, must be uint8: {_conversion(array)}{declared}")
     low, high = value_range
-    pixels = np.empty(array.shape, np.uint8)
+    pixels = np.empty(array.shape, kind)
     for start in range(0, len(array), 256):
         part = array[start : start + 256].astype(np.float32)
         if not ((part >= low) & (part <= high)).all():
             raise UserError(f"data.value_range {low:g} {high:g}: {where} images have {_outside(part, low, high)}")
-        pixels[start : start + 256] = np.rint((part - low) * (255 / (high - low)))
+        pixels[start : start + 256] = np.rint((part - low) * (np.iinfo(kind).max / (high - low)))
     return pixels
 
 
@@ -241,7 +259,7 @@ def _conversion(array: NDArray[Any]) -> str:
         return "images.astype(numpy.uint8) * 255"
     low, high = _range(array) or (np.nan, np.nan)
     if array.dtype == np.uint16 and high > 255:
-        return "(images // 257).astype(numpy.uint8) where 65535 is white"
+        return "data.bits 16 keeps them, or (images // 257).astype(numpy.uint8) where 65535 is white"
     if not (low >= 0 and high <= 255) or np.isnan(array[:1000]).any():
         return "rescale to 0..255 first, then .round().astype(numpy.uint8)"
     if array.dtype.kind != "f":

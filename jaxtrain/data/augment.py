@@ -76,11 +76,13 @@ _PAD_SHARE = 1 / 8
 """Padding as a share of the side: the usual 4 pixels of CIFAR's 32."""
 
 
-def resolve_augment(config: AugmentConfig, *, image_size: int, flips: bool, channels: int) -> AugmentConfig:
+def resolve_augment(
+    config: AugmentConfig, *, image_size: int, flips: bool, channels: int, bits: int = 8
+) -> AugmentConfig:
     """Fill every option that is None from the policy, for images of this kind; explicit options stay.
 
     image_size: side in pixels of the model's input; flips: whether a mirrored image keeps its label;
-    channels: of the images.
+    channels, bits: of the images.
     Raises UserError where options contradict each other.
     """
     options = {**_OFF, "pad": max(1, round(image_size * _PAD_SHARE))}
@@ -90,14 +92,16 @@ def resolve_augment(config: AugmentConfig, *, image_size: int, flips: bool, chan
     if config.policy == "auto" and image_size <= _SYMBOLS_MAX_SIZE and not flips:
         options |= _SYMBOLS
     options |= {name: value for name, value in config.model_dump().items() if value is not None}
-    _check(options, image_size, channels)
+    _check(options, image_size, channels, bits)
     return AugmentConfig.model_validate(options)
 
 
-def _check(options: Mapping[str, Any], image_size: int, channels: int) -> None:
+def _check(options: Mapping[str, Any], image_size: int, channels: int, bits: int) -> None:
     coloured = [name for name in ("color_jitter", "randaugment_layers") if options[name]]
     if coloured and channels not in (1, 3):
         raise UserError(f"augment.{coloured[0]}: for images of 1 or 3 channels, not {channels}; set it to 0")
+    if options["randaugment_layers"] and bits != 8:
+        raise UserError(f"augment.randaugment_layers: for images of 8 bits, not {bits}; set it to 0")
     for name in ("scale", "ratio"):
         low, high = options[name]
         if low > high:
@@ -113,11 +117,13 @@ def augment(config: AugmentConfig, keys: Array, images: Array, *, image_size: in
 
     config: from `resolve_augment`. Its numbers may be traced (`config.model_copy(update=...)`), then their
     augmentation is always computed.
-    keys: one typed PRNG key an image, `[batch]`. images: `uint8[batch, height, width, channels]`.
+    keys: one typed PRNG key an image, `[batch]`. images: `uint8[batch, height, width, channels]`, or uint16.
     Result: `float32[batch, image_size, image_size, channels]` in 0..1.
     Image i depends on `keys[i]` and `images[i]` only.
     """
     options = _resolved(config, but=("mixup", "cutmix"))
+    if images.dtype == jnp.uint16:
+        images = images.astype(jnp.float32) * (255 / 65535)
     images = _geometry(options, keys, images, image_size)
     if _on(options.color_jitter):
         images = ops.color_jitter(images, ops.uniforms(keys, _JITTER, 3), options.color_jitter)
@@ -135,9 +141,10 @@ def augment(config: AugmentConfig, keys: Array, images: Array, *, image_size: in
 
 
 def prepare_eval(images: Array) -> Array:
-    """Images as they are, from 0..255 (uint8 or float32) to float32 in 0..1; any shape."""
+    """Images as they are, from 0..255 (uint8 or float32) or 0..65535 (uint16) to float32 in 0..1; any shape."""
     # A product, since XLA makes one of the division under jit only: the same bits in and out of jit.
-    return jnp.clip(images.astype(jnp.float32) * (1 / 255), 0.0, 1.0)
+    white = 65535 if images.dtype == jnp.uint16 else 255
+    return jnp.clip(images.astype(jnp.float32) * (1 / white), 0.0, 1.0)
 
 
 def normalize(images: Array, mean: Sequence[float] | Array, std: Sequence[float] | Array) -> Array:

@@ -7,17 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.bad_images import BadImages
+from jaxtrain.data.packed import picked_names
 from jaxtrain.readers import read_bytes
 
 LARGEST_FILE = 1 << 30
 """Bytes of an encoded image."""
-Images = NDArray[np.uint8]
+Images = NDArray[Any]
+"""Of uint8, or of uint16 where `data.bits` is 16."""
 Labels = NDArray[np.signedinteger[Any]]
 """`int32[images]`: one class each; or `int8[images, classes]`: 1 has the label, 0 has it not, -1 unknown."""
 
@@ -103,7 +105,7 @@ class FileSource:
 
     def select(self, indices: NDArray[np.int64]) -> FileSource:
         """The same files, fewer or in another order."""
-        paths = [self.paths[i] for i in indices]
+        paths = picked_names(self.paths, indices)  # type: ignore[arg-type]
         return replace(self, paths=paths, **picked(self, indices))
 
 
@@ -138,27 +140,13 @@ class PartSource:
         return data
 
     def describe(self, index: int) -> str:
-        """File and place in it."""
-        return self.names[index]
+        """File and place in it, printable as that of a file."""
+        return os.fsencode(self.names[index]).decode(errors="replace")
 
     def select(self, indices: NDArray[np.int64]) -> PartSource:
         """The same parts, fewer or in another order."""
-        names = Picked(self.names, indices)
+        names = picked_names(self.names, indices)
         return replace(self, places=self.places[indices], names=names, **picked(self, indices))
-
-
-@dataclass(frozen=True)
-class Picked(Sequence[str]):
-    """Some of many names, which are not copied."""
-
-    names: Sequence[str]
-    indices: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.names[int(self.indices[index])]
 
 
 @lru_cache(maxsize=64)
@@ -269,7 +257,7 @@ class Dataset:
     open_test: Callable[[], ImageSource | None]
     """Opens the test split; only `jaxtrain.evaluation` calls it."""
     channels: int
-    """1 or 3, what the images are converted to."""
+    """1 or 3, what the images are converted to; other numbers are those of all images."""
     uniform_size: tuple[int, int] | None
     """(height, width) when all training images have one size, else None."""
     flips: bool | None = None
@@ -281,6 +269,8 @@ class Dataset:
     """Unreadable images that were skipped, or are yet to be met; the same object in all copies."""
     found: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """What a look at the images has found out (`jaxtrain.data.nature`), for all runs on it."""
+    bits: Literal[8, 16] = 8
+    """Of each sample: images are uint8, or uint16."""
     taken: str = ""
     """Which folders became which split, where that is not plain."""
     classes: tuple[int, ...] | tuple[str, ...] | None = None

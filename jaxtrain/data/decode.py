@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 
 from jaxtrain.data.base import Images, ImageSource
-from jaxtrain.errors import DamagedError, RunError
+from jaxtrain.errors import DamagedError, RunError, UserError
 from jaxtrain.readers import without_name
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def decode_image(data: bytes, *, channels: int, max_pixels: int, shrink: int = 1
     Raises `BadImageError`: empty, not an image, truncated, corrupt, more than `max_pixels` (checked on the
     header, before anything is decoded), or samples without a known range (float and 32-bit TIFF).
     """
+    if channels not in (1, 3):
+        raise BadImageError(f"files are read with 1 channel or 3, {channels} are needed")
     header = _plain_jpeg(data)
     if header is None:
         return _decode_with_pillow(data, channels, max_pixels)
@@ -91,6 +93,24 @@ def decode_image(data: bytes, *, channels: int, max_pixels: int, shrink: int = 1
             raise BadImageError(_one_line(error)) from None
         # Everything else (a missing end, stray bytes between markers): Pillow refuses what lacks pixels.
         return _decode_with_pillow(data, channels, max_pixels)
+
+
+def decode_16_bits(data: bytes, *, channels: int, max_pixels: int) -> Images:
+    """As `decode_image`, with all that PNG and TIFF hold: `uint16[height, width, channels]`, 65535 for white."""
+    with _reasons():
+        image = _open(data)
+        _check_pixels(image.height, image.width, max_pixels)
+        deep = image.mode.startswith("I;16") or (image.format in ("PNG", "TIFF") and image.mode in ("RGB", "RGBA"))
+        if deep:
+            image.load()  # which refuses what is cut off
+            import cv2
+
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            if pixels is not None and pixels.dtype == np.uint16:
+                pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[-1]]]
+                turned = 1 if image.format == "TIFF" else _orientation(image)
+                return to_channels(_upright(pixels, turned), channels)
+    return decode_image(data, channels=channels, max_pixels=max_pixels).astype(np.uint16) * np.uint16(257)
 
 
 def image_size_of(data: bytes, *, signed: bool = False) -> tuple[int, int, str]:
@@ -152,8 +172,12 @@ def pixels_of(encoded: bytes | Images, *, channels: int, max_pixels: int, shrink
 
 
 def png_of(pixels: Images) -> bytes:
-    """The PNG file of `uint8[height, width, channels]`, with 1 channel or 3."""
+    """The PNG file of `uint8[height, width, channels]`, with 1 channel or 3; UserError for other pixels."""
     from PIL import Image
+
+    if pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3):
+        bits = 8 * pixels.dtype.itemsize
+        raise UserError(f"PNG is written of 8 bits and 1 or 3 channels, not of {bits} and {pixels.shape[-1]}")
 
     file = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels)).save(file, "PNG")
@@ -172,16 +196,48 @@ def naming_memory_errors(source: ImageSource, index: int) -> Iterator[None]:
 
 
 def to_channels(image: Images, channels: int) -> Images:
-    """`uint8[height, width, 1 to 4]` to `uint8[height, width, channels]`, as `decode_image` converts."""
-    if image.shape[-1] == channels:
+    """`[height, width, 1 to 4]` to `[height, width, 1 or 3]`, as `decode_image` converts; of uint8 or uint16.
+
+    Raises `BadImageError` for other numbers of channels that are not equal.
+    """
+    given = image.shape[-1]
+    if given == channels:
         return image
-    if image.shape[-1] == 1:
+    if given > 4 or channels not in (1, 3):
+        raise BadImageError(f"{given} channels, {channels} are needed")
+    if given == 1:
         return np.repeat(image, channels, axis=-1)
+    if image.dtype == np.uint16:
+        return _to_channels_of_16_bits(image, channels)
     from PIL import Image
 
-    if image.shape[-1] not in (2, 3, 4):
-        raise BadImageError(f"{image.shape[-1]} channels, expected 1 to 4")
     return _pixels(Image.fromarray(np.ascontiguousarray(image)), channels)
+
+
+def _to_channels_of_16_bits(image: Images, channels: int) -> Images:
+    """The same rules: transparency on white, grey as ITU-R 601 luma."""
+    colour = image.astype(np.float64)
+    if image.shape[-1] in (2, 4):
+        clear = 1 - colour[..., -1:] / 65535
+        colour = colour[..., :-1] * (1 - clear) + 65535 * clear
+    if channels == 1 and colour.shape[-1] == 3:
+        colour = colour @ np.array([[0.299], [0.587], [0.114]])
+    whole: Images = np.rint(np.broadcast_to(colour, (*image.shape[:2], channels))).astype(np.uint16)
+    return whole
+
+
+def read_picture(source: ImageSource, index: int, *, channels: int, max_pixels: int) -> Images:
+    """Image `index` for people to look at: `uint8[height, width, 1 or 3]`. Raises as `read_image`.
+
+    Of 16 bits the upper half is shown, of more than 4 channels the first three, or their mean.
+    """
+    image = read_encoded(source, index)
+    if not isinstance(image, bytes):
+        image = (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
+        if image.shape[-1] not in (1, 3, 4):
+            three = channels == 3 and image.shape[-1] > 3
+            image = image[..., :3] if three else image.mean(axis=-1, keepdims=True).astype(np.uint8)
+    return pixels_of(image, channels=channels, max_pixels=max_pixels)
 
 
 def pillow_pixels(image: Image) -> Images:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.data.assemble import Of16Bits
 from jaxtrain.data.base import ArraySource, FileSource, Images, ImageSource, Labels, PartSource, Relabelled, weights_of
 from jaxtrain.data.decode import to_channels
 from jaxtrain.data.objects import ItemsSource
@@ -79,7 +80,7 @@ def data_digest(source: ImageSource) -> str:
     else:
         for index in range(len(source)):
             digest.update(source.describe(index).encode())
-        within = source.source if isinstance(source, Relabelled) else source
+        within = source.source if isinstance(source, Relabelled | Of16Bits) else source
         if isinstance(within, PartSource):
             digest.update(np.ascontiguousarray(within.places[:, 2]).data)
         elif isinstance(within, ItemsSource):
@@ -121,7 +122,7 @@ def duplicates(train: ImageSource, test: ImageSource, *, workers: int = 8) -> li
 def _as_loaded(source: ImageSource) -> ImageSource:
     loaded = source.loaded if isinstance(source, ArraySource) else None
     source = source if loaded is None else loaded
-    return _as_loaded(source.source) if isinstance(source, Relabelled) else source
+    return _as_loaded(source.source) if isinstance(source, Relabelled | Of16Bits) else source
 
 
 def _digests(source: ImageSource, indices: Indices, workers: int, channels: int | None) -> list[tuple[bytes, int]]:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtrain.config import DataConfig
 from jaxtrain.data.assemble import assemble_splits, check_names
 from jaxtrain.data.base import Dataset, FileSource
+from jaxtrain.data.packed import Packed
 from jaxtrain.data.paths import existing
 from jaxtrain.data.scan import parallel, why_no_image
 from jaxtrain.data.splits import SPLIT_NAMES
@@ -204,19 +205,19 @@ def _list_images(split: _Split, classes: list[str]) -> _Found:
         raise UserError(
             f"{split.folder} must have the classes of the train folder: it{lacks} has {_few(extra)} besides"
         )
-    paths: list[str] = []
+    paths: list[Packed] = []
     unused: list[str] = []
     counts = []
     for name in classes:
         images, others = images_below(os.path.join(split.folder, name)) if name in split.classes else ([], [])
-        paths += images
+        paths.append(Packed.of(images))
         unused += others
         counts.append(len(images))
-    if not paths:
+    if not any(counts):
         raise UserError(f"folder:{split.folder} holds no images: {_LAYOUT}")
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     lacking = [name for name, count in zip(classes, counts, strict=True) if not count]
-    return _Found(FileSource(paths, labels), lacking, unused)
+    return _Found(FileSource(Packed.joined(paths), labels), lacking, unused)
 
 
 def images_below(folder: str | Path) -> tuple[list[str], list[str]]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,15 @@ from numpy.typing import NDArray
 
 from jaxtrain.archives import open_npz
 from jaxtrain.data.base import FileSource, ImageSource
-from jaxtrain.data.scan import Header, Headers, collect, header_of_file, header_of_image, parallel, refuse_large
+from jaxtrain.data.scan import (
+    Header,
+    Headers,
+    header_of_file,
+    header_of_image,
+    headers_of,
+    parallel_parts,
+    refuse_large,
+)
 from jaxtrain.errors import DamagedError
 from jaxtrain.files import user_cache
 
@@ -24,7 +33,7 @@ _SLOW_SECONDS = 2.0
 def scan(source: ImageSource, max_pixels: int) -> Headers:
     """The headers of all images of a source."""
     if isinstance(source, FileSource):
-        return refuse_large(_headers_of_files([str(path) for path in source.paths]), max_pixels)
+        return refuse_large(_headers_of_files(source.paths), max_pixels)
 
     def header(index: int) -> Header:
         try:
@@ -32,12 +41,14 @@ def scan(source: ImageSource, max_pixels: int) -> Headers:
         except OSError as error:
             return error.strerror or str(error)
 
-    return refuse_large(collect(parallel(header, len(source), workers=4)), max_pixels)
+    return refuse_large(headers_of(header, len(source), workers=4), max_pixels)
 
 
-def _headers_of_files(paths: Sequence[str]) -> Headers:
-    key = hashlib.sha256("\0".join([os.getcwd(), *paths]).encode(errors="surrogateescape")).hexdigest()
-    file = user_cache() / "headers" / f"{key[:32]}.npz"
+def _headers_of_files(paths: Sequence[str | Path]) -> Headers:
+    key = hashlib.sha256(os.fsencode(os.getcwd()))
+    for path in paths:
+        key.update(b"\0" + os.fsencode(path))
+    file = user_cache() / "headers" / f"{key.hexdigest()[:32]}.npz"
     if (known := _load(file, len(paths))) is not None:
         headers, states = known
         now = _states(paths)
@@ -45,20 +56,26 @@ def _headers_of_files(paths: Sequence[str]) -> Headers:
         if not len(changed):
             return headers
     else:
-        headers, changed = collect([(0, 0, True)] * len(paths)), np.arange(len(paths))
-    began, places = time.monotonic(), changed.tolist()
-    read = collect(parallel(lambda i: header_of_file(paths[places[i]]), len(places), workers=16))
+        headers, changed = (
+            Headers(np.zeros((len(paths), 2), np.int32), np.ones(len(paths), bool), {}),
+            np.arange(len(paths)),
+        )
+    began, reader = time.monotonic(), partial(_header, paths, changed)
+    read = headers_of(reader, len(changed), workers=16)
     headers.sizes[changed], headers.grey[changed] = read.sizes, read.grey
-    again = set(places)
-    bad = {index: reason for index, reason in headers.bad.items() if index not in again}
-    bad |= {places[index]: reason for index, reason in read.bad.items()}
+    bad = {index: reason for index, reason in headers.bad.items() if index not in changed}
+    bad |= {int(changed[index]): reason for index, reason in read.bad.items()}
     headers = Headers(headers.sizes, headers.grey, dict(sorted(bad.items())))
     if known is not None or time.monotonic() - began > _SLOW_SECONDS:
         _save(file, headers, _states(paths))
     return headers
 
 
-def _states(paths: Sequence[str]) -> NDArray[np.int64]:
+def _header(paths: Sequence[str | Path], places: NDArray[np.int64], index: int) -> Header:
+    return header_of_file(str(paths[places[index]]))
+
+
+def _states(paths: Sequence[str | Path]) -> NDArray[np.int64]:
     """Size and time of change of each file: `int64[files, 2]`; -1 where it cannot be known."""
 
     def state(index: int) -> tuple[int, int]:
@@ -68,16 +85,17 @@ def _states(paths: Sequence[str]) -> NDArray[np.int64]:
             return -1, -1
         return found.st_size, found.st_mtime_ns
 
-    return np.array(parallel(state, len(paths), workers=16), np.int64).reshape(-1, 2)
+    parts = parallel_parts(state, len(paths), 16, lambda found: np.array(found, np.int64).reshape(-1, 2))
+    return np.concatenate(parts) if parts else np.zeros((0, 2), np.int64)
 
 
 def _save(file: Path, headers: Headers, states: NDArray[np.int64]) -> None:
     bad = np.array([[index, reason] for index, reason in headers.bad.items()], np.str_).reshape(-1, 2)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.npz")
-        np.savez(partial, sizes=headers.sizes, grey=headers.grey, bad=bad, states=states)
-        partial.replace(file)
+        part = file.with_suffix(f".{os.getpid()}.npz")
+        np.savez(part, sizes=headers.sizes, grey=headers.grey, bad=bad, states=states)
+        part.replace(file)
     except OSError:
         return  # a full or read-only home costs time at the next start, nothing else
 

@@ -16,11 +16,21 @@ from jaxtrain.config import DataConfig
 from jaxtrain.data.assemble import assemble_splits
 from jaxtrain.data.base import Dataset, FileSource, Labels, PartSource
 from jaxtrain.data.labels import classes_of, given_as, image_weights, label_values
+from jaxtrain.data.packed import Packed
 from jaxtrain.data.parquet_images import parquet_parts
 from jaxtrain.data.paths import existing
 from jaxtrain.data.several_labels import columns_of_labels, names_in, place_several
 from jaxtrain.data.splits import SPLIT_NAMES, Indices
-from jaxtrain.data.table import choose_columns, class_names_in, coded, encoded_images_in, read_table
+from jaxtrain.data.table import (
+    choose_columns,
+    class_names_in,
+    coded,
+    encoded_images_in,
+    give_back,
+    group_values,
+    memory_given_back,
+    read_table,
+)
 from jaxtrain.errors import UserError, nearest
 
 _SHOWN = 5
@@ -42,6 +52,7 @@ class Rows:
     """Where integers are places among them."""
 
 
+@memory_given_back()
 def manifest_dataset(kind: str, config: DataConfig, text: str) -> Dataset:
     """A table whose rows are images: paths relative to its folder or, in Parquet, encoded images.
 
@@ -82,6 +93,8 @@ def manifest_dataset(kind: str, config: DataConfig, text: str) -> Dataset:
     weights = _weights(table, columns, rows) if "weight" in columns else None
     others = [name for name in table.column_names if name and name not in (*columns.values(), *(apart or ()))]
     metadata = {name: values for name in others if (values := slices_by(table.column(name))) is not None}
+    if config.group is not None:
+        metadata[config.group] = group_values(table, config.group, columns, where)
     everything: FileSource | PartSource
     zeros = np.zeros(table.num_rows, np.int32)
     if kind == "parquet" and encoded_images_in(path, columns["image"]):
@@ -92,6 +105,8 @@ def manifest_dataset(kind: str, config: DataConfig, text: str) -> Dataset:
         paths = _paths(table.column(columns["image"]), path, rows)
         everything = FileSource(paths, zeros, metadata, weights)
     sources = {name: replace(everything.select(splits[name]), labels=placed[name]) for name in placed}
+    del table
+    give_back()
     dataset = assemble_splits(config, names, sources)
     taken = ", ".join(f"{role}: {name}" for role, name in columns.items())
     taken += f", labels: {' '.join(apart)}" if apart else ""
@@ -204,43 +219,50 @@ def _weights(table: Any, columns: Mapping[str, str], rows: Rows) -> NDArray[np.f
 def slices_by(column: Any) -> NDArray[Any] | None:
     """The values of a column of pyarrow as text, where they are few: `object[rows]`."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         return None
-    codes, values = coded(column)
-    if len(values) > _MOST_VALUES:
+    if pc.count_distinct(column).as_py() > _MOST_VALUES:
         return None
+    codes, values = coded(column)
     return np.array([*map(str, values), ""], object)[codes]
 
 
-def _paths(column: Any, table: Path, rows: Rows) -> list[str]:
+def _paths(column: Any, table: Path, rows: Rows) -> Packed:
     """The files of all rows; UserError where no column of paths is here, or one image has two labels."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    where, codes = rows.where, rows.labels[0]
+    where = rows.where
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise UserError(f"{where}: the images are {column.type}, must be paths of files: give data.columns.image")
-    files, texts = coded(column)
-    if (files < 0).any():
-        raise UserError(f"{where}: {_rows(files < 0)} no image")
-    for text in texts[:_SHOWN].tolist():
+    if column.null_count:
+        raise UserError(f"{where}: {_rows(column.is_null().to_numpy())} no image")
+    for text in column[:_SHOWN].to_pylist():
         if "://" in text:
             raise UserError(f"{where}: {text} is not on this machine: only local files are read; download it first")
-    for warning in _check_repeated(files, texts, codes, rows):
-        _log.warning("%s", warning)
-    folder = f"{table.parent}{os.sep}"
-    found = [text if text.startswith(os.sep) else folder + text for text in texts.tolist()]
+    if pc.count_distinct(column).as_py() < len(column):
+        for warning in _check_repeated(*coded(column), rows.labels[0], rows):
+            _log.warning("%s", warning)
+    folder, nothing = (pa.scalar(text, pa.large_string()) for text in (f"{table.parent}{os.sep}", ""))
+    parts = []
+    for part in column.chunks:
+        texts = part.cast(pa.large_string())
+        joined = pc.binary_join_element_wise(folder, texts, nothing)
+        parts.append(Packed.of_arrow(pc.if_else(pc.starts_with(texts, os.sep), texts, joined)))
+    found = Packed.joined(parts)
+    del parts
+    give_back()
     if not any(map(os.path.exists, found[:100])):
         raise UserError(
             f"{where}: none of its files exists, the first: {found[0]}; paths are relative to {table.parent}"
         )
-    return [found[file] for file in files.tolist()]
+    return found
 
 
 def _check_repeated(files: Indices, texts: NDArray[Any], labels: Indices, rows: Rows) -> Iterator[str]:
     """UserError where one image has two labels; a warning where it is in two splits, or more than once."""
-    if len(texts) == len(files):
-        return
     pairs = np.unique(np.stack([files, labels], axis=1), axis=0)
     each, counts = np.unique(pairs[:, 0], return_counts=True)
     if (counts > 1).any():

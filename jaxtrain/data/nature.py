@@ -79,7 +79,7 @@ def _sample(
         places = places[stratified_subset(labels[places], size, seed=0)]
     places = np.random.default_rng(0).permutation(places)
 
-    def read(number: int) -> tuple[Any, Any, Any] | None:
+    def read(number: int) -> tuple[Any, Any, Any, float] | None:
         try:
             encoded = read_encoded(source, int(places[number]))
             sides = size_to_shrink(encoded) if isinstance(encoded, bytes) else None
@@ -87,8 +87,9 @@ def _sample(
             image = pixels_of(encoded, channels=channels, max_pixels=max_pixels, shrink=shrink)
         except BadImageError:
             return None
-        values = image.reshape(-1, channels) / 255
-        return resize(image, _SIDE, _SIDE), values.mean(0), (values**2).mean(0)
+        white = np.float32(np.iinfo(image.dtype).max)
+        values = image.reshape(-1, channels) / float(white)
+        return resize(image, _SIDE, _SIDE) / white, values.mean(0), (values**2).mean(0), float(white)
 
     found = parallel(read, len(places), min(os.cpu_count() or 1, 8))
     kept = [number for number, one in enumerate(found) if one is not None]
@@ -99,11 +100,12 @@ def _sample(
             (0.5,) * channels,
             (0.5,) * channels,
         )
-    tiny, first, second = zip(*(one for one in found if one is not None), strict=True)
+    white = max(one[3] for one in found if one is not None)
+    tiny, first, second, _ = zip(*(one for one in found if one is not None), strict=True)
     mean = np.mean(first, axis=0)
     std = np.sqrt(np.maximum(np.mean(second, axis=0) - mean**2, 0))
-    std = np.where(std < 0.01, 0.5, std)  # of one grey: nothing is to be blown up
-    return np.stack(tiny) / np.float32(255), labels[places[kept]], _rounded(mean), _rounded(std)
+    std = np.where(std < 2.55 / white, 0.5, std)  # of one grey: nothing is to be blown up
+    return np.stack(tiny), labels[places[kept]], _rounded(mean, white), _rounded(std, white)
 
 
 def _one_each(labels: Labels) -> Labels:
@@ -123,8 +125,8 @@ def _affordable(source: ImageSource, places: NDArray[np.int64]) -> int:
     return max(int(_BYTES / np.mean(sizes)), _LEAST)
 
 
-def _rounded(values: NDArray[np.float64]) -> tuple[float, ...]:
-    return tuple(round(float(value), 4) for value in values)
+def _rounded(values: NDArray[np.float64], white: float) -> tuple[float, ...]:
+    return tuple(round(float(value), 4 if white == 255 else 6) for value in values)
 
 
 def _which_changes_keep_labels(images: Floats, labels: Labels) -> tuple[bool, bool, bool, str]:

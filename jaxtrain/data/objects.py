@@ -22,7 +22,7 @@ from jaxtrain.data.labels import Given, classes_of, encode_labels, given_as, ima
 from jaxtrain.data.manifest import slices_by
 from jaxtrain.data.scan import Header, Headers, collect, header_of_image, parallel, refuse_large
 from jaxtrain.data.splits import SPLIT_NAMES
-from jaxtrain.data.table import choose_columns
+from jaxtrain.data.table import choose_columns, group_values
 from jaxtrain.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,8 @@ class ItemsSource:
     origin: str
     places: NDArray[np.int64]
     """Number of each image in `items`."""
-    value_range: tuple[float, float] | None = None
+    config: DataConfig
+    """Says what numbers in arrays mean."""
     metadata: Mapping[str, NDArray[Any]] = dataclass_field(default_factory=dict)
     """As of `FileSource`."""
     weights: NDArray[np.float32] | None = None
@@ -58,7 +59,7 @@ class ItemsSource:
     def image_of(self, item: Any, index: int) -> bytes | Images:
         """The image in an item. Raises UserError where it is none, OSError where its file cannot be read."""
         image = item if self.field is None else item[self.field]
-        return image_in(image, self.describe(index), self.value_range)
+        return image_in(image, self.describe(index), self.config)
 
     def describe(self, index: int) -> str:
         """Its file, else its number."""
@@ -177,7 +178,7 @@ def open_split(images: Any, labels: Any = None, *, where: str, config: DataConfi
         raise UserError(f"{where}: a mapping of {', '.join(map(str, images))} was given: give one of them")
     given = None if labels is None else label_values(labels, where, len(labels))
     if not is_object(images):
-        pixels = as_pixels(images, where, config.value_range)
+        pixels = as_pixels(images, where, config)
         split = Split(ArraySource(pixels, np.zeros(len(pixels), np.int32), where), None, given, None)
     elif isinstance(images, ImageSource):
         own = np.asarray(images.labels)
@@ -224,7 +225,10 @@ def _hugging_face(dataset: Any, labelled: bool, where: str, config: DataConfig) 
         pictures = pictures.cast_column(chosen["image"], datasets.Image(decode=False))
     source = _source(pictures, chosen["image"], where, config)
     plain = [n for n, f in features.items() if type(f).__name__ in ("Value", "ClassLabel") and n not in chosen.values()]
-    columns = {name: slices_by(dataset.with_format("arrow")[name][:]) for name in plain}
+    table = dataset.select_columns(plain).with_format("arrow")[:]
+    columns = {name: slices_by(table.column(name)) for name in plain}
+    if config.group is not None:
+        columns[config.group] = group_values(table, config.group, chosen, where)
     source = replace(source, metadata={name: values for name, values in columns.items() if values is not None})
     if not labelled:
         return Split(source, None, None, None)
@@ -292,10 +296,10 @@ def _source(items: Any, field: Any, where: str, config: DataConfig) -> FileSourc
     if field is None and isinstance(items, list | tuple) and all(isinstance(item, str | Path) for item in items):
         return FileSource([os.fspath(item) for item in items], np.zeros(len(items), np.int32))
     count, held = len(items), list(items) if isinstance(items, tuple) else items
-    return ItemsSource(held, field, np.zeros(count, np.int32), where, np.arange(count), config.value_range)
+    return ItemsSource(held, field, np.zeros(count, np.int32), where, np.arange(count), config)
 
 
-def image_in(image: Any, where: str, value_range: tuple[float, float] | None) -> bytes | Images:
+def image_in(image: Any, where: str, config: DataConfig) -> bytes | Images:
     """An encoded image, or its pixels, of what stands for one: bytes, a path, a Pillow image, an array.
 
     Raises UserError for anything else, OSError where a file cannot be read.
@@ -308,7 +312,7 @@ def image_in(image: Any, where: str, value_range: tuple[float, float] | None) ->
         return Path(image).read_bytes()
     if hasattr(image, "getbands"):
         return pillow_pixels(image)
-    return as_pixels(np.asarray(image)[None], f"{where}:", value_range)[0]
+    return as_pixels(np.asarray(image)[None], f"{where}:", config)[0]
 
 
 def placed_labels(

@@ -14,6 +14,7 @@ from typing import Any
 from jaxtrain.config import ColumnsConfig, DataConfig
 from jaxtrain.data.base import Images, ImageSource
 from jaxtrain.data.decode import BadImageError, pixels_of, png_of
+from jaxtrain.data.holdout import NOTHING_HELD_OUT
 from jaxtrain.data.objects import fields_of, image_in
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.data.tar_source import PACKED
@@ -94,8 +95,8 @@ def cache(images: Iterable[Any], folder: str | Path, *, columns: Mapping[str, st
         for number, item in enumerate(images):
             where = f"item {number}"
             image, label = fields_of(item, True, where, ColumnsConfig.model_validate(columns or {}))
-            value = item[label]
-            yield "train", image_in(item[image], where, None), value.item() if hasattr(value, "item") else value
+            value, pixels = item[label], image_in(item[image], where, DataConfig(bits=8))
+            yield "train", pixels, value.item() if hasattr(value, "item") else value
 
     return _write(items(), folder)
 
@@ -108,7 +109,7 @@ def pack(config: DataConfig, folder: Path, *, size: int | None = None, megabytes
     `size`: the shorter side, to which larger images are reduced; they are then PNG. Others keep their bytes. Raises as
     `cache`, and as `load_dataset` does.
     """
-    dataset = load_dataset(config.model_copy(update={"val_fraction": 0.0, "test_fraction": 0.0}))
+    dataset = load_dataset(config.model_copy(update=NOTHING_HELD_OUT))
     if dataset.multilabel:
         raise UserError(f"{config.name}: images with several labels each are not packed; read them as they are")
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.open_test()}

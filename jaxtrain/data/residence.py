@@ -23,7 +23,7 @@ def loader(dataset: Dataset, data: DataConfig, *, native: bool) -> Literal["devi
     if dataset.uniform_size is None:
         return "stream"
     height, width = dataset.uniform_size if native else (chosen(data.image_size),) * 2
-    megabytes = len(dataset.train) * height * width * dataset.channels / 1e6
+    megabytes = len(dataset.train) * height * width * dataset.channels * dataset.bits / 8e6
     return "stream" if megabytes > data.device_budget_mb else "device"
 
 

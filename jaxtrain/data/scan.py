@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,6 +30,8 @@ from jaxtrain.readers import open_file, without_name
 _HEAD_BYTES = 32 * 1024
 
 Result = TypeVar("Result")
+Part = TypeVar("Part")
+_told: ContextVar[Callable[[int, int], None]] = ContextVar("told", default=lambda done, total: None)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,16 @@ def collect(headers: Sequence[Header]) -> Headers:
     return Headers(sizes, np.array([header[2] for header in good], bool), bad)
 
 
+def headers_of(header: Callable[[int], Header], count: int, workers: int) -> Headers:
+    """The headers number 0 to count - 1, read in threads."""
+    parts = parallel_parts(header, count, workers, collect)
+    if not parts:
+        return collect([])
+    starts = np.cumsum([0, *(len(part.grey) for part in parts)]).tolist()
+    bad = {start + i: why for start, part in zip(starts, parts, strict=False) for i, why in part.bad.items()}
+    return Headers(np.concatenate([part.sizes for part in parts]), np.concatenate([part.grey for part in parts]), bad)
+
+
 def refuse_large(headers: Headers, max_pixels: int) -> Headers:
     """The same headers, with images of more than `max_pixels` pixels among the bad ones."""
     height, width = headers.sizes.astype(np.int64).T
@@ -137,10 +151,32 @@ def why_unreadable(source: ImageSource, index: int, max_pixels: int, channels: i
 
 def parallel(function: Callable[[int], Result], count: int, workers: int) -> list[Result]:
     """`[function(0), ..., function(count - 1)]`, computed in threads, a few hundred to a task."""
-    step = max(1, min(256, count // (4 * workers)))
+    return [result for part in parallel_parts(function, count, workers, list) for result in part]
+
+
+def parallel_parts(
+    function: Callable[[int], Result], count: int, workers: int, collect: Callable[[list[Result]], Part]
+) -> list[Part]:
+    """As `parallel`, each task's results collected into what takes less memory."""
+    step, parts, done = max(1, min(256, count // (4 * workers))), [], 0
+    tell = _told.get()
     with ThreadPoolExecutor(workers) as pool:
-        parts = pool.map(lambda i: [function(j) for j in range(i, min(i + step, count))], range(0, count, step))
-        return [result for part in parts for result in part]
+        starts = range(0, count, step)
+        for part in pool.map(lambda i: collect([function(j) for j in range(i, min(i + step, count))]), starts):
+            parts.append(part)
+            done = min(done + step, count)
+            tell(done, count)
+    return parts
+
+
+@contextmanager
+def telling(progress: Callable[[int, int], None]) -> Iterator[None]:
+    """Within, `progress` is told how many images were looked at, of how many."""
+    token = _told.set(progress)
+    try:
+        yield
+    finally:
+        _told.reset(token)
 
 
 def drop_bad(splits: Mapping[str, tuple[ImageSource, Mapping[int, str]]], bad: BadImages) -> dict[str, ImageSource]:
@@ -148,6 +184,8 @@ def drop_bad(splits: Mapping[str, tuple[ImageSource, Mapping[int, str]]], bad: B
     bad.add((source.describe(i), reason) for source, reasons in splits.values() for i, reason in reasons.items())
     kept: dict[str, ImageSource] = {}
     for name, (source, reasons) in splits.items():
-        good = np.setdiff1d(np.arange(len(source)), np.fromiter(reasons, np.int64, len(reasons)))
-        kept[name] = source.select(good) if reasons else source
+        kept[name] = source
+        if reasons:
+            good = np.setdiff1d(np.arange(len(source)), np.fromiter(reasons, np.int64, len(reasons)))
+            kept[name] = source.select(good)
     return kept

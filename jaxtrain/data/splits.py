@@ -40,6 +40,28 @@ def stratified_split(labels: Labels, fraction: float, seed: int) -> tuple[Indice
     return np.setdiff1d(np.arange(len(labels)), held, assume_unique=True), held
 
 
+def grouped_split(labels: Labels, groups: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """As `stratified_split`, though every group is whole in one part: `int64[larger]`, `int64[held]`, both ascending.
+
+    `groups` is `int64[images]`, from 0 on. Groups are visited in random order, and one is held out where that brings
+    the classes' shares in the held-out part nearer to `fraction`, unless it would take the last images of a class.
+    """
+    from scipy.sparse import csr_matrix
+
+    table = csr_matrix((np.ones(len(labels), np.int64), (groups, labels)))
+    totals = np.asarray(table.sum(axis=0)).ravel()
+    wanted, held = fraction * totals, np.zeros(len(totals), np.int64)
+    taken = np.zeros(table.shape[0], bool)
+    for group in np.random.default_rng(seed).permutation(table.shape[0]):
+        part = slice(table.indptr[group], table.indptr[group + 1])
+        classes, counts = table.indices[part], table.data[part]
+        after = held[classes] + counts
+        gain = (wanted[classes] - held[classes]) ** 2 - (wanted[classes] - after) ** 2
+        if (gain / totals[classes] ** 2).sum() > 0 and (after < totals[classes]).all():
+            held[classes], taken[group] = after, True
+    return np.flatnonzero(~taken[groups]), np.flatnonzero(taken[groups])
+
+
 def stratified_subset(labels: Labels, size: int, seed: int) -> Indices:
     """Indices of `size` images in the classes' proportions: `int64[size]`, ascending.
 

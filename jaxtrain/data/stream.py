@@ -74,6 +74,7 @@ class _Places:
     image_size: int
     channels: int
     max_pixels: int
+    pixel_type: str
     crop_pct: float
     interpolation: Interpolation
     random_crop: tuple[int, tuple[float, float], tuple[float, float]] | None
@@ -106,7 +107,7 @@ class _Places:
         step, part = divmod(int(item), self.chunks_a_step)
         first = self.step_start(self.start_step + step)
         start, stop = first + part * _CHUNK, first + min((part + 1) * _CHUNK, self.local_batch)
-        images = np.zeros((stop - start, self.image_size, self.image_size, self.channels), np.uint8)
+        images = np.zeros((stop - start, self.image_size, self.image_size, self.channels), self.pixel_type)
         bad = []
         for slot, index in enumerate(self.indices(start, stop).tolist()):
             if index >= 0:
@@ -176,7 +177,9 @@ class BatchStream(Iterator[HostBatch]):
             raise StopIteration
         start = places.step_start(self._step)
         indices = places.indices(start, start + places.local_batch)
-        images = np.empty((places.local_batch, places.image_size, places.image_size, places.channels), np.uint8)
+        images = np.empty(
+            (places.local_batch, places.image_size, places.image_size, places.channels), places.pixel_type
+        )
         weights = (indices >= 0).astype(np.float32)
         if places.order is not None and (given := weights_of(places.source)) is not None:
             weights *= given[indices]
@@ -228,6 +231,7 @@ def train_batches(
     prefetch: int = 4,
     bad_images: BadImages | None = None,
     max_pixels: int = 50_000_000,
+    pixel_type: str = "uint8",
     start_step: int = 0,
     stop_step: int | None = None,
     process_index: int = 0,
@@ -252,6 +256,7 @@ def train_batches(
         image_size=image_size,
         channels=channels,
         max_pixels=max_pixels,
+        pixel_type=pixel_type,
         crop_pct=crop_pct,
         interpolation=interpolation,
         random_crop=(seed, scale, ratio) if crop == "random_resized" else None,
@@ -271,6 +276,7 @@ def eval_batches(
     prefetch: int = 4,
     bad_images: BadImages | None = None,
     max_pixels: int = 50_000_000,
+    pixel_type: str = "uint8",
     process_index: int = 0,
     process_count: int = 1,
 ) -> BatchStream:
@@ -289,6 +295,7 @@ def eval_batches(
         image_size=image_size,
         channels=channels,
         max_pixels=max_pixels,
+        pixel_type=pixel_type,
         crop_pct=crop_pct,
         interpolation=interpolation,
         random_crop=None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,28 @@ ROLES = {
 _DELIMITERS = (",", "\t", ";")
 
 
+@contextmanager
+def memory_given_back() -> Iterator[None]:
+    """Within, pyarrow returns what it needs no more to the system, which its own allocator does late."""
+    import pyarrow as pa
+
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
+        give_back()
+
+
+def give_back() -> None:
+    """Makes the C library, where it is GNU's, return the small pieces that reading a table leaves behind."""
+    import ctypes
+
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def read_table(kind: str, path: Path) -> Any:
     """The table in a file, but for encoded images in Parquet's (`Table` of pyarrow); UserError where there is none."""
     import pyarrow as pa
@@ -47,6 +70,7 @@ def read_table(kind: str, path: Path) -> Any:
         raise UserError(f"{where} has the column '{repeated[0]}' twice")
     if not table.num_rows:
         raise UserError(f"{where} has no rows")
+    give_back()
     return table
 
 
@@ -78,6 +102,24 @@ def choose_columns(
     if twice:
         raise UserError(f"data.columns: '{chosen[twice[0]]}' of {where} is both {' and '.join(twice)}")
     return chosen
+
+
+def group_values(table: Any, group: str, columns: Mapping[str, str], where: str) -> NDArray[Any]:
+    """The text of each row in the column of `data.group`: `object[rows]`.
+
+    Raises UserError where there is no such column, it plays another role, or a row has none.
+    """
+    if group not in table.column_names:
+        raise UserError(f"data.group: {where} has no column '{group}': {nearest(group, table.column_names)}")
+    if role := next((role for role, name in columns.items() if name == group and role != "image"), None):
+        raise UserError(f"data.group: '{group}' of {where} is the column of the {role}")
+    codes, values = coded(table.column(group))
+    if (codes < 0).any():
+        lacking = int((codes < 0).sum())
+        raise UserError(
+            f"data.group: {lacking:,} rows of {where} have no {group}, the first: {(codes < 0).argmax() + 1}"
+        )
+    return np.array([*map(str, values)], object)[codes]
 
 
 def coded(column: Any) -> tuple[NDArray[np.int64], NDArray[Any]]:
@@ -128,10 +170,16 @@ def _read_csv(path: Path) -> Any:
     parse = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     # As text: of 007 and NA the reader would make a number and nothing.
     convert = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-    table = arrow_csv.read_csv(path, parse_options=parse, convert_options=convert)
-    columns = [pc.utf8_trim_whitespace(column) for column in table.columns]
-    columns = [pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column) for column in columns]
-    return pa.table(columns, [name.strip() for name in table.column_names])
+    nothing = pa.scalar(None, pa.string())
+
+    def cleaned(column: Any) -> Any:
+        column = pc.utf8_trim_whitespace(column)
+        return pc.if_else(pc.equal(column, ""), nothing, column)
+
+    with arrow_csv.open_csv(path, parse_options=parse, convert_options=convert) as reader:
+        schema = pa.schema([(name.strip(), pa.string()) for name in reader.schema.names])
+        parts = [pa.record_batch([cleaned(column) for column in part.columns], schema) for part in reader]
+    return pa.Table.from_batches(parts, schema)
 
 
 def _read_jsonl(path: Path) -> Any:

@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from jaxtrain.config import ColumnsConfig
 from jaxtrain.data.base import PartSource
 from jaxtrain.data.folder import EXTENSIONS, hidden
+from jaxtrain.data.packed import Packed
 from jaxtrain.data.scan import Headers, collect, header_of_image, parallel
 from jaxtrain.data.splits import SPLIT_NAMES
 from jaxtrain.data.table import ROLES
@@ -30,28 +30,6 @@ _LABELS = ("cls", "label", "class")
 """Members that hold a label and nothing else."""
 _LONGEST_TEXT = 1_000_000
 NO_LABEL = ""
-
-
-@dataclass(frozen=True)
-class Packed(Sequence[str]):
-    """Many strings in one buffer."""
-
-    text: NDArray[np.uint8]
-    ends: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, names: Sequence[str]) -> Packed:
-        """The same strings."""
-        encoded = [name.encode(errors="surrogateescape") for name in names]
-        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: Any) -> Any:
-        start = self.ends[index - 1] if index else 0
-        return self.text[start : self.ends[index]].tobytes().decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -134,7 +112,7 @@ def _read(files: Sequence[str], columns: ColumnsConfig, where: str, key: str) ->
     texts = [PurePosixPath(image.name).parent.name if folders else image.label or NO_LABEL for _, image in found]
     values, labels = np.unique(np.array(texts), return_inverse=True)
     places = np.array([(number, image.start, image.length) for number, image in found], np.int64)
-    names = Packed.of([f"{files[number]}/{image.name}" for number, image in found])
+    names = Packed.of(f"{files[number]}/{image.name}" for number, image in found)
     source = PartSource(tuple(files), places, np.zeros(len(places), np.int32), names)
     headers = collect(parallel(lambda i: header_of_image(source.read(i)), len(places), workers=8))
     bad = np.array([[index, reason] for index, reason in headers.bad.items()], np.str_).reshape(-1, 2)

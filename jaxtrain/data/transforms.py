@@ -67,6 +67,12 @@ def _bicubic(image: Images, height: int, width: int) -> Images:
 
     if image.shape[:2] == (height, width):
         return image
+    if image.dtype == np.uint16 or image.shape[2] not in (1, 3):
+        kind = np.float32 if image.dtype == np.uint16 else np.uint8  # of 16 bits Pillow resizes no others
+        layers = [Image.fromarray(layer.astype(kind)) for layer in np.moveaxis(image, -1, 0)]
+        tall = [np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC)) for layer in layers]
+        whole: Images = np.rint(np.stack(tall, axis=-1).clip(0, np.iinfo(image.dtype).max)).astype(image.dtype)
+        return whole
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     resized = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
     return resized.reshape(height, width, image.shape[2])

@@ -15,6 +15,7 @@ from jaxtrain.data.base import Labels
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.costs import Costs
 from jaxtrain.evaluation.evaluate import Measured, measure
+from jaxtrain.evaluation.folds import OverFolds, over_folds
 from jaxtrain.evaluation.metrics import Floats, Outcomes
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.significance import (
@@ -58,6 +59,8 @@ class Candidate:
     """What runs share that differ in nothing but their seed; None: it stands alone."""
     curves: Sequence[Mapping[str, Any]] = ()
     """Records of `metrics.jsonl`."""
+    folds: Sequence[Predictions] = ()
+    """In cross-validation the predictions on each fold, of which `predictions` are made up."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Entry:
     measured: Measured
     predicted: NDArray[Any]
     """`int64[images]`: the predicted classes; of several labels, `bool[images, classes]`."""
+    over_folds: Mapping[str, OverFolds] = field(default_factory=dict)
+    """By metric, in cross-validation."""
 
     @property
     def name(self) -> str:
@@ -208,7 +213,7 @@ def compare(
         aligned_one = replace(candidate, predictions=predictions)
         found = measured.resampled.found
         assert found is not None
-        entries.append(Entry(aligned_one, measured, found.predicted))
+        entries.append(Entry(aligned_one, measured, found.predicted, over_folds(candidate.folds)))
     entries.sort(key=lambda entry: (-entry.score, entry.measured.metrics["loss"], entry.name))
     pairs = _pairs([(entry.name, entry.measured.resampled) for entry in entries], margin)
     recipes, recipe_pairs = _recipes(entries, margin)

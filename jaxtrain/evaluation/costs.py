@@ -85,7 +85,7 @@ def measure_costs(classifier: Costed, source: ImageSource | None = None) -> Cost
     rng = np.random.default_rng(0)
     costs: Costs = {}
     for batch in BATCHES:
-        images = rng.integers(0, 256, (batch, size, size, channels), dtype=np.uint8)
+        images = rng.integers(0, 256, (batch, size, size, channels)).astype(data.pixel_type)
         compiled = network.lower(weights, images).compile()
 
         def call(compiled: Any = compiled, images: NDArray[np.uint8] = images) -> None:

@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, StrictStr
 
 from jaxtrain.config import FREE_ON_RESUME, Config, DataConfig
 from jaxtrain.config_io import load_config
+from jaxtrain.data.base import Labels
+from jaxtrain.data.digest import digest_of_test_set
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import DamagedError, JaxtrainError, RunError, UserError
 from jaxtrain.evaluation.evaluate import OpenTestSet, open_test_set, order_of_classes
+from jaxtrain.evaluation.folds import digest_of_all, open_all_folds
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.readers import read_json, reading
 from jaxtrain.saved_model import SavedModel
@@ -32,11 +36,13 @@ class Run:
     path: Path
     config: Config
     summary: Mapping[str, Any]
+    parts: tuple[Run, ...] = ()
+    """In cross-validation the runs of all folds, in their order, which are one entry; the rest is the first one's."""
 
     @property
     def name(self) -> str:
         """Technique and folder."""
-        return f"{self.config.technique}/{self.path.name}"
+        return f"{self.config.technique}/{self.path.name.removesuffix('-f0') if self.parts else self.path.name}"
 
     @property
     def digest(self) -> str:
@@ -46,12 +52,12 @@ class Run:
     @property
     def recipe(self) -> str:
         """What runs share that differ in nothing but their seed."""
-        return self._digest_without("seed")
+        return self._digest_without("seed", "data.fold")
 
     @property
     def program(self) -> str:
         """What runs share that predict with the same computation."""
-        return self._digest_without("seed", "train", "optimizer", "schedule", "augment")
+        return self._digest_without("seed", "data.fold", "train", "optimizer", "schedule", "augment")
 
     def _digest_without(self, *options: str) -> str:
         free = [path for path in FREE_ON_RESUME if path.partition(".")[0] not in options]
@@ -98,6 +104,39 @@ def read_run(path: Path) -> Run:
     return Run(path, load_config(path / "config.yaml"), summary)
 
 
+def joined_folds(named: Sequence[tuple[str, Run]]) -> list[tuple[str, Run]]:
+    """Runs by name, those of all folds of one cross-validation as one, under the name of the first.
+
+    A sweep calls their folders NAME-f0, NAME-f1 and so on; their configs differ in what was measured of the training
+    images. Where folds are missing, their runs stay what each is: a run with a test set of its own.
+    """
+    groups: dict[object, list[tuple[str, Run]]] = {}
+    for name, run in named:
+        data, (path, end) = run.config.data, (run.path.absolute(), f"-f{run.config.data.fold}")
+        of_all = (
+            path.with_name(path.name.removesuffix(end)),
+            run.config.technique,
+            data.name,
+            data.split_seed,
+            data.group,
+        )
+        groups.setdefault(of_all if path.name.endswith(end) else path, []).append((name, run))
+    found = []
+    for group in groups.values():
+        group.sort(key=lambda pair: pair[1].config.data.fold or 0)
+        name, first = group[0]
+        if [run.config.data.fold for _, run in group] != [*range(first.config.data.folds or 0)]:
+            found += group
+            continue
+        parts = tuple(run for _, run in group)
+        summary = {**first.summary, "params_sha256": digest_of_all([run.digest for run in parts])}
+        for key in ("wall_seconds", "images_seen"):
+            if all(key in run.summary for run in parts):
+                summary[key] = sum(run.summary[key] for run in parts) / len(parts)
+        found.append((name, Run(first.path, first.config, summary, parts)))
+    return found
+
+
 class TestSets:
     """The test sets of runs, each opened once: another one for all of them, or their own."""
 
@@ -109,9 +148,9 @@ class TestSets:
     def open(self, run: Run) -> OpenTestSet:
         """The test set of a run with its images. Raises UserError where it has none, or they are gone."""
         data = self._data or run.config.data
-        key = data.model_dump_json()
+        key = f"{len(run.parts)} {data.model_dump_json()}"
         if key not in self._opened:
-            test = open_test_set(load_dataset(data))
+            test = open_all_folds(data) if run.parts else open_test_set(load_dataset(data))
             if test is None:
                 raise UserError(f"{data.name} has no test images")
             self._opened[key] = test
@@ -128,6 +167,9 @@ class TestSets:
 
     def digest(self, run: Run) -> str:
         """Of the test set on which a run can be measured. Raises UserError where it cannot, before it computes."""
+        if run.parts:
+            ids, labels, names = zip(*map(self._tested, run.parts), strict=True)
+            return digest_of_test_set([name for part in ids for name in part], np.concatenate(labels), names[0])
         _, kept = self.kept(run)
         if kept is not None:
             return kept.test_digest
@@ -142,6 +184,15 @@ class TestSets:
             except UserError as error:
                 raise UserError(f"{run.name}: {error}") from None
         return test.digest
+
+    def _tested(self, run: Run) -> tuple[Sequence[str], Labels, Sequence[str]]:
+        """Ids, labels and class names of the test images of a run."""
+        _, kept = self.kept(run)
+        if kept is not None:
+            return kept.ids, kept.labels, kept.class_names
+        self.digest(run)  # which raises where the run cannot be measured
+        test = self.open(run)
+        return test.ids, test.images.labels, test.dataset.class_names
 
     def images(self, run: Run) -> OpenTestSet | None:
         """The test set of a run for its pictures; None, with a warning, where it is gone or another one by now."""
@@ -174,13 +225,23 @@ def by_test_set(
     Nothing is computed. `damaged` gets the reasons of those whose files are. Raises UserError where none is left.
     """
     groups: dict[str, list[Path]] = {}
-    sets = TestSets(data)
-    for path in paths:
+    sets, reasons = TestSets(data), {} if damaged is None else damaged
+    read: list[tuple[str, Run]] = []
+
+    @contextlib.contextmanager
+    def skipping(name: str) -> Iterator[None]:
         try:
-            with leaving_out(str(path), {} if damaged is None else damaged):
-                groups.setdefault(sets.digest(read_run(path)), []).append(path)
+            with leaving_out(name, reasons):
+                yield
         except UserError as error:
-            _log.warning("%s is left out: %s", path, error)
+            _log.warning("%s is left out: %s", name, error)
+
+    for path in paths:
+        with skipping(str(path)):
+            read.append((str(path), read_run(path)))
+    for name, run in read if data is not None else joined_folds(read):
+        with skipping(name):
+            groups.setdefault(sets.digest(run), []).extend(part.path for part in run.parts or (run,))
     if not groups:
         raise UserError("no finished run has a test set that it can be measured on: give --data.name, or other runs")
     return sorted(groups.values(), key=len, reverse=True)

@@ -8,7 +8,7 @@ import io
 import numpy as np
 
 from jaxtrain.data.base import ImageSource
-from jaxtrain.data.decode import BadImageError, read_image
+from jaxtrain.data.decode import BadImageError, read_picture
 
 SIDE = 112
 """Longest side of a thumbnail in pixels; smaller images stay as they are."""
@@ -28,7 +28,7 @@ def thumbnail(source: ImageSource, index: int, max_pixels: int = 50_000_000) -> 
     from PIL import Image
 
     try:
-        pixels = read_image(source, index, channels=3, max_pixels=max_pixels)
+        pixels = read_picture(source, index, channels=3, max_pixels=max_pixels)
     except BadImageError:
         return None
     picture = Image.fromarray(np.ascontiguousarray(pixels))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.base import Images, ImageSource
-from jaxtrain.data.decode import BadImageError, read_image
+from jaxtrain.data.decode import BadImageError, read_picture
 from jaxtrain.data.scan import parallel
 from jaxtrain.data.transforms import resize
 
@@ -82,7 +82,7 @@ def _thumbnails(source: ImageSource, max_pixels: int, workers: int) -> tuple[NDA
 
     def one(index: int) -> Images | None:
         try:
-            return resize(read_image(source, index, channels=1, max_pixels=max_pixels), SIDE, SIDE)[..., 0]
+            return resize(read_picture(source, index, channels=1, max_pixels=max_pixels), SIDE, SIDE)[..., 0]
         except BadImageError:
             return None
 

@@ -120,6 +120,7 @@ def _context(report: Content) -> dict[str, Any]:
         "advice": report.advice[:MAX_ROWS],
         "leaderboard": _leaderboard(comparison),
         "recipes": _recipes(comparison),
+        "folds": _folds(comparison),
         "costs": _costs(comparison.entries),
         "matrix": _matrix(comparison),
         "pairs": _pairs(comparison.pairs[:MAX_ROWS], report.verdicts),
@@ -191,6 +192,21 @@ def _recipes(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
             row.append(Cell(f"{value(name, mean)}{spread}", _range(name, interval)))
         rows.append(row)
     return ["recipe", *(METRICS[name] for name in names)], rows
+
+
+def _folds(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
+    """Of the models that were cross-validated."""
+    entries = [entry for entry in comparison.entries if entry.over_folds]
+    names = [name for name in _METRICS if any(name in entry.over_folds for entry in entries)]
+    rows = []
+    for entry in entries[:MAX_ROWS]:
+        row = [Cell(entry.name, f"{len(entry.candidate.folds)} folds", "name")]
+        for name in names:
+            over = entry.over_folds.get(name)
+            text = "" if over is None else f"{value(name, over.mean)} ± {value(name, over.deviation)}"
+            row.append(Cell(text, _range(name, over.interval if over else None)))
+        rows.append(row)
+    return ["model", *(METRICS[name] for name in names)], rows
 
 
 def _costs(entries: Sequence[Entry]) -> tuple[list[str], list[list[Cell]]]:

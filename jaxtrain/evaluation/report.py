@@ -154,6 +154,7 @@ def _details(entry: Entry) -> dict[str, Any]:
         "params_sha256": entry.candidate.predictions.params_sha256,
         "per_class": entry.measured.per_class,
         "confusion": [] if entry.measured.confusion is None else entry.measured.confusion.tolist(),
+        "over_folds": {name: over._asdict() for name, over in entry.over_folds.items()},
     }
 
 

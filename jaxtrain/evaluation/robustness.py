@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.data.base import ArraySource, Images, ImageSource
-from jaxtrain.data.decode import read_image
+from jaxtrain.data.decode import read_picture
 from jaxtrain.data.splits import stratified_subset
 from jaxtrain.data.transforms import center_crop_resize
 from jaxtrain.evaluation.evaluate import Predictor, thresholds_of
@@ -250,7 +250,7 @@ def _as_array(images: ImageSource, side: int) -> ArraySource:
         images = images.select(stratified_subset(images.labels, MAX_IMAGES, 0))
     if isinstance(images, ArraySource):
         return ArraySource(np.asarray(images.images), images.labels)
-    read = [read_image(images, index, channels=3, max_pixels=50_000_000) for index in range(len(images))]
+    read = [read_picture(images, index, channels=3, max_pixels=50_000_000) for index in range(len(images))]
     return ArraySource(np.stack([center_crop_resize(image, side) for image in read]), images.labels)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from jaxtrain.config import DataConfig, TrackingConfig, chosen
 from jaxtrain.errors import DamagedError, JaxtrainError, UserError
-from jaxtrain.evaluation.comparison import Candidate, Comparison
+from jaxtrain.evaluation.comparison import Candidate, Comparison, Entry
 from jaxtrain.evaluation.costs import Costed, Costs, costs_of_training, folder_megabytes, kept_costs, measure_costs
 from jaxtrain.evaluation.evaluate import (
     LOOKS_FILE,
@@ -23,7 +23,8 @@ from jaxtrain.evaluation.evaluate import (
     track_evaluation,
     write_evaluation,
 )
-from jaxtrain.evaluation.finished import Run, TestSets, leaving_out, read_run
+from jaxtrain.evaluation.finished import Run, TestSets, joined_folds, leaving_out, read_run
+from jaxtrain.evaluation.folds import in_other_folds, out_of_fold
 from jaxtrain.evaluation.looks import count_look
 from jaxtrain.evaluation.near_duplicates import NearDuplicate, near_duplicates
 from jaxtrain.evaluation.predictions import Predictions
@@ -85,10 +86,13 @@ def gather(
     (default: technique and folder); `costs_again` measures costs that are kept anew; `say` is told what takes a while.
     """
     sets, gathered = TestSets(data), Gathered([], [], [], [], None)
+    read: list[tuple[str, Run]] = []
     sound: list[tuple[str, Run, str]] = []
     for name, path in zip(names or map(str, paths), paths, strict=True):
         with leaving_out(name, gathered.left_out):
-            run = read_run(path)
+            read.append((name, read_run(path)))
+    for name, run in read if data is not None else joined_folds(read):
+        with leaving_out(name, gathered.left_out):
             sound.append((name, run, sets.digest(run)))
     if not names:
         unique = _unique_names([run for _, run, _ in sound])
@@ -96,31 +100,38 @@ def gather(
     for name, run, digest in sound:
         if digest != sound[0][2]:
             one, two = f"{name} ({run.config.data.name}, {digest[:8]})", f"{sound[0][0]} ({sound[0][2][:8]})"
-            raise UserError(f"{one} has another test set than {two}: give --data.name to measure all on one")
+            advice, folds = "give --data.name to measure all on one", run.config.data.folds
+            if folds is not None and not run.parts:
+                advice = f"of data.folds give the runs of all {folds}, which are one entry"
+            raise UserError(f"{one} has another test set than {two}: {advice}")
     measured: dict[str, Costs] = {}
     for name, run, _ in sound:
         with leaving_out(name, gathered.left_out):
             gathered.test = gathered.test or sets.images(run)
-            folder, predictions, fresh = _predictions(run, load, sets, say)
+            folder, predictions, fresh, parts = _all_predictions(run, load, sets, say)
             found: Costs = {}
             if costs:
                 say(f"costs of {name}")
                 found = _costs(run, load, gathered.test, measured, again=costs_again)
-            curves, seed = _records(run.path / "metrics.jsonl"), run.config.seed
+            curves, seed = [] if parts else _records(run.path / "metrics.jsonl"), run.config.seed
             gathered.runs.append(run)
-            gathered.candidates.append(Candidate(name, predictions, found, run.path, seed, run.recipe, curves))
+            gathered.candidates.append(Candidate(name, predictions, found, run.path, seed, run.recipe, curves, parts))
             gathered.folders.append(folder)
             gathered.fresh.append(fresh)
             gathered.looks = count_look(looks_file, predictions.test_digest, run.digest, predictions.dataset)
     if not gathered.runs:
         raise DamagedError("nothing to compare: every run was left out")
-    if gathered.test is not None:
+    if every_fold := gathered.candidates[0].folds:
+        gathered.duplicates = {"training": in_other_folds(every_fold)}
+    elif gathered.test is not None:
         gathered.duplicates = find_duplicates(gathered.test)
     return gathered
 
 
 def load_each(gathered: Gathered, models: Mapping[str, Any], load: Load) -> dict[str, Any]:
     """The candidates themselves, for `make_report`: `models` has them by name, or where they are."""
+    if any(candidate.folds for candidate in gathered.candidates):
+        raise UserError("robustness is that of one model on images that it was not trained on: not of folds together")
     found = {}
     for name in (candidate.name for candidate in gathered.candidates):
         with leaving_out(f"{name}, under corruptions,", gathered.left_out):
@@ -152,7 +163,8 @@ def _begin_tracking(
     fresh: bool,
     candidate: Candidate,
 ) -> Tracker | None:
-    measured, predictions = comparison.entry(candidate.name).measured, candidate.predictions
+    entry, predictions = comparison.entry(candidate.name), candidate.predictions
+    measured = entry.measured
     with optional(f"the evaluation of {candidate.name} in MLflow"):
         if fresh:
             files = write_evaluation(predictions, measured, gathered.duplicates, gathered.looks, folder)
@@ -164,9 +176,9 @@ def _begin_tracking(
             root=run.path,
             folder=folder,
             run_name=candidate.name.replace("/", "-"),
-            source_run_id=run.summary.get("mlflow_run_id"),
-            model_id=stored_model(run.path),
-            metrics={f"cost/{name}": value for name, value in candidate.costs.items()},
+            source_run_id=None if run.parts else run.summary.get("mlflow_run_id"),
+            model_id=None if run.parts else stored_model(run.path),
+            metrics={f"cost/{name}": value for name, value in candidate.costs.items()} | _over_folds(entry),
         )
     return None
 
@@ -274,6 +286,25 @@ def report_folder(dataset: str) -> Path:
             continue
         return folder
     raise AssertionError
+
+
+def _over_folds(entry: Entry) -> dict[str, float]:
+    """For MLflow."""
+    found: dict[str, float] = {}
+    for name, over in entry.over_folds.items():
+        found |= {f"folds/{name}": over.mean, f"folds/{name}_low": over.interval.low}
+        found |= {f"folds/{name}_high": over.interval.high, f"folds/{name}_std": over.deviation}
+    return found
+
+
+def _all_predictions(
+    run: Run, load: Load, sets: TestSets, say: Callable[[str], None]
+) -> tuple[Path, Predictions, bool, tuple[Predictions, ...]]:
+    """As `_predictions`; of all folds, each on its own, joined. Last come those of each fold, where there are any."""
+    if not run.parts:
+        return *_predictions(run, load, sets, say), ()
+    parts = tuple(_predictions(part, load, sets, say)[1] for part in run.parts)
+    return run.path / "benchmark" / "out-of-fold", out_of_fold(parts, run.config.data.name), True, parts
 
 
 def _predictions(run: Run, load: Load, sets: TestSets, say: Callable[[str], None]) -> tuple[Path, Predictions, bool]:

@@ -58,6 +58,11 @@ _RANGES = {"mcc": (-1.0, 1.0), "loss": (0.0, np.inf), "brier": (0.0, 2.0), "cove
 """Of the metrics that are no share of 1."""
 
 
+def has_interval(name: str) -> bool:
+    """Whether one can say how sure a metric is."""
+    return name in _METHODS
+
+
 def bounded(interval: Interval, value: float, name: str) -> Interval:
     """An interval of a metric, widened to hold `value`, cut at the ends of the range."""
     lowest, highest = _RANGES.get(name, (0.0, 1.0))

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_TOP = {"norm", "last", "head"}
+_TOP = {"norm", "last", "head", "attn_pool"}
 """What comes after the blocks in any family."""
 
 

@@ -63,19 +63,25 @@ def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Arra
 _product.defvjp(_product_forward, _product_backward)
 
 
-def split_linear(x: Array, kernel: Array, bias: Array, parts: int) -> list[Array]:
+def split_linear(x: Array, kernel: Array, bias: Array | None, parts: int) -> list[Array]:
     """`linear` and then `jnp.split` of the last axis: on TPU a product for each part, so that nothing is cut apart."""
     if not _on("tpu"):
         return jnp.split(linear(x, kernel, bias), parts, axis=-1)
-    return [linear(x, *part) for part in zip(jnp.split(kernel, parts, -1), jnp.split(bias, parts), strict=True)]
+    biases = [None] * parts if bias is None else jnp.split(bias, parts)
+    return [linear(x, *part) for part in zip(jnp.split(kernel, parts, -1), biases, strict=True)]
 
 
-def attention(q: Array, k: Array, v: Array, heads: int) -> Array:
-    """Multi-head attention of `[batch, tokens, width]` -> the same shape; logits and softmax in float32."""
+def attention(q: Array, k: Array, v: Array, heads: int, bias: Array | None = None) -> Array:
+    """Multi-head attention of `[batch, tokens, width]` -> the same shape; logits and softmax in float32.
+
+    bias: added to the logits, `float32[groups, heads, tokens, tokens]` for the rows of the batch in turn.
+    """
     batch, _, width = q.shape
     depth = width // heads
     q, k, v = (_hold(x.reshape(batch, -1, heads, depth).transpose(0, 2, 1, 3)) for x in (q * depth**-0.5, k, v))
     logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = (logits.reshape(-1, *bias.shape) + bias).reshape(logits.shape)
     shares = _hold(jax.nn.softmax(logits, axis=-1).astype(v.dtype))
     y = _hold(jnp.einsum("bhqk,bhkd->bhqd", shares, v))
     return y.transpose(0, 2, 1, 3).reshape(batch, -1, width)

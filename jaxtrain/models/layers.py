@@ -7,12 +7,14 @@ variables.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, lax
 from jax.typing import DTypeLike
@@ -131,10 +133,10 @@ class BatchNorm(Module):
 
 
 class LayerNorm(nnx.LayerNorm):  # type: ignore[misc]
-    """Layer norm over the last axis, float32 inside, epsilon as timm's (Ba et al. 2016, arXiv 1607.06450)."""
+    """Layer norm over the last axis, float32 inside (Ba et al. 2016, arXiv 1607.06450)."""
 
-    def __init__(self, channels: int, build: Build) -> None:
-        super().__init__(channels, epsilon=1e-6, dtype=build.dtype, rngs=build.rngs)
+    def __init__(self, channels: int, build: Build, epsilon: float = 1e-6) -> None:
+        super().__init__(channels, epsilon=epsilon, dtype=build.dtype, rngs=build.rngs)
 
     def __call__(self, x: Array) -> Array:
         """`[..., channels]` -> `dtype[..., channels]`."""
@@ -144,8 +146,18 @@ class LayerNorm(nnx.LayerNorm):  # type: ignore[misc]
 class Linear(nnx.Linear):  # type: ignore[misc]
     """Linear layer, kernel `[channels_in, channels_out]`, bias 0 at first."""
 
-    def __init__(self, channels_in: int, channels_out: int, build: Build, *, kernel_init: nnx.Initializer) -> None:
-        super().__init__(channels_in, channels_out, kernel_init=kernel_init, dtype=build.dtype, rngs=build.rngs)
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        build: Build,
+        *,
+        kernel_init: nnx.Initializer,
+        use_bias: bool = True,
+    ) -> None:
+        super().__init__(
+            channels_in, channels_out, kernel_init=kernel_init, use_bias=use_bias, dtype=build.dtype, rngs=build.rngs
+        )
 
     def __call__(self, x: Array) -> Array:
         """`[..., channels_in]` -> `dtype[..., channels_out]`."""
@@ -155,8 +167,9 @@ class Linear(nnx.Linear):  # type: ignore[misc]
         """What the layer gives, its last axis split into equal parts."""
         return forms.split_linear(*self._cast(x), parts)
 
-    def _cast(self, x: Array) -> tuple[Array, Array, Array]:
-        return x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+    def _cast(self, x: Array) -> tuple[Array, Array, Array | None]:
+        bias = None if self.bias is None else self.bias[...].astype(self.dtype)
+        return x.astype(self.dtype), self.kernel[...].astype(self.dtype), bias
 
 
 class LayerScale(Module):
@@ -168,6 +181,90 @@ class LayerScale(Module):
     def __call__(self, x: Array) -> Array:
         """`[..., channels]` -> the same shape and dtype."""
         return x * self.scale[...].astype(x.dtype)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": forms.gelu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "hard_swish": jax.nn.hard_swish,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+"""By the names that variants give."""
+
+
+class Mlp(Module):
+    """Linear, activation, linear."""
+
+    def __init__(self, width: int, hidden: int, build: Build, act: str = "gelu") -> None:
+        self.fc1 = Linear(width, hidden, build, kernel_init=normal_002)
+        self.fc2 = Linear(hidden, width, build, kernel_init=normal_002)
+        self.act = act
+
+    def __call__(self, x: Array) -> Array:
+        """`[..., width]` -> `[..., width]`."""
+        return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
+
+
+class ConvNorm(Module):
+    """Convolution without bias, then batch norm; arguments as theirs."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        build: Build,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        padding: Padding = "torch",
+        epsilon: float = 1e-5,
+        zero_scale: bool = False,
+    ) -> None:
+        init = fan_out_normal(groups)
+        self.conv = Conv(
+            channels_in, channels_out, kernel, build, kernel_init=init, stride=stride, groups=groups, padding=padding
+        )
+        self.bn = BatchNorm(channels_out, build, epsilon=epsilon, zero_scale=zero_scale)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
+        return self.bn(self.conv(x), train)
+
+
+class SqueezeExcite(Module):
+    """Each channel is weighed by what all channels' means say (Hu et al. 2017, arXiv 1709.01507)."""
+
+    def __init__(self, channels: int, inside: int, build: Build, act: str = "relu", gate: str = "sigmoid") -> None:
+        self.act, self.gate, self.dtype = act, gate, build.dtype
+        self.reduce = Conv(channels, inside, 1, build, kernel_init=fan_out_normal(), bias_init=zeros)
+        self.expand = Conv(inside, channels, 1, build, kernel_init=fan_out_normal(), bias_init=zeros)
+
+    def __call__(self, x: Array) -> Array:
+        """`[batch, height, width, channels]` -> the same shape."""
+        mean = x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(self.dtype)
+        return x * ACTIVATIONS[self.gate](self.expand(ACTIVATIONS[self.act](self.reduce(mean))))
+
+
+def average_pool(x: Array, cut: bool = False) -> Array:
+    """Mean over 2x2: `[batch, height, width, channels]` -> half the sides.
+
+    Of odd sides the last places are averaged alone, or with `cut` left out.
+    """
+    batch, height, width, channels = x.shape
+    if cut:
+        x = x[:, : height // 2 * 2, : width // 2 * 2]
+        height, width = x.shape[1:3]
+    rows, columns = -(-height // 2), -(-width // 2)
+    padded = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0))).astype(jnp.float32)
+    sums = padded.reshape(batch, rows, 2, columns, 2, channels).sum((2, 4))
+    counts = [np.minimum(2, side - 2 * np.arange(-(-side // 2))) for side in (height, width)]
+    return (sums / np.outer(*counts)[:, :, None].astype(np.float32)).astype(x.dtype)
 
 
 # --- Randomness
@@ -240,8 +337,18 @@ def _rematerialised(block: Any, x: Array, train: bool, key: Key) -> Array:
 # --- Initialisers
 
 zeros = nnx.initializers.zeros_init()
-normal_002 = nnx.initializers.normal(0.02)
-"""Normal with deviation 0.02. timm's `trunc_normal_` cuts at +-2, a hundred deviations: nothing."""
+
+
+def normal(deviation: float) -> nnx.Initializer:
+    """Normal around 0. timm's `trunc_normal_` with a deviation of 0.02 cuts at +-2, a hundred deviations: nothing."""
+
+    def init(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
+        return jax.random.normal(key, shape, dtype) * deviation
+
+    return init
+
+
+normal_002 = normal(0.02)
 
 
 def fan_out_normal(groups: int = 1) -> nnx.Initializer:

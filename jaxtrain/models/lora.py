@@ -37,10 +37,10 @@ class LoraLinear(Module):
 
     def __call__(self, x: Array) -> Array:
         """`[..., features_in]` -> `dtype[..., features_out]`."""
-        x, kernel, bias, a, b = (
-            array.astype(self.dtype)
-            for array in (x, self.kernel[...], self.bias[...], self.lora_a[...], self.lora_b[...])
+        x, kernel, a, b = (
+            array.astype(self.dtype) for array in (x, self.kernel[...], self.lora_a[...], self.lora_b[...])
         )
+        bias = None if self.bias is None else self.bias[...].astype(self.dtype)
         return forms.linear(x, kernel, bias) + forms.linear(forms.linear(x, a), b) * self.scale
 
     def split(self, x: Array, parts: int) -> list[Array]:
@@ -54,7 +54,7 @@ def lora_targets(model: nnx.Module) -> list[tuple[Any, str]]:
     found = [(module, name) for module in modules for name in TARGETS
              if isinstance(getattr(module, name, None), nnx.Linear)]  # fmt: skip
     if not found:
-        raise UserError("finetune.strategy: lora is for models with attention or MLP blocks: vit, deit, convnext")
+        raise UserError("finetune.strategy: lora is for models with attention or MLP blocks: ViTs, Swin, ConvNeXt")
     return found
 
 

@@ -1,11 +1,16 @@
-"""Every model by name: one row each. Reading the table imports neither JAX nor Flax; building a model does.
+"""Every model by name. Reading the table imports neither JAX nor Flax; building a model does.
+
+What makes a model stands in `variants.py`, what is known about it in `catalogue.csv`.
 
 Names, sizes and preprocessing of models that timm has are timm's, those of its default weights for the name.
 """
 
 from __future__ import annotations
 
+import csv
+import functools
 import importlib
+import importlib.resources
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -17,6 +22,7 @@ import numpy as np
 from jaxtrain.config import ModelConfig, chosen
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.models.build import Build
+from jaxtrain.models.variants import VARIANTS
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike, DTypeLike
@@ -25,7 +31,6 @@ if TYPE_CHECKING:
 
 
 HALF = (0.5, 0.5, 0.5)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -67,143 +72,57 @@ EVERYWHERE = frozenset({"drop_rate", "remat"})
 FAMILIES = {
     "mlp": Family("simple", "MLP"),
     "cnn": Family("simple", "CNN"),
+    "eva": Family("eva", "Eva", frozenset({"drop_path_rate"})),
+    "swin": Family("swin", "Swin", frozenset({"drop_path_rate"})),
+    "regnet": Family("regnet", "RegNet", frozenset({"drop_path_rate"})),
     "resnet": Family("resnet", "ResNet", frozenset({"drop_path_rate", "stem"})),
     "wide_resnet": Family("resnet", "WideResNet", frozenset({"drop_path_rate"})),
     "vit": Family("vit", "VisionTransformer", frozenset({"drop_path_rate", "patch_size", "pool", "registers"})),
     "convnext": Family("convnext", "ConvNeXt", frozenset({"drop_path_rate"})),
-    "efficientnet_lite": Family("efficientnet_lite", "EfficientNetLite", frozenset({"drop_path_rate"})),
+    "efficientnet": Family("efficientnet", "EfficientNet", frozenset({"drop_path_rate"})),
 }
 
-_MODELS: dict[str, ModelSpec] = {}
+
+@functools.cache
+def catalogue() -> Mapping[str, Mapping[str, str]]:
+    """The rows of `catalogue.csv` by name: what is known about each model beside its architecture, as text.
+
+    parameters and embedding are those of the model with 1,000 classes; weights lists timm's, TAG=LICENCE each.
+    """
+    text = (importlib.resources.files("jaxtrain.models") / "catalogue.csv").read_text(encoding="utf-8")
+    return {row["name"]: row for row in csv.DictReader(text.splitlines())}
 
 
-def _add(name: str, family: str, image_size: int, kwargs: dict[str, Any], **more: Any) -> None:
-    _MODELS[name] = ModelSpec(name, family, MappingProxyType(kwargs), image_size, **more)
+def sources(name: str) -> dict[str, str]:
+    """Where published weights of a model are, as `model.weights` takes them, and under which licence."""
+    tags = [tag.partition("=") for tag in catalogue()[name]["weights"].split()]
+    return {tag if ":" in tag else f"hf:timm/{name}.{tag}": licence for tag, _, licence in tags}
 
 
-def _add_imagenet(name: str, family: str, image_size: int, kwargs: dict[str, Any], **more: Any) -> None:
-    """A model that timm has under the same name, and that takes ImageNet's mean and deviation unless told."""
-    _add(
+def _spec(name: str, row: Mapping[str, str]) -> ModelSpec:
+    family, kwargs = VARIANTS[name]
+    mean, std = (tuple(map(float, row[column].split())) for column in ("mean", "std"))
+    return ModelSpec(
         name,
         family,
-        image_size,
-        kwargs,
-        **{"timm_name": name, "mean": IMAGENET_MEAN, "std": IMAGENET_STD} | more,
+        MappingProxyType(kwargs),
+        int(row["image_size"]),
+        timm_name=name if row["timm"] else None,
+        mean=mean,
+        std=std,
+        crop_pct=float(row["crop_pct"]),
+        interpolation=row["interpolation"],
     )
 
 
-# --- Small networks
-
-_add("linear", "mlp", 28, {"hidden": ()})
-_add("mlp_tiny", "mlp", 28, {"hidden": (64,)})
-_add("mlp_small", "mlp", 28, {"hidden": (512, 256)})
-_add("cnn_tiny", "cnn", 28, {"stages": ((8,), (16,))})
-_add("cnn_small", "cnn", 28, {"stages": ((16,), (32,), (64,), (128,)), "drop_rate": 0.3})
-_add("cnn_medium", "cnn", 28, {"stages": ((16,), (48,), (96,), (192,))})
-
-# --- Residual networks
-
-for _name, _depths, _bottleneck, _crop in [
-    ("resnet18", (2, 2, 2, 2), False, 0.95),
-    ("resnet34", (3, 4, 6, 3), False, 0.95),
-    ("resnet50", (3, 4, 6, 3), True, 0.95),
-    ("resnet101", (3, 4, 23, 3), True, 0.95),
-    ("resnet152", (3, 8, 36, 3), True, 0.95),
-]:
-    _kwargs: dict[str, Any] = {"depths": _depths, "bottleneck": _bottleneck}
-    _add_imagenet(_name, "resnet", 224, _kwargs, crop_pct=_crop)
-_kwargs = {"depths": (3, 4, 6, 3), "bottleneck": True, "widen": 2}
-_add_imagenet("wide_resnet50_2", "resnet", 224, _kwargs, crop_pct=0.875)
-_add("resnet18_cifar", "resnet", 32, {"depths": (2, 2, 2, 2), "bottleneck": False, "stem": "cifar"})
-_kwargs = {"depths": (1, 1), "widths": (8, 16), "bottleneck": True, "stem": "cifar"}
-_add("resnet_tiny", "resnet", 32, _kwargs)
-_add("wide_resnet16_4", "wide_resnet", 32, {"depth": 16, "widen": 4})
-_add("wide_resnet28_10", "wide_resnet", 32, {"depth": 28, "widen": 10})
-_add("wide_resnet_tiny", "wide_resnet", 32, {"depth": 10, "widen": 1})
-
-# --- Vision transformers
-
-_VIT: dict[str, dict[str, Any]] = {
-    "tiny": {"width": 192, "depth": 12, "heads": 3},
-    "small": {"width": 384, "depth": 12, "heads": 6},
-    "medium": {"width": 512, "depth": 12, "heads": 8},
-    "base": {"width": 768, "depth": 12, "heads": 12},
-    "large": {"width": 1024, "depth": 24, "heads": 16},
-}
-
-for _size, _patches in [
-    ("tiny", ((16, 224), (16, 384))),
-    ("small", ((32, 224), (32, 384), (16, 224), (16, 384))),
-    ("base", ((32, 224), (32, 384), (16, 224), (16, 384), (8, 224))),
-    ("large", ((32, 384), (16, 224), (16, 384), (14, 224))),
-]:
-    for _patch, _side in _patches:
-        _kwargs = {"patch_size": _patch, **_VIT[_size]}
-        _crop = 0.9 if _side == 224 else 1.0
-        _more: dict[str, Any] = {"mean": HALF, "std": HALF, "crop_pct": _crop}
-        _add_imagenet(f"vit_{_size}_patch{_patch}_{_side}", "vit", _side, _kwargs, **_more)
-_add_imagenet("vit_small_patch8_224", "vit", 224, {"patch_size": 8, **_VIT["small"]}, crop_pct=0.9)
-_kwargs = {"patch_size": 32, **_VIT["large"]}
-_add_imagenet("vit_large_patch32_224", "vit", 224, _kwargs, mean=HALF, std=HALF, crop_pct=0.9)
-
-for _size in ("small", "base", "large"):
-    _kwargs = {"patch_size": 14, "layer_scale": 1e-5, **_VIT[_size]}
-    _add_imagenet(f"vit_{_size}_patch14_dinov2", "vit", 518, _kwargs)
-    _kwargs = _kwargs | {"registers": 4, "class_position": False}
-    _add_imagenet(f"vit_{_size}_patch14_reg4_dinov2", "vit", 518, _kwargs)
-
-for _size in ("tiny", "small", "base"):
-    _add_imagenet(f"deit_{_size}_patch16_224", "vit", 224, {"patch_size": 16, **_VIT[_size]}, crop_pct=0.9)
-_add_imagenet("deit_base_patch16_384", "vit", 384, {"patch_size": 16, **_VIT["base"]})
-for _size in ("small", "medium", "base", "large"):
-    _kwargs = {"patch_size": 16, "layer_scale": 1e-6, "class_position": False, **_VIT[_size]}
-    _add_imagenet(f"deit3_{_size}_patch16_224", "vit", 224, _kwargs, crop_pct=0.9)
-
-for _size in ("tiny", "small"):
-    _kwargs = {"patch_size": 4, "pool": "avg", "class_token": False, **_VIT[_size]}
-    _add(f"vit_{_size}_patch4_32", "vit", 32, _kwargs)
-_add("vit_test", "vit", 32, {"patch_size": 8, "width": 32, "depth": 2, "heads": 2})
-
-# --- ConvNeXt
-
-for _name, _depths, _width, _crop in [
-    ("atto", (2, 2, 6, 2), 40, 0.875),
-    ("femto", (2, 2, 6, 2), 48, 0.875),
-    ("pico", (2, 2, 6, 2), 64, 0.875),
-    ("nano", (2, 2, 8, 2), 80, 0.95),
-    ("tiny", (3, 3, 9, 3), 96, 0.95),
-    ("small", (3, 3, 27, 3), 96, 0.95),
-    ("base", (3, 3, 27, 3), 128, 0.875),
-    ("large", (3, 3, 27, 3), 192, 0.875),
-]:
-    _kwargs = {"depths": _depths, "widths": (_width, 2 * _width, 4 * _width, 8 * _width)}
-    _add_imagenet(f"convnext_{_name}", "convnext", 224, _kwargs, crop_pct=_crop)
-_add("convnext_test", "convnext", 32, {"depths": (1, 1), "widths": (8, 16)})
-
-# --- EfficientNet-Lite
-
-for _i, (_wide, _deep, _side, _crop, _tf_crop, _tf_resize) in enumerate(
-    [
-        (1.0, 1.0, 224, 0.875, 0.875, "bicubic"),
-        (1.0, 1.1, 240, 0.882, 0.882, "bicubic"),
-        (1.1, 1.2, 260, 0.890, 0.890, "bicubic"),
-        (1.2, 1.4, 300, 0.904, 0.904, "bilinear"),
-        (1.4, 1.8, 380, 0.922, 0.920, "bilinear"),
-    ]
-):
-    _name, _kwargs = f"efficientnet_lite{_i}", {"width": _wide, "depth": _deep}
-    _add_imagenet(_name, "efficientnet_lite", _side, _kwargs, crop_pct=_crop)
-    _kwargs = _kwargs | {"padding": "same", "epsilon": 1e-3}
-    _more = {"mean": HALF, "std": HALF, "crop_pct": _tf_crop, "interpolation": _tf_resize}
-    _add_imagenet(f"tf_{_name}", "efficientnet_lite", _side, _kwargs, **_more)
-_add("efficientnet_lite_test", "efficientnet_lite", 32, {"width": 0.07, "depth": 0.25})
+_MODELS = {name: _spec(name, row) for name, row in catalogue().items() if name in VARIANTS}
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the registered models that match a shell pattern, sorted.
 
-    >>> list_models("resnet*")
-    ['resnet101', 'resnet152', 'resnet18', 'resnet18_cifar', 'resnet34', 'resnet50', 'resnet_tiny']
+    >>> list_models("resnet18*")
+    ['resnet18', 'resnet18_cifar', 'resnet18d']
     """
     return sorted(name for name in _MODELS if fnmatchcase(name, pattern))
 

@@ -1,13 +1,15 @@
 """ResNet (He et al. 2015, arXiv 1512.03385) and WideResNet (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
 
 ResNet is the "v1.5" of torchvision and timm: the stride sits in the 3x3 convolution of a bottleneck. The last
-batch norm of each branch starts at 0 (Goyal et al. 2017, arXiv 1706.02677). WideResNet is the pre-activation
+batch norm of each branch starts at 0 (Goyal et al. 2017, arXiv 1706.02677). ResNet-D (He et al. 2018, arXiv 1812.01187)
+has three 3x3 convolutions for a stem and averages where shortcuts shrink; the names with `aa` average where blocks do;
+ResNeXt (arXiv 1611.05431) has groups, SE-ResNet squeeze-excite. WideResNet is the pre-activation
 network for small images; `wide_resnet50_2` is a ResNet with bottlenecks twice as wide.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 from flax import nnx
@@ -19,9 +21,12 @@ from jaxtrain.models.classifier import Classifier
 from jaxtrain.models.layers import (
     BatchNorm,
     Conv,
+    ConvNorm,
     Key,
     Module,
+    SqueezeExcite,
     Taps,
+    average_pool,
     drop_path,
     drop_path_rates,
     fan_out_normal,
@@ -30,26 +35,45 @@ from jaxtrain.models.layers import (
 )
 
 
-def _conv(channels_in: int, channels_out: int, kernel: int, stride: int, build: Build) -> Conv:
-    return Conv(channels_in, channels_out, kernel, build, stride=stride, kernel_init=fan_out_normal())
+def _conv(channels_in: int, channels_out: int, kernel: int, stride: int, build: Build, groups: int = 1) -> Conv:
+    return Conv(
+        channels_in, channels_out, kernel, build, stride=stride, groups=groups, kernel_init=fan_out_normal(groups)
+    )
+
+
+class Style(NamedTuple):
+    """What blocks have beside the plain ones' parts."""
+
+    groups: int = 1
+    """Of the 3x3 convolution of a bottleneck."""
+    average_shortcut: bool = False
+    anti_alias: bool = False
+    squeeze: bool = False
 
 
 class BasicBlock(Module):
     """Two 3x3 convolutions and a shortcut."""
 
-    def __init__(self, build: Build, channels_in: int, channels_out: int, width: int, stride: int, rate: float) -> None:
+    def __init__(
+        self, build: Build, channels_in: int, channels_out: int, width: int, stride: int, rate: float, style: Style
+    ) -> None:
         self.drop_path_rate, self.axis_name = rate, build.axis_name
-        self.conv1, self.bn1 = _conv(channels_in, width, 3, stride, build), BatchNorm(width, build)
+        self.average = style.anti_alias and stride > 1
+        self.conv1 = _conv(channels_in, width, 3, 1 if self.average else stride, build)
+        self.bn1 = BatchNorm(width, build)
         self.conv2, self.bn2 = (
             _conv(width, channels_out, 3, 1, build),
             BatchNorm(channels_out, build, zero_scale=True),
         )
-        self.shortcut = _shortcut(build, channels_in, channels_out, stride)
+        self.se = _squeeze(channels_out, build) if style.squeeze else None
+        self.shortcut = _shortcut(build, channels_in, channels_out, stride, style)
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
         y = jax.nn.relu(self.bn1(self.conv1(x), train))
+        y = average_pool(y) if self.average else y
         y = self.bn2(self.conv2(y), train)
+        y = y if self.se is None else self.se(y)
         y = drop_path(y, self.drop_path_rate, key, self.axis_name)
         return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, train)))
 
@@ -57,45 +81,60 @@ class BasicBlock(Module):
 class Bottleneck(Module):
     """1x1, 3x3, 1x1 convolutions and a shortcut."""
 
-    def __init__(self, build: Build, channels_in: int, channels_out: int, width: int, stride: int, rate: float) -> None:
+    def __init__(
+        self, build: Build, channels_in: int, channels_out: int, width: int, stride: int, rate: float, style: Style
+    ) -> None:
         self.drop_path_rate, self.axis_name = rate, build.axis_name
+        self.average = style.anti_alias and stride > 1
         self.conv1, self.bn1 = _conv(channels_in, width, 1, 1, build), BatchNorm(width, build)
-        self.conv2, self.bn2 = _conv(width, width, 3, stride, build), BatchNorm(width, build)
+        self.conv2 = _conv(width, width, 3, 1 if self.average else stride, build, style.groups)
+        self.bn2 = BatchNorm(width, build)
         self.conv3, self.bn3 = (
             _conv(width, channels_out, 1, 1, build),
             BatchNorm(channels_out, build, zero_scale=True),
         )
-        self.shortcut = _shortcut(build, channels_in, channels_out, stride)
+        self.se = _squeeze(channels_out, build) if style.squeeze else None
+        self.shortcut = _shortcut(build, channels_in, channels_out, stride, style)
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
         y = jax.nn.relu(self.bn1(self.conv1(x), train))
         y = jax.nn.relu(self.bn2(self.conv2(y), train))
+        y = average_pool(y) if self.average else y
         y = self.bn3(self.conv3(y), train)
+        y = y if self.se is None else self.se(y)
         y = drop_path(y, self.drop_path_rate, key, self.axis_name)
         return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, train)))
 
 
 class Projection(Module):
-    """The shortcut where a block changes the shape: a strided 1x1 convolution and a norm."""
+    """The shortcut where a block changes the shape: a strided 1x1 convolution and a norm; or the mean of 2x2 first."""
 
-    def __init__(self, build: Build, channels_in: int, channels_out: int, stride: int) -> None:
-        self.conv, self.bn = (
-            _conv(channels_in, channels_out, 1, stride, build),
-            BatchNorm(channels_out, build),
-        )
+    def __init__(self, build: Build, channels_in: int, channels_out: int, stride: int, average: bool) -> None:
+        self.average = average and stride > 1
+        self.conv = _conv(channels_in, channels_out, 1, 1 if self.average else stride, build)
+        self.bn = BatchNorm(channels_out, build)
 
     def __call__(self, x: Array, train: bool) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
-        return self.bn(self.conv(x), train)
+        return self.bn(self.conv(average_pool(x) if self.average else x), train)
 
 
-def _shortcut(build: Build, channels_in: int, channels_out: int, stride: int) -> Projection | None:
-    return Projection(build, channels_in, channels_out, stride) if stride != 1 or channels_in != channels_out else None
+def _shortcut(build: Build, channels_in: int, channels_out: int, stride: int, style: Style) -> Projection | None:
+    if stride == 1 and channels_in == channels_out:
+        return None
+    return Projection(build, channels_in, channels_out, stride, style.average_shortcut)
+
+
+def _squeeze(channels: int, build: Build) -> SqueezeExcite:
+    return SqueezeExcite(channels, max(8, (channels // 16 + 4) // 8 * 8), build)
 
 
 class ResNet(Classifier):
-    """depths: blocks a stage; widths: channels of their 3x3 convolutions, times `widen` in bottlenecks."""
+    """depths: blocks of each stage; widths: channels of their 3x3 convolutions, times `widen` in bottlenecks.
+
+    deep: channels of the first two of three 3x3 convolutions that are the ImageNet stem then. Others: see `Style`.
+    """
 
     def __init__(
         self,
@@ -105,22 +144,32 @@ class ResNet(Classifier):
         bottleneck: bool,
         widths: tuple[int, ...] = (64, 128, 256, 512),
         widen: int = 1,
+        groups: int = 1,
+        deep: tuple[int, int] | None = None,
+        average_shortcut: bool = False,
+        anti_alias: bool = False,
+        squeeze: bool = False,
         stem: Literal["imagenet", "cifar"] = "imagenet",
         drop_path_rate: float = 0.0,
     ) -> None:
         expansion = 4 if bottleneck else 1
         super().__init__(widths[-1] * expansion, build)
-        self.stem = stem
-        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
-        self.conv1 = _conv(build.channels, widths[0], kernel, stride, build)
-        self.bn1 = BatchNorm(widths[0], build)
+        self.stem, self.anti_alias = stem, anti_alias
+        style = Style(groups, average_shortcut, anti_alias, squeeze)
+        deep = deep if stem == "imagenet" else None
+        kernel, stride = {"imagenet": (7 if deep is None else 3, 2), "cifar": (3, 1)}[stem]
+        first = widths[0] if deep is None else deep[0]
+        self.conv1 = _conv(build.channels, first, kernel, stride, build)
+        self.bn1 = BatchNorm(first, build)
+        self.deep1 = None if deep is None else ConvNorm(*deep, 3, build)
+        self.deep2 = None if deep is None else ConvNorm(deep[1], widths[0], 3, build)
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         block = Bottleneck if bottleneck else BasicBlock
         blocks, channels_in = [], widths[0]
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(block(build, channels_in, width * expansion, width * widen, stride, next(rates)))
+                blocks.append(block(build, channels_in, width * expansion, width * widen, stride, next(rates), style))
                 channels_in = width * expansion
         self.blocks = nnx.List(blocks)
         self.head = torch_linear(self.num_features, build.num_classes, build)
@@ -129,8 +178,10 @@ class ResNet(Classifier):
         """Feature map `[batch, height / 32, width / 32, num_features]` (/ 8 with the CIFAR stem)."""
         self.check(images)
         x = jax.nn.relu(self.bn1(self.conv1(images), train))
+        for conv in (self.deep1, self.deep2):
+            x = x if conv is None else jax.nn.relu(conv(x, train))
         if self.stem == "imagenet":
-            x = forms.max_pool(x, 3, 2, padding=1)
+            x = average_pool(x, cut=True) if self.anti_alias else forms.max_pool(x, 3, 2, padding=1)
         return run_blocks(self.blocks, x, train, key, self.remat, taps)
 
 

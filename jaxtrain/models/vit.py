@@ -1,5 +1,7 @@
 """Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929) and its descendants of the same shape.
 
+CLIP's image towers (Radford et al. 2021, arXiv 2103.00020) normalise the tokens before the first block, SigLIP's
+(Zhai et al. 2023, arXiv 2303.15343; 2502.14786) pool by attention; MAE (arXiv 2111.06377) trains the plain network.
 DeiT (arXiv 2012.12877) is the same network; DeiT III (arXiv 2204.07118) and DINOv2 (arXiv 2304.07193) add a
 learned scale to each branch; registers are extra tokens without a position (Darcet et al. 2023, arXiv
 2309.16588). The variants without a class token average the patches, which trains better from scratch (Beyer
@@ -8,7 +10,9 @@ et al. 2022, arXiv 2205.01580).
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +29,7 @@ from jaxtrain.models.layers import (
     LayerNorm,
     LayerScale,
     Linear,
+    Mlp,
     Module,
     Taps,
     drop_path,
@@ -50,28 +55,47 @@ class Attention(Module):
         return self.proj(forms.attention(q, k, v, self.heads))
 
 
-class Mlp(Module):
-    """Linear, exact GELU, linear."""
+class AttentionPool(Module):
+    """One learned query attends to all tokens, then an MLP (Zhai et al. 2021, arXiv 2106.04560)."""
 
-    def __init__(self, width: int, hidden: int, build: Build) -> None:
-        self.fc1 = Linear(width, hidden, build, kernel_init=normal_002)
-        self.fc2 = Linear(hidden, width, build, kernel_init=normal_002)
+    def __init__(self, width: int, heads: int, hidden: int, act: str, epsilon: float, build: Build) -> None:
+        self.heads, self.dtype = heads, build.dtype
+        self.latent = _token(1, width, width**-0.5, build)
+        self.q = Linear(width, width, build, kernel_init=normal_002)
+        self.kv = Linear(width, 2 * width, build, kernel_init=normal_002)
+        self.proj = Linear(width, width, build, kernel_init=normal_002)
+        self.norm = LayerNorm(width, build, epsilon)
+        self.mlp = Mlp(width, hidden, build, act)
 
     def __call__(self, x: Array) -> Array:
-        """`[..., width]` -> `[..., width]`."""
-        return self.fc2(forms.gelu(self.fc1(x)))
+        """`[batch, tokens, width]` -> `[batch, width]`."""
+        query = jnp.broadcast_to(self.latent[...].astype(self.dtype), (x.shape[0], 1, x.shape[2]))
+        k, v = self.kv.split(x, 2)
+        x = self.proj(forms.attention(self.q(query), k, v, self.heads))
+        return (x + self.mlp(self.norm(x)))[:, 0]
 
 
 class Block(Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, width: int, heads: int, layer_scale: float | None, rate: float, build: Build) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        build: Build,
+        *,
+        act: str,
+        epsilon: float,
+        layer_scale: float | None,
+        rate: float,
+    ) -> None:
         self.drop_path_rate, self.axis_name = rate, build.axis_name
-        self.norm1 = LayerNorm(width, build)
+        self.norm1 = LayerNorm(width, build, epsilon)
         self.attn = Attention(width, heads, build)
         self.ls1 = None if layer_scale is None else LayerScale(width, layer_scale)
-        self.norm2 = LayerNorm(width, build)
-        self.mlp = Mlp(width, 4 * width, build)
+        self.norm2 = LayerNorm(width, build, epsilon)
+        self.mlp = Mlp(width, hidden, build, act)
         self.ls2 = None if layer_scale is None else LayerScale(width, layer_scale)
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
@@ -85,10 +109,14 @@ class Block(Module):
 
 
 class VisionTransformer(Classifier):
-    """pool: "cls" gives the normalised class token, "avg" the normalised mean of the patches.
+    """pool: "cls" gives the normalised class token, "avg" the normalised mean of the patches, "normed_avg"
+    the mean of the normalised patches, "map" an `AttentionPool`.
 
     class_token is kept under pool="avg" where the variant has one, so that one set of weights fits both.
     class_position: whether the class token has a position embedding; register tokens never have one.
+    positions: whether patches have a learned position; block: makes one with a drop-path rate, in the place of ours.
+    hidden: width inside of the MLPs, 4 times `width` unless given. epsilon: of all norms.
+    pre_norm: the tokens are normalised before the first block, and patches embedded without a bias.
     """
 
     def __init__(
@@ -99,11 +127,17 @@ class VisionTransformer(Classifier):
         width: int,
         depth: int,
         heads: int,
-        pool: Literal["cls", "avg"] = "cls",
+        hidden: int | None = None,
+        act: str = "gelu",
+        epsilon: float = 1e-6,
+        pre_norm: bool = False,
+        pool: Literal["cls", "avg", "normed_avg", "map"] = "cls",
         class_token: bool = True,
         class_position: bool = True,
         registers: int = 0,
         layer_scale: float | None = None,
+        positions: bool = True,
+        block: Callable[[float], Module] | None = None,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(width, build)
@@ -112,46 +146,63 @@ class VisionTransformer(Classifier):
         self.image_size, self.pooling, self.dtype = build.image_size, pool, build.dtype
         self.class_position = class_token and class_position
         self.prefix = class_token + registers
+        self.normalised = pool != "avg"
+        hidden = hidden or 4 * width
 
         init = uniform((patch_size * patch_size * build.channels) ** -0.5)
         self.patch_embed = Conv(
-            build.channels, width, patch_size, build, stride=patch_size, kernel_init=init, bias_init=init
+            build.channels,
+            width,
+            patch_size,
+            build,
+            stride=patch_size,
+            kernel_init=init,
+            bias_init=None if pre_norm else init,
         )
-        positions = (build.image_size // patch_size) ** 2 + self.class_position
-        self.pos_embed = _token(positions, width, 0.02, build)
+        places = (build.image_size // patch_size) ** 2 + self.class_position
+        self.pos_embed = _token(places, width, 0.02, build) if positions else None
         self.cls_token = _token(1, width, 1e-6, build) if class_token else None
         self.reg_token = _token(registers, width, 1e-6, build) if registers else None
         rates = drop_path_rates(drop_path_rate, depth)
-        self.blocks = nnx.List(Block(width, heads, layer_scale, rate, build) for rate in rates)
-        self.norm = LayerNorm(width, build)
+        self.norm_pre = LayerNorm(width, build, epsilon) if pre_norm else None
+        if block is None:
+            style = {"act": act, "epsilon": epsilon, "layer_scale": layer_scale}
+            block = functools.partial(_block, width, heads, hidden, build, style)
+        self.blocks = nnx.List(block(rate) for rate in rates)
+        self.norm = LayerNorm(width, build, epsilon)
+        self.attn_pool = AttentionPool(width, heads, hidden, act, epsilon, build) if pool == "map" else None
         self.head = nnx.Linear(width, build.num_classes, kernel_init=normal_002, rngs=build.rngs)
 
     def features(self, images: Array, *, train: bool = False, key: Key = None, taps: Taps = None) -> Array:
         """Tokens `[batch, tokens, width]`: class token, registers, patches row by row.
 
-        After the final norm with pool="cls"; with pool="avg" the norm comes after pooling, as in timm.
+        After the final norm; with pool="avg" that comes after pooling, as in timm.
         """
         self.check(images)
         x = self._tokens(self.patch_embed(images))
+        x = x if self.norm_pre is None else self.norm_pre(x)
         x = run_blocks(self.blocks, x, train, key, self.remat, taps)
-        return self.norm(x) if self.pooling == "cls" else x
+        return self.norm(x) if self.normalised else x
 
     def pool(self, features: Array) -> Array:
         """Tokens `[batch, tokens, width]` -> embedding `float32[batch, width]`."""
         if self.pooling == "cls":
             return features[:, 0].astype(jnp.float32)
+        if self.attn_pool is not None:
+            return self.attn_pool(features).astype(jnp.float32)
         mean = features[:, self.prefix :].astype(jnp.float32).mean(axis=1)
-        return self.norm(mean).astype(jnp.float32)
+        return mean if self.normalised else self.norm(mean).astype(jnp.float32)
 
     def pool_block(self, output: Array, pool: Pool) -> Array:
         """Tokens after a block -> class token, mean of the patches, or both: `float32[batch, width or twice]`."""
-        return self._pool_tokens(self.norm(output), self.pooling if pool == "auto" else pool)
+        own = "cls" if self.pooling == "cls" else "avg"
+        return self._pool_tokens(self.norm(output), own if pool == "auto" else pool)
 
     def pool_features(self, features: Array, pool: Pool) -> Array:
-        """As `pool_block`, of what `features` gives (which is normalised under pool="cls")."""
+        """As `pool_block`, of what `features` gives."""
         if pool == "auto":
             return self.pool(features)
-        return self._pool_tokens(features if self.pooling == "cls" else self.norm(features), pool)
+        return self._pool_tokens(features if self.normalised else self.norm(features), pool)
 
     def _pool_tokens(self, tokens: Array, pool: str) -> Array:
         if pool != "avg" and self.cls_token is None:
@@ -163,19 +214,26 @@ class VisionTransformer(Classifier):
     def _tokens(self, patches: Array) -> Array:
         batch, rows, columns, width = patches.shape
         patches = patches.reshape(batch, rows * columns, width)
-        positions = self.pos_embed[...].astype(self.dtype)
-        tokens = [patches + positions[:, int(self.class_position) :]]
+        if self.pos_embed is None:
+            positions, tokens = None, [patches]
+        else:
+            positions = self.pos_embed[...].astype(self.dtype)
+            tokens = [patches + positions[:, int(self.class_position) :]]
         if self.reg_token is not None:
             tokens.insert(0, self._repeated(self.reg_token[...], batch))
         if self.cls_token is not None:
             class_token = self.cls_token[...].astype(self.dtype)
-            if self.class_position:
+            if self.class_position and positions is not None:
                 class_token = class_token + positions[:, :1]
             tokens.insert(0, self._repeated(class_token, batch))
         return jnp.concatenate(tokens, axis=1)
 
     def _repeated(self, token: Array, batch: int) -> Array:
         return jnp.broadcast_to(token.astype(self.dtype), (batch, *token.shape[1:]))
+
+
+def _block(width: int, heads: int, hidden: int, build: Build, style: dict[str, Any], rate: float) -> Block:
+    return Block(width, heads, hidden, build, rate=rate, **style)
 
 
 def _token(tokens: int, width: int, stddev: float, build: Build) -> nnx.Param:

@@ -143,7 +143,7 @@ class Predictor:
             if getattr(data, name) is None:
                 raise ValueError(f"config.data.{name} is missing")
         forward, side = self._forward_pass(output), chosen(data.image_size)
-        images = jax.ShapeDtypeStruct((2, side, side, chosen(data.channels)), np.uint8)
+        images = jax.ShapeDtypeStruct((2, side, side, chosen(data.channels)), np.dtype(data.pixel_type))
         return int(jax.eval_shape(forward.network, forward.weights, images).shape[-1])
 
     def _forward_pass(self, output: str, **head: Any) -> ForwardPass:

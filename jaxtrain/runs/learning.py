@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import optax
 from numpy.typing import NDArray
 
@@ -130,8 +129,8 @@ class Learned:
     """Host arrays by name of {"params", "frozen", "model_state"}."""
     technique: Learns
     """As it was bound to the classes of the data set."""
-    example: NDArray[np.uint8]
-    """One image `uint8[1, height, width, channels]`, for the signature of the MLflow model."""
+    example: NDArray[Any]
+    """One image `[1, height, width, channels]` of uint8 or uint16, for the signature of the MLflow model."""
     steps: int
     seconds: float
     images: int

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import DataConfig, chosen
 from jaxtrain.data.base import ImageSource
-from jaxtrain.data.decode import read_image
+from jaxtrain.data.decode import read_picture
 from jaxtrain.evaluation.plots import BLUE, GREY, ORANGE
 from jaxtrain.heads import FittedHead, Vectors
 
@@ -134,7 +134,7 @@ def neighbours(
         cells = [(source, int(place), int(source.labels[place]), "")]
         cells += [(train[0], int(i), int(train[0].labels[i]), f" ({similarity[row, i]:.2f})") for i in nearest]
         for axes, (images, index, label, text) in zip(grid[row], cells, strict=True):
-            picture = read_image(images, index, channels=chosen(data.channels), max_pixels=data.max_pixels)
+            picture = read_picture(images, index, channels=chosen(data.channels), max_pixels=data.max_pixels)
             axes.imshow(picture, cmap="grey", vmin=0, vmax=255)
             right = label == cells[0][2]
             axes.set_title(class_names[label][:14] + text, fontsize=7, color="black" if right else ORANGE)

@@ -66,7 +66,11 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
         flips = seen.hflip
         given = _as_seen(given, seen)
     augment = resolve_augment(
-        given, image_size=chosen(data.image_size), flips=flips is not False, channels=chosen(data.channels)
+        given,
+        image_size=chosen(data.image_size),
+        flips=flips is not False,
+        channels=chosen(data.channels),
+        bits=chosen(data.bits),
     )
     if config.technique != "fe":
         where = loader(dataset, data, native=augment.crop == "random_resized")
@@ -120,7 +124,10 @@ def _look(config: Config, dataset: Dataset, pretrained: Pretrained | None) -> Na
     augment, data = config.augment, config.data
     open_flips = dataset.flips is None and config.acts("augment.hflip") and augment.policy == "auto"
     open_flips = open_flips and None in (augment.hflip, augment.vflip, augment.rotate)
-    open_statistics = pretrained is None and None in (data.mean or dataset.mean, data.std or dataset.std)
+    open_statistics = (pretrained is None or dataset.channels not in (1, 3)) and None in (
+        data.mean or dataset.mean,
+        data.std or dataset.std,
+    )
     if not (open_flips or open_statistics):
         return None
     seen = nature_of(dataset, data.max_pixels)
@@ -149,12 +156,16 @@ def _data(
     mean, std = dataset.mean or (seen.mean if seen else None), dataset.std or (seen.std if seen else None)
     if pretrained is not None:
         size = given.image_size or pretrained.image_size
-        mean, std = pretrained.normalization(channels)
+        if channels in (1, 3):
+            mean, std = pretrained.normalization(channels)
         # The centre crop is made for photographs: of small images that fill their frame it would cut the object.
         small = dataset.uniform_size is not None and max(dataset.uniform_size) <= size
         crop_pct, interpolation = 1.0 if small else pretrained.crop_pct, pretrained.interpolation
     else:
         size = given.image_size or (max(dataset.uniform_size) if dataset.uniform_size else _usual_size(model))
+    for name, asked, there in (("channels", given.channels, channels), ("bits", given.bits, dataset.bits)):
+        if asked not in (None, there):
+            raise UserError(f"data.{name}: {asked} asked for, the images have {there}")
     mean, std = chosen(given.mean or mean), chosen(given.std or std)
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
@@ -164,6 +175,7 @@ def _data(
     left_open = {
         "image_size": size,
         "channels": channels,
+        "bits": dataset.bits,
         "mean": mean,
         "std": std,
         "crop_pct": given.crop_pct or crop_pct,

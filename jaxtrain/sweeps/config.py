@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -14,6 +14,22 @@ from jaxtrain.errors import UserError, nearest
 from jaxtrain.files import run_name
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Repeat(NamedTuple):
+    """What tells the runs of one setting apart."""
+
+    seed: int
+    fold: int | None = None
+    """In cross-validation the fold that its model is tested on."""
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}" + ("" if self.fold is None else f", fold {self.fold}")
+
+    @property
+    def suffix(self) -> str:
+        """Ends the names of its runs."""
+        return f"s{self.seed}" + ("" if self.fold is None else f"-f{self.fold}")
 
 
 class Range(Section):
@@ -56,9 +72,11 @@ class SweepConfig(Section):
     recipe's name."""
     axes: dict[str, tuple[Any, ...] | Range]
     """What varies: the path of an option with values, or with {low, high, log, steps}. Several paths, joined by
-    commas, vary together: each value is then a list of one value for each."""
+    commas, vary together: each value is then a list of one value for each. May be left out where the base has
+    data.folds."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
-    """Each setting is trained with each seed; a number N stands for 0 to N - 1."""
+    """Each setting is trained with each seed, on each fold where the base has data.folds; a number N stands for 0 to
+    N - 1."""
     combine: Literal["grid", "one_at_a_time", "zip", "random", "tpe"] = "grid"
     """grid: every combination; one_at_a_time: the base, and each value alone in its place; zip: the first values
     together, the second values, ...; random: drawn; tpe: proposed by Optuna from what came out so far."""
@@ -100,6 +118,19 @@ class SweepConfig(Section):
         return value
 
     @property
+    def repeats(self) -> list[Repeat]:
+        """Each setting is trained so often."""
+        folds = [None] if self.base.data.folds is None else [*range(self.base.data.folds)]
+        return [Repeat(seed, fold) for seed in self.seeds for fold in folds]
+
+    @property
+    def repeated(self) -> str:
+        """Over what means are taken, in words."""
+        if self.base.data.folds is None:
+            return "seeds"
+        return "folds" if len(self.seeds) == 1 else "seeds and folds"
+
+    @property
     def folder(self) -> Path:
         """Where everything of the sweep is."""
         return Path("runs", "sweeps", self.name).absolute()
@@ -116,11 +147,14 @@ def load_sweep(path: Path) -> SweepConfig:
     _refuse_unknown(tree, SweepConfig, str(path))
     if isinstance(tree.get("budget"), Mapping):
         _refuse_unknown(tree["budget"], Budget, f"{path}: budget")
+    if "base" in tree:
+        tree["base"] = _base(tree["base"], path)
+        if tree["base"].data.folds is not None and tree.get("combine", "grid") == "grid":
+            tree.setdefault("axes", {})
     for key in ("base", "axes"):
         if key not in tree:
             raise UserError(f"{path}: {key} is missing: {_about(SweepConfig, key)}")
-    tree["base"] = _base(tree["base"], path)
-    tree["axes"] = _axes(tree["axes"], path)
+    tree["axes"] = _axes(tree["axes"], path) if tree["axes"] != {} or tree["base"].data.folds is None else {}
     tree.setdefault("name", run_name(path.stem))
     try:
         return SweepConfig.model_validate(tree)

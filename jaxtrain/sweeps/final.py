@@ -16,6 +16,7 @@ from jaxtrain.evaluation.finished import leaving_out
 from jaxtrain.evaluation.runs import gather, make_report, track, track_report
 from jaxtrain.files import optional, write_text
 from jaxtrain.readers import read_json
+from jaxtrain.sweeps.config import Repeat
 from jaxtrain.sweeps.results import Ranked, Results
 
 _log = logging.getLogger(__name__)
@@ -35,7 +36,11 @@ def final_test(found: Results, folder: Path, say: Callable[[str], None]) -> dict
     base = next((one for one in found.ranked if one.setting.digest == found.baseline and one.values), None)
     if base is not None and base is not best:
         named[BASELINE] = base
-    runs = {f"{name}-s{seed}": one.setting.run_name(seed) for name, one in named.items() for seed in sorted(one.values)}
+    runs = {
+        f"{name}-{each.suffix}": one.setting.run_name(each)
+        for name, one in named.items()
+        for each in sorted(one.values)
+    }
     record = folder / "test.json"
     if record.is_file():
         with leaving_out(str(record), {}):
@@ -54,8 +59,11 @@ def final_test(found: Results, folder: Path, say: Callable[[str], None]) -> dict
 def _measure(
     found: Results, named: dict[str, Ranked], runs: dict[str, str], folder: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
+    repeats = [(name, each) for name, one in named.items() for each in sorted(one.values)]
+    # In the Benchmark all folds are one entry.
+    entries = [f"{name}-{Repeat(each.seed).suffix}" for name, each in repeats]
     paths = [found.sweep.folder / run for run in runs.values()]
-    gathered = gather(paths, partial(load, trust_imports=True), costs=False, names=list(runs), say=say)
+    gathered = gather(paths, partial(load, trust_imports=True), costs=False, names=entries, say=say)
     for name, reason in gathered.left_out.items():  # the mean of the others would be another one
         raise RunError(f"{name}: {reason}")
     comparison = compare(gathered.candidates)
@@ -67,13 +75,19 @@ def _measure(
         track_report(report, folder, tracking, ids)
     result: dict[str, Any] = {"settings": {}, "looks": gathered.looks}
     for name, one in named.items():
-        members = [f"{name}-s{seed}" for seed in sorted(one.values)]
+        members = list(
+            dict.fromkeys(entry for entry, (owner, _) in zip(entries, repeats, strict=True) if owner == name)
+        )
+        first = comparison.entry(members[0])
         accuracies = [comparison.entry(member).score for member in members]
         recipe = next((recipe for recipe in comparison.recipes if set(members) <= set(recipe.members)), None)
         if recipe is not None:
             mean, _, interval = recipe.metrics[comparison.figure]
+        elif first.over_folds:
+            values, mean, _, interval = first.over_folds[comparison.figure]
+            accuracies = list(values)
         else:
-            mean, interval = accuracies[0], comparison.entry(members[0]).measured.intervals[comparison.figure]
+            mean, interval = accuracies[0], first.measured.intervals[comparison.figure]
         ends = {"mean": float(mean), "low": float(interval.low), "high": float(interval.high)}
         result["settings"][name] = {"label": one.setting.label, "accuracies": accuracies, **ends}
     return result

@@ -41,16 +41,17 @@ def _context(found: Results, best: str | None, test: Mapping[str, Any] | None) -
     sweep = found.sweep
     with inked():
         shown = {name: picture(partial(make, found), _TEXTS[name]) for name, make in FIGURES.items()}
-    against = "baseline" if sweep.combine == "one_at_a_time" else "mean over all settings of the same seed"
+    against = "baseline" if sweep.combine == "one_at_a_time" else "mean over all settings in the same place"
     return {
         "title": sweep.name,
         "objective": sweep.objective,
+        "repeated": sweep.repeated,
         "facts": _facts(found),
         "warnings": warnings(found),
         "test": _test(test),
         "settings": _settings(found),
         "effects": _effects(found),
-        "effect_text": f"Difference to the {against}, mean over seeds with its 95% interval.",
+        "effect_text": f"Difference to the {against}, mean over {sweep.repeated} with its 95% interval.",
         "interactions": _interactions(found),
         "runs": _runs(found),
         "figures": shown,
@@ -64,7 +65,7 @@ def warnings(found: Results) -> list[str]:
     ended = [one for one in found.outcomes if one.value is None]
     if ended:
         lines.append(f"{len(ended)} of {len(found.outcomes)} runs have no result: they are in no mean")
-    if len(found.sweep.seeds) < 3:
+    if len(found.sweep.repeats) < 3:
         lines.append("fewer than 3 seeds say little about what another seed would give")
     if same := found.seedless:
         some = "every setting" if len(same) == len(found.ranked) else f"{len(same)} settings"
@@ -76,7 +77,7 @@ def warnings(found: Results) -> list[str]:
     if best is not None and best.setting.digest != base and best.against is not None:
         sign = 1.0 if found.sweep.higher_is_better else -1.0
         if not sign * (best.against.low if sign > 0 else best.against.high) > 0:
-            lines.append("the chosen setting cannot be told apart from the baseline by these seeds")
+            lines.append("the chosen setting cannot be told apart from the baseline by these runs")
     return lines
 
 
@@ -85,7 +86,7 @@ def _facts(found: Results) -> list[tuple[str, str]]:
     done = sum(one.value is not None for one in found.outcomes)
     seconds = sum(float(one.summary.get("wall_seconds") or 0.0) for one in found.outcomes)
     return [
-        ("settings", f"{len(found.ranked)} x {len(sweep.seeds)} seeds, {done} runs done"),
+        ("settings", f"{len(found.ranked)} x {len(sweep.repeats)} {sweep.repeated}, {done} runs done"),
         ("combined", sweep.combine),
         ("objective", sweep.objective),
         ("training", f"{seconds:.0f} s in all"),
@@ -99,7 +100,7 @@ def _settings(found: Results) -> Table:
     for rank, one in enumerate(found.ranked[:MAX_ROWS], start=1):
         words = [Cell(category(axis, one.setting.options), "", "name") for axis in found.axes]
         rows.append([Cell(str(rank)), *words, *_numbers(found, one)])
-    return ["", *names, found.sweep.objective, "to baseline", "seeds"], rows
+    return ["", *names, found.sweep.objective, "to baseline", found.sweep.repeated], rows
 
 
 def _numbers(found: Results, one: Ranked) -> list[Cell]:
@@ -141,13 +142,13 @@ def _runs(found: Results) -> Table:
     rows = [
         [
             Cell(one.name, one.setting.label, "name"),
-            Cell(str(one.seed)),
+            Cell(str(one.repeat)),
             Cell("" if one.value is None else f"{one.value:.4f}"),
             Cell(one.how),
         ]
         for one in found.outcomes
     ]
-    return ["run", "seed", found.sweep.objective, "ended"], rows
+    return ["run", "of", found.sweep.objective, "ended"], rows
 
 
 def _test(test: Mapping[str, Any] | None) -> Table:
@@ -156,7 +157,7 @@ def _test(test: Mapping[str, Any] | None) -> Table:
         interval = f"{100 * one['low']:.2f} to {100 * one['high']:.2f}"
         each = ", ".join(f"{100 * value:.2f}" for value in one["accuracies"])
         rows.append([Cell(name, one["label"], "name"), Cell(f"{100 * one['mean']:.2f}", interval), Cell(each)])
-    return ["model", "test accuracy, %", "each seed"], rows
+    return ["model", "test accuracy, %", "each"], rows
 
 
 def rows_for_terminal(found: Results, most: int) -> Sequence[dict[str, str]]:

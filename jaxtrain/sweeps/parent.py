@@ -76,7 +76,12 @@ class Parent:
             root=sweep.folder,
             experiment=self._plan.runs[0].setting.config.technique.upper(),
             run_name=sweep.name,
-            params={"combine": sweep.combine, "objective": sweep.objective, "seeds": list(sweep.seeds), **values},
+            params={
+                "combine": sweep.combine,
+                "objective": sweep.objective,
+                "seeds": list(sweep.seeds),
+                **values,
+            },
             tags={"kind": "sweep", "sweep": sweep.name, "run_dir": str(sweep.folder)},
         )
 

@@ -18,7 +18,7 @@ from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import DamagedError, UserError
 from jaxtrain.readers import read_json
 from jaxtrain.runs.program import program_key
-from jaxtrain.sweeps.config import SweepConfig
+from jaxtrain.sweeps.config import Repeat, SweepConfig
 from jaxtrain.sweeps.settings import Axis, Setting, axes_of, setting, settings_of, shown
 from jaxtrain.tasks import task_of
 from jaxtrain.training.parallel import check_devices, set_cpu_devices
@@ -32,22 +32,22 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Run:
-    """One setting with one seed."""
+    """One setting with one seed, and one fold."""
 
     setting: Setting
-    seed: int
+    repeat: Repeat
     program: str
     """Runs with the same can share a compiled program."""
 
     @property
     def name(self) -> str:
         """Of its folder and its MLflow run."""
-        return self.setting.run_name(self.seed)
+        return self.setting.run_name(self.repeat)
 
     @property
     def digest(self) -> str:
         """Of everything that decides what is learned."""
-        return f"{self.setting.digest}-s{self.seed}"
+        return f"{self.setting.digest}-{self.repeat.suffix}"
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,9 @@ class Workshop:
         options = classifier.data_config
         key = options.model_dump_json()
         if key not in self._datasets:
+            if options.fold is not None:  # of as many copies as folds one is kept
+                self._datasets.clear()
+                self._resident.clear()
             self._datasets[key] = load_dataset(options)
         return self._datasets[key]
 
@@ -124,10 +127,10 @@ class Workshop:
         except UserError as error:
             raise UserError(f"setting {one.label}: {error}") from None
 
-    def run(self, one: Setting, seed: int) -> Run:
+    def run(self, one: Setting, repeat: Repeat) -> Run:
         """One run of a setting."""
         config = self.resolved(one)
-        return Run(one, seed, program_key(self.classifier(config), config))
+        return Run(one, repeat, program_key(self.classifier(config), config))
 
 
 def make_plan(sweep: SweepConfig, source: Path) -> Plan:
@@ -148,9 +151,9 @@ def make_plan(sweep: SweepConfig, source: Path) -> Plan:
     base = _comparable(_resolved_base(sweep, axes, workshop))
     ordered = list(found.values())
     baseline = found.get(base, ordered[0])[0].digest
-    runs = [Run(one, seed, program) for one, program in ordered for seed in sweep.seeds]
+    runs = [Run(one, repeat, program) for one, program in ordered for repeat in sweep.repeats]
     programs = list(dict.fromkeys(run.program for run in runs))
-    runs.sort(key=lambda run: programs.index(run.program))
+    runs.sort(key=lambda run: (programs.index(run.program), run.repeat.fold or 0))
     return Plan(sweep, axes, runs, baseline, workshop, source)
 
 
@@ -165,9 +168,10 @@ def describe(plan: Plan, done: int) -> list[str]:
     """The plan in lines."""
     sweep, drawn = plan.sweep, plan.sweep.combine == "tpe"
     number = (sweep.budget.trials or 0) + 1 if drawn else len({run.setting.digest for run in plan.runs})
-    total, seeds = number * len(sweep.seeds), len(sweep.seeds)
+    total, seeds, folds = number * len(sweep.repeats), len(sweep.seeds), sweep.base.data.folds
+    times = _many(seeds, "seed") + ("" if folds is None else f" x {folds} folds")
     lines = [
-        f"Sweep {sweep.name}: {_many(number, 'setting')} x {_many(seeds, 'seed')} = {_many(total, 'run')}"
+        f"Sweep {sweep.name}: {_many(number, 'setting')} x {times} = {_many(total, 'run')}"
         + (f", {done} of them done" if done else "")
     ]
     for axis in plan.axes:

@@ -21,7 +21,7 @@ _COLUMNS = 3
 
 
 def settings(found: Results) -> Figure | None:
-    """Every setting's runs as points, with the mean over seeds and its interval; best at the top."""
+    """Every setting's runs as points, with the mean and its interval; best at the top."""
     shown = [one for one in found.ranked if one.values][:MAX_ROWS]
     if not shown:
         return None
@@ -40,7 +40,7 @@ def settings(found: Results) -> Figure | None:
         range(len(shown)), [label if len(label) < 60 else f"{label[:58]}..." for label in labels], fontsize=8
     )
     axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_xlabel(f"{found.sweep.objective}{unit}, mean over seeds with 95% interval")
+    axes.set_xlabel(f"{found.sweep.objective}{unit}, mean over {found.sweep.repeated} with 95% interval")
     axes.grid(axis="x", alpha=0.25)
     return figure
 

@@ -29,7 +29,7 @@ def read_outcomes(plan: Plan, trials: Trials) -> list[Outcome]:
         if summary is not None:
             number = objective(plan.sweep.objective, summary, plan.sweep.folder / run.name)
             value, how = (number, "done") if math.isfinite(number) else (None, how)
-        found.append(Outcome(run.setting, run.seed, run.name, value, how, summary or {}))
+        found.append(Outcome(run.setting, run.repeat, run.name, value, how, summary or {}))
     return found
 
 
@@ -71,31 +71,30 @@ def in_words(one: Estimate, higher: bool, *, signed: bool = False) -> str:
 
 
 def setting_row(found: Results, one: Ranked) -> dict[str, Any]:
-    """A setting as a row: its values, the mean over seeds with its interval, the difference to the baseline."""
+    """A setting as a row: its values, the mean over its runs with its interval, the difference to the baseline."""
     row: dict[str, Any] = {axis.name: category(axis, one.setting.options) for axis in found.axes}
     row |= {"digest": one.setting.digest, "baseline": one.setting.digest == found.baseline}
     row |= _flat({"estimate": asdict(one.estimate), "against": asdict(one.against) if one.against else {}})
-    return row | {"unfinished": one.unfinished} | {f"seed {seed}": value for seed, value in one.values.items()}
+    return row | {"unfinished": one.unfinished} | {str(repeat): value for repeat, value in one.values.items()}
 
 
 def _run_row(found: Results, one: Outcome) -> dict[str, Any]:
     row: dict[str, Any] = {axis.name: category(axis, one.setting.options) for axis in found.axes}
     kept = ("steps", "best_step", "wall_seconds", "images_per_second", "params", "params_sha256", "mlflow_run_id")
-    row |= {"seed": one.seed, found.sweep.objective: one.value, "ended": one.how, "run": one.name}
+    row |= {"seed": one.repeat.seed} | ({} if one.repeat.fold is None else {"fold": one.repeat.fold})
+    row |= {found.sweep.objective: one.value, "ended": one.how, "run": one.name}
     return row | {key: one.summary.get(key) for key in kept}
 
 
 def _best_yaml(found: Results, best: Ranked) -> str:
-    """The resolved config of the best setting's first seed, with the base's own tracking."""
-    seed = min(best.values)
-    resolved = load_config(found.sweep.folder / best.setting.run_name(seed) / "config.yaml")
-    config = Config.model_validate(
-        {**resolved.model_dump(), "quiet": False, "tracking": found.sweep.base.tracking.model_dump()}
-    )
+    """The resolved config of the best setting's first seed, for all folds' images, with the base's own tracking."""
+    resolved = load_config(found.sweep.folder / best.setting.run_name(min(best.values)) / "config.yaml")
+    tree = resolved.replace(**{"data.fold": None, "data.folds": None}).model_dump()
+    config = Config.model_validate({**tree, "quiet": False, "tracking": found.sweep.base.tracking.model_dump()})
     words = in_words(best.estimate, found.sweep.higher_is_better)
     return (
         f"# The best setting of sweep {plain(found.sweep.name)}: {plain(best.setting.label)}\n"
-        f"# {found.sweep.objective} {words} over {len(best.values)} seeds\n{dump_config(config)}"
+        f"# {found.sweep.objective} {words} over {len(best.values)} {found.sweep.repeated}\n{dump_config(config)}"
     )
 
 

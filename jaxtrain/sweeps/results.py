@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxtrain.sweeps.config import SweepConfig
+from jaxtrain.sweeps.config import Repeat, SweepConfig
 from jaxtrain.sweeps.settings import Axis, Setting, shown
 
 Floats = NDArray[np.float64]
@@ -25,7 +25,7 @@ class Outcome:
     """One run."""
 
     setting: Setting
-    seed: int
+    repeat: Repeat
     name: str
     """Of its folder."""
     value: float | None
@@ -37,11 +37,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds."""
+    """A mean over seeds and folds."""
 
     mean: float
     low: float
-    """End of the 95% interval of the mean (Student's t over seeds); NaN for one seed."""
+    """End of the 95% interval of the mean (Student's t over runs); NaN for one run."""
     high: float
     deviation: float
     count: int
@@ -49,14 +49,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A setting with all its seeds."""
+    """A setting with all its runs."""
 
     setting: Setting
-    values: Mapping[int, float]
-    """By seed."""
+    values: Mapping[Repeat, float]
+    """By seed and fold."""
     estimate: Estimate
     against: Estimate | None
-    """The difference to the baseline, seed by seed; None for the baseline itself."""
+    """The difference to the baseline, run by run; None for the baseline itself."""
     unfinished: int
     """Runs that were pruned, diverged or failed."""
     cost: tuple[float, float]
@@ -102,7 +102,7 @@ class Results:
 
     @property
     def best(self) -> Ranked | None:
-        """The chosen setting: the best mean among those with the most finished seeds; None where no run ended."""
+        """The chosen setting: the best mean among those with the most finished runs; None where no run ended."""
         return self.ranked[0] if self.ranked and self.ranked[0].values else None
 
     @property
@@ -183,9 +183,9 @@ def importances(sweep: SweepConfig, axes: Sequence[Axis], finished: Sequence[Out
 
 
 def _ranked(sweep: SweepConfig, outcomes: Sequence[Outcome], baseline: str) -> list[Ranked]:
-    by_setting: dict[str, dict[int, Outcome]] = {}
+    by_setting: dict[str, dict[Repeat, Outcome]] = {}
     for one in outcomes:
-        by_setting.setdefault(one.setting.digest, {})[one.seed] = one
+        by_setting.setdefault(one.setting.digest, {})[one.repeat] = one
     base = _finished(by_setting.get(baseline, {}))
     sign, most = (-1.0, 1.0) if sweep.higher_is_better else (1.0, math.inf)
     found = []
@@ -194,14 +194,14 @@ def _ranked(sweep: SweepConfig, outcomes: Sequence[Outcome], baseline: str) -> l
         # Seeds that came to the same parameters, here and in the baseline, are one result.
         values = {_result(one): one.value for one in done.values()}
         gaps = {
-            (_result(one), _result(base[seed])): one.value - base[seed].value  # type: ignore[operator]
-            for seed, one in done.items()
-            if seed in base
+            (_result(one), _result(base[repeat])): one.value - base[repeat].value  # type: ignore[operator]
+            for repeat, one in done.items()
+            if repeat in base
         }
         found.append(
             Ranked(
                 setting=next(iter(runs.values())).setting,
-                values={seed: float(one.value) for seed, one in done.items()},  # type: ignore[arg-type]
+                values={repeat: float(one.value) for repeat, one in done.items()},  # type: ignore[arg-type]
                 estimate=estimate([*values.values()], (0.0, most)) if values else NOTHING,  # type: ignore[list-item]
                 against=estimate([*gaps.values()], (-most, most)) if gaps and digest != baseline else None,
                 unfinished=len(runs) - len(done),
@@ -214,7 +214,7 @@ def _ranked(sweep: SweepConfig, outcomes: Sequence[Outcome], baseline: str) -> l
 NOTHING = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
 
 
-def _finished(runs: Mapping[int, Outcome]) -> dict[int, Outcome]:
+def _finished(runs: Mapping[Repeat, Outcome]) -> dict[Repeat, Outcome]:
     return {seed: one for seed, one in runs.items() if one.value is not None}
 
 
@@ -234,13 +234,13 @@ def _cost(done: Sequence[Outcome]) -> tuple[float, float]:
 
 
 def _main_effects(axes: Sequence[Axis], finished: Sequence[Outcome]) -> list[Effect]:
-    """Within each seed: the mean at a value, less the mean of that seed; then over seeds."""
+    """Within each seed and fold: the mean at a value, less the mean of all; then over these."""
     effects, numbers = [], _numbers(finished)
     for axis in axes:
         groups = np.asarray(_groups(axis, finished))
         for word in in_order(axis, groups.tolist()):
             gaps, means = [], []
-            for members in _by_seed(finished):
+            for members in _by_repeat(finished):
                 there = numbers[members][groups[members] == word]
                 if len(there):
                     means.append(float(there.mean()))
@@ -250,7 +250,7 @@ def _main_effects(axes: Sequence[Axis], finished: Sequence[Outcome]) -> list[Eff
 
 
 def _against_baseline(axes: Sequence[Axis], ranked: Sequence[Ranked], baseline: str) -> list[Effect]:
-    """Each value alone in the baseline's place: its difference, seed by seed."""
+    """Each value alone in the baseline's place: its difference, run by run."""
     base = next((one for one in ranked if one.setting.digest == baseline), None)
     if base is None:
         return []
@@ -275,7 +275,7 @@ def _interactions(axes: Sequence[Axis], finished: Sequence[Outcome]) -> list[Int
             continue
         tables = [
             _table(numbers[members], [rows[i] for i in members], [columns[i] for i in members], names)
-            for members in _by_seed(finished)
+            for members in _by_repeat(finished)
         ]
         whole = [table for table in tables if np.isfinite(table).all()]
         if not whole:
@@ -310,11 +310,11 @@ def _groups(axis: Axis, finished: Sequence[Outcome]) -> list[str]:
     return [f"{ends[place]:.3g} to {ends[place + 1]:.3g}" for place in places]
 
 
-def _by_seed(finished: Sequence[Outcome]) -> list[NDArray[np.int64]]:
-    """Places of the runs of each seed; of seeds whose every run came to the same, those of the first."""
+def _by_repeat(finished: Sequence[Outcome]) -> list[NDArray[np.int64]]:
+    """Places of the runs of each seed and fold; of those whose every run came to the same, those of the first."""
     found: dict[frozenset[tuple[str, str]], list[int]] = {}
-    for seed in sorted({one.seed for one in finished}):
-        places = [place for place, one in enumerate(finished) if one.seed == seed]
+    for repeat in sorted({one.repeat for one in finished}):
+        places = [place for place, one in enumerate(finished) if one.repeat == repeat]
         found.setdefault(frozenset((finished[i].setting.digest, _result(finished[i])) for i in places), places)
     return [np.asarray(places) for places in found.values()]
 

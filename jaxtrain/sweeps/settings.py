@@ -16,7 +16,7 @@ from jaxtrain.config import FREE_ON_RESUME, TECHNIQUES, Config, acting
 from jaxtrain.config_io import explain, nearest_option, option_paths
 from jaxtrain.errors import UserError
 from jaxtrain.files import run_name
-from jaxtrain.sweeps.config import Range, SweepConfig
+from jaxtrain.sweeps.config import Range, Repeat, SweepConfig
 
 _NAME_LENGTH = 60
 
@@ -45,23 +45,23 @@ class Setting:
     options: Mapping[str, Any]
     """Values by option path, as the config has them."""
     config: Config
-    """The base with these options; its seed does not count."""
+    """The base with these options; its seed and its fold do not count."""
 
     @property
     def digest(self) -> str:
-        """Of every option that decides what is learned, but for the seed."""
-        tree = self.config.without((*FREE_ON_RESUME, "seed"))
+        """Of every option that decides what is learned, but for the seed and the fold."""
+        tree = self.config.without((*FREE_ON_RESUME, "seed", "data.fold"))
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def label(self) -> str:
         """The values in words."""
-        return ", ".join(f"{short(path)} {shown(value)}" for path, value in self.options.items())
+        return ", ".join(f"{short(path)} {shown(value)}" for path, value in self.options.items()) or "the base"
 
-    def run_name(self, seed: int) -> str:
-        """Name of the folder and the MLflow run of one seed."""
-        words = run_name("-".join(f"{short(path)}-{shown(value)}" for path, value in self.options.items()))
-        return f"{words[:_NAME_LENGTH].rstrip('-._')}-{self.digest[:6]}-s{seed}"
+    def run_name(self, repeat: Repeat) -> str:
+        """Name of the folder and the MLflow run of one seed and fold."""
+        words = run_name("-".join(f"{short(path)}-{shown(value)}" for path, value in self.options.items()) or "base")
+        return f"{words[:_NAME_LENGTH].rstrip('-._')}-{self.digest[:6]}-{repeat.suffix}"
 
 
 def short(path: str) -> str:
@@ -110,10 +110,11 @@ def setting(sweep: SweepConfig, options: Mapping[str, Any], *, checked: bool = T
     Raises UserError where the config refuses them together.
     """
     base = sweep.base
+    first = {"seed": 0} if base.data.folds is None else {"seed": 0, "data.fold": 0}
     try:
         if checked and (technique := options.get("technique")) in TECHNIQUES:
             base = Config.model_validate({**acting(technique, base.model_dump()), "technique": technique})
-        config = base.replace(**options, seed=0) if checked else base.replace(seed=0)
+        config = base.replace(**options, **first) if checked else base.replace(**first)
     except ValidationError as error:
         words = ", ".join(f"{path} {shown(value)}" for path, value in options.items())
         raise UserError(explain(error, f"setting {words}")) from None
@@ -166,6 +167,8 @@ def _axis(sweep: SweepConfig, name: str, given: tuple[Any, ...] | Range) -> Axis
             raise UserError(f"axes: {path}: unknown option, {nearest_option(path)}")
         if path == "seed":
             raise UserError("axes: seed: is given as seeds")
+        if path in ("data.folds", "data.fold"):
+            raise UserError(f"axes: {path}: data.folds is an option of the base, for every setting")
         if any(path == never or path.startswith(f"{never}.") for never in FREE_ON_RESUME):
             raise UserError(f"axes: {path}: decides nothing about what is learned")
     if isinstance(given, Range):

@@ -185,7 +185,7 @@ class Trials:
             if _OPTIONS in trial.user_attrs:
                 with contextlib.suppress(JaxtrainError):  # refused when it was proposed
                     one = setting(plan.sweep, trial.user_attrs[_OPTIONS])
-                    found += [(slot, Run(one, seed, "")) for seed in plan.sweep.seeds]
+                    found += [(slot, Run(one, repeat, "")) for repeat in plan.sweep.repeats]
         return list({run.digest: (slot, run) for slot, run in reversed(found)}.values())[::-1]
 
     def _latest(self) -> dict[str, Any]:

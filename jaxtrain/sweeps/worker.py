@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import shlex
@@ -76,7 +77,7 @@ class Worker:
         """The next slot with its runs, and those after it that can train beside it; empty where none waits."""
         found, self._held = self._held, []
         while len(found) < self._most(found) and (more := self._next()) is not None:
-            if found and more[1][0].program != found[0][1][0].program:
+            if found and _shared(more[1][0]) != _shared(found[0][1][0]):
                 self._held = [more]
                 break
             found.append(more)
@@ -99,7 +100,7 @@ class Worker:
         plan = self.plan
         if claimed.options is not None:
             one = setting(plan.sweep, claimed.options)
-            return [plan.workshop.run(one, seed) for seed in plan.sweep.seeds]
+            return [plan.workshop.run(one, repeat) for repeat in plan.sweep.repeats]
         return [run for run in plan.runs if claimed.slot in (BASELINE, run.digest)]
 
     def _train(self, claimed: Sequence[tuple[Claimed, list[Run]]]) -> None:
@@ -111,11 +112,15 @@ class Worker:
                 outcomes[run.digest] = self._told(run, self._value(run, summary), time.monotonic())
             else:
                 left.append((slot, run))
+        left.sort(key=lambda pair: pair[1].repeat.fold or 0)
+        trained: list[float | Exception] = []
         try:
-            if len(left) > 1 and self._side_by_side(left[0][1]):
-                trained = self._together(left)
-            else:
-                trained = [self._alone(slot, run) for slot, run in left]
+            for _, same in itertools.groupby(left, lambda pair: _shared(pair[1])):
+                pairs = list(same)
+                if len(pairs) > 1 and self._side_by_side(pairs[0][1]):
+                    trained += self._together(pairs)
+                else:
+                    trained += [self._alone(slot, run) for slot, run in pairs]
         except Interrupted as stopped:
             raise Interrupted(stopped.signum, to_continue(self.plan)) from None
         outcomes |= {run.digest: outcome for (_, run), outcome in zip(left, trained, strict=True)}
@@ -155,7 +160,7 @@ class Worker:
         return outcomes
 
     def _part(self, slot: Claimed, one: Run) -> Part:
-        sweep, reports = self.plan.sweep, one.seed == self.plan.sweep.seeds[0] or self.plan.sweep.combine != "tpe"
+        sweep, reports = self.plan.sweep, one.repeat == self.plan.sweep.repeats[0] or self.plan.sweep.combine != "tpe"
 
         def evaluated(step: int, metrics: Mapping[str, float]) -> None:
             if not math.isfinite(loss := metrics["val/loss"]):
@@ -171,14 +176,19 @@ class Worker:
 
     def _told(self, one: Run, outcome: float | Exception, started: float) -> float | Exception:
         text = str(outcome) if isinstance(outcome, Exception) else f"{self.plan.sweep.objective} {outcome:.4f}"
-        self.say(f"{one.setting.label}, seed {one.seed}: {text} ({time.monotonic() - started:.1f} s)")
+        self.say(f"{one.setting.label}, {one.repeat}: {text} ({time.monotonic() - started:.1f} s)")
         return outcome
 
     def _side_by_side(self, one: Run) -> bool:
         """Whether runs like this one train side by side: where it pays, and their images live on the device."""
-        config = one.setting.config
+        config = run_config(self.plan, one)
         workshop = self.plan.workshop
         return together(self.plan.sweep, config.technique) and workshop.images(workshop.classifier(config))[1]
+
+
+def _shared(one: Run) -> tuple[str, int | None]:
+    """What runs have in common that train side by side: program and images."""
+    return one.program, one.repeat.fold
 
 
 def to_continue(plan: Plan) -> str:
@@ -192,12 +202,14 @@ def run_config(plan: Plan, one: Run) -> Config:
     asked = sweep.base.tracking.model_fields_set
     lean = {f"tracking.{key}": False for key in ("log_model", "system_metrics") if key not in asked}
     changes: dict[str, Any] = {
-        "seed": one.seed,
+        "seed": one.repeat.seed,
         "run_dir": sweep.folder / one.name,
         "name": None,
         "quiet": True,
         **lean,
     }
+    if one.repeat.fold is not None:
+        changes["data.fold"] = one.repeat.fold
     return one.setting.config.replace(**changes)
 
 

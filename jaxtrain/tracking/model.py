@@ -116,8 +116,10 @@ def image_signature() -> Any:
     return ModelSignature(outputs=Schema(columns), params=ParamSchema([ParamSpec("top_k", DataType.long, 0)]))
 
 
-def _as_files(images: NDArray[np.uint8]) -> dict[str, list[str]]:
-    """As a request over HTTP has them: a column of base64 text."""
+def _as_files(images: NDArray[Any]) -> dict[str, list[Any]]:
+    """As a request over HTTP has them: a column of base64 text, or of pixels where no file can hold them."""
+    if images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
+        return {"image": images.tolist()}
     return {"image": [base64.b64encode(png_of(image)).decode() for image in images]}
 
 

@@ -185,7 +185,7 @@ class Tracker:
     def log_model(
         self,
         model_dir: Path,
-        example: NDArray[np.uint8],
+        example: NDArray[Any],
         class_names: Sequence[str],
         *,
         step: int = 0,
@@ -197,7 +197,7 @@ class Tracker:
         left in place until it was sent; `example` is one or a few images. `register`: also as the next version of
         the registered model of that name.
         """
-        if example.dtype != np.uint8 or example.ndim != 4:
+        if example.dtype not in (np.uint8, np.uint16) or example.ndim != 4:
             raise ValueError(f"example: uint8[n, height, width, channels] expected, got {example.dtype}{example.shape}")
         if self.uri is None:
             return

@@ -136,6 +136,7 @@ def open_stream(
             prefetch=data.prefetch,
             bad_images=bad_images,
             max_pixels=data.max_pixels,
+            pixel_type=data.pixel_type,
             start_step=step,
             process_index=strategy.share[0],
             process_count=strategy.share[1],

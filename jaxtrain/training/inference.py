@@ -174,6 +174,7 @@ def host_batches(
         prefetch=data.prefetch,
         bad_images=bad_images or BadImages(data.max_bad_images, named=False),
         max_pixels=data.max_pixels,
+        pixel_type=data.pixel_type,
         process_index=share[0],
         process_count=share[1],
     ) as batches:

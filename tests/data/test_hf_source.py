@@ -49,6 +49,20 @@ def test_test_images_without_labels_and_other_columns(root, tmp_path, caplog):
     assert found.train.select(np.array([1, 2])).metadata["camera"].tolist() == ["b", "a"]
 
 
+def test_groups_are_a_column(root, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    train = hugging_face(root, tmp_path)["images"]["train"]
+    groups = [f"g{i // 2}" for i in range(len(train))]
+    datasets.DatasetDict({"train": train.add_column("patient", groups)}).save_to_disk(tmp_path / "grouped")
+    found = load(f"hf:{tmp_path}/grouped", group="patient", test_fraction=0.3)
+    parts = [set(part.metadata["patient"]) for part in (found.train, found.open_test())]
+    assert parts[0]
+    assert parts[1]
+    assert not parts[0] & parts[1]
+    with pytest.raises(UserError, match=r"data\.group.*'subject'"):
+        load(f"hf:{tmp_path}/grouped", group="subject", test_fraction=0.3)
+
+
 def test_wrong_sets_get_one_line(root, tmp_path):
     pytest.importorskip("datasets")
     given = hugging_face(root, tmp_path)["images"]

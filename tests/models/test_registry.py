@@ -1,8 +1,10 @@
 """Every registered model keeps the protocol of `classifier.Classifier`; a new entry is tested by being there."""
 
 import functools
+import math
 import subprocess
 import sys
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -12,72 +14,30 @@ from flax import nnx
 
 from jaxtrain.config import ModelConfig
 from jaxtrain.errors import UserError
-from jaxtrain.models import create_model, list_models, model_spec
-from jaxtrain.models.registry import FAMILIES
+from jaxtrain.models import create_model, list_models, model_spec, registry
+from jaxtrain.models.registry import FAMILIES, ModelSpec, catalogue
+from jaxtrain.models.variants import VARIANTS
+from jaxtrain.trees import flat
 
-TIMM_PARAMETERS = {
-    "convnext_atto": 3_695_520,
-    "convnext_base": 88_591_464,
-    "convnext_femto": 5_217_784,
-    "convnext_large": 197_767_336,
-    "convnext_nano": 15_593_560,
-    "convnext_pico": 9_045_672,
-    "convnext_small": 50_223_688,
-    "convnext_tiny": 28_589_128,
-    "deit3_base_patch16_224": 86_585_320,
-    "deit3_large_patch16_224": 304_374_760,
-    "deit3_medium_patch16_224": 38_849_512,
-    "deit3_small_patch16_224": 22_059_496,
-    "deit_base_patch16_224": 86_567_656,
-    "deit_base_patch16_384": 86_859_496,
-    "deit_small_patch16_224": 22_050_664,
-    "deit_tiny_patch16_224": 5_717_416,
-    "efficientnet_lite0": 4_652_008,
-    "efficientnet_lite1": 5_416_680,
-    "efficientnet_lite2": 6_092_072,
-    "efficientnet_lite3": 8_197_096,
-    "efficientnet_lite4": 13_006_568,
-    "resnet101": 44_549_160,
-    "resnet152": 60_192_808,
-    "resnet18": 11_689_512,
-    "resnet34": 21_797_672,
-    "resnet50": 25_557_032,
-    "tf_efficientnet_lite0": 4_652_008,
-    "tf_efficientnet_lite1": 5_416_680,
-    "tf_efficientnet_lite2": 6_092_072,
-    "tf_efficientnet_lite3": 8_197_096,
-    "tf_efficientnet_lite4": 13_006_568,
-    "vit_base_patch14_dinov2": 87_348_712,
-    "vit_base_patch14_reg4_dinov2": 87_351_016,
-    "vit_base_patch16_224": 86_567_656,
-    "vit_base_patch16_384": 86_859_496,
-    "vit_base_patch32_224": 88_224_232,
-    "vit_base_patch32_384": 88_297_192,
-    "vit_base_patch8_224": 86_576_872,
-    "vit_large_patch14_224": 304_203_752,
-    "vit_large_patch14_dinov2": 305_392_616,
-    "vit_large_patch14_reg4_dinov2": 305_395_688,
-    "vit_large_patch16_224": 304_326_632,
-    "vit_large_patch16_384": 304_715_752,
-    "vit_large_patch32_224": 306_535_400,
-    "vit_large_patch32_384": 306_632_680,
-    "vit_small_patch14_dinov2": 22_441_192,
-    "vit_small_patch14_reg4_dinov2": 22_442_344,
-    "vit_small_patch16_224": 22_050_664,
-    "vit_small_patch16_384": 22_196_584,
-    "vit_small_patch32_224": 22_878_952,
-    "vit_small_patch32_384": 22_915_432,
-    "vit_small_patch8_224": 22_055_272,
-    "vit_tiny_patch16_224": 5_717_416,
-    "vit_tiny_patch16_384": 5_790_376,
-    "wide_resnet50_2": 68_883_240,
-}
-"""timm 1.0.29.dev0 (commit aa4b5850), torch 2.13, each model made on the meta device:
-`sum(p.numel() for p in timm.create_model(name, num_classes=1000).parameters())`."""
 
-QUICK = [name for name in list_models() if TIMM_PARAMETERS.get(name, 0) < 10_000_000]
-"""The others are as deep as these or deeper, and only traced: minutes of it all in all."""
-BY_DEPTH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in list_models()]
+def plainest():
+    """The smallest model of each kind: a family with the arguments that it is given. Others differ in numbers alone."""
+    kinds = {}
+    for name in sorted(list_models(), key=lambda name: int(catalogue()[name]["parameters"])):
+        spec = model_spec(name)
+        kwargs = {key: value for key, value in spec.kwargs.items() if key not in ("padding", "epsilon")}
+        words = sorted(value for value in kwargs.values() if isinstance(value, str))
+        kinds.setdefault((spec.family, *sorted(kwargs), *words), name)
+    return sorted(kinds.values())
+
+
+def up_to(millions, names):
+    return [name for name in names if int(catalogue()[name]["parameters"]) < millions * 1e6]
+
+
+TRACED = [name if name in up_to(10, plainest()) else pytest.param(name, marks=pytest.mark.slow)
+          for name in up_to(60, plainest())]  # fmt: skip
+
 
 TINY = {
     "cnn_tiny": 12,
@@ -90,55 +50,114 @@ TINY = {
     "wide_resnet_tiny": 8,
 }
 """Models that are run, by the side of their images."""
+VARIANTS_RUN = {
+    "swin": ("swin", {"width": 8, "depths": (2, 1), "heads": (2, 2), "windows": (2, 2)}, 16),
+    "dinov3": ("eva", {"patch_size": 8, "width": 16, "depth": 2, "heads": 2, "hidden": 24, "rope": "dinov3",
+               "registers": 1, "layer_scale": 1e-5, "pool": "normed_avg", "norms": ("attn", "mlp")}, 16),
+    "resnet_deep": ("resnet", {"depths": (1, 1), "widths": (8, 16), "bottleneck": True, "deep": (8, 8), "groups": 2,
+                    "average_shortcut": True, "anti_alias": True, "squeeze": True}, 24),
+    "regnet": ("regnet", {"depths": (1, 1), "widths": (8, 16), "group": 4}, 16),
+    "efficientnet": ("efficientnet", {"stages": ("cn_r1_k3_s1_e1_c8_skip ds_r1_k3_s1_e1_c8_se0.25", "er_r2_k3_s2_e2_c8",
+                     "ir_r1_k3_s2_e2_c16_se0.25_nre uir_r1_a3_k3_s1_e2_c16"), "stem": 8, "last": 16,
+                     "act": "hard_swish", "head": "pooled_norm"}, 16),
+    "convnextv2": ("convnext", {"depths": (1, 1), "widths": (8, 16), "response_norm": True}, 16),
+    "vit_map": ("vit", {"patch_size": 8, "width": 16, "depth": 2, "heads": 2, "hidden": 24, "pre_norm": True,
+                        "act": "quick_gelu", "pool": "map", "class_token": False}, 16),
+}  # fmt: skip
+"""Networks that are run in the slow suite, as rows of the registry for these tests alone."""
+SPECS = {name: ModelSpec(name, family, MappingProxyType(kwargs), size)
+         for name, (family, kwargs, size) in VARIANTS_RUN.items()}  # fmt: skip
+SIDES = TINY | {name: spec.image_size for name, spec in SPECS.items()}
+RUN = [*TINY, *(pytest.param(name, marks=pytest.mark.slow) for name in SPECS)]
 
-NORMALISED = ("cnn_tiny", "efficientnet_lite_test", "resnet_tiny", "wide_resnet_tiny")
-DEEP = tuple(name for name in TINY if "drop_path_rate" in FAMILIES[model_spec(name).family].options)
+
+@pytest.fixture(autouse=True)
+def rows(monkeypatch, request):
+    """The row that a test asks for."""
+    name = request.node.callspec.params.get("name") if hasattr(request.node, "callspec") else None
+    if name in SPECS:
+        monkeypatch.setitem(registry._MODELS, name, SPECS[name])
 
 
-@functools.cache
-def traced(name):
-    """The model as shapes, and the shapes of what it gives for two images; nothing is computed."""
+NORMALISED = {"cnn", "efficientnet", "regnet", "resnet", "wide_resnet"}
+DEEP = [*(name for name in TINY if "drop_path_rate" in FAMILIES[model_spec(name).family].options), *RUN[len(TINY) :]]
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_shapes_and_types(name):
     size = model_spec(name).image_size
 
     def run(images):
         model = create_model(name, num_classes=1000, image_size=size, dtype=jnp.bfloat16)
-        features = model.features(images)
-        embedding = model.pool(features)
-        return features, embedding, model.head(embedding), nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        embedding = model.embed(images)
+        return model.features(images), embedding, model.head(embedding), nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
-    return jax.eval_shape(run, jnp.zeros((2, size, size, 3), jnp.bfloat16))
-
-
-@pytest.mark.parametrize("name", BY_DEPTH)
-def test_shapes_and_types(name):
-    features, embedding, logits, params = traced(name)
+    features, embedding, logits, params = jax.eval_shape(run, jnp.zeros((2, size, size, 3), jnp.bfloat16))
     assert features.ndim in (3, 4)
     assert features.shape[0] == 2
-    assert embedding.shape == (2, features.shape[-1])
+    assert embedding.shape == (2, int(catalogue()[name]["embedding"]))
     assert (logits.shape, logits.dtype, embedding.dtype) == ((2, 1000), jnp.float32, jnp.float32)
-    assert params["head"]["kernel"].shape == (features.shape[-1], 1000)
+    assert params["head"]["kernel"].shape == (embedding.shape[1], 1000)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.parametrize("name", BY_DEPTH)
-def test_parameters_are_as_many_as_in_timm(name):
-    count = sum(x.size for x in jax.tree.leaves(traced(name)[3]))
-    assert count == TIMM_PARAMETERS.get(model_spec(name).timm_name, count)
+class Shape:
+    """In the place of a parameter's value: a shape, whatever is done to it."""
+
+    def __init__(self, shape):
+        self.shape = tuple(shape)
+
+    def __mul__(self, other):
+        return self
+
+    __rmul__ = __add__ = __mul__
 
 
-def test_no_model_of_timm_is_left_out_of_the_table():
-    assert [model_spec(name).timm_name for name in TIMM_PARAMETERS] == list(TIMM_PARAMETERS)
-    assert {name for name in list_models() if model_spec(name).timm_name} == set(TIMM_PARAMETERS)
+@pytest.fixture
+def shapes_alone(monkeypatch):
+    """No values are drawn, not even traced: all models are built in seconds."""
+    monkeypatch.setattr(nnx.initializers, "he_normal", lambda: lambda key, shape, dtype: Shape(shape))
+    for name in ("normal", "uniform"):
+        monkeypatch.setattr(jax.random, name, lambda key, shape=(), *rest, **more: Shape(shape))
+    for name in ("zeros", "ones", "full"):
+        monkeypatch.setattr(
+            jnp, name, lambda shape, *rest, **more: Shape(shape if isinstance(shape, tuple) else (shape,))
+        )
+    monkeypatch.setattr(nnx.RngStream, "__call__", lambda self: None)
+    monkeypatch.setattr(nnx.Module, "_check_value", lambda *given, **more: None, raising=False)  # half of the time
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_are_as_many_as_the_catalogue_says(family, shapes_alone):
+    """Those of timm's models were counted by timm."""
+
+    @functools.cache
+    def counted(name):
+        model = create_model(name, num_classes=1000, image_size=model_spec(name).image_size)
+        leaves = flat(nnx.to_pure_dict(nnx.state(model, nnx.Param))).values()
+        return sum(math.prod(leaf.shape) for leaf in leaves), model.num_features
+
+    first = {}
+    for name in [name for name in list_models() if model_spec(name).family == family]:
+        spec, said = model_spec(name), catalogue()[name]
+        shaping = {key: value for key, value in spec.kwargs.items() if key not in ("act", "epsilon", "padding")}
+        key = (str(sorted(shaping.items())), spec.image_size if family in ("vit", "eva") else None)
+        assert (name, *counted(first.setdefault(key, name))) == (name, int(said["parameters"]), int(said["embedding"]))
+
+
+def test_catalogue_and_variants_have_the_same_names():
+    assert list_models() == sorted(VARIANTS) == sorted(catalogue())
+    assert [name for name in list_models() if model_spec(name).timm_name not in (None, name)] == []
 
 
 def test_each_family_has_a_model_that_is_run():
-    assert {model_spec(name).family for name in TINY} == set(FAMILIES)
+    assert {model_spec(name).family for name in TINY} | {spec.family for spec in SPECS.values()} == set(FAMILIES)
 
 
 def graph(name, dtype=jnp.float32, **options):
     """The structure of a model for the images of `inputs`."""
     config = ModelConfig(name=name, **options)
-    return nnx.eval_shape(lambda: create_model(config, num_classes=5, image_size=TINY[name], dtype=dtype))
+    return nnx.eval_shape(lambda: create_model(config, num_classes=5, image_size=SIDES[name], dtype=dtype))
 
 
 @functools.cache
@@ -153,7 +172,7 @@ def inputs(name):
 
     _, params, rest = nnx.split(graph(name), nnx.Param, ...)
     params, rest = (jax.tree_util.tree_map_with_path(random, nnx.to_pure_dict(x)) for x in (params, rest))
-    images = rng.normal(size=(6, TINY[name], TINY[name], 3)).astype(np.float32)
+    images = rng.normal(size=(6, SIDES[name], SIDES[name], 3)).astype(np.float32)
     return params, rest, images, rng.integers(0, 5, 6)
 
 
@@ -200,7 +219,7 @@ def trained(name, seed=None, **options):
     return jax.jit(step(name, **options))(*inputs(name), key)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", RUN)
 def test_head_of_embedding_is_the_model(name):
     features, embedding, logits, from_embedding, with_key, _ = evaluated(name)
     assert features.shape[-1] == embedding.shape[-1]
@@ -209,7 +228,7 @@ def test_head_of_embedding_is_the_model(name):
     assert np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", RUN)
 def test_every_parameter_gets_a_finite_gradient(name):
     params = inputs(name)[0]
     gradients = trained(name)[3]
@@ -219,10 +238,10 @@ def test_every_parameter_gets_a_finite_gradient(name):
         assert np.any(gradient != 0), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", RUN)
 def test_statistics_move_in_training_alone(name):
     before = jax.tree.leaves(inputs(name)[1])
-    assert bool(before) == (name in NORMALISED)
+    assert bool(before) == (model_spec(name).family in NORMALISED)
     for old, new, evaluation in zip(
         before, jax.tree.leaves(trained(name)[2]), jax.tree.leaves(evaluated(name)[5]), strict=True
     ):
@@ -235,9 +254,10 @@ def program(name, **options):
     return str(jax.make_jaxpr(step(name, **options))(*inputs(name), None))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", RUN)
 def test_nothing_is_dropped_without_a_key(name):
-    options = {"drop_rate": 0.9} | ({"drop_path_rate": 0.9} if name in DEEP else {})
+    deep = "drop_path_rate" in FAMILIES[model_spec(name).family].options
+    options = {"drop_rate": 0.9} | ({"drop_path_rate": 0.9} if deep else {})
     assert program(name, **options) == program(name)
 
 
@@ -265,13 +285,13 @@ def test_rematerialisation_changes_nothing():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * max(1.0, np.abs(a).max()))
 
 
-@pytest.mark.parametrize("name", sorted(set(TINY) - {"linear"}))
+@pytest.mark.parametrize("name", [name for name in RUN if name != "linear"])
 def test_rematerialisation_is_in_the_program(name):
     assert "prevent_cse" not in program(name)
     assert "prevent_cse" in program(name, remat=True)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", RUN)
 def test_bfloat16_is_close_to_float32(name):
     params, rest, images, _ = inputs(name)
     logits = jax.jit(lambda images: rebuild(name, params, rest, dtype=jnp.bfloat16)(images))(images)
@@ -315,15 +335,16 @@ def test_the_head_can_be_swapped():
     assert jax.eval_shape(run, jnp.zeros((2, 8, 8, 3))).shape == (2, 7)
 
 
-def test_grey_images():
-    for name, size in TINY.items():
-        model = functools.partial(create_model, name, num_classes=3, image_size=size, channels=1)
-        logits = jax.eval_shape(lambda images, model=model: model()(images), jnp.zeros((2, size, size, 1)))
-        assert logits.shape == (2, 3)
+@pytest.mark.parametrize("name", RUN)
+def test_grey_images(name):
+    def run(images):
+        return create_model(name, num_classes=3, image_size=SIDES[name], channels=1)(images)
+
+    assert jax.eval_shape(run, jnp.zeros((2, SIDES[name], SIDES[name], 1))).shape == (2, 3)
 
 
 def test_list_models_matches_patterns():
-    assert list_models("resnet1*") == ["resnet101", "resnet152", "resnet18", "resnet18_cifar"]
+    assert list_models("resnet18*") == ["resnet18", "resnet18_cifar", "resnet18d"]
     assert list_models("nothing*") == []
     assert list_models() == sorted(list_models())
 

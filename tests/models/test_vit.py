@@ -13,7 +13,8 @@ from jaxtrain.config import ModelConfig
 from jaxtrain.errors import UserError
 from jaxtrain.models import create_model
 from jaxtrain.models.build import Build
-from jaxtrain.models.vit import Attention, Mlp
+from jaxtrain.models.layers import Mlp
+from jaxtrain.models.vit import Attention
 
 
 def build(dtype=jnp.float32):

@@ -27,9 +27,9 @@ def sweep_of(combine="grid"):
 def outcomes_of(sweep, value):
     settings = settings_of(sweep, axes_of(sweep))
     return [
-        Outcome(one, seed, one.run_name(seed), value(*one.options.values(), seed), "done")
+        Outcome(one, each, one.run_name(each), value(*one.options.values(), each.seed), "done")
         for one in settings
-        for seed in sweep.seeds
+        for each in sweep.repeats
     ]
 
 
@@ -110,7 +110,7 @@ def with_parameters(found, digest):
         dataclasses.replace(
             one,
             summary={
-                "params_sha256": digest(one.setting.label, one.seed),
+                "params_sha256": digest(one.setting.label, one.repeat.seed),
                 "params": 9,
                 "wall_seconds": one.setting.options["train.batch_size"],
             },

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxtrain.config import Config
-from jaxtrain.sweeps.config import SweepConfig
+from jaxtrain.sweeps.config import Repeat, SweepConfig
 from jaxtrain.sweeps.settings import axes_of, settings_of
 
 RATES, SIZES = [1e-3, 3e-3], [16, 32, 64]
@@ -83,6 +83,6 @@ def test_digests_follow_what_is_learned_alone():
 
 
 def test_names_of_runs_are_names_of_folders():
-    names = {one.run_name(seed) for one in settings() for seed in (0, 1)}
+    names = {one.run_name(Repeat(seed)) for one in settings() for seed in (0, 1)}
     assert len(names) == 12
     assert all(name.replace("-", "").replace("_", "").replace(".", "").isalnum() and len(name) < 90 for name in names)

@@ -58,7 +58,7 @@ def plan(axes=None, **options):
     axes = axes or {RATE: (1e-3, 3e-3, 1e-2)}
     sweep = SweepConfig(**{"name": "s", "base": Config(optimizer={"learning_rate": 1e-3}), "axes": axes, **options})
     found = axes_of(sweep)
-    runs = [Run(one, seed, "") for one in settings_of(sweep, found) for seed in sweep.seeds]
+    runs = [Run(one, repeat, "") for one in settings_of(sweep, found) for repeat in sweep.repeats]
     return Plan(sweep, found, runs, runs[0].setting.digest, Workshop(), Path("s.yaml"))
 
 

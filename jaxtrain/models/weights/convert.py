@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxtrain.config import ModelConfig, chosen
 from jaxtrain.errors import UserError
-from jaxtrain.models.registry import ModelSpec, create_model, model_spec
+from jaxtrain.models.registry import ModelSpec, create_model, list_models, model_spec
 from jaxtrain.models.weights.layout import Array, Arrays, Family, Layout, Names, their_names, to_ours
 from jaxtrain.models.weights.tables import TABLES
 from jaxtrain.trees import flat
@@ -30,6 +30,7 @@ class Converted:
     """A network's arrays in our names, and what they say of it."""
 
     model: ModelConfig
+    layout: Layout
     params: Arrays
     model_state: Arrays
     image_size: int | None
@@ -76,7 +77,19 @@ def convert(arrays: Arrays, model: ModelConfig, source: str) -> Converted:
     spare = arrays.keys() - used
     problems.left_over += [name for name in spare if not any(fnmatchcase(name, p) for p in layout.ignored)]
     problems.check(f"model.weights: {source} ({layout.name} layout) does not fit model {spec.name}")
-    return Converted(model, params, state, image_size, channels, classes)
+    return Converted(model, layout, params, state, image_size, channels, classes)
+
+
+def content(arrays: Arrays, spec: ModelSpec) -> ModelSpec:
+    """The model that arrays said to be of `spec` are for: its twin, where their layout is only used for that one."""
+    family = TABLES.get(spec.family)
+    if family is None or not family.layouts:
+        return spec
+    kwargs = dict(spec.kwargs) | dict(_layout_of(_unwrapped(arrays), family, spec)[0].variant)
+    if kwargs == dict(spec.kwargs):
+        return spec
+    twins = (other for other in map(model_spec, list_models()) if other.family == spec.family)
+    return next((other for other in twins if dict(other.kwargs) == kwargs), spec)
 
 
 class Problems:

@@ -169,8 +169,17 @@ def _transformers(config: Json, processor: Json, source: str) -> Description:
     return Description(model=model, class_names=None if generic else names, **_processing(processor))
 
 
+_NOT_THEIRS = {
+    *("act", "anti_alias", "average_shortcut", "deep", "epsilon", "groups", "hidden", "pool", "pre_norm"),
+    *("response_norm", "squeeze"),
+}
+"""Arguments of variants that no `model_type` above has."""
+
+
 def _same(wanted: Json, spec: ModelSpec) -> bool:
     """Whether a row of the registry builds that network."""
+    if _NOT_THEIRS & spec.kwargs.keys():
+        return False
     kwargs = {"layer_scale": None, "registers": 0, "class_position": True, **spec.kwargs}
     if spec.family == "resnet":
         expansion = 4 if kwargs["bottleneck"] else 1

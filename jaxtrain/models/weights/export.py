@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from jaxtrain.config import chosen
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import reason
@@ -36,9 +38,10 @@ def export_timm(weights: Pretrained | str | Path, path: str | Path) -> Path:
     arrays: Arrays = {}
     for ours, array in {**weights.params, **weights.model_state}.items():
         found = their_names(ours, names, layout)
-        if len(found) != 1:
+        if not found:
             raise UserError(f"{weights.source}: timm has no {ours} in {spec.name}")
-        arrays[found[0]] = to_theirs(array, ours, layout)
+        for theirs, part in zip(found, np.split(array, len(found), axis=-1), strict=True):
+            arrays[theirs] = to_theirs(part, ours, layout)
     about = Description(
         model=spec.name,
         options=weights.model.model_dump(exclude_none=True, include={"pool", "registers", "patch_size", "stem"}),

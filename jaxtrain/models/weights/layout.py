@@ -52,6 +52,11 @@ class Layout:
     """timm's names of the models that it has in this layout, where it has others of the family in another."""
     requires: str | None = None
     """An array of theirs without which weights are not in this layout."""
+    variant: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of every network whose weights are in this layout; a name that says otherwise is wrong."""
+    mean: tuple[float, ...] | None = None
+    """Of the images that all weights in this layout were trained on; None: as the registry says."""
+    std: tuple[float, ...] | None = None
     prepare: Callable[[Arrays, Mapping[str, Any]], Arrays] | None = None
     """Makes their arrays (by name, without prefix) ready for the rules, given the variant's arguments."""
 

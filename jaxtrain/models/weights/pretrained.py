@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtrain.config import ModelConfig, chosen
 from jaxtrain.errors import UserError
 from jaxtrain.models.registry import ModelSpec, model_spec
-from jaxtrain.models.weights.convert import convert, float32
+from jaxtrain.models.weights.convert import content, convert, float32
 from jaxtrain.models.weights.layout import Arrays
 from jaxtrain.models.weights.sources import Found, find
 from jaxtrain.models.weights.tables import TABLES
@@ -67,11 +67,12 @@ def load_pretrained(weights: str, model: ModelConfig | None = None) -> Pretraine
     about = found.about
     if model.network is not None or "network" in about.options:
         return _own(found, model, weights)
-    name = _model_name(about.model, model.name, weights)
+    name = _model_name(found, model.name, weights)
     spec = model_spec(name)
     given = model.model_dump(exclude_unset=True, exclude_none=True)
     options = ModelConfig.model_validate({**about.options, **given, "name": name, "weights": weights})
     size, channels = about.image_size, about.channels
+    mean, std = about.mean or spec.mean, about.std or spec.std
     if found.tree is not None:
         params, state = float32(found.tree["params"]), float32(found.tree["model_state"])
         classes = params["head/kernel"].shape[-1] if "head/kernel" in params else 0
@@ -82,6 +83,7 @@ def load_pretrained(weights: str, model: ModelConfig | None = None) -> Pretraine
         made = convert(found.arrays, options, weights)
         options, params, state, classes = made.model, made.params, made.model_state, made.num_classes
         size, channels = size or made.image_size, made.channels
+        mean, std = about.mean or made.layout.mean or mean, about.std or made.layout.std or std
     names, channels = about.class_names, channels or spec.channels
     return Pretrained(
         source=weights,
@@ -90,8 +92,8 @@ def load_pretrained(weights: str, model: ModelConfig | None = None) -> Pretraine
         model_state=state,
         image_size=size or spec.image_size,
         channels=channels,
-        mean=_of_channels(about.mean or spec.mean, channels),
-        std=_of_channels(about.std or spec.std, channels),
+        mean=_of_channels(mean, channels),
+        std=_of_channels(std, channels),
         crop_pct=about.crop_pct or spec.crop_pct,
         interpolation=about.interpolation or spec.interpolation,
         class_names=tuple(names) if names is not None and len(names) == classes else None,
@@ -131,15 +133,20 @@ def _of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def _model_name(said: str | None, given: str | None, weights: str) -> str:
-    """The registered model that the weights are for: as the source says, or as the person does."""
-    if given is not None:
-        if said is not None and not _same_network(model_spec(given), model_spec(said)):
-            raise UserError(f"model.name: {weights} holds {said}, not {given}")
-        return model_spec(given).name
+def _model_name(found: Found, given: str | None, weights: str) -> str:
+    """The registered model that the weights are for: as the source says, or as the person does.
+
+    Neither is believed where the arrays are such as only another model has.
+    """
+    said = found.about.model or given
     if said is None:
         raise UserError(f"model.name: {weights} does not say for which model it is; give model.name")
-    return said
+    held = content(found.arrays, model_spec(said)) if found.tree is None else model_spec(said)
+    if given is None:
+        return held.name
+    if not _same_network(model_spec(given), held):
+        raise UserError(f"model.name: {weights} holds {held.name}, not {given}")
+    return given
 
 
 def _same_network(one: ModelSpec, other: ModelSpec) -> bool:

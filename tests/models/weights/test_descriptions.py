@@ -31,8 +31,8 @@ def test_timm():
     ("change", "message"),
     [
         (
-            {"architecture": "resnet50d"},
-            r"^x holds timm's resnet50d, which jaxtrain has not; did you mean 'resnet50'\?$",
+            {"architecture": "resnet50_gn"},
+            r"^x holds timm's resnet50_gn, which jaxtrain has not; did you mean 'resnet50",
         ),
         ({"model_args": {"act_layer": "silu", "img_size": 32}}, "^x holds resnet50 built with act_layer, which"),
         ({"pretrained_cfg": {"input_size": 3}}, r"^x: is not a sound config\.json"),

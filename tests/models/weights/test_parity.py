@@ -12,7 +12,7 @@ import pytest
 from jaxtrain.models import model_spec
 from jaxtrain.models.weights import export_timm, load_pretrained
 from tests.models.weights import torchvision_stub
-from tests.models.weights.cases import CASES, draw, golden, images
+from tests.models.weights.cases import CASES, draw, golden, golden_blocks, images, samples
 from tests.models.weights.make_golden import outputs, reference, saved_shapes
 from tests.models.weights.networks import run
 
@@ -25,9 +25,11 @@ transformers = pytest.importorskip("transformers")
 @pytest.mark.parametrize("name", CASES)
 def test_golden_files_are_what_the_installed_libraries_compute(name):
     shapes, expected = golden(name)
-    now_shapes, now = reference(CASES[name])
+    now_shapes, now, taps = reference(CASES[name])
     assert {key: tuple(shape) for key, shape in now_shapes.items()} == shapes
     np.testing.assert_allclose(now, expected, atol=1e-5)
+    if name.startswith("timm"):
+        np.testing.assert_allclose(list(map(samples, taps)), golden_blocks(name), atol=1e-5)
 
 
 def timm_folder(name, folder, **options):
@@ -64,6 +66,16 @@ TIMM = [
     "wide_resnet50_2",
     "convnext_tiny",
     "tf_efficientnet_lite1",
+    "vit_xsmall_patch16_clip_224",
+    "vit_tiny_patch16_dinov3_qkvb",
+    "eva02_tiny_patch14_224",
+    "convnextv2_atto",
+    "efficientnet_b0",
+    "tf_efficientnetv2_b0",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small",
+    "regnety_002",
+    "resnet10t",
 ]
 
 

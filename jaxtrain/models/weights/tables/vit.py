@@ -45,7 +45,11 @@ TIMM = Layout(
             "pos_embed": "pos_embed",
             "cls_token": "cls_token",
             "reg_token": "reg_token",
+            "norm_pre": "norm_pre",
             "norm": "norm",
+            "attn_pool/latent": "attn_pool.latent",
+            **{f"attn_pool/{part}": f"attn_pool.{part}" for part in ("q", "kv", "proj", "norm")},
+            **{f"attn_pool/mlp/{part}": f"attn_pool.mlp.{part}" for part in ("fc1", "fc2")},
             "head": "head",
         },
         "block": {

@@ -1,0 +1,32 @@
+"""`jaxtrain models`."""
+
+import pytest
+
+from jaxtrain.cli.main import run
+from jaxtrain.errors import UserError
+from jaxtrain.models.registry import list_models
+
+
+def listed(capsys, *words):
+    run(["models", *words])
+    return capsys.readouterr().out
+
+
+def test_every_model_is_listed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert [line.split()[0] for line in listed(capsys).splitlines()[2:] if line.strip()] == list_models()
+
+
+def test_a_pattern_and_a_single_model(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    some = listed(capsys, "resnet1*")
+    assert "resnet152" in some
+    assert "resnet50" not in some
+    one = listed(capsys, "vit_base_patch16_224")
+    for shown in ("86.6 M", "768", "224", "hf:timm/vit_base_patch16_224.mae", "cc-by-nc-4.0", "apache-2.0"):
+        assert shown in one
+
+
+def test_a_name_that_is_none(capsys):
+    with pytest.raises(UserError, match=r"no model matches 'resnet81'; did you mean 'resnet18'"):
+        listed(capsys, "resnet81")
