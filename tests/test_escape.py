@@ -14,6 +14,7 @@ import jaxtrain
 from jaxtrain.cli.main import run
 from jaxtrain.escape import csv_cell, markdown, plain
 from jaxtrain.files import write_csv
+from jaxtrain.tasks import Multiclass
 from tests.evaluation.made_up import predictions
 from tests.evaluation.test_report import Candidate, make_report
 
@@ -88,7 +89,9 @@ def test_predictions_are_one_plain_line_for_each_image(tmp_path, monkeypatch, ca
         yield {"logits": np.eye(3, dtype=np.float32)}
 
     model = SimpleNamespace(
-        class_names=tuple(HOSTILE[:3]), fitted=SimpleNamespace(predictor=SimpleNamespace(stream=stream))
+        class_names=tuple(HOSTILE[:3]),
+        thresholds=None,
+        fitted=SimpleNamespace(predictor=SimpleNamespace(stream=stream), task=Multiclass()),
     )
     monkeypatch.setattr(jaxtrain, "load", lambda path, **_: model, raising=False)
     files = [

@@ -23,7 +23,7 @@ from jaxtrain.training.signals import Interrupted
 # Where a ReLU or a maximum is decided by the last bit, float32's noise jumps: a CNN's two ways are 3e-3 apart after 10
 # to 50 steps, on another processor at another step. A network of smooth functions stays within 3e-7.
 MODELS = [
-    ("mlp_tiny", "adamw", 50),
+    ("mlp_tiny", "adamw", 15),
     pytest.param("convnext_test", "adamw", 50, marks=pytest.mark.slow),
     pytest.param("cnn_small", "sgd", 6, marks=pytest.mark.slow),
 ]
