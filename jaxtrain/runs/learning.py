@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import Config
 from jaxtrain.data.base import Dataset, ImageSource
+from jaxtrain.evaluation.evaluate import Record
 from jaxtrain.models.weights import Pretrained
 from jaxtrain.runs.directory import RunDirectory
 from jaxtrain.runs.fitted import Fitted, Predictor, Predicts
@@ -96,8 +97,8 @@ class Job:
     """Its `Tracker`, likewise."""
     fitted: Fitted | None = None
     """What was learned; it has its summary once the run is recorded."""
-    looks: int | None = None
-    """Models measured on the test set so far."""
+    tested: Record | None = None
+    """What was measured on the test set."""
 
     @property
     def config(self) -> Config:

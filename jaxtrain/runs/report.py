@@ -122,7 +122,7 @@ class Reporter:
             told = "MLflow lacks %d records (%s); all are in %s, and %s sends them"
             _log.warning(told, report.unsent_rows, report.problem, where, remedy)
 
-    def result(self, summary: Mapping[str, Any], looks: int | None) -> None:
+    def result(self, summary: Mapping[str, Any], tested: Record | None) -> None:
         """At the end."""
         if self._config.quiet:
             return
@@ -131,7 +131,6 @@ class Reporter:
             "predict": command("predict", self._run_dir, "IMAGE"),
         }
         figure = figure_of(summary)
-        tested = summary.get(f"test_{figure}")
         if tested is not None:
             commands["compare"] = command("benchmark", self._run_dir, "OTHER_RUN")
         else:
@@ -146,9 +145,11 @@ class Reporter:
                 figure=figure,
                 val_figure=summary.get(f"val_{figure}"),
                 best_step=summary["best_step"],
-                test_figure=tested,
+                test_figure=summary.get(f"test_{figure}"),
                 test_loss=summary["test_loss"],
-                looks=looks,
+                test_interval=None if tested is None else tested.measured.intervals[figure],
+                test_images=None if tested is None else len(tested.predictions.labels),
+                looks=None if tested is None else tested.looks,
                 skipped=summary["skipped_images"],
                 commands=commands,
             )

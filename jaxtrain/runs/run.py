@@ -214,7 +214,7 @@ def _test(job: Job) -> dict[str, Any]:
             source_run_id=tracker.wait_run_id(timeout=30.0),
             model_id=tracker.wait_model_id(timeout=30.0),
         ).finish("FINISHED")
-    job.looks = evaluation.looks
+    job.tested = evaluation
     return {f"test_{name}": metrics[f"test/{name}"] for name in (job.result.task.figure, "loss")} | more
 
 
@@ -240,7 +240,7 @@ def under_way(job: Job) -> Iterator[None]:
         return summary
 
     job.fitted = replace(job.result, summary=processes.decided(record))
-    job.reporter.result(dict(job.result.summary), job.looks)
+    job.reporter.result(dict(job.result.summary), job.tested)
 
 
 def start_tracking(job: Job, learning: Learning) -> Tracker:

@@ -70,6 +70,9 @@ class Result:
     best_step: int | None = None
     test_figure: float | None = None
     test_loss: float | None = None
+    test_interval: tuple[float, float] | None = None
+    """Where the true figure is, at 95% confidence."""
+    test_images: int | None = None
     looks: int | None = None
     """How many models were measured on this test set."""
     skipped: int = 0
@@ -118,6 +121,9 @@ def show_result(result: Result) -> None:
         if result.looks is not None and result.looks > 1:
             told += f" (model {result.looks} measured on this test set)"
         facts[f"test {result.figure}"] = told
+        if result.test_interval is not None and result.test_images is not None:
+            low, high = result.test_interval
+            facts["95% interval"] = f"{low:.2%} to {high:.2%}, as {result.test_images:,} test images can tell"
     if result.val_figure is not None:
         where = f" at step {result.best_step:,}" if result.best_step is not None else ""
         facts[f"val {result.figure}"] = f"{result.val_figure:.2%}{where}"
