@@ -123,8 +123,11 @@ class Trained:
 
     @property
     def classes_(self) -> NDArray[Any]:
-        """What `predict` gives, in the order of the logits: `[classes]` strings or integers."""
-        classes = self.fitted.classes
+        """What `predict` gives, in the order of the logits: `[classes]` strings or integers.
+
+        Of several labels per image the names of the columns that it gives.
+        """
+        classes = self.class_names if self.fitted.task.name == "multilabel" else self.fitted.classes
         return np.arange(len(self.class_names), dtype=np.int32) if classes is None else np.asarray(classes)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:

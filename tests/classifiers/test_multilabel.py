@@ -162,7 +162,7 @@ def test_lists_of_names_are_the_matrix(tmp_path):
     by_matrix = PTClassifier(run_dir=tmp_path / "b", **SMALL).fit(
         TRAIN[0], TRAIN[1][:, order], class_names=tuple(names[order]), test=(TEST[0], TEST[1][:, order])
     )
-    assert by_names.class_names == by_matrix.class_names
+    assert by_names.class_names == by_matrix.class_names == tuple(by_names.classes_)
     for name in ("params_sha256", "test_mAP"):
         assert by_names.summary[name] == by_matrix.summary[name]
 
