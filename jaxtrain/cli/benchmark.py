@@ -50,6 +50,8 @@ class Benchmark(Command):
     """Do not look for test images that nearly stand in the training or validation set."""
     robustness: bool = False
     """Measure accuracy under corruptions too: 50 times the work."""
+    champion: Annotated[str, Field(pattern=r"^[^/:']+$", max_length=200)] | None = None
+    """A registered model of MLflow whose alias `champion` moves to the best model, if it is significantly better."""
     trust_imports: bool = False
     """Import networks and classes that the runs name (module:Name): they are executed, so only for runs that you trust.
     """
@@ -81,6 +83,8 @@ class Benchmark(Command):
         """
         from jaxtrain.evaluation.finished import by_test_set, finished_runs, leaving_out
 
+        if self.champion is not None and not self.runs:
+            raise UserError("--champion: give the runs to compare")
         left_out: dict[str, str] = {}
         groups = [list(self.runs)] if self.runs else by_test_set(finished_runs(), self.data, left_out)
         if self.out is not None and len(groups) > 1:
@@ -93,13 +97,18 @@ class Benchmark(Command):
 
     def _compare(self, paths: list[Path], left_out: dict[str, str]) -> None:
         import jaxtrain
+        from jaxtrain.evaluation.champion import check_title, crown
         from jaxtrain.evaluation.comparison import compare
         from jaxtrain.evaluation.runs import gather, load_each, make_report, report_folder, track, track_report
         from jaxtrain.files import optional
         from jaxtrain.screen.console import print_line
+        from jaxtrain.tracking.champion import Championship
         from jaxtrain.training.parallel import check_devices
 
         check_devices()
+        title = None if self.champion is None else Championship(self.tracking.uri, self.champion)
+        if title is not None:
+            check_title(paths, title)
         say = (lambda text: None) if self.quiet else print_line
         tracking = TrackingConfig(**self.tracking.model_dump())
         load = partial(jaxtrain.load, trust_imports=self.trust_imports)
@@ -117,6 +126,8 @@ class Benchmark(Command):
             track_report(report, folder, tracking, ids)
         if not self.quiet:
             _show(report, folder, tracking)
+        if title is not None:
+            say(crown(gathered, comparison, title))
         left_out.update(gathered.left_out)
 
 

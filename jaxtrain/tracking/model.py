@@ -85,11 +85,11 @@ def store_model(
         client.log_model_artifacts(model_id, str(local))
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)
     if (registered := request.get("register")) is not None:
-        _register(client, registered, model_id, run_id)
+        register_model(client, registered, model_id, run_id)
 
 
-def _register(client: Any, name: str, model_id: str, run_id: str) -> None:
-    """The model as the next version of a registered one, which is made where it is missing."""
+def register_model(client: Any, name: str, model_id: str, run_id: str) -> str:
+    """The model as the next version of a registered one, which is made where it is missing; the version."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -97,10 +97,11 @@ def _register(client: Any, name: str, model_id: str, run_id: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    versions = client.search_model_versions(f"name = '{name}'")
-    if not any(version.run_id == run_id for version in versions):  # an earlier attempt may have got this far
-        location = client.get_logged_model(model_id).artifact_location  # models:/ID would be sought in MLflow's default
-        client.create_model_version(name, location, run_id, model_id=model_id)
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.run_id == run_id:  # an earlier attempt may have got this far
+            return str(version.version)
+    location = client.get_logged_model(model_id).artifact_location  # models:/ID would be sought in MLflow's default
+    return str(client.create_model_version(name, location, run_id, model_id=model_id).version)
 
 
 def image_signature() -> Any:

@@ -394,6 +394,11 @@ def stored_model(run_dir: Path) -> str | None:
     return State.load(run_dir).model_id
 
 
+def stored_run(run_dir: Path) -> str | None:
+    """The id of a run in MLflow, likewise."""
+    return State.load(run_dir).run_id
+
+
 def look(uri: str) -> str:
     """The command or address that shows what is in a store, without its password."""
     uri = redact(uri)

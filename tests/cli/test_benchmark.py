@@ -10,6 +10,8 @@ from jaxtrain import PTClassifier
 from jaxtrain.cli.main import run
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation import costs
+from jaxtrain.tracking import stored_run
+from jaxtrain.tracking.store import connect
 
 
 @pytest.fixture
@@ -113,3 +115,33 @@ def test_benchmark_has_one_run_a_model_that_leads_back_to_its_training(here, mon
     assert set(comparison["tags.evaluations"].split()) == set(models["run_id"])
     artifacts = [file.path for file in mlflow.MlflowClient().list_artifacts(comparison["run_id"])]
     assert "report.html" in artifacts
+
+
+@pytest.mark.slow
+def test_the_champion_changes_only_where_the_difference_is_real(here, capsys):
+    for name, steps, seed in (("weak", 1, 0), ("good", 150, 0), ("alike", 150, 1)):
+        PTClassifier(
+            name=name, seed=seed, quiet=True, tracking={"system_metrics": False}, model={"name": "linear"},
+            train={"steps": steps, "batch_size": 64},
+        ).fit()  # fmt: skip
+    options = ("--champion", "digits", "--skip-costs", "--skip-duplicates", "--resamples", "200")
+
+    def compare(*names):
+        capsys.readouterr()
+        run(["benchmark", *(f"runs/pt/{name}" for name in names), *options])
+        told = capsys.readouterr().out.splitlines()[-1]
+        found = connect("sqlite:///mlflow.db").get_model_version_by_alias("digits", "champion")
+        return told, {stored_run(Path("runs/pt") / name): name for name in names}.get(found.run_id)
+
+    assert compare("weak") == ("digits: pt/weak is champion now, version 1", "weak")
+    with pytest.raises(UserError, match="--champion digits"):
+        compare("good", "alike")
+    told, champion = compare("weak", "good")
+    assert (champion, told) == ("good", "digits: pt/good is champion now, version 2")
+    told, champion = compare("weak", "good", "alike")
+    assert champion == "good"
+    assert "version" not in told
+    with pytest.raises(UserError, match="--champion"):
+        run(["benchmark", *options])
+    with pytest.raises(UserError, match="--champion other"):
+        run(["benchmark", "runs/pt/weak", *options, "--champion", "other", "--tracking.uri", "sqlite:////proc/none.db"])
