@@ -122,6 +122,8 @@ NOT_READ = {
     *("data.workers", "data.prefetch", "data.max_pixels"),  # of image files
     *(path for path in option_paths() if path.startswith("data.columns.")),  # of tables
     "data.value_range",
+    *("data.group", "data.folds", "data.fold"),  # where splits are drawn
+    *(path for path in option_paths() if path.startswith("decision.")),  # of several labels per image
     *("data.draws", "optimizer.momentum", "schedule.decay_fraction", "finetune.freeze_statistics"),
     *("finetune.lora_alpha", "model.drop_rate", "model.drop_path_rate", "model.patch_size", "model.pool"),
     *("model.registers", "model.stem", "own.classifier"),

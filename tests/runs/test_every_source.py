@@ -101,7 +101,7 @@ def test_what_is_trained_takes_the_same_objects(form, root, weights, tmp_path, m
     accuracy = np.mean(expected.argmax(1) == folder.labels)
     assert model.evaluate(images, labels)["accuracy"] == model.score(images, labels) == pytest.approx(accuracy)
     report = jaxtrain.benchmark({"it": model}, test, costs=False, duplicates=False, resamples=20)
-    assert report.comparison.entries[0].accuracy == pytest.approx(accuracy)
+    assert report.comparison.entries[0].score == pytest.approx(accuracy)
 
 
 @pytest.mark.slow
