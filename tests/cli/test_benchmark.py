@@ -130,7 +130,7 @@ def test_the_champion_changes_only_where_the_difference_is_real(here, capsys):
         capsys.readouterr()
         run(["benchmark", *(f"runs/pt/{name}" for name in names), *options])
         told = capsys.readouterr().out.splitlines()[-1]
-        found = connect("sqlite:///mlflow.db").get_model_version_by_alias("digits", "champion")
+        found = connect(f"sqlite:///{here}/mlflow.db").get_model_version_by_alias("digits", "champion")
         return told, {stored_run(Path("runs/pt") / name): name for name in names}.get(found.run_id)
 
     assert compare("weak") == ("digits: pt/weak is champion now, version 1", "weak")
