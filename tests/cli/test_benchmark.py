@@ -17,6 +17,7 @@ from jaxtrain.tracking.store import connect
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which mlflow.set_tracking_uri sets
     monkeypatch.setattr(costs, "SECONDS", 0.01)
     monkeypatch.setattr(costs, "BATCHES", (1, 8))
     return tmp_path
@@ -93,10 +94,9 @@ def test_wrong_commands_are_refused_in_one_line(here, arguments, message):
 
 
 @pytest.mark.slow
-def test_benchmark_has_one_run_a_model_that_leads_back_to_its_training(here, monkeypatch):
+def test_benchmark_has_one_run_a_model_that_leads_back_to_its_training(here):
     import mlflow
 
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for seed in range(2):
         train(f"linear-{seed}", seed, tracked=True)
     run(["benchmark", "--resamples", "100", "--quiet"])
