@@ -55,7 +55,7 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
             order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
             table |= {"labels": names[order].tolist()}
             probabilities = np.take_along_axis(probabilities, order, axis=1)
-        elif getattr(self.classifier, "thresholds", None) is not None:
+        elif self.classifier.thresholds is not None:
             given_labels = probabilities >= np.asarray(self.classifier.thresholds)
             table["labels"] = [names[row].tolist() for row in given_labels]
         return pd.DataFrame({**table, "probabilities": probabilities.tolist()})

@@ -105,7 +105,7 @@ class FileSource:
 
     def select(self, indices: NDArray[np.int64]) -> FileSource:
         """The same files, fewer or in another order."""
-        paths = picked_names(self.paths, indices)  # type: ignore[arg-type]
+        paths = picked_names(self.paths, indices)
         return replace(self, paths=paths, **picked(self, indices))
 
 

@@ -63,7 +63,9 @@ def _headers_of_files(paths: Sequence[str | Path]) -> Headers:
     began, reader = time.monotonic(), partial(_header, paths, changed)
     read = headers_of(reader, len(changed), workers=16)
     headers.sizes[changed], headers.grey[changed] = read.sizes, read.grey
-    bad = {index: reason for index, reason in headers.bad.items() if index not in changed}
+    again = np.zeros(len(paths), bool)
+    again[changed] = True
+    bad = {index: reason for index, reason in headers.bad.items() if not again[index]}
     bad |= {int(changed[index]): reason for index, reason in read.bad.items()}
     headers = Headers(headers.sizes, headers.grey, dict(sorted(bad.items())))
     if known is not None or time.monotonic() - began > _SLOW_SECONDS:

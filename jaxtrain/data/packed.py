@@ -80,6 +80,6 @@ class Picked(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
 
-def picked_names(names: Sequence[str], indices: NDArray[np.int64]) -> Picked:
+def picked_names(names: Sequence[Any], indices: NDArray[np.int64]) -> Picked:
     """`Picked`, also of what is picked already."""
     return Picked(names.names, names.indices[indices]) if isinstance(names, Picked) else Picked(names, indices)

@@ -28,9 +28,8 @@ from jaxtrain.models.layers import (
     Taps,
     drop_path,
     drop_path_rates,
-    fold,
     normal_002,
-    run_blocks,
+    run_stages,
     zeros,
 )
 
@@ -122,10 +121,7 @@ class ConvNeXt(Classifier):
         """Feature map `[batch, height / 32, width / 32, num_features]`; the final norm follows pooling."""
         self.check(images)
         x = self.stem_norm(self.stem(images))
-        x = run_blocks(self.stages[0], x, train, fold(key, 0), self.remat, taps)
-        for i, (downsample, stage) in enumerate(zip(self.downsamples, self.stages[1:], strict=True)):
-            x = run_blocks(stage, downsample(x), train, fold(key, i + 1), self.remat, taps)
-        return x
+        return run_stages(self.stages, self.downsamples, x, train, key, self.remat, taps)
 
     def pool(self, features: Array) -> Array:
         """Feature map -> embedding `float32[batch, num_features]`: the mean over all places, normalised."""

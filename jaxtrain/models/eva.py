@@ -17,7 +17,7 @@ from jax import Array
 
 from jaxtrain.models import forms
 from jaxtrain.models.build import Build
-from jaxtrain.models.layers import Key, LayerNorm, LayerScale, Linear, Mlp, Module, drop_path, fold, normal_002
+from jaxtrain.models.layers import LayerNorm, Linear, Mlp, Module, normal_002
 from jaxtrain.models.vit import VisionTransformer
 
 Rope = Literal["dinov3", "eva"]
@@ -107,36 +107,6 @@ class GatedMlp(Module):
         return self.fc2(x if self.norm is None else self.norm(x))
 
 
-class Block(Module):
-    """Pre-norm transformer block."""
-
-    def __init__(
-        self,
-        width: int,
-        attention: Attention,
-        mlp: Module,
-        build: Build,
-        *,
-        layer_scale: float | None,
-        epsilon: float,
-        rate: float,
-    ) -> None:
-        self.drop_path_rate, self.axis_name = rate, build.axis_name
-        self.norm1, self.attn = LayerNorm(width, build, epsilon), attention
-        self.ls1 = None if layer_scale is None else LayerScale(width, layer_scale)
-        self.norm2, self.mlp = LayerNorm(width, build, epsilon), mlp
-        self.ls2 = None if layer_scale is None else LayerScale(width, layer_scale)
-
-    def __call__(self, x: Array, train: bool, key: Key) -> Array:
-        """`[batch, tokens, width]` -> `[batch, tokens, width]`."""
-        y = self.attn(self.norm1(x))
-        y = y if self.ls1 is None else self.ls1(y)
-        x = x + drop_path(y, self.drop_path_rate, fold(key, 0), self.axis_name)
-        y = self.mlp(self.norm2(x))
-        y = y if self.ls2 is None else self.ls2(y)
-        return x + drop_path(y, self.drop_path_rate, fold(key, 1), self.axis_name)
-
-
 class Eva(VisionTransformer):
     """rope: how patches are rotated; "eva" has learned positions as well.
 
@@ -164,12 +134,11 @@ class Eva(VisionTransformer):
     ) -> None:
         prefix, side = 1 + registers, build.image_size // patch_size
 
-        def block(rate: float) -> Block:
-            attention = Attention(
-                width, heads, rope, prefix, side, build, bias=bias, norm="attn" in norms, epsilon=epsilon
-            )
-            mlp = GatedMlp(width, hidden, "mlp" in norms, epsilon, build) if gated else Mlp(width, hidden, build)
-            return Block(width, attention, mlp, build, layer_scale=layer_scale, epsilon=epsilon, rate=rate)
+        def attention() -> Module:
+            return Attention(width, heads, rope, prefix, side, build, bias=bias, norm="attn" in norms, epsilon=epsilon)
+
+        def mlp() -> Module:
+            return GatedMlp(width, hidden, "mlp" in norms, epsilon, build) if gated else Mlp(width, hidden, build)
 
         super().__init__(
             build,
@@ -182,5 +151,7 @@ class Eva(VisionTransformer):
             pool=pool,
             drop_path_rate=drop_path_rate,
             positions=rope == "eva",
-            block=block,
+            layer_scale=layer_scale,
+            attention=attention,
+            mlp=mlp,
         )

@@ -320,6 +320,16 @@ def run_blocks(blocks: Iterable[Any], x: Array, train: bool, key: Key, remat: bo
     return x
 
 
+def run_stages(
+    stages: Sequence[Any], between: Iterable[Any], x: Array, train: bool, key: Key, remat: bool, taps: Taps = None
+) -> Array:
+    """`run_blocks` of each stage; `between` two of them a layer that makes the map smaller."""
+    x = run_blocks(stages[0], x, train, fold(key, 0), remat, taps)
+    for i, (downsample, stage) in enumerate(zip(between, stages[1:], strict=True)):
+        x = run_blocks(stage, downsample(x), train, fold(key, i + 1), remat, taps)
+    return x
+
+
 def _rematerialised(block: Any, x: Array, train: bool, key: Key) -> Array:
     graphdef, params, rest = nnx.split(block, nnx.Param, ...)
 

@@ -27,7 +27,7 @@ from jaxtrain.models.layers import (
     drop_path_rates,
     fold,
     normal_002,
-    run_blocks,
+    run_stages,
     uniform,
 )
 
@@ -156,7 +156,4 @@ class Swin(Classifier):
         """Feature map `[batch, height / 32, width / 32, num_features]`, normalised."""
         self.check(images)
         x = self.stem_norm(self.stem(images))
-        x = run_blocks(self.stages[0], x, train, fold(key, 0), self.remat, taps)
-        for i, (downsample, stage) in enumerate(zip(self.downsamples, self.stages[1:], strict=True)):
-            x = run_blocks(stage, downsample(x), train, fold(key, i + 1), self.remat, taps)
-        return self.norm(x)
+        return self.norm(run_stages(self.stages, self.downsamples, x, train, key, self.remat, taps))

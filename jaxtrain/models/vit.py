@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -81,21 +81,21 @@ class Block(Module):
     def __init__(
         self,
         width: int,
-        heads: int,
-        hidden: int,
+        attention: Callable[[], Module],
+        mlp: Callable[[], Module],
         build: Build,
         *,
-        act: str,
-        epsilon: float,
         layer_scale: float | None,
+        epsilon: float,
         rate: float,
     ) -> None:
+        """`attention` and `mlp` are made here, in the order in which the block is passed: seeds depend on it."""
         self.drop_path_rate, self.axis_name = rate, build.axis_name
         self.norm1 = LayerNorm(width, build, epsilon)
-        self.attn = Attention(width, heads, build)
+        self.attn = attention()
         self.ls1 = None if layer_scale is None else LayerScale(width, layer_scale)
         self.norm2 = LayerNorm(width, build, epsilon)
-        self.mlp = Mlp(width, hidden, build, act)
+        self.mlp = mlp()
         self.ls2 = None if layer_scale is None else LayerScale(width, layer_scale)
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
@@ -114,7 +114,7 @@ class VisionTransformer(Classifier):
 
     class_token is kept under pool="avg" where the variant has one, so that one set of weights fits both.
     class_position: whether the class token has a position embedding; register tokens never have one.
-    positions: whether patches have a learned position; block: makes one with a drop-path rate, in the place of ours.
+    positions: whether patches have a learned position. attention, mlp: make those of a block, in the place of ours.
     hidden: width inside of the MLPs, 4 times `width` unless given. epsilon: of all norms.
     pre_norm: the tokens are normalised before the first block, and patches embedded without a bias.
     """
@@ -137,7 +137,8 @@ class VisionTransformer(Classifier):
         registers: int = 0,
         layer_scale: float | None = None,
         positions: bool = True,
-        block: Callable[[float], Module] | None = None,
+        attention: Callable[[], Module] | None = None,
+        mlp: Callable[[], Module] | None = None,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(width, build)
@@ -165,10 +166,11 @@ class VisionTransformer(Classifier):
         self.reg_token = _token(registers, width, 1e-6, build) if registers else None
         rates = drop_path_rates(drop_path_rate, depth)
         self.norm_pre = LayerNorm(width, build, epsilon) if pre_norm else None
-        if block is None:
-            style = {"act": act, "epsilon": epsilon, "layer_scale": layer_scale}
-            block = functools.partial(_block, width, heads, hidden, build, style)
-        self.blocks = nnx.List(block(rate) for rate in rates)
+        attention = attention or functools.partial(Attention, width, heads, build)
+        mlp = mlp or functools.partial(Mlp, width, hidden, build, act)
+        self.blocks = nnx.List(
+            Block(width, attention, mlp, build, layer_scale=layer_scale, epsilon=epsilon, rate=rate) for rate in rates
+        )
         self.norm = LayerNorm(width, build, epsilon)
         self.attn_pool = AttentionPool(width, heads, hidden, act, epsilon, build) if pool == "map" else None
         self.head = nnx.Linear(width, build.num_classes, kernel_init=normal_002, rngs=build.rngs)
@@ -230,10 +232,6 @@ class VisionTransformer(Classifier):
 
     def _repeated(self, token: Array, batch: int) -> Array:
         return jnp.broadcast_to(token.astype(self.dtype), (batch, *token.shape[1:]))
-
-
-def _block(width: int, heads: int, hidden: int, build: Build, style: dict[str, Any], rate: float) -> Block:
-    return Block(width, heads, hidden, build, rate=rate, **style)
 
 
 def _token(tokens: int, width: int, stddev: float, build: Build) -> nnx.Param:

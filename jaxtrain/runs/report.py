@@ -26,7 +26,7 @@ from jaxtrain.runs.setup import Setup
 from jaxtrain.screen.console import Part, Plan, Result, log_to_stderr, print_line, show_plan, show_result
 from jaxtrain.screen.program import command
 from jaxtrain.screen.progress import Progress
-from jaxtrain.tasks import TASKS
+from jaxtrain.tasks import task_of
 from jaxtrain.tracking import Tracker, TrackerReport
 from jaxtrain.tracking.store import named_here
 from jaxtrain.training.inference import Inference
@@ -51,7 +51,7 @@ class Reporter:
     def already_done(self, summary: Mapping[str, Any]) -> None:
         """The run directory holds a finished run."""
         if not self._config.quiet:
-            name = figure_of(summary)
+            name = task_of(self._config).figure
             value = summary.get(f"test_{name}")
             tested = "" if value is None else f", test {name} {value:.2%}"
             print_line(f"{self._run_dir} is finished: {summary['steps']} steps{tested}. Nothing to do.")
@@ -76,8 +76,8 @@ class Reporter:
         if self._config.quiet:
             yield
             return
-        names = [f"val/{task.figure}" for task in TASKS.values()]
-        best = max((record[name] for record in history for name in names if name in record), default=None)
+        name = f"val/{task_of(self._config).figure}"
+        best = max((record[name] for record in history if name in record), default=None)
         with Progress(table.total_steps, table.steps_per_epoch, start_step, best) as self._bar:
             yield
         self._bar = None
@@ -101,16 +101,15 @@ class Reporter:
 
     def note(self, tested: Record) -> str:
         """The result in words, and the command that repeats it, for MLflow's page of the run."""
-        several = tested.predictions.multilabel
-        low, high = tested.measured.intervals["mAP" if several else "accuracy"]
+        figure = task_of(self._config).figure
+        value, (low, high) = tested.metrics[f"test/{figure}"], tested.measured.intervals[figure]
         images, dataset = len(tested.predictions.labels), tested.predictions.dataset
         again = shlex.join(command("train", "--config", self._run_dir / "config.yaml"))
-        if several:
-            value, on = tested.metrics["test/mAP"], f"the {images:,} test images of {dataset}"
+        on = f"the {images:,} test images of {dataset}"
+        if tested.predictions.multilabel:
             found = f"The mean average precision on {on} is {value:.2%}"
         else:
-            value = tested.metrics["test/accuracy"]
-            found = f"{value:.2%} of the {images:,} test images of {dataset} are classified right"
+            found = f"{value:.2%} of {on} are classified right"
         return f"{found} (95% interval {low:.2%} to {high:.2%}).\n\nThe same again: `{again}`"
 
     def tracking_ended(self, report: TrackerReport) -> None:
@@ -130,7 +129,7 @@ class Reporter:
             "look": self._look or f"less {shlex.quote(str(self._run_dir / 'metrics.jsonl'))}",
             "predict": command("predict", self._run_dir, "IMAGE"),
         }
-        figure = figure_of(summary)
+        figure = task_of(self._config).figure
         if tested is not None:
             commands["compare"] = command("benchmark", self._run_dir, "OTHER_RUN")
         else:
@@ -154,11 +153,6 @@ class Reporter:
                 commands=commands,
             )
         )
-
-
-def figure_of(summary: Mapping[str, Any]) -> str:
-    """The metric by which the model of a run is judged, as `test_...` and `val_...` of its summary."""
-    return "accuracy" if summary.get("task", "multiclass") == "multiclass" else TASKS[summary["task"]].figure
 
 
 def flat_config(config: Config) -> dict[str, object]:
