@@ -1,4 +1,4 @@
-"""Many L2-penalised softmax regressions at once: batched L-BFGS on shared vectors.
+"""Many L2-penalised softmax or logistic regressions at once: batched L-BFGS on shared vectors.
 
 All members (settings) see the same vectors, so the forward and the backward pass of all of them is one matrix product
 each, [images, features] by [features, classes * members]. Three things keep the number of such products small: the
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -26,14 +27,17 @@ _Bracket = tuple[Any, Array, Array, Array, Array]
 
 
 class Problem(NamedTuple):
-    """Minimise over W: sum_i weight_i CE(z_i W, target_i) + l2 / 2 |W without its last row|^2."""
+    """Minimise over W: sum_i weight_i CE(z_i W, target_i) + l2 / 2 |W without its last row|^2.
+
+    One class is a logistic regression: its logit stands against one of 0.
+    """
 
     z: Array
     """float32[images, inputs]: the vectors, their last entry 1 (the intercept's)."""
     target: Array
-    """float32[images, classes]: rows that sum to 1."""
+    """float32[images, classes, members or 1]: sums to 1 over the classes; of one class, from 0 to 1."""
     weight: Array
-    """float32[images]: sums to 1."""
+    """float32[images, members or 1]: sums to 1 over the images."""
 
 
 class Optimum(NamedTuple):
@@ -80,8 +84,8 @@ def solve(problem: Problem, l2: Array) -> Optimum:
         return _backward(problem.z, point.residual) + penalty * point.w
 
     def curvature(point: _Point) -> Array:
-        p = point.residual + problem.target[:, :, None] * problem.weight[:, None, None]  # weight * probabilities
-        share = jnp.maximum(problem.weight, 1e-30)[:, None, None]
+        p = point.residual + problem.target * problem.weight[:, None]  # weight * probabilities
+        share = jnp.maximum(problem.weight, 1e-30)[:, None]
         return _backward(problem.z * problem.z, p * (1.0 - p / share)) + penalty + 1e-9
 
     def unfinished(state: _State) -> Array:
@@ -146,17 +150,23 @@ def _to_gain(gradient: Array, curvature: Array, objective: Array) -> Array:
 
 def _losses(problem: Problem, logits: Array) -> tuple[Array, Array]:
     """Cross-entropy [members] and probabilities [images, classes, members]."""
+    truth = jnp.sum(logits * problem.target, axis=1)
+    if logits.shape[1] == 1:
+        return _mean(problem, jnp.logaddexp(logits[:, 0], 0.0) - truth), jax.nn.sigmoid(logits)
     top = jnp.max(logits, axis=1, keepdims=True)
     exponential = jnp.exp(logits - top)
     total = jnp.sum(exponential, axis=1, keepdims=True)
-    truth = jnp.sum(logits * problem.target[:, :, None], axis=1)
-    each = (jnp.log(total) + top)[:, 0] - truth
-    return problem.weight @ each, exponential / total
+    return _mean(problem, (jnp.log(total) + top)[:, 0] - truth), exponential / total
+
+
+def _mean(problem: Problem, each: Array) -> Array:
+    """[images, members] to [members]."""
+    return jnp.sum(problem.weight * each, axis=0)
 
 
 def _point(problem: Problem, penalty: Array, w: Array, logits: Array) -> _Point:
     cross_entropy, p = _losses(problem, logits)
-    residual = (p - problem.target[:, :, None]) * problem.weight[:, None, None]
+    residual = (p - problem.target) * problem.weight[:, None]
     return _Point(w, logits, residual, cross_entropy + 0.5 * _dot(penalty * w, w), cross_entropy)
 
 
@@ -178,7 +188,7 @@ def _direction(state: _State) -> Array:
 def _search(problem: Problem, penalty: Array, point: _Point, gradient: Array, d: Array, active: Array) -> _Point:
     """A step along `d` that meets the strong Wolfe conditions: Newton's method in one variable, kept in a bracket."""
     along = _forward(problem.z, d)
-    truth = jnp.sum(along * problem.target[:, :, None], axis=1)
+    truth = jnp.sum(along * problem.target, axis=1)
     first, second = _dot(penalty * point.w, d), _dot(penalty * d, d)
     initial = _dot(gradient, d)
 
@@ -187,8 +197,8 @@ def _search(problem: Problem, penalty: Array, point: _Point, gradient: Array, d:
         mean = jnp.sum(p * along, axis=1)
         variance = jnp.maximum(jnp.sum(p * along * along, axis=1) - mean * mean, 0.0)
         gain = cross_entropy - point.cross_entropy + t * first + 0.5 * t * t * second
-        slope = problem.weight @ (mean - truth) + first + t * second
-        return gain, slope, problem.weight @ variance + second
+        slope = _mean(problem, mean - truth) + first + t * second
+        return gain, slope, _mean(problem, variance) + second
 
     def open_(carry: _Bracket) -> Array:
         count, *_, done = carry

@@ -6,8 +6,8 @@ also another loss) plus weight_decay / 2 times the squared norm of the weights, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -62,11 +62,8 @@ def fit(config: HeadConfig, task: Task) -> LinearHead:
     grid = _grid(config, task)
     needs_validation(grid.size, task)
     curve, members = _train(grid, config, task)
-    # Of equals the one with the larger penalty.
-    best = len(curve) - 1 - (choose(curve[::-1], config.choose_by) if task.val is not None else 0)
-    settings: dict[str, Any] = {
-        name: curve[best][name] for name in ("scaling", "weight_decay", "learning_rate") if name in curve[best]
-    }
+    best = _best(curve, config, task)
+    settings = _chosen(curve[best])
     if config.refit:
         rates = (settings["learning_rate"],) if grid.rates else ()
         one = _Grid(grid.solver, (settings["scaling"],), (settings["weight_decay"],), rates)
@@ -74,6 +71,50 @@ def fit(config: HeadConfig, task: Task) -> LinearHead:
     else:
         arrays = members(best)
     return LinearHead(task.num_classes, task.train.x.shape[1], {"solver": grid.solver, **settings}, curve, arrays)
+
+
+def fits_labels(config: HeadConfig, task: Task) -> bool:
+    """Whether `fit_labels` is how the heads of several labels are to be trained."""
+    return _grid(config, task).solver == "lbfgs"
+
+
+def fit_labels(config: HeadConfig, task: Task, labels: Sequence[int]) -> list[LinearHead]:
+    """The heads of these labels, each as `fit` has it for two classes, all settings of all labels in one program.
+
+    Vectors are scaled as they are all together, whatever is known of them.
+    """
+    grid = _grid(config, task)
+    needs_validation(grid.size, task)
+    members = [(label, decay) for decay in grid.decays for label in labels]
+    trained = full_batch.train_labels(task, members, grid.scalings)
+    heads = []
+    for place in range(len(labels)):
+        mine = slice(place, None, len(labels))
+        curve = _curve(grid, {name: values[:, mine] for name, values in trained.figures.items()}, task)
+        best = _best(curve, config, task)
+        scaling, decay = divmod(best, len(grid.decays))
+        arrays = _of_two(trained, scaling, decay * len(labels) + place)
+        settings = {"solver": grid.solver, **_chosen(curve[best])}
+        heads.append(LinearHead(2, task.train.x.shape[1], settings, curve, arrays))
+    return _refitted(heads, labels, task.joined()) if config.refit else heads
+
+
+def _refitted(heads: list[LinearHead], labels: Sequence[int], task: Task) -> list[LinearHead]:
+    heads = list(heads)
+    for scaling in dict.fromkeys(head.settings["scaling"] for head in heads):
+        places = [place for place, head in enumerate(heads) if head.settings["scaling"] == scaling]
+        members = [(labels[place], heads[place].settings["weight_decay"]) for place in places]
+        trained = full_batch.train_labels(task, members, (scaling,))
+        for setting, place in enumerate(places):
+            heads[place] = replace(heads[place], arrays=_of_two(trained, 0, setting))
+    return heads
+
+
+def _of_two(trained: full_batch.Members, scaling: int, setting: int) -> Arrays:
+    """A logistic regression as a head of two classes."""
+    half = trained.kernel[scaling, :, :, setting] / 2, trained.bias[scaling, :, setting] / 2
+    kernel, bias = (np.concatenate([-array, array], axis=-1) for array in half)
+    return {"mean": np.ascontiguousarray(trained.mean[scaling]), "kernel": kernel, "bias": bias}
 
 
 def default_decays(images: int) -> tuple[float, ...]:
@@ -104,22 +145,36 @@ def _train(grid: _Grid, config: HeadConfig, task: Task) -> tuple[list[dict[str, 
     else:
         batch_size, epochs = chosen(config.batch_size), chosen(config.epochs)
         trained = mini_batch.train(task, grid.decays, grid.rates, grid.scalings, batch_size=batch_size, epochs=epochs)
-    curve: list[dict[str, Any]] = []
-    settings = [{"weight_decay": decay} for decay in grid.decays]
-    if grid.rates:
-        settings = [{"learning_rate": rate, **setting} for rate in grid.rates for setting in settings]
-    for i, scaling in enumerate(grid.scalings):
-        for j, setting in enumerate(settings):
-            figures = {name: values[i, j].item() for name, values in trained.figures.items()}
-            if task.val is None:
-                figures = {name: value for name, value in figures.items() if not name.startswith("val_")}
-            curve.append({"scaling": scaling, **setting, **figures})
-    if not (np.nan_to_num(trained.figures["train_loss"], nan=np.inf) < DIVERGED).any():
-        raise RunError("the linear head's loss is not finite: are the vectors of a sensible size?")
+    curve = _curve(grid, trained.figures, task)
 
     def arrays(index: int) -> Arrays:
-        i, j = divmod(index, len(settings))
+        i, j = divmod(index, grid.size // len(grid.scalings))
         kernel, bias = all_columns(task, trained.kernel[i, :, :, j], trained.bias[i, :, j])
         return {"mean": np.ascontiguousarray(trained.mean[i]), "kernel": kernel, "bias": bias}
 
     return curve, arrays
+
+
+def _curve(grid: _Grid, figures: dict[str, Any], task: Task) -> list[dict[str, Any]]:
+    """An entry for each setting, of figures `[scalings, settings]`. Raises RunError where no loss is finite."""
+    if not (np.nan_to_num(figures["train_loss"], nan=np.inf) < DIVERGED).any():
+        raise RunError("the linear head's loss is not finite: are the vectors of a sensible size?")
+    if task.val is None:
+        figures = {name: values for name, values in figures.items() if not name.startswith("val_")}
+    settings = [{"weight_decay": decay} for decay in grid.decays]
+    if grid.rates:
+        settings = [{"learning_rate": rate, **setting} for rate in grid.rates for setting in settings]
+    return [
+        {"scaling": scaling, **setting, **{name: values[i, j].item() for name, values in figures.items()}}
+        for i, scaling in enumerate(grid.scalings)
+        for j, setting in enumerate(settings)
+    ]
+
+
+def _best(curve: list[dict[str, Any]], config: HeadConfig, task: Task) -> int:
+    """The place of the best setting on validation; of equals the one with the larger penalty."""
+    return len(curve) - 1 - (choose(curve[::-1], config.choose_by) if task.val is not None else 0)
+
+
+def _chosen(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry[name] for name in ("scaling", "weight_decay", "learning_rate") if name in entry}

@@ -6,7 +6,7 @@ difference of the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import HeadConfig, LossConfig
 from jaxtrain.errors import UserError
+from jaxtrain.heads import linear
 from jaxtrain.heads.base import PLAIN, Arrays, FittedHead, Floats, JaxHead, Task, Vectors, digest_of
 
 Fit = Callable[[Task], FittedHead]
@@ -89,9 +90,16 @@ class SeveralJaxHeads(_Several, JaxHead):
 def fit(config: HeadConfig, task: Task, fit_one: Fit) -> FittedHead:
     """Fits the head of each label by `fit_one`. Raises as that does, and UserError for labels that cannot be fitted."""
     task = replace(task, loss=_loss(task.loss))
-    heads = [_of_label(task, label, fit_one) for label in range(task.num_classes)]
-    if not any(isinstance(head, FittedHead) for head in heads):
+    heads: list[Any] = [_log_odds(task, label) for label in range(task.num_classes)]
+    labels = [label for label, head in enumerate(heads) if head is None]
+    if not labels:
         raise UserError("no label is on some training vectors and not on others; a head needs one that is")
+    if config.name == "linear" and linear.fits_labels(config, task):
+        fitted: Iterable[FittedHead] = linear.fit_labels(config, task, labels)
+    else:
+        fitted = (fit_one(_of_label(task, label)) for label in labels)
+    for label, head in zip(labels, fitted, strict=True):
+        heads[label] = head
     curve, arrays, known = list[dict[str, Any]](), Arrays(), dict[str, str]()
     settings: dict[str, Any] = {"head": config.name, "labels": [], "arrays": []}
     for label, head in enumerate(heads):
@@ -147,25 +155,30 @@ def _made(heads: list[Any], classes: int, features: int, settings: Any, curve: A
     return kind(classes, features, settings, curve, arrays, tuple(heads))
 
 
-def _of_label(task: Task, label: int, fit_one: Fit) -> FittedHead | float:
-    train = _known(task.train, label)
-    if train is None:
+def _log_odds(task: Task, label: int) -> float | None:
+    """Of a label that all training vectors have, or none; None for one that a head can learn."""
+    y = task.train.y[:, label]
+    absent, present = np.count_nonzero(y == 0), np.count_nonzero(y == 1)
+    if not absent + present:
         raise UserError(f"label {label} is unknown of every training vector")
-    if (counts := np.bincount(train.y, minlength=2)).min() == 0:
-        return float(np.log((counts[1] + 0.5) / (counts[0] + 0.5)))
-    val = None if task.val is None else _known(task.val, label)
-    if task.val is not None and val is None:
+    if not (absent and present):
+        return float(np.log((present + 0.5) / (absent + 0.5)))
+    if task.val is not None and not (task.val.y[:, label] >= 0).any():
         raise UserError(f"label {label} is unknown of every validation vector: there is nothing to choose its head by")
-    return fit_one(replace(task, train=train, val=val, num_classes=2, class_weights=np.ones(2, np.float32)))
+    return None
 
 
-def _known(vectors: Vectors, label: int) -> Vectors | None:
+def _of_label(task: Task, label: int) -> Task:
+    """Of two classes: without and with the label."""
+    val = None if task.val is None else _known(task.val, label)
+    weights = np.array([1.0, task.class_weights[label]], np.float32)
+    return replace(task, train=_known(task.train, label), val=val, num_classes=2, class_weights=weights)
+
+
+def _known(vectors: Vectors, label: int) -> Vectors:
     """Those of which the label is known, 0 or 1 each."""
     y: NDArray[np.int32] = vectors.y[:, label].astype(np.int32)
-    places = np.flatnonzero(y >= 0)
-    if not len(places):
-        return None
-    one = Vectors(vectors.x, y, vectors.w)
+    one, places = Vectors(vectors.x, y, vectors.w), np.flatnonzero(y >= 0)
     return one if len(places) == len(y) else one.select(places)
 
 

@@ -25,7 +25,7 @@ def test_optimum_of_scipy_with_soft_targets_and_weights(size):
         gradient[:-1] += l2 * w[:-1]
         return weight @ (total - (logits * target).sum(1)) + l2 / 2 * (w[:-1] ** 2).sum(), gradient.ravel()
 
-    problem = Problem(*(jnp.asarray(array, jnp.float32) for array in (z, target, weight)))
+    problem = Problem(*(jnp.asarray(array, jnp.float32) for array in (z, target[:, :, None], weight[:, None])))
     found = jax.jit(solve)(problem, jnp.asarray(penalties, jnp.float32))
     assert found.converged.all()
     for i, l2 in enumerate(penalties):
