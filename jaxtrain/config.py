@@ -477,6 +477,10 @@ class TrainConfig(Section):
     class_weights: Literal["none", "balanced"] | dict[str, float] | Path = "none"
     """How much each class counts in the loss. balanced: by the inverse of its frequency in the training set; a mapping
     from class names to weights, or a YAML or JSON file of one (classes that are not named: 1; only ratios matter)."""
+    pos_weight: Literal["none", "balanced"] | dict[str, float] | Path = "none"
+    """Several labels per image: how much an image that has the label counts in its binary cross-entropy against one
+    that has not. balanced: as many times as there are more of those without; or a mapping from labels to weights, or a
+    file of one (labels that are not named: 1)."""
     ema_decay: Rate | None = None
     """Decay of the exponential moving average of the parameters, which is then evaluated (None: off)."""
     eval_every: Positive = 1.0
@@ -505,7 +509,7 @@ class TrainConfig(Section):
     """Without a step for so long (six times as long while compiling and evaluating) the stacks of all threads are
     written to `stacks.txt` in the run directory, and a state that can be saved is."""
 
-    @field_validator("class_weights", mode="before")
+    @field_validator("class_weights", "pos_weight", mode="before")
     @classmethod
     def _weights_of_classes(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -664,7 +668,7 @@ class OwnConfig(Section):
 _IDLE = {
     "fe": (
         *("optimizer", "schedule", "checkpoint", "finetune", "own.loss", "own.optimizer"),
-        *(f"train.{option}" for option in TrainConfig.model_fields if option != "class_weights"),
+        *(f"train.{option}" for option in TrainConfig.model_fields if option not in ("class_weights", "pos_weight")),
         *("augment.mixup", "augment.cutmix", "augment.test_flips", "data.loader", "data.device_budget_mb"),
         *("data.sampling", "data.sampling_beta"),
         *("model.drop_rate", "model.drop_path_rate", "model.remat"),
@@ -747,6 +751,9 @@ class Config(Section):
             )
         if self.own.loss is not None and self.loss != LossConfig():
             raise ValueError(f"loss.name {self.loss.name} has no effect: own.loss {self.own.loss} takes its place")
+        loss = self.loss.name if self.own.loss is None else self.own.loss
+        if self.train.pos_weight != "none" and loss not in ("cross_entropy", "bce"):
+            raise ValueError(f"train.pos_weight is for the losses cross_entropy and bce, not for {loss}")
         if self.technique == "fe" and self.loss != LossConfig() and self.head.kind not in ("linear", "mlp"):
             raise ValueError(f"loss is for the heads linear and mlp; head.name {self.head.name} has its own")
         if self.technique == "fe" and self.loss.name != "cross_entropy" and self.head.solver == "lbfgs":

@@ -33,6 +33,7 @@ _WORDS = {
         "gradient_accumulation_steps",
         "train.label_smoothing": "smoothing label_smoothing_factor",
         "train.class_weights balanced": "class_weight balanced",
+        "train.pos_weight": "pos_weights positive_weight scale_pos_weight",
         "loss.name": "loss criterion loss_fn loss_function loss_type",
         "loss.name bce": "bce_loss binary_cross_entropy",
         "loss.name focal": "focal_loss",

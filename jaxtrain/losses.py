@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,13 +37,15 @@ def named_loss(config: LossConfig) -> Loss:
     return lambda logits, targets: _LOSSES[config.name](config, logits.astype(jnp.float32), targets)
 
 
-def label_loss(config: LossConfig) -> Loss:
+def label_loss(config: LossConfig, pos_weight: Sequence[float] | None = None) -> Loss:
     """The loss of several labels per image: of each label by itself, summed over those that are known.
 
     Targets are `float32[..., classes]` from 0 to 1, and below 0 where a label is unknown. `cross_entropy` is the binary
-    one, as `bce`; `focal` is that of Lin et al. 2017 on the sigmoid.
+    one, as `bce`; `focal` is that of Lin et al. 2017 on the sigmoid. `pos_weight`, of each label, weighs what a binary
+    cross-entropy has of images with the label.
     """
-    function = {"cross_entropy": _bce, "bce": _bce, "asymmetric": _asymmetric, "focal": _focal_of_labels}[config.name]
+    weights = 1.0 if pos_weight is None else jnp.asarray(pos_weight, jnp.float32)[:, None]
+    function = {"asymmetric": _asymmetric, "focal": _focal_of_labels}.get(config.name, partial(_bce, weights=weights))
 
     def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
         known = targets >= 0
@@ -59,10 +62,10 @@ def log_shares(counts: Any) -> Any:
     return jnp.log(known / known.sum())
 
 
-def _bce(config: LossConfig, logits: jax.Array, targets: jax.Array) -> jax.Array:
+def _bce(config: LossConfig, logits: jax.Array, targets: jax.Array, weights: jax.Array | float = 1.0) -> jax.Array:
     if config.target_threshold is not None:
         targets = (targets > config.target_threshold).astype(jnp.float32)
-    return -jnp.sum(targets * log_sigmoid(logits) + (1 - targets) * log_sigmoid(-logits), axis=-1)
+    return -jnp.sum(weights * targets * log_sigmoid(logits) + (1 - targets) * log_sigmoid(-logits), axis=-1)
 
 
 def _focal(config: LossConfig, logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ Techniques, heads, evaluation and prediction ask the task of a run for targets, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -50,8 +50,8 @@ class Task(Protocol):
     ) -> tuple[Array, Array, Array | None]:
         """Mixup and CutMix of images, targets and, where there are any, weights `float32[batch]`."""
 
-    def loss(self, config: LossConfig) -> Loss:
-        """The loss that the options name, of each image."""
+    def loss(self, config: LossConfig, pos_weight: Sequence[float] | None) -> Loss:
+        """The loss that the options name, of each image; `pos_weight` is of each label."""
 
     def train_metrics(self, logits: Array, targets: Array) -> dict[str, Array]:
         """Scalars to log besides the loss, as `train/...`."""
@@ -88,8 +88,9 @@ class Multiclass:
             return (*mix(augment, keys, images, targets), None)
         return mix_weighted(augment, keys, images, targets, weight)
 
-    def loss(self, config: LossConfig) -> Loss:
+    def loss(self, config: LossConfig, pos_weight: Sequence[float] | None) -> Loss:
         """Any."""
+        del pos_weight
         return named_loss(config)
 
     def train_metrics(self, logits: Array, targets: Array) -> dict[str, Array]:
@@ -140,9 +141,9 @@ class Multilabel:
         mean = share / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[:, None]
         return image, jnp.where(known > 1 - 1e-5, mean, -1.0), None if weight is None else total
 
-    def loss(self, config: LossConfig) -> Loss:
+    def loss(self, config: LossConfig, pos_weight: Sequence[float] | None) -> Loss:
         """Of each label by itself, summed."""
-        return label_loss(config)
+        return label_loss(config, pos_weight)
 
     def train_metrics(self, logits: Array, targets: Array) -> dict[str, Array]:
         """Share of the known entries on the right side of one half."""
@@ -183,7 +184,7 @@ def task_of(config: Config | DataConfig) -> Task:
 _ONE_LABEL = {
     "data.shots": "few-shot draws are",
     "data.sampling": "sampling by class is",
-    "train.class_weights": "weights of classes are",
+    "train.class_weights": "weights of classes (of labels: train.pos_weight) are",
     "loss.logit_adjustment": "logit adjustment is",
 }
 _LOSSES = ("cross_entropy", "bce", "focal", "asymmetric")
@@ -195,6 +196,8 @@ def check_options(config: Config, task: str) -> None:
     if task != "multilabel":
         if config.decision != default.decision:
             raise UserError("decision: thresholds are for several labels per image, and these images have one class")
+        if config.train.pos_weight != default.train.pos_weight:
+            raise UserError("train.pos_weight: for several labels per image; for one class, use train.class_weights")
         return
     for path, what in _ONE_LABEL.items():
         if config.get(path) != default.get(path):

@@ -27,7 +27,7 @@ IDLE = {
     "fe": {"data.loader", "data.device_budget_mb", "data.sampling", "data.sampling_beta"}
     | {"model.drop_rate", "model.drop_path_rate", "model.remat"}
     | {"own.loss", "own.optimizer"}
-    | {path for path in option_paths() if path.startswith("train.")} - {"train.class_weights"},
+    | {path for path in option_paths() if path.startswith("train.")} - {"train.class_weights", "train.pos_weight"},
 }
 """Of those sections, what does not."""
 

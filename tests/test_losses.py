@@ -6,7 +6,7 @@ from scipy.special import expit, log_expit
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from jaxtrain.config import LossConfig
-from jaxtrain.losses import cross_entropy, image_metrics, log_shares, named_loss, soft_labels
+from jaxtrain.losses import cross_entropy, image_metrics, label_loss, log_shares, named_loss, soft_labels
 
 
 def softmax(z):
@@ -94,6 +94,22 @@ def test_losses_of_each_class_take_a_matrix_of_labels():
         if options.get("name") in ("bce", "asymmetric"):
             ours = named_loss(LossConfig(**options).resolved())(jnp.asarray(logits, jnp.float32), jnp.asarray(targets))
             np.testing.assert_allclose(ours, formula(logits, targets), rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"name": "bce"}, {"name": "bce", "target_threshold": 0.2}])
+def test_weights_of_labels_are_those_of_torch(options):
+    """BCEWithLogitsLoss(pos_weight): -(p y log s(z) + (1 - y) log(1 - s(z))), here over the known labels."""
+    rng = np.random.default_rng(0)
+    logits, targets, weights = 3 * rng.normal(size=(20, 4)), rng.uniform(size=(20, 4)).round(1), [1, 0.5, 3, 20]
+    unknown = rng.random((20, 4)) < 0.2
+    y = targets > options["target_threshold"] if "target_threshold" in options else targets
+    each = -(weights * y * log_expit(logits) + (1 - y) * log_expit(-logits))
+    given = np.where(unknown, -1, targets)
+    loss = label_loss(LossConfig(**options).resolved(), weights)
+    np.testing.assert_allclose(loss(jnp.asarray(logits), jnp.asarray(given)), (each * ~unknown).sum(1), rtol=1e-5)
+    slopes = jax.grad(lambda z: loss(z, jnp.asarray(given)).sum())(jnp.asarray(logits, jnp.float32))
+    expected = (1 - y) * expit(logits) - weights * y * expit(-logits)
+    np.testing.assert_allclose(slopes, expected * ~unknown, rtol=1e-4, atol=1e-5)
 
 
 def test_shares_of_classes():

@@ -155,7 +155,8 @@ class BaseClassifier(Trained):
         own, judged = self.own("loss"), logits
         if self.binding.log_shares is not None:
             judged = logits + self.config.loss.logit_adjustment * jnp.asarray(self.binding.log_shares, jnp.float32)
-        each = checked((own or self.task.loss(self.config.loss))(judged, batch.label), len(logits))
+        loss = own or self.task.loss(self.config.loss, self.binding.pos_weight)
+        each = checked(loss(judged, batch.label), len(logits))
         if each.ndim == 0 and self.binding.class_weights is not None:
             raise UserError(
                 "train.class_weights: the loss of your own gives one number for the batch, not one per image"

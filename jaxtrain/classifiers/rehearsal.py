@@ -178,8 +178,9 @@ def _shortened(config: Config) -> Config:
         **{"train.epochs": None, "train.steps": _STEPS, "train.batch_size": -(-_LEAST_BATCH // unit) * unit},
         **{"train.eval_every": _STEPS / 2, "train.log_every": 1, "train.early_stopping": None, "train.select": "last"},
     }
-    if config.train.class_weights not in ("none", "balanced"):
-        changes["train.class_weights"] = {"class 0": 2.0}  # the real names are not those of generated images
+    for option in ("class_weights", "pos_weight"):
+        if getattr(config.train, option) not in ("none", "balanced"):
+            changes[f"train.{option}"] = {"class 0": 2.0}  # the real names are not those of generated images
     if config.technique == "fe":
         own = HEADS[config.head.kind]
         given = {option: getattr(config.head, option) for option in _SHORT_HEAD}

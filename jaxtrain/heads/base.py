@@ -81,7 +81,7 @@ class Task:
     num_classes: int
     seed: int
     class_weights: Floats
-    """float32[classes]"""
+    """float32[classes]; of several labels how much a vector that has one counts against one that has not"""
     loss: LossConfig = PLAIN
     """Resolved."""
     check: Check = lambda: None
@@ -258,7 +258,8 @@ def fit_head(
         val: vectors on which one of several settings is chosen; may be missing where there is only one.
         num_classes: logits a vector; classes without training vectors keep their column.
         seed: of initialisation, order and search.
-        class_weights: float32[classes], how much a vector of each class counts (default: all the same).
+        class_weights: float32[classes], how much a vector of each class counts (default: all the same); of several
+            labels, how much one that has the label counts against one that has not.
         loss: what the heads linear and mlp minimise.
         check: called at the start and several times a second meanwhile; what it raises ends training.
 

@@ -148,7 +148,8 @@ class _Maker:
         from sklearn.utils.validation import has_fit_parameter
 
         if not has_fit_parameter(self.type, "sample_weight"):
-            raise UserError(f"{self.name} takes no weights: set train.class_weights=none, or choose another head")
+            told = f"{self.name} takes no weights (train.class_weights, train.pos_weight)"
+            raise UserError(f"{told}: choose another head")
         return {"sample_weight": self.task.sample_weights() * len(self.task.train.y)}
 
 

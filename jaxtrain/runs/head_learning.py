@@ -27,7 +27,7 @@ from jaxtrain.runs import pictures
 from jaxtrain.runs.extraction import Extractor
 from jaxtrain.runs.few_shot import FewShot, summarize
 from jaxtrain.runs.fitted import Fitted, HeadPredictor, Predictor
-from jaxtrain.runs.imbalance import class_weights, resolve_class_weights
+from jaxtrain.runs.imbalance import class_weights, pos_weight, resolve_weights
 from jaxtrain.runs.learning import Job, Learned, Learns
 from jaxtrain.runs.report import head_plan
 from jaxtrain.screen.console import Plan
@@ -285,7 +285,7 @@ def fit_vectors(
     elif config.data.val_fraction > 0:
         kept, out = stratified_split(train.y, config.data.val_fraction, config.data.split_seed)
         train, val = Vectors(x[kept], train.y[kept]), Vectors(x[out], train.y[out])
-    config = config.model_copy(update={"train": resolve_class_weights(config.train, names)})
+    config = config.model_copy(update={"train": resolve_weights(config.train, names)})
     weights = vector_weights(config, train, names)
     given: dict[str, Any] = {"num_classes": len(names), "seed": config.seed, "class_weights": weights}
     head = fit_head(config.head, train, val, **given, loss=config.loss)
@@ -318,7 +318,13 @@ def _val_accuracy(head: FittedHead, val: Vectors) -> float:
 
 
 def vector_weights(config: Config, train: Vectors, names: Sequence[str]) -> NDArray[np.float32] | None:
-    """`train.class_weights`, resolved, for vectors; 1 for a class without any; None: all count the same."""
+    """`train.class_weights`, resolved, for vectors; 1 for a class without any; None: all count the same.
+
+    Of several labels `train.pos_weight`.
+    """
+    if train.y.ndim == 2:
+        positive = pos_weight(config.train, train.y, names)
+        return None if positive is None else np.asarray(positive, np.float32)
     counts = class_counts(train.y, len(names))
     weights = class_weights(config.train, counts, names)
     return None if weights is None else np.where(counts > 0, weights, 1.0).astype(np.float32)

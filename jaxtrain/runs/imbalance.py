@@ -12,24 +12,31 @@ from pydantic import ValidationError
 
 from jaxtrain.config import Config, TrainConfig
 from jaxtrain.config_io import explain, read_yaml
-from jaxtrain.data.base import Dataset
+from jaxtrain.data.base import Dataset, Labels
 from jaxtrain.data.order import sampler
 from jaxtrain.errors import UserError, nearest
 from jaxtrain.losses import log_shares
 
 
-def resolve_class_weights(train: TrainConfig, class_names: Sequence[str]) -> TrainConfig:
-    """With the mapping in the place of a file that holds one. Raises UserError for what is no weight of a class."""
-    given, source = train.class_weights, "train.class_weights"
+def resolve_weights(train: TrainConfig, class_names: Sequence[str]) -> TrainConfig:
+    """With mappings in the place of files that hold them. Raises UserError for what is no weight of a class."""
+    for option in ("class_weights", "pos_weight"):
+        train = _resolved(train, option, class_names)
+    return train
+
+
+def _resolved(train: TrainConfig, option: str, class_names: Sequence[str]) -> TrainConfig:
+    given, source = getattr(train, option), f"train.{option}"
     if isinstance(given, Path):
         source = f"{source}: {given}"
         if not given.exists():
             raise UserError(f"{source}: no such file; {nearest(str(given), ('none', 'balanced'))}")
         try:
-            given = TrainConfig(class_weights=read_yaml(given, "'cat: 2'")).class_weights  # checked as in a config
+            # checked as in a config
+            given = getattr(TrainConfig.model_validate({option: read_yaml(given, "'cat: 2'")}), option)
         except ValidationError as error:
             raise UserError(explain(error, source)) from None
-        train = train.model_copy(update={"class_weights": given})
+        train = train.model_copy(update={option: given})
     if isinstance(given, dict):
         unknown = [name for name in given if name not in class_names]
         if unknown:
@@ -49,6 +56,21 @@ def class_weights(train: TrainConfig, counts: NDArray[np.int64], names: Sequence
         each = np.array([given.get(name, 1.0) for name in names])
         return each * counts.sum() / (each * counts).sum()
     return np.where(counts > 0, counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
+
+
+def pos_weight(train: TrainConfig, labels: Labels, names: Sequence[str]) -> tuple[float, ...] | None:
+    """`train.pos_weight`, resolved, of each label of `int8[images, labels]`; None: all count the same.
+
+    balanced: how many times more images are known not to have the label than to have it; 1 where there are none of one.
+    """
+    given = train.pos_weight
+    if given == "none":
+        return None
+    if isinstance(given, dict):
+        return tuple(given.get(name, 1.0) for name in names)
+    absent, present = np.count_nonzero(labels == 0, axis=0), np.count_nonzero(labels == 1, axis=0)
+    balanced = np.where((absent > 0) & (present > 0), absent / np.maximum(present, 1), 1.0)
+    return tuple(balanced.tolist())
 
 
 def adjusted_shares(config: Config, dataset: Dataset) -> tuple[float, ...] | None:

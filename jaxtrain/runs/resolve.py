@@ -14,7 +14,7 @@ from jaxtrain.data.residence import loader
 from jaxtrain.errors import UserError
 from jaxtrain.models import model_spec
 from jaxtrain.models.weights import Pretrained
-from jaxtrain.runs.imbalance import resolve_class_weights
+from jaxtrain.runs.imbalance import resolve_weights
 from jaxtrain.screen.console import print_line
 from jaxtrain.tasks import TASKS, Task, check_options
 from jaxtrain.training.optimizers import check_schedule, decay_steps, resolve_optimizer
@@ -44,7 +44,7 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
     on = backend()
     given, seen = config.augment, _look(config, dataset, pretrained)
     data = _data(config.data, dataset, model, pretrained, seen)
-    train = resolve_class_weights(config.train, dataset.class_names)
+    train = resolve_weights(config.train, dataset.class_names)
     changes: dict[str, object] = {}
     if train.epochs is None and train.steps is None:
         changes["epochs"] = _DEFAULT_EPOCHS.get(dataset.name, _OTHER_EPOCHS)

@@ -10,7 +10,7 @@ from jaxtrain.data.base import ArraySource, Dataset
 from jaxtrain.data.order import Order, sampler
 from jaxtrain.data.residence import make_resident
 from jaxtrain.runs.few_shot import few_shot_indices
-from jaxtrain.runs.imbalance import adjusted_shares, class_weights
+from jaxtrain.runs.imbalance import adjusted_shares, class_weights, pos_weight
 from jaxtrain.runs.program import Program, Programs, program_key, values_of
 from jaxtrain.runs.resolve import mixes_images
 from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
@@ -61,7 +61,9 @@ def prepare(technique: T, dataset: Dataset, programs: Programs | None = None) ->
     )
     each = class_weights(config.train, dataset.class_counts, dataset.class_names)
     weights, shares = None if each is None else tuple(each.tolist()), adjusted_shares(config, dataset)
-    technique = technique.bind(config, Binding(dataset.num_classes, weights, shares, streamed, training=True))
+    positive = pos_weight(config.train, dataset.train.labels, dataset.class_names)
+    binding = Binding(dataset.num_classes, weights, shares, positive, streamed, training=True)
+    technique = technique.bind(config, binding)
 
     def make() -> Program:
         return Program(technique, len(dataset.train), strategy)
@@ -69,9 +71,8 @@ def prepare(technique: T, dataset: Dataset, programs: Programs | None = None) ->
     if programs is None:
         program, values = make(), {}
     else:
-        key = (
-            f"{program_key(technique, config)} {weights} {shares} {dataset.num_classes} {len(dataset.train)} {streamed}"
-        )
+        run = f"{dataset.num_classes} {len(dataset.train)} {streamed}"
+        key = f"{program_key(technique, config)} {weights} {shares} {positive} {run}"
         program, values = programs.get(key, make), values_of(config)
     feed = make_feed(config, dataset, program, streamed=streamed)
     state, step = program.initial_state(values), program.spec(values)

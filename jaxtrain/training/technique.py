@@ -25,6 +25,8 @@ class Binding:
     class_weights: tuple[float, ...] | None = None
     log_shares: tuple[float, ...] | None = None
     """Of each class in the training images, for `loss.logit_adjustment`; None: that is off."""
+    pos_weight: tuple[float, ...] | None = None
+    """Of each of several labels per image."""
     cropped: bool = False
     """Whether training images arrive with their random crop done (streams)."""
     training: bool = False

@@ -103,6 +103,26 @@ def test_saved_loaded_and_not_repeated(trained, tmp_path):
     assert again.summary == trained.summary
 
 
+@pytest.mark.slow
+def test_weights_of_labels_make_them_likelier(trained, tmp_path):
+    file = tmp_path / "weights.yaml"
+    file.write_text("two: 20\n")
+    options = {**SMALL, "train": {**SMALL["train"], "pos_weight": file}}
+    given = {"class_names": trained.class_names}
+    weighted = PTClassifier(run_dir=tmp_path / "run", **options).fit(*TRAIN, **given)
+    assert weighted.fitted.config.train.pos_weight == {"two": 20.0}
+    more = weighted.predict_proba(TEST[0]).mean(axis=0) - trained.predict_proba(TEST[0]).mean(axis=0)
+    assert more[2] > 0.1
+    assert np.abs(np.delete(more, 2)).max() < more[2] / 2
+    head = {"weight_decay": (1e-2,), "scaling": ("none",)}
+    x, y = TRAIN[0].reshape(700, -1)[:, ::3] / np.float32(255), TRAIN[1]
+    plain, balanced = (
+        FEClassifier(head=head, train={"pos_weight": weight}, **QUIET).fit_embeddings(x, y, validation=(x, y))
+        for weight in ("none", "balanced")
+    )
+    assert (balanced.head.logits(x) > plain.head.logits(x)).mean() > 0.9
+
+
 class Stop(jaxtrain.Callback):
     def step(self, step, metrics, run):
         if step == 20:
@@ -239,6 +259,7 @@ def test_the_linear_head_is_one_logistic_regression_per_label(trained, tmp_path)
         ({"data": {"sampling": "balanced"}}, "data.sampling"),
         ({"train": {"class_weights": "balanced"}}, "train.class_weights"),
         ({"loss": {"name": "gce"}}, "loss.name"),
+        ({"train": {"pos_weight": {"4": 2, "nobody": 2}}}, "train.pos_weight.*'nobody'"),
         ({"loss": {"logit_adjustment": 1.0}}, "loss.logit_adjustment"),
         ({"train": {"monitor": "val/accuracy"}}, "did you mean 'val/"),
         ({"data": {"task": "multiclass"}}, "data.task multiclass"),
@@ -254,6 +275,10 @@ def test_one_class_per_image_refuses_what_is_for_several(tmp_path):
     classes = TRAIN[1].argmax(axis=1)
     with pytest.raises(UserError, match="decision"):
         PTClassifier(run_dir=tmp_path / "a", decision={"recall": 0.9}, **SMALL).fit(TRAIN[0], classes)
+    with pytest.raises(UserError, match=r"train\.pos_weight"):
+        PTClassifier(run_dir=tmp_path / "a", **{**SMALL, "train": {"pos_weight": "balanced"}}).fit(TRAIN[0], classes)
+    with pytest.raises(UserError, match=r"train\.pos_weight.*asymmetric"):
+        PTClassifier(loss={"name": "asymmetric"}, train={"pos_weight": "balanced"})
     with pytest.raises(UserError, match=r"data\.task multilabel"):
         PTClassifier(run_dir=tmp_path / "b", data={"task": "multilabel"}, **SMALL).fit(TRAIN[0], classes)
 

@@ -16,7 +16,7 @@ from jaxtrain.data.base import ArraySource
 from jaxtrain.data.order import Order, sampler
 from jaxtrain.evaluation.runs import by_frequency
 from jaxtrain.losses import log_shares
-from jaxtrain.runs.imbalance import adjusted_shares, class_weights
+from jaxtrain.runs.imbalance import adjusted_shares, class_weights, pos_weight
 
 QUIET = {"quiet": True, "tracking": {"enabled": False}}
 COUNTS = np.array([500, 90, 0, 13, 1])
@@ -81,6 +81,13 @@ def test_class_weights_have_mean_one_over_the_training_images(given):
     expected = dict.fromkeys(range(5), 1.0) | {1: 4.0, 3: 0.5} if given != "balanced" else given
     reference = compute_sample_weight(expected, LABELS)
     np.testing.assert_allclose(each, reference / reference.mean())
+
+
+def test_weights_of_labels_are_what_is_known_of_them():
+    labels = np.array([[1, 0, 0, 1], [0, 0, -1, 1], [0, 1, -1, 1], [0, -1, 0, 1]], np.int8)
+    assert pos_weight(TrainConfig(pos_weight="balanced"), labels, "abcd") == (3, 2, 1, 1)  # 1: none with it, or without
+    assert pos_weight(TrainConfig(pos_weight={"c": 5}), labels, "abcd") == (1, 1, 5, 1)
+    assert pos_weight(TrainConfig(), labels, "abcd") is None
 
 
 @pytest.fixture(scope="module")
