@@ -75,7 +75,7 @@ class _State(NamedTuple):
     iterations: Array
 
 
-def solve(problem: Problem, l2: Array) -> Optimum:
+def solve(problem: Problem, l2: Array, tolerance: float = TOLERANCE) -> Optimum:
     """The optimum of each member, from zero; `l2` is float32[members], positive."""
     start = jnp.zeros((problem.z.shape[1], problem.target.shape[1], len(l2)), jnp.float32)
     penalty = l2 * jnp.ones_like(start[:, :1]).at[-1].set(0.0)  # [inputs, 1, members]
@@ -109,7 +109,7 @@ def solve(problem: Problem, l2: Array) -> Optimum:
             steps=state.steps.at[slot].set(s),
             changes=state.changes.at[slot].set(y),
             rho=state.rho.at[slot].set(jnp.where(sy > 0, 1.0 / jnp.where(sy > 0, sy, 1.0), 0.0)),
-            active=state.active & _to_gain(slope, diagonal, moved.objective),
+            active=state.active & _to_gain(slope, diagonal, moved.objective, tolerance),
             iterations=state.iterations + state.active,
         )
 
@@ -124,7 +124,7 @@ def solve(problem: Problem, l2: Array) -> Optimum:
         steps=empty,
         changes=empty,
         rho=jnp.zeros((HISTORY, l2.shape[0]), start.dtype),
-        active=_to_gain(slope, diagonal, first.objective),
+        active=_to_gain(slope, diagonal, first.objective, tolerance),
         iterations=jnp.zeros(l2.shape, jnp.int32),
     )
     end = lax.while_loop(unfinished, iterate, state)
@@ -143,9 +143,9 @@ def _dot(a: Array, b: Array) -> Array:
     return jnp.einsum("dkm,dkm->m", a, b)
 
 
-def _to_gain(gradient: Array, curvature: Array, objective: Array) -> Array:
-    """Whether more than TOLERANCE of the objective is still to gain: half the Newton decrement, diagonal Hessian."""
-    return 0.5 * _dot(gradient, gradient / curvature) > TOLERANCE * objective
+def _to_gain(gradient: Array, curvature: Array, objective: Array, tolerance: float) -> Array:
+    """Whether more than `tolerance` of the objective is still to gain: half the Newton decrement, diagonal Hessian."""
+    return 0.5 * _dot(gradient, gradient / curvature) > tolerance * objective
 
 
 def _losses(problem: Problem, logits: Array) -> tuple[Array, Array]:
