@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10000)
     parser.add_argument("--features", type=int, default=768)
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--labels", type=int, help="several labels per image, so many")
+    parser.add_argument("--labels", type=int, help="several labels per image, this many")
     parser.add_argument("--settings", type=int, default=64)
     parser.add_argument("--every", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)

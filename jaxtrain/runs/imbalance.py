@@ -19,7 +19,7 @@ from jaxtrain.losses import log_shares
 
 
 def resolve_weights(train: TrainConfig, class_names: Sequence[str]) -> TrainConfig:
-    """With mappings in the place of files that hold them. Raises UserError for what is no weight of a class."""
+    """With mappings in the place of files that hold them. Raises UserError for what is not a weight of a class."""
     for option in ("class_weights", "pos_weight"):
         train = _resolved(train, option, class_names)
     return train
