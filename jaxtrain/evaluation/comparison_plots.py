@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.evaluation.comparison import Comparison, Entry
+from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.wording import COSTS, with_prefix
 from jaxtrain.label_metrics import sigmoid
 from jaxtrain.tasks import softmax
@@ -30,6 +31,7 @@ MAX_LINES = 8
 """Models that are drawn over each other."""
 MAX_ROWS = 40
 _NAMED = 6
+_COUNTED = 20
 _BINS = 10
 
 
@@ -193,6 +195,59 @@ def per_class(comparison: Comparison) -> Figure:
     axes.grid(axis="x", alpha=0.25)
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def labels_together(comparison: Comparison) -> Figure | None:
+    """Which labels the test images have together; None where images have one class."""
+    predictions = comparison.predictions
+    if not predictions.multilabel:
+        return None
+    names, rows, shares = _label_squares(predictions, (predictions.labels == 1).astype(np.float64))
+    return _label_picture(names, rows, shares, ("label of the image", "label it also has"), "share of its images")
+
+
+def label_errors(entry: Entry) -> Figure | None:
+    """Which labels one model misses, on the diagonal, and which it wrongly gives beside each; None for one class."""
+    predictions = entry.candidate.predictions
+    if not predictions.multilabel:
+        return None
+    given = (entry.predicted & (predictions.labels == 0)).astype(np.float64)
+    names, rows, shares = _label_squares(predictions, given)
+    true = (predictions.labels == 1)[:, rows]
+    missed = np.count_nonzero(true & ~entry.predicted[:, rows], axis=0) / np.maximum(np.count_nonzero(true, axis=0), 1)
+    np.fill_diagonal(shares, missed)
+    told = "label of the image", "label wrongly given (diagonal: the label missed)"
+    return _label_picture(names, rows, shares, told, "share of the images with the label")
+
+
+def _label_squares(predictions: Predictions, marked: NDArray[Any]) -> tuple[list[str], NDArray[Any], NDArray[Any]]:
+    """Names and places of the most frequent labels, and the share of each one's images that are marked for another.
+
+    Of images with label i of which j is known, those that `marked[images, classes]` holds: `[i, j]`.
+    """
+    true, known = (predictions.labels == 1).astype(np.float64), (predictions.labels >= 0).astype(np.float64)
+    rows = np.sort(np.argsort(-true.sum(axis=0), kind="stable")[:MAX_ROWS])
+    mine = true[:, rows]
+    shares = mine.T @ marked[:, rows] / np.maximum(mine.T @ known[:, rows], 1)
+    return [f"{_short(predictions.class_names[i], 24)} ({int(true[:, i].sum()):,})" for i in rows], rows, shares
+
+
+def _label_picture(
+    names: Sequence[str], rows: NDArray[Any], shares: NDArray[Any], told: tuple[str, str], unit: str
+) -> Figure:
+    size = min(max(3.0 + 0.36 * len(rows), 4.2), 11.0)
+    figure, axes = _figure(size + 1.0, size)
+    bar = figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), ax=axes, shrink=0.8)
+    bar.set_label(unit)
+    axes.set_xticks(range(len(rows)), [name.rpartition(" (")[0] for name in names], rotation=90, fontsize=8)
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.set_ylabel(f"{told[0]} (test images)")
+    axes.set_xlabel(told[1])
+    if len(rows) <= _COUNTED:
+        for (row, column), share in np.ndenumerate(shares):
+            text = f"{100 * share:.0f}" if share >= 0.005 else ""
+            axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "#333", fontsize=8)
     return figure
 
 

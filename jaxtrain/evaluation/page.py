@@ -107,6 +107,7 @@ def _context(report: Content) -> dict[str, Any]:
             "pareto": picture(lambda: pictures.pareto(comparison), f"{figure} against costs"),
             "calibration": picture(lambda: pictures.calibration(comparison), "Reliability, and mistakes by coverage"),
             "per_class": picture(lambda: pictures.per_class(comparison), "Results by class and model"),
+            "together": picture(lambda: pictures.labels_together(comparison), "Labels that images have together"),
             "curves": picture(lambda: pictures.learning_curves(comparison), "Learning curves of the runs"),
             "robustness": picture(lambda: pictures.robustness(report.robustness), "Accuracy by severity of corruption"),
         }
@@ -147,7 +148,7 @@ def picture(make: Callable[[], Figure | None], text: str) -> Picture | None:
 
 def _confusion(entry: Entry, class_names: Sequence[str]) -> Picture | None:
     if (confusion := entry.measured.confusion) is None:
-        return None
+        return picture(lambda: pictures.label_errors(entry), entry.name)
     return picture(lambda: plots.confusion_matrix(confusion, class_names), entry.name)
 
 

@@ -362,6 +362,29 @@ def test_the_report_shows_labels_and_mistakes(trained, compared):
     assert all(shown.label.split(" ")[0] in ("has", "not") for shown in report.label_errors)
 
 
+def test_the_report_shows_which_labels_come_together_and_are_confused(trained, compared):
+    from jaxtrain.evaluation import comparison_plots
+
+    report, _, folder = compared
+    page = (folder / "report.html").read_text()
+    assert "Labels that images have together" in page
+    assert "Errors by label of good" in page
+    figure = comparison_plots.labels_together(report.comparison)
+    shares = np.asarray(figure.axes[0].images[0].get_array())
+    both = TEST[1].T @ TEST[1]
+    np.testing.assert_allclose(shares, both / np.diag(both)[:, None])
+    entry = report.comparison.entries[1]
+    shares = np.asarray(comparison_plots.label_errors(entry).axes[0].images[0].get_array())
+    truth, given = TEST[1], entry.predicted
+    for i in range(5):
+        mine = truth[:, i] == 1
+        assert shares[i, i] == pytest.approx((~given[mine, i]).mean())
+        for j in {0, 1, 2, 3, 4} - {i}:
+            assert shares[i, j] == pytest.approx((given[mine, j] & (truth[mine, j] == 0)).mean())
+    labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert labels == [f"{name} ({count})" for name, count in zip(trained.class_names, TEST[1].sum(axis=0), strict=True)]
+
+
 def test_a_wrong_label_is_found(trained):
     labels = TEST[1].copy()
     sure = int(np.abs(trained.predict_logits(TEST[0])).min(axis=1).argmax())
