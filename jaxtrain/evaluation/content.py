@@ -16,6 +16,9 @@ from jaxtrain.evaluation.findings import Shown, Slice
 from jaxtrain.evaluation.near_duplicates import NearDuplicate
 from jaxtrain.evaluation.wording import advice, verdict
 
+RARE = 10
+"""Test images: labels that fewer have are named in a warning."""
+
 
 @dataclass(frozen=True)
 class Content:
@@ -94,9 +97,25 @@ class Content:
             found.append(
                 f"fewer than ten mistakes of {', '.join(few)}: intervals other than those of accuracy may be too narrow"
             )
+        found += self._rare_labels()
         if images < 100:
             found.append(f"{images} test images can hardly tell models apart")
         return found
+
+    def _rare_labels(self) -> list[str]:
+        """Of several labels: where intervals are known to hold the true value too seldom."""
+        predictions = self.comparison.predictions
+        if not predictions.multilabel:
+            return []
+        support = np.count_nonzero(predictions.labels == 1, axis=0)
+        rare = [f"{predictions.class_names[i]} ({support[i]})" for i in np.flatnonzero(support < RARE)]
+        if not rare:
+            return []
+        shown = ", ".join(rare[:10]) + (f" and {len(rare) - 10} more" if len(rare) > 10 else "")
+        return [
+            f"fewer than {RARE} test images have the label {shown}: average precision over that few is too high on "
+            "average, and the interval of mAP may be too narrow"
+        ]
 
 
 def rival_of(comparison: Comparison) -> Entry | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.evaluation.comparison import Comparison, Entry
 from jaxtrain.evaluation.findings import GALLERY, MAX_SLICES, Shown, Slice, by_columns
-from jaxtrain.evaluation.statistics import bias_corrected, bounded, resampling_weights
+from jaxtrain.evaluation.statistics import bounded, of_log_odds, resampling_weights
 from jaxtrain.label_metrics import LabelOutcomes, average_precisions, sigmoid
 
 
@@ -63,8 +63,11 @@ def slices(comparison: Comparison, columns: Mapping[str, Sequence[Any]]) -> list
         figures = {}
         for name, (values, replicates) in each.items():
             value = float(values[label])
-            interval = bounded(bias_corrected(value, replicates[label]), value, "mAP")
-            figures[name] = (value, interval)
+            drawn = replicates[label]
+            drawn = drawn[drawn > 0] if support[label] else drawn  # 0: a resample without an image that has the label
+            images = len(comparison.predictions.labels)
+            interval = of_log_odds(value, drawn, images, float(support[label] - 1))
+            figures[name] = (value, bounded(interval, value, "mAP"))
         by_label.append(Slice("label (average precision)", names[label], int(support[label]), figures))
     return by_label + by_columns(comparison, columns)
 

@@ -50,7 +50,9 @@ _METHODS = {
     "adaptive_ece": "inversion",
     # Of several labels per image.
     "subset_accuracy": "wilson",
-    **dict.fromkeys(("mAP", "micro_mAP", "weighted_mAP", "auroc", "micro_auroc", "lrap"), "bias_corrected"),
+    # Few images with a label make its average precision too high, and skewed.
+    **dict.fromkeys(("mAP", "micro_mAP", "weighted_mAP"), "log_odds"),
+    **dict.fromkeys(("auroc", "micro_auroc", "lrap"), "bias_corrected"),
     **dict.fromkeys(("micro_f1", "micro_precision", "micro_recall", "weighted_f1"), "percentile"),
     **dict.fromkeys(("hamming_loss", "coverage_error"), "percentile"),
 }
@@ -129,6 +131,9 @@ def intervals(resampled: Resampled, confidence: float = CONFIDENCE) -> dict[str,
                 interval = percentile(replicates, confidence)
             case "bias_corrected":
                 interval = bias_corrected(value, replicates, confidence)
+            case "log_odds":
+                degrees = degrees_of(resampled.found) if name == "mAP" else np.inf
+                interval = of_log_odds(value, replicates, resampled.images, degrees, confidence)
             case "inversion":
                 interval = sum_of_gaps(*resampled.gaps[name], confidence)
             case _:
@@ -165,6 +170,32 @@ def bias_corrected(value: float, replicates: Floats, confidence: float = CONFIDE
     shift = 2 * ndtri(np.clip(below, 1 / len(replicates), 1 - 1 / len(replicates)))
     low, high = np.nanquantile(replicates, ndtr(shift + ndtri([(1 - confidence) / 2, (1 + confidence) / 2])))
     return Interval(float(low), float(high))
+
+
+def degrees_of(found: Outcomes | LabelOutcomes | None) -> float:
+    """Degrees of freedom of a mean over labels, each of which varies as one over the images that have it (Welch)."""
+    if not isinstance(found, LabelOutcomes):
+        return np.inf
+    support = found.true.sum(axis=0)
+    variance = 1 / support[support > 0]
+    return float(variance.sum() ** 2 / (variance**2 / np.maximum(1 / variance - 1, 1)).sum()) if len(variance) else 1.0
+
+
+def of_log_odds(
+    value: float, replicates: Floats, images: int, degrees: float = np.inf, confidence: float = CONFIDENCE
+) -> Interval:
+    """Of a share, on the scale of log-odds: the replicates' standard error, around the value less their bias.
+
+    `degrees` are those of Student's t: few images with a label say little about how much its figure varies.
+    """
+    from scipy.special import expit, logit
+    from scipy.stats import t
+
+    least = 1 / (2 * max(images, 1))
+    centre, each = (logit(np.clip(shares, least, 1 - least)) for shares in (value, replicates))
+    width = t.ppf((1 + confidence) / 2, max(degrees, 1.0)) * np.nanstd(each)
+    middle = 2 * centre - np.nanmean(each)
+    return Interval(float(expit(middle - width)), float(expit(middle + width)))
 
 
 def sum_of_gaps(gaps: Floats, replicates: Floats, confidence: float = CONFIDENCE) -> Interval:
