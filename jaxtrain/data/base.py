@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.packed import picked_names
+from jaxtrain.data.remote import RemoteFile
 from jaxtrain.readers import read_bytes
 
 LARGEST_FILE = 1 << 30
@@ -85,7 +86,7 @@ class ArraySource:
 class FileSource:
     """Images in files, one each, read when asked for."""
 
-    paths: Sequence[str | Path]
+    paths: Sequence[str | Path | RemoteFile]
     labels: Labels
     metadata: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """What else is known of each image, `{name: [images]}`: the Benchmark tells results by it."""
@@ -97,11 +98,12 @@ class FileSource:
 
     def read(self, index: int) -> bytes:
         """The encoded file."""
-        return read_bytes(self.paths[index], LARGEST_FILE)
+        path = self.paths[index]
+        return path.read(LARGEST_FILE) if isinstance(path, RemoteFile) else read_bytes(path, LARGEST_FILE)
 
     def describe(self, index: int) -> str:
         """The path, printable also where its name is not valid UTF-8."""
-        return os.fsencode(self.paths[index]).decode(errors="replace")
+        return os.fsencode(str(self.paths[index])).decode(errors="replace")
 
     def select(self, indices: NDArray[np.int64]) -> FileSource:
         """The same files, fewer or in another order."""
@@ -113,7 +115,7 @@ class FileSource:
 class PartSource:
     """Images that are parts of files, such as the members of a tar file: each is read from its place."""
 
-    files: tuple[str, ...]
+    files: tuple[str | RemoteFile, ...]
     places: NDArray[np.int64]
     """Number of the file, first byte and length in bytes of each image: `int64[images, 3]`."""
     labels: Labels
@@ -132,11 +134,15 @@ class PartSource:
     def read(self, index: int) -> bytes:
         """The encoded image; OSError where the file ends before it does."""
         number, start, length = self.places[index].tolist()
-        # Held here: another thread may have put its own into the cache.
-        file = _opened(self.files[number], self.version)
-        data = os.pread(file.fileno(), length, start)
+        within = self.files[number]
+        if isinstance(within, RemoteFile):
+            data = within.part(start, length)
+        else:
+            # Held here: another thread may have put its own into the cache.
+            file = _opened(within, self.version)
+            data = os.pread(file.fileno(), length, start)
         if len(data) < length:
-            raise OSError(f"{self.files[number]} is cut off")
+            raise OSError(f"{within} is cut off")
         return data
 
     def describe(self, index: int) -> str:

@@ -1,0 +1,169 @@
+"""Folders at remote addresses: listed once, then looked into as local ones are."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import glob
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxtrain.data.remote import RemoteFile, RemotePaths, checked, missing, patient, state_of
+from jaxtrain.data.remote_cache import Cache
+from jaxtrain.errors import UserError
+
+
+class Entry(NamedTuple):
+    """As of `os.scandir`."""
+
+    name: str
+    path: str
+    folder: bool
+
+    def is_symlink(self) -> bool:
+        """Never."""
+        return False
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder."""
+        return self.folder
+
+    def is_file(self) -> bool:
+        """Whether it is a file."""
+        return not self.folder
+
+
+@dataclass(frozen=True)
+class _Tree:
+    cache: Cache
+    states: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Size and version of each file, by address."""
+    within: dict[str, dict[str, bool]] = field(default_factory=lambda: defaultdict(dict))
+    """Names in each folder, and whether they are folders."""
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A folder in a remote store, with as much of `Path` as it takes to find classes and images in it."""
+
+    address: str
+    _tree: _Tree = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.address
+
+    def __truediv__(self, name: str) -> RemoteFolder:
+        return RemoteFolder(f"{self.address}/{name}", self._tree)
+
+    @property
+    def name(self) -> str:
+        """The last part of its address."""
+        return self.address.rpartition("/")[2]
+
+    @property
+    def parent(self) -> RemoteFolder:
+        """The folder that it is in."""
+        return RemoteFolder(self.address.rpartition("/")[0], self._tree)
+
+    def relative_to(self, other: RemoteFolder) -> str:
+        """Its path within another folder."""
+        return self.address[len(other.address) + 1 :]
+
+    def entries(self) -> Iterator[Entry]:
+        """What is in it."""
+        for name, folder in self._tree.within.get(self.address, {}).items():
+            yield Entry(name, f"{self.address}/{name}", folder)
+
+    def below(self) -> list[str]:
+        """The addresses of all files below the folder that was listed."""
+        return list(self._tree.states)
+
+    def file(self, address: str) -> RemoteFile:
+        """A file below it."""
+        return RemoteFile(address, *self._tree.states[address], self._tree.cache)
+
+    def files(self, names: Sequence[str]) -> RemotePaths:
+        """Files below it, by their addresses."""
+        states = np.array([self._tree.states[name] for name in names], np.int64)
+        return RemotePaths(names, self._tree.cache, states.reshape(-1, 2))
+
+
+def remote_folder(address: str, cache: Cache, where: str) -> RemoteFolder:
+    """All that is below an address. UserError where there is nothing, or a file; else raises as `patient`."""
+    address = checked(address).rstrip("/")
+    if address.startswith("http"):
+        raise UserError(f"{where}: a folder cannot be listed over http: name its files in a table (csv:FILE)")
+    try:
+        root, found = patient(
+            address, lambda system, path: (path.rstrip("/"), system.find(path, detail=True, withdirs=False))
+        )
+        if not found:
+            raise FileNotFoundError
+    except OSError as error:
+        raise UserError(f"{where} {missing(address, error)}") from None
+    if root in found:
+        raise UserError(f"{where} is a file, not a folder")
+    tree = _Tree(cache)
+    for name, details in found.items():
+        inner = name[len(root) :].lstrip("/")
+        if inner and not inner.endswith("/"):  # as some consoles mark folders
+            tree.states[f"{address}/{inner}"] = state_of(details)
+            _enter(tree, address, inner)
+    return RemoteFolder(address, tree)
+
+
+def _enter(tree: _Tree, folder: str, inner: str) -> None:
+    *above, name = inner.split("/")
+    for part in above:
+        tree.within[folder][part] = True
+        folder = f"{folder}/{part}"
+    tree.within[folder].setdefault(name, False)
+
+
+def remote_files(patterns: Sequence[str], cache: Cache, where: str) -> tuple[list[RemoteFile], list[str]]:
+    """The files that addresses name, each once and in order, whose last parts may be patterns; and those not there.
+
+    Raises as `remote_folder`.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    lacking: list[str] = []
+    patterns = [checked(pattern) for pattern in patterns]
+    folders = dict.fromkeys(posixpath.dirname(pattern) for pattern in patterns)
+    if magic := next((folder for folder in folders if glob.has_magic(folder)), None):
+        raise UserError(f"{where}: {magic} is a pattern; of remote files only the last part may be one")
+    for folder in folders:
+        if folder.startswith("http"):  # which has no lists
+            found |= _one_by_one([pattern for pattern in patterns if posixpath.dirname(pattern) == folder])
+            continue
+        try:
+            listed = patient(folder, lambda system, path: system.ls(path, detail=True))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(f"{where} {missing(folder, error)}") from None
+        found |= {
+            f"{folder}/{posixpath.basename(details['name'])}": state_of(details)
+            for details in listed
+            if details.get("type") != "directory"
+        }
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        of_pattern = [name for name in found if fnmatch.fnmatchcase(name, pattern)] if glob.has_magic(pattern) else []
+        of_pattern += [pattern] if pattern in found else []
+        lacking += [] if of_pattern else [pattern]
+        chosen |= dict.fromkeys(of_pattern)
+    return [RemoteFile(name, *found[name], cache) for name in sorted(chosen)], lacking
+
+
+def _one_by_one(addresses: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Size and version of those that are there."""
+    found = {}
+    for address in addresses:
+        with contextlib.suppress(FileNotFoundError):
+            found[address] = state_of(patient(address, lambda system, path: system.info(path)))
+    return found
