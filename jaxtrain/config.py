@@ -104,7 +104,7 @@ class DataConfig(Section):
     """Which of `folds`, from 0 on, is the test set of this run (a sweep sets it)."""
     group: str | None = None
     """Column of a table (csv, jsonl, parquet, hf) with what belongs together, such as a patient: held-out splits and
-    folds never cut a group."""
+    folds never cut a group. In Python also `fit(..., groups=)`."""
     split_seed: int = 0
     """Seed of the held-out splits; kept apart from `seed` so that runs with other seeds compare on one split."""
     max_train_images: Count | None = None

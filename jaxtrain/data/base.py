@@ -61,6 +61,8 @@ class ArraySource:
     """`float32[images]`: how much each image counts in training; None: all the same."""
     loaded: ImageSource | None = None
     """The same images as they were before they were decoded or resized into this array; None: as they are here."""
+    metadata: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """As of `FileSource`."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,9 +79,8 @@ class ArraySource:
         """The same images, fewer or in another order: a copy, or a view of a memory-mapped array."""
         if isinstance(self.images, np.memmap):
             return Subset(self, indices)
-        weights = None if self.weights is None else self.weights[indices]
         loaded = None if self.loaded is None else self.loaded.select(indices)
-        return replace(self, images=self.images[indices], labels=self.labels[indices], weights=weights, loaded=loaded)
+        return replace(self, images=self.images[indices], loaded=loaded, **picked(self, indices))
 
 
 @dataclass(frozen=True)
@@ -220,11 +221,13 @@ class Relabelled:
     source: ImageSource
     labels: Labels
     weights: NDArray[np.float32] | None = None
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What is known of each image besides what the other source knows."""
 
     @property
     def metadata(self) -> Mapping[str, NDArray[Any]]:
         """What else is known of each image, `{name: [images]}`."""
-        return getattr(self.source, "metadata", {})
+        return {**getattr(self.source, "metadata", {}), **self.columns}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -240,16 +243,21 @@ class Relabelled:
     def select(self, indices: NDArray[np.int64]) -> Relabelled:
         """Fewer of these images, or in another order."""
         weights = None if self.weights is None else self.weights[indices]
-        return Relabelled(self.source.select(indices), self.labels[indices], weights)
+        columns = {name: values[indices] for name, values in self.columns.items()}
+        return Relabelled(self.source.select(indices), self.labels[indices], weights, columns)
 
 
 def relabelled(
-    source: ImageSource, labels: Labels, weights: NDArray[np.float32] | None = None
+    source: ImageSource,
+    labels: Labels,
+    weights: NDArray[np.float32] | None = None,
+    columns: Mapping[str, NDArray[Any]] | None = None,
 ) -> ArraySource | FileSource | Relabelled:
-    """The same images with these labels and weights."""
+    """The same images with these labels and weights, and with further `metadata`."""
     if isinstance(source, ArraySource | FileSource):
-        return replace(source, labels=labels, weights=weights)
-    return Relabelled(source, labels, weights)
+        metadata = {**source.metadata, **(columns or {})}
+        return replace(source, labels=labels, weights=weights, metadata=metadata)
+    return Relabelled(source, labels, weights, columns or {})
 
 
 @dataclass(frozen=True)

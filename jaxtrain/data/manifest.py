@@ -281,7 +281,7 @@ def _paths(column: Any, folder: str, rows: Rows, cache: Cache) -> Packed | Remot
     del parts
     give_back()
     for address in first.values():
-        checked(address)
+        checked(address, where)
     paths = RemotePaths(found, cache) if first else found
     if not any(_is_there(path) for path in paths[: _SHOWN if first else 100]):
         raise UserError(f"{where}: none of its files exists, the first: {paths[0]}; paths are relative to {folder}")

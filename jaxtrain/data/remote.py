@@ -50,14 +50,18 @@ def is_remote(text: str) -> bool:
     return re.match(ADDRESS, text) is not None and not text.startswith("file://")
 
 
-def checked(address: str) -> str:
-    """The address, its scheme in small letters; UserError for a scheme that is not read, or not without a package."""
+def checked(address: str, table: str = "") -> str:
+    """The address, its scheme in small letters; UserError for a scheme that is not read, or not without a package.
+
+    `table`: what names it.
+    """
+    told = f"{table}: {shown(address)}" if table else shown(address)
     scheme = address.partition("://")[0].lower()
     if scheme not in _SCHEMES:
-        raise UserError(f"{shown(address)}: {scheme}:// is not read: {nearest(scheme, [*_SCHEMES, 'file'])}")
+        raise UserError(f"{told}: {scheme}:// is not read: {nearest(scheme, [*_SCHEMES, 'file'])}")
     package = _SCHEMES[scheme]
     if package is not None and find_spec(package) is None:
-        raise UserError(f'{shown(address)}: {scheme}:// needs the package {package}: pip install -e ".[remote]"')
+        raise UserError(f'{told}: {scheme}:// needs the package {package}: pip install -e ".[remote]"')
     return scheme + address[len(scheme) :]
 
 

@@ -2,6 +2,9 @@
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import fsspec
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 from jaxtrain.config import DataConfig
 from jaxtrain.data import remote, remote_cache
+from jaxtrain.data.digest import data_digest
 from jaxtrain.data.order import Order
 from jaxtrain.data.remote import RemoteFile, patient, shown
 from jaxtrain.data.remote_cache import Cache
@@ -120,6 +124,42 @@ def test_images_are_known_by_their_content_too(root, address):
     fsspec.filesystem("memory").pipe(f"{address}/train/cat/plain", image)
     fsspec.filesystem("memory").pipe(f"{address}/train/cat/notes.txt", b"of a long day")
     assert len(load(f"folder:{address}").train) == 37
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Files of a folder, unsigned."""
+
+    def log_message(self, *_):
+        pass
+
+
+def test_signed_addresses_in_a_table_are_fetched_once(root, tmp_path, monkeypatch):
+    pytest.importorskip("aiohttp")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=root))
+    Thread(target=server.serve_forever, daemon=True).start()
+    host, table = f"http://127.0.0.1:{server.server_port}", tmp_path / "table.csv"
+
+    def sign(signature):
+        rows = [f"{host}/{path.relative_to(root)}?X-Amz-Signature={signature},{path.parent.name}" for path in files]
+        table.write_text("\n".join(["image,label", *rows]))
+
+    files = sorted((root / "train").rglob("*.png"))
+    sign("cAnArY1")
+    first = load(f"csv:{table}", val_fraction=0.0)
+    assert first.train.describe(0) == f"{host}/train/cat/00.png"
+    assert [first.train.read(i) for i in range(36)] == [path.read_bytes() for path in files]
+    with pytest.raises(UserError, match="matches no file"):
+        load(f"wds:{host}/{{0..1}}.tar")
+    server.shutdown()
+    server.server_close()
+    sign("cAnArY2")
+    again = load(f"csv:{table}", val_fraction=0.0)
+    assert data_digest(again.train) == data_digest(first.train)
+    assert again.train.read(5) == files[5].read_bytes()
+    sign("cAnArY3&id=7")
+    with pytest.raises(RunError, match=rf"^{host}/train/cat/00\.png\?id=7 cannot be read") as error:
+        load(f"csv:{table}")
+    assert "cAnArY" not in str(error.value)
 
 
 # --- the cache
