@@ -109,7 +109,7 @@ def load_config(path: Path) -> Config:
     """The options in a YAML file, defaults for the others; an empty section is as if left out.
 
     Raises:
-        UserError: the file is missing, is no YAML mapping, names an option twice, or has a wrong one.
+        UserError: the file is missing, is not a YAML mapping, names an option twice, or has a wrong one.
     """
     return config_from(read_yaml(path, "'train: {epochs: 3}'"), str(path))
 
@@ -259,7 +259,7 @@ def shown(value: object) -> str:
 
 
 def cut(text: str, most: int = 60) -> str:
-    """A text in one line of at most so many characters."""
+    """A text in one line of at most this many characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 3]}..."
 

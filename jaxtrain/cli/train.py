@@ -108,7 +108,7 @@ class Train(Options):
 def find_run_config(run: Path) -> Config:
     """The config of a run. Raises UserError where there is none."""
     if not (file := run.expanduser() / "config.yaml").is_file():
-        raise UserError(f"--from: {run} is no run directory: it holds no config.yaml")
+        raise UserError(f"--from: {run} is not a run directory: it holds no config.yaml")
     return load_config(file)
 
 

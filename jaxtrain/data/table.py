@@ -52,7 +52,7 @@ def give_back() -> None:
 
 
 def read_table(kind: str, path: Path, where: str) -> Any:
-    """The table in a file, but for encoded images in Parquet's (`Table` of pyarrow); UserError where there is none."""
+    """The table in a file, without Parquet's encoded images (`Table` of pyarrow); UserError where there is none."""
     import pyarrow as pa
 
     if path.is_dir():

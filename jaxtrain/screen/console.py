@@ -45,7 +45,7 @@ class Plan:
     trainable: int
     class_names: Sequence[str]
     images: Mapping[str, Sequence[int]]
-    """Of each split, images of each class: `{"train": [...], "val": [...]}`. The test set stays shut."""
+    """Of each split, images of each class: `{"train": [...], "val": [...]}`. The test set is not read."""
     settings: Mapping[str, str]
     """What else is worth knowing, in order and in words: devices, steps, optimizer, augmentation."""
     run_dir: Path
@@ -94,7 +94,7 @@ def show_plan(plan: Plan) -> None:
     total = plan.totals or {split: sum(counts) for split, counts in plan.images.items()}
     counts = next(iter(plan.images.values()), [])
     facts["images"] = ", ".join(f"{count:,} {split}" for split, count in total.items())
-    facts["images"] += "; the test set stays shut until the end"
+    facts["images"] += "; the test set is not read until the end"
     if len(counts) > SHOWN_CLASSES:
         low, high = (
             min(range(len(counts)), key=counts.__getitem__),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxtrain import __version__
 from jaxtrain.cli.command import Group, find, options_of
 from jaxtrain.cli.main import guard, run
 from jaxtrain.cli.program import PROGRAM
@@ -82,7 +83,7 @@ def test_an_unknown_command_is_one_line_with_the_nearest(words, near):
 
 def test_the_program_ends_with_an_exit_code(tmp_path):
     version = program("--version", cwd=tmp_path)
-    assert (version.returncode, version.stdout) == (0, "jaxtrain 0.1.0\n")
+    assert (version.returncode, version.stdout) == (0, f"jaxtrain {__version__}\n")
     wrong = program("trian", cwd=tmp_path)
     assert (wrong.returncode, len(wrong.stderr.splitlines()), wrong.stdout) == (2, 1, "")
     assert program("train", "--help", cwd=tmp_path).returncode == 0
