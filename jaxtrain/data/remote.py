@@ -134,10 +134,16 @@ class RemoteFile:
 
     @contextmanager
     def local(self) -> Iterator[Path]:
-        """A copy on this machine, which is there while the block lasts; errors in it name the address instead."""
+        """A copy on this machine, which is there while the block lasts; errors in it name the address instead.
+
+        Raises UserError where the file is missing or not for us.
+        """
 
         def fetch(file: Path) -> None:
-            patient(self.address, lambda system, path: system.get_file(path, str(file)))
+            try:
+                patient(self.address, lambda system, path: system.get_file(path, str(file)))
+            except OSError as error:
+                raise UserError(f"{self} cannot be read: {error.strerror}") from None
 
         name = ""
         try:
@@ -254,10 +260,13 @@ def _system(scheme: str, process: int) -> Any:
     options: dict[str, Any] = {}
     if scheme == "s3":
         given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-        limits = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 1}}
+        limits = {"connect_timeout": 10, "read_timeout": 20, "retries": {"total_max_attempts": 1}}
         options = {"config_kwargs": {**limits, **given}}
     elif scheme in ("http", "https"):
         import aiohttp
 
-        options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)}}
-    return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **options)
+        options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=20)}}
+    system = fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **options)
+    if scheme == "s3":
+        system.retries = 1  # further attempts are made here
+    return system

@@ -9,6 +9,7 @@ from threading import Thread
 import fsspec
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxtrain.config import DataConfig
 from jaxtrain.data import remote, remote_cache
@@ -124,6 +125,22 @@ def test_images_are_known_by_their_content_too(root, address):
     fsspec.filesystem("memory").pipe(f"{address}/train/cat/plain", image)
     fsspec.filesystem("memory").pipe(f"{address}/train/cat/notes.txt", b"of a long day")
     assert len(load(f"folder:{address}").train) == 37
+
+
+def test_of_large_images_the_header_alone_is_fetched_at_first(tmp_path, address, cache):
+    """But of PNG, which may have its metadata at its end."""
+    pixels = np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)
+    for kind, options in (("JPEG", {"quality": 100}), ("PNG", {})):
+        for name in ("cat", "dog"):
+            path = tmp_path / "large" / name / f"large.{kind.lower()}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path, kind, **options)
+    upload(tmp_path / "large", address)
+    there, here = load(f"folder:{address}", val_fraction=0.0), load(f"folder:{tmp_path}/large", val_fraction=0.0)
+    assert there.uniform_size == (900, 900)
+    sizes = sorted(path.stat().st_size for path in copies(cache))
+    assert sizes[:1] == [32768]
+    assert [there.train.read(i) for i in range(4)] == [here.train.read(i) for i in range(4)]
 
 
 class Quiet(SimpleHTTPRequestHandler):

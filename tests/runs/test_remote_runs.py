@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from jaxtrain import Callback, PTClassifier, RunError
+from jaxtrain import Callback, PTClassifier, RunError, UserError
 from jaxtrain.data import remote
 from tests.data.forms import write_folder
 from tests.data.remotes import REMOTE
@@ -107,6 +107,20 @@ class Shuts(Callback):
 
 
 @pytest.mark.slow
+def test_wrong_places_in_a_store_get_one_line(root, bucket, tmp_path):
+    REMOTE["folders"](root, tmp_path, f"s3://{bucket.name}/flowers")
+    for name, message in {
+        "folder:s3://no-such-bucket/set": "does not exist",
+        f"folder:s3://{bucket.name}/flower": "does not exist: did you mean 'flowers'",
+        f"csv:s3://{bucket.name}/table.csv": "does not exist: valid: flowers",
+        f"wds:s3://{bucket.name}/{{0..3}}.tar": "matches no file",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            fit(name, tmp_path / "run")
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "workers"), [("folders", 0), ("tar", 0), pytest.param("folders", 1, marks=pytest.mark.soak)]
 )
@@ -119,6 +133,7 @@ def test_a_store_that_dies_ends_the_run_which_then_goes_on(form, workers, root, 
         fit(name, tmp_path / "run", callbacks=[Shuts(bucket, 9)], workers=workers)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run/summary.json").exists()
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir() if path.name.isdigit()]
     with pytest.raises(RunError, match="cannot be read"):
         fit(name, tmp_path / "run")
     bucket.open()
