@@ -153,7 +153,7 @@ class DataConfig(Section):
         if re.search(r"://[^/\s]*@|[?&][^=&]*(signature|sig|token|key|password)[^=&]*=", value, re.IGNORECASE):
             raise ValueError(
                 "the address holds a password or signature, which config.yaml would keep: give it by the "
-                "environment (AWS_ACCESS_KEY_ID, ~/.netrc), or download the file"
+                "environment (AWS_ACCESS_KEY_ID, ...), or download the file"
             )
         return value
 
