@@ -483,7 +483,7 @@ class TrainConfig(Section):
     steps: Count | None = None
     """Optimizer steps. Give this or `epochs`."""
     batch_size: Count = 128
-    """Global batch size: images an optimizer step, over all devices and accumulation steps."""
+    """Global batch size: images per optimizer step, over all devices and accumulation steps."""
     accumulate: Count = 1
     """Split each batch into this many parts and sum their gradients: less memory."""
     label_smoothing: Rate = 0.0

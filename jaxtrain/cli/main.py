@@ -36,7 +36,7 @@ def _start_threads(count: int) -> None:
 def run(words: Sequence[str]) -> None:
     """Do what a command line asks for. Raises UserError for a wrong one."""
     from jaxtrain import __version__
-    from jaxtrain.cli.command import find
+    from jaxtrain.cli.help import find
     from jaxtrain.cli.program import PROGRAM
 
     if list(words) == ["--version"]:

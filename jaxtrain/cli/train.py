@@ -70,6 +70,30 @@ class Train(Options):
     ft, pt) describes only those that act under it.
     """
 
+    important = (
+        "data.name",
+        "data.image_size",
+        "data.test_fraction",
+        "model.name",
+        "model.weights",
+        "head.name",
+        "finetune.strategy",
+        "train.epochs",
+        "train.batch_size",
+        "optimizer.name",
+        "optimizer.learning_rate",
+        "augment.policy",
+        "parallel.strategy",
+        "tracking.uri",
+    )
+    examples = (
+        "train --technique pt",
+        "train --technique fe --data.name folder:photos",
+        "train --technique ft --data.name csv:photos.csv --model.weights hf:timm/resnet50.a1_in1k --train.epochs 5",
+        "train --config pt/digits --run-dir runs/pt/mine",
+        "train --from runs/pt/mine --train.epochs 2",
+    )
+
     print_config: bool = False
     """Print the options in force as YAML and exit."""
     smoke: bool = False
