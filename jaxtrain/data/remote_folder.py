@@ -41,10 +41,8 @@ class Entry(NamedTuple):
 @dataclass(frozen=True)
 class _Tree:
     cache: Cache
-    states: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Size and version of each file, by address."""
-    within: dict[str, dict[str, bool]] = field(default_factory=lambda: defaultdict(dict))
-    """Names in each folder, and whether they are folders."""
+    within: dict[str, dict[str, tuple[int, int] | None]] = field(default_factory=lambda: defaultdict(dict))
+    """Names in each folder, with size and version; None for folders."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +74,30 @@ class RemoteFolder:
 
     def entries(self) -> Iterator[Entry]:
         """What is in it."""
-        for name, folder in self._tree.within.get(self.address, {}).items():
-            yield Entry(name, f"{self.address}/{name}", folder)
+        for name, state in self._tree.within.get(self.address, {}).items():
+            yield Entry(name, f"{self.address}/{name}", state is None)
 
-    def below(self) -> list[str]:
-        """The addresses of all files below the folder that was listed."""
-        return list(self._tree.states)
+    def below(self) -> Iterator[str]:
+        """The addresses of all files below it."""
+        for entry in self.entries():
+            yield from (self / entry.name).below() if entry.folder else [entry.path]
 
     def file(self, address: str) -> RemoteFile:
         """A file below it."""
-        return RemoteFile(address, *self._tree.states[address], self._tree.cache)
+        return RemoteFile(address, *self._state(address), self._tree.cache)
+
+    def _state(self, address: str) -> tuple[int, int]:
+        folder, _, name = address.rpartition("/")
+        state = self._tree.within[folder][name]
+        assert state is not None, "a folder is not a file"
+        return state
 
     def files(self, names: Sequence[str]) -> RemotePaths:
         """Files below it, by their addresses."""
-        states = np.array([self._tree.states[name] for name in names], np.int64)
-        return RemotePaths(names, self._tree.cache, states.reshape(-1, 2))
+        states = np.empty((len(names), 2), np.int64)
+        for place, name in enumerate(names):
+            states[place] = self._state(name)
+        return RemotePaths(names, self._tree.cache, states)
 
 
 def remote_folder(address: str, cache: Cache, where: str) -> RemoteFolder:
@@ -112,17 +119,16 @@ def remote_folder(address: str, cache: Cache, where: str) -> RemoteFolder:
     for name, details in found.items():
         inner = name[len(root) :].lstrip("/")
         if inner and not inner.endswith("/"):  # as some consoles mark folders
-            tree.states[f"{address}/{inner}"] = state_of(details)
-            _enter(tree, address, inner)
+            _enter(tree, address, inner, state_of(details))
     return RemoteFolder(address, tree)
 
 
-def _enter(tree: _Tree, folder: str, inner: str) -> None:
+def _enter(tree: _Tree, folder: str, inner: str, state: tuple[int, int]) -> None:
     *above, name = inner.split("/")
     for part in above:
-        tree.within[folder][part] = True
+        tree.within[folder][part] = None
         folder = f"{folder}/{part}"
-    tree.within[folder].setdefault(name, False)
+    tree.within[folder].setdefault(name, state)
 
 
 def remote_files(patterns: Sequence[str], cache: Cache, where: str) -> tuple[list[RemoteFile], list[str]]:
