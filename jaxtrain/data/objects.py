@@ -21,6 +21,8 @@ from jaxtrain.data.decode import BadImageError, pillow_pixels
 from jaxtrain.data.holdout import column_of_groups
 from jaxtrain.data.labels import Given, classes_of, encode_labels, given_as, image_weights, label_values, placed
 from jaxtrain.data.manifest import slices_by
+from jaxtrain.data.remote import RemotePaths, checked, is_remote
+from jaxtrain.data.remote_cache import Cache
 from jaxtrain.data.scan import Header, Headers, collect, header_of_image, parallel, refuse_large
 from jaxtrain.data.splits import SPLIT_NAMES
 from jaxtrain.data.table import choose_columns, group_values
@@ -300,7 +302,10 @@ def fields_of(item: Any, labelled: bool, where: str, columns: ColumnsConfig) -> 
 
 def _source(items: Any, field: Any, where: str, config: DataConfig) -> FileSource | ItemsSource:
     if field is None and isinstance(items, list | tuple) and all(isinstance(item, str | Path) for item in items):
-        return FileSource([os.fspath(item) for item in items], np.zeros(len(items), np.int32))
+        names = [os.fspath(item).removeprefix("file://") for item in items]
+        remote = [checked(name, where) for name in names if is_remote(name)]
+        paths = RemotePaths(names, Cache.of(config.cache_gb)) if remote else names
+        return FileSource(paths, np.zeros(len(names), np.int32))
     count, held = len(items), list(items) if isinstance(items, tuple) else items
     return ItemsSource(held, field, np.zeros(count, np.int32), where, np.arange(count), config)
 

@@ -99,16 +99,20 @@ class RemoteFile:
 
     def read(self, most: int) -> bytes:
         """The whole file, from the cache or into it; `most`: bytes that it may have."""
-        if self.size > most:
-            raise OSError(errno.EFBIG, f"has {self.size:,} bytes, more than the {most:,} that are read", str(self))
+        self._refuse_large(self.size, most)
         place = self._place()
         data = self.cache.get(place)
         if data is None:
             data = patient(self.address, lambda system, path: system.cat_file(path))
             if 0 <= self.size != len(data):
                 raise RunError(f"{self} has changed: it had {self.size:,} bytes, now {len(data):,}; start again")
+            self._refuse_large(len(data), most)
             self.cache.put(place, data)
         return data
+
+    def _refuse_large(self, size: int, most: int) -> None:
+        if size > most:
+            raise OSError(errno.EFBIG, f"has {size:,} bytes, more than the {most:,} that are read", str(self))
 
     def part(self, start: int, length: int) -> bytes:
         """Some bytes of it, from the cache or into it; fewer where the file ends."""
@@ -224,11 +228,12 @@ def patient(address: str, action: Callable[[Any, str], T]) -> T:
     Raises FileNotFoundError where there is nothing, PermissionError where it is not for us, each with the reason as
     `strerror`; RunError for a store that does not answer.
     """
-    scheme = address.partition("://")[0]
+    scheme, mark, rest = address.partition("://")
+    scheme = scheme.lower()
     for pause in (*_PAUSES, None):
         try:
             system = _system(scheme, os.getpid())
-            return action(system, system._strip_protocol(address))
+            return action(system, system._strip_protocol(scheme + mark + rest))
         except _GONE as error:
             raise type(error)(errno.ENOENT, os.strerror(errno.ENOENT), shown(address)) from None
         except Exception as error:

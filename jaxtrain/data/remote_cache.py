@@ -99,13 +99,16 @@ class Cache:
         try:
             os.link(place, name)
         except OSError:
-            yield None
-            return
+            if not place.exists():
+                yield None
+                return
+            name = place  # on a file system without links
         try:
             _note_use(place)
             yield name
         finally:
-            name.unlink(missing_ok=True)
+            if name != place:
+                name.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _new(self, place: Path, size: int) -> Iterator[Path]:

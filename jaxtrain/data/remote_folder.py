@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import glob
 import posixpath
@@ -144,7 +143,7 @@ def remote_files(patterns: Sequence[str], cache: Cache, where: str) -> tuple[lis
         raise UserError(f"{where}: {magic} is a pattern; of remote files only the last part may be one")
     for folder in folders:
         if folder.startswith("http"):  # which has no lists
-            found |= _one_by_one([pattern for pattern in patterns if posixpath.dirname(pattern) == folder])
+            found |= _one_by_one([pattern for pattern in patterns if posixpath.dirname(pattern) == folder], where)
             continue
         try:
             listed = patient(folder, lambda system, path: system.ls(path, detail=True))
@@ -166,10 +165,14 @@ def remote_files(patterns: Sequence[str], cache: Cache, where: str) -> tuple[lis
     return [RemoteFile(name, *found[name], cache) for name in sorted(chosen)], lacking
 
 
-def _one_by_one(addresses: Sequence[str]) -> dict[str, tuple[int, int]]:
+def _one_by_one(addresses: Sequence[str], where: str) -> dict[str, tuple[int, int]]:
     """Size and version of those that are there."""
     found = {}
     for address in addresses:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             found[address] = state_of(patient(address, lambda system, path: system.info(path)))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(f"{where} {missing(address, error)}") from None
     return found

@@ -14,6 +14,7 @@ from PIL import Image
 from jaxtrain.config import DataConfig
 from jaxtrain.data import remote, remote_cache
 from jaxtrain.data.digest import data_digest
+from jaxtrain.data.objects import objects_dataset
 from jaxtrain.data.order import Order
 from jaxtrain.data.remote import RemoteFile, patient, shown
 from jaxtrain.data.remote_cache import Cache
@@ -84,6 +85,18 @@ def test_a_second_start_fetches_nothing(form, root, tmp_path, address, monkeypat
         monkeypatch.setattr(system, method, lambda *_, **__: pytest.fail("fetched again"))
     for one, other in zip(first, batches(load(name)), strict=True):
         np.testing.assert_array_equal(one.images, other.images)
+
+
+def test_lists_of_addresses_are_read_as_lists_of_paths(root, address):
+    upload(root, address)
+    files = sorted((root / "train").rglob("*.png"))
+    addresses = [f"{address}/{path.relative_to(root)}" for path in files]
+    labels = [path.parent.name for path in files]
+    there, here = (objects_dataset(given, labels, config=DataConfig()) for given in (addresses, files))
+    for one, other in zip(batches(there), batches(here), strict=True):
+        np.testing.assert_array_equal(one.images, other.images)
+    with pytest.raises(UserError, match="ftp:// is not read"):
+        objects_dataset(["ftp://host/a.png"], ["a"], config=DataConfig())
 
 
 def test_a_file_address_is_a_local_path(root, tmp_path, cache):
@@ -231,6 +244,25 @@ def test_many_readers_of_a_small_cache_get_whole_files(tmp_path, address):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(read, range(8)))
     assert not [path for path in copies(tmp_path / "bounded") if path.name.startswith(".")]
+
+
+def test_more_bytes_than_are_read_are_refused_whoever_says_how_many(address, cache):
+    fsspec.filesystem("memory").pipe(f"{address}/a", bytes(100))
+    for size in (100, -1):
+        with pytest.raises(OSError, match="has 100 bytes, more than the 99"):
+            RemoteFile(f"{address}/a", size, 1, Cache(cache, 1000)).read(99)
+    assert not copies(cache)
+
+
+def test_copies_are_used_where_the_file_system_has_no_links(address, cache, monkeypatch):
+    monkeypatch.setattr(remote_cache.os, "link", Flaky(PermissionError(1, "Operation not permitted"), 10))
+    fsspec.filesystem("memory").pipe(f"{address}/a", b"abc")
+    file = RemoteFile(f"{address}/a", 3, 1, Cache(cache, 1000))
+    with file.local() as path:
+        assert path.read_bytes() == b"abc"
+    fsspec.filesystem("memory").rm(f"{address}/a")
+    with file.local() as path:
+        assert path.read_bytes() == b"abc"
 
 
 def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path, address, caplog):
