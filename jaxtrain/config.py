@@ -227,6 +227,8 @@ class ModelConfig(Section):
     """How a ViT's tokens become one vector."""
     registers: Annotated[int, Field(ge=0)] | None = None
     """Register tokens of a ViT (Darcet et al. 2023)."""
+    act: Literal["gelu", "gelu_tanh", "quick_gelu"] | None = None
+    """Activation of a ViT: exact GELU, by tanh, or x * sigmoid(1.702 x); weights of transformers say which."""
     stem: Literal["imagenet", "cifar"] | None = None
     """ResNet stem: 7x7 stride 2 with pooling, or 3x3 stride 1 for small images."""
     remat: bool = False
@@ -240,7 +242,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _one_network(self) -> ModelConfig:
         if self.network is not None:
-            for option in ("name", "drop_rate", "drop_path_rate", "patch_size", "pool", "registers", "stem"):
+            for option in ("name", "drop_rate", "drop_path_rate", "patch_size", "pool", "registers", "act", "stem"):
                 if getattr(self, option) is not None:
                     raise ValueError(f"{option} is an option of jaxtrain's networks, not of {self.network}")
         return self
