@@ -1,6 +1,6 @@
 """Every option of jaxtrain, once: typed, validated, documented. YAML and the command line both read this file.
 
-`None` means "chosen for you" from the data set, the model or the device; what was chosen stands in the run
+`None` means "chosen for you" from the data set, the model or the device; what was chosen is written to the run
 directory's `config.yaml`, which is enough to repeat the run.
 """
 
@@ -96,7 +96,7 @@ class DataConfig(Section):
     test_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of a source without a test set that is held out as one, stratified and seeded; validation comes after."""
     folds: Annotated[int, Field(ge=2)] | None = None
-    """Cross-validation: so many stratified parts of a source without a test set, each the test set of one run of a
+    """Cross-validation: this many stratified parts of a source without a test set, each the test set of one run of a
     sweep; the out-of-fold predictions of all are one entry of the Benchmark."""
     fold: Annotated[int, Field(ge=0)] | None = None
     """Which of `folds`, from 0 on, is the test set of this run (a sweep sets it)."""
@@ -106,9 +106,9 @@ class DataConfig(Section):
     split_seed: int = 0
     """Seed of the held-out splits; kept apart from `seed` so that runs with other seeds compare on one split."""
     max_train_images: Count | None = None
-    """Use only so many training images (stratified, seeded; after the split)."""
+    """Use only this many training images (stratified, seeded; after the split)."""
     shots: Count | None = None
-    """Few-shot: train on so many images of each class, drawn from the training set (never from validation)."""
+    """Few-shot: train on this many images of each class, drawn from the training set (never from validation)."""
     draws: Count = 1
     """Few-shot draws (technique fe): a head is trained on each, and mean and interval are reported."""
     max_bad_images: Annotated[int, Field(ge=0)] = 0
@@ -191,7 +191,7 @@ class AugmentConfig(Section):
     color_jitter: Fraction | None = None
     """Strength of random brightness, contrast and saturation."""
     randaugment_layers: Annotated[int, Field(ge=0, le=8)] | None = None
-    """RandAugment operations an image (0: off)."""
+    """RandAugment operations per image (0: off)."""
     randaugment_magnitude: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
     """RandAugment magnitude, 0 to 10."""
     erasing: Fraction | None = None
@@ -254,9 +254,9 @@ class FeaturesConfig(Section):
     pool: Literal["auto", "cls", "avg", "cls+avg"] = "auto"
     """How tokens or a feature map become one vector; auto: as the backbone's own head sees it."""
     blocks: Count = 1
-    """Join the vectors of the last so many blocks (1: the output alone)."""
+    """Join the vectors of the last this many blocks (1: the output alone)."""
     views: Count = 1
-    """Vectors of each training image: the image itself, then so many less one randomly augmented ones."""
+    """Vectors of each training image: the image itself, and randomly augmented ones for the rest."""
     batch_size: Count | None = None
     """Images a forward pass (default: by device)."""
     store: Path | None = None
@@ -315,9 +315,9 @@ class HeadConfig(Section):
     epochs: Annotated[int, Field(ge=0)] | None = None
     """Passes over the training vectors (linear with sgd; 0: `init` as it is), at most (mlp)."""
     batch_size: Count | None = None
-    """Vectors a step (mlp; linear with sgd)."""
+    """Vectors per step (mlp; linear with sgd)."""
     patience: Count | None = None
-    """Stop after so many epochs in a row without better validation (mlp)."""
+    """Stop after this many epochs in a row without better validation (mlp)."""
     hidden: tuple[Count, ...] | None = None
     """Width of each hidden layer (mlp)."""
     dropout: Rate | None = None
@@ -333,7 +333,7 @@ class HeadConfig(Section):
     trials: Count | None = None
     """Settings that Optuna tries (sklearn, xgboost)."""
     seconds: Positive | None = None
-    """Start no new trial after so many seconds (sklearn, xgboost; results then depend on the machine's speed)."""
+    """Start no new trial after this many seconds (sklearn, xgboost; results then depend on the machine's speed)."""
 
     @property
     def kind(self) -> str:
@@ -391,8 +391,8 @@ class FinetuneConfig(Section):
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Learning rates fall by this factor from each block to the one below it (1: all the same)."""
     unfreeze_steps: Count | None = None
-    """Gradual unfreezing: the head trains alone for so many steps, then after as many again one block more joins, from
-    the last to the first (None: all from the start)."""
+    """Gradual unfreezing: the head trains alone for this many steps; then, after as many each, one more block joins,
+    from the last to the first (None: all from the start)."""
     linear_probe: bool = False
     """LP-FT: the head starts as technique fe fits it to the frozen embeddings, then everything trains."""
     l2_sp: NonNegative = 0.0
@@ -459,7 +459,7 @@ class LossConfig(Section):
     q: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """gce: from near 0, the cross-entropy, to 1, the mean absolute error, which bears most noise (default: 0.7)."""
     logit_adjustment: NonNegative = 0.0
-    """Train on logits plus so many times the logarithm of each class's share of the training images, so that rare
+    """Train on logits plus this many times the logarithm of each class's share of the training images, so that rare
     classes are not neglected in prediction (Menon et al. 2021: 1; 0: off); for losses on the softmax."""
 
     @model_validator(mode="after")
@@ -487,9 +487,9 @@ class TrainConfig(Section):
     steps: Count | None = None
     """Optimizer steps. Give this or `epochs`."""
     batch_size: Count = 128
-    """Global batch size: images an optimizer step, over all devices and accumulation steps."""
+    """Global batch size: images per optimizer step, over all devices and accumulation steps."""
     accumulate: Count = 1
-    """Split each batch into so many parts and sum their gradients: less memory."""
+    """Split each batch into this many parts and sum their gradients: less memory."""
     label_smoothing: Rate = 0.0
     """Mass of the target spread evenly over all classes."""
     class_weights: Literal["none", "balanced"] | dict[str, float] | Path = "none"
@@ -507,7 +507,7 @@ class TrainConfig(Section):
     val/top5_accuracy, of several labels val/mAP, val/loss, val/macro_f1, val/subset_accuracy, or one of your own; lower
     is better where the name ends in loss or error (default: val/accuracy or val/mAP)."""
     early_stopping: Count | None = None
-    """Stop after so many evaluations in a row without improvement (None: off)."""
+    """Stop after this many evaluations in a row without improvement (None: off)."""
     log_every: Count = 10
     """Steps between records of the training metrics."""
     steps_per_call: Count | None = None
@@ -518,7 +518,7 @@ class TrainConfig(Section):
     """What follows a loss or gradient that is NaN or infinite. stop: the run ends, naming step and layer; skip: that
     step changes nothing; rollback: back to the last checkpoint, and past the batches since."""
     nonfinite_limit: Count = 5
-    """on_nonfinite: stop all the same after so many skipped steps in a row, or so many rollbacks."""
+    """on_nonfinite: stop all the same after this many skipped steps in a row, or this many rollbacks."""
     hang_minutes: Positive = 10.0
     """Without a step for so long (six times as long while compiling and evaluating) the stacks of all threads are
     written to `stacks.txt` in the run directory, and a state that can be saved is."""
@@ -575,7 +575,7 @@ class OptimizerConfig(Section):
     learning_rate: Positive | None = None
     """Peak learning rate."""
     weight_decay: NonNegative | None = None
-    """Weight decay, never applied to norms and biases; decoupled, but for sgd, where it is added to the gradient."""
+    """Weight decay, never applied to norms and biases; decoupled, except for sgd, where it is added to the gradient."""
     momentum: Rate | None = None
     """Momentum of sgd and muon."""
     beta1: Rate | None = None
@@ -606,7 +606,7 @@ class ParallelConfig(Section):
     """jit: sharded batch, replicated parameters (auto); pmap: the explicit replicated form; fsdp: parameters and
     optimizer state sharded."""
     devices: Count | None = None
-    """Use only the first so many local devices (None: all)."""
+    """Use only the first this many local devices (None: all)."""
     cpu_devices: Count | None = None
     """Virtual devices to split the CPU into (None: one). XLA runs a convolution on one core of each, so that 2 on two
     cores train a small CNN 1.5 times as fast."""

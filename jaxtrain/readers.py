@@ -97,7 +97,7 @@ def without_name(error: DamagedError, path: Path | str) -> str:
 
 
 def read_bytes(path: Path | str, most: int) -> bytes:
-    """A whole file of at most so many bytes. Raises as `open_file`."""
+    """A whole file of at most this many bytes. Raises as `open_file`."""
     with open_file(path, most) as file:
         return file.read(most)
 

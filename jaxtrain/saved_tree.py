@@ -43,7 +43,7 @@ _SLACK = 64 << 20
 
 
 class _Body(BaseModel):
-    """The content of meta.json but for the digest of itself."""
+    """The content of meta.json except for the digest of itself."""
 
     model_config = ConfigDict(strict=True)
 
@@ -80,7 +80,7 @@ def save_tree(path: Path, tree: Tree, meta: Mapping[str, Any]) -> None:
     leaves = arrays(tree)
     temporary, replaced = _temporary(path), _replaced(path)
     if os.path.lexists(path) and not (path / _META).is_file():
-        raise UserError(f"{path} exists and is no saved model or checkpoint; choose another path")
+        raise UserError(f"{path} exists and is not a saved model or checkpoint; choose another path")
     need = sum(leaf.nbytes for leaf in leaves.values()) + (1 << 20)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def flat_parts(tree: Mapping[str, Mapping[Any, Any]]) -> dict[str, dict[str, Any
 def arrays(tree: Mapping[str, Any]) -> dict[Keys, NDArray[Any]]:
     """The leaves as files have them: sorted by their keys, little-endian and contiguous.
 
-    Raises TypeError where a key is no string or a leaf is no array of numbers.
+    Raises TypeError where a key is not a string or a leaf is not an array of numbers.
     """
     found: dict[Keys, NDArray[Any]] = {}
     for path, value in sorted(leaves(tree).items(), key=lambda item: [str(key) for key in item[0]]):

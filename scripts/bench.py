@@ -4,7 +4,7 @@
 
 Rounds are interleaved, so that a busy machine slows all alike; medians, with the smallest and largest round. Ours runs
 with logging, MLflow, checkpoints, validation (5% of the images) and input on; compilation is apart. On an accelerator
-also: several steps a call against one batch a call from the host. "- validation" is the same rounds without the time
+also: several steps per call against one batch per call from the host. "- validation" is the rounds without the time
 that validating took, which a bare loop does not do. Each round is an epoch with one validation and one save, so short
 rounds overstate what these cost. Input: see bench_input.py.
 """
@@ -53,7 +53,7 @@ def main() -> None:
         model = name.split()[0]
         ratio = median(values) / median(times[f"{model} bare"])
         spread = f"{min(values):.3f} .. {max(values):.3f}"
-        print(f"{name:28} {median(values):9.3f} ms a step  ({spread})  {ratio:6.2f} x bare")
+        print(f"{name:28} {median(values):9.3f} ms per step  ({spread})  {ratio:6.2f} x bare")
     if arguments.json:
         arguments.json.write_text(json.dumps({"milliseconds_a_step": times, "python": sys.version}, indent=2))
 

@@ -5,7 +5,7 @@
 Needs the extra `.[tpu]`. Every model is compiled for each kind of work (train: the step of a run without augmentation;
 embed; forward: to logits) and each topology, in bfloat16. The figures are the compiler's own: cycles (the sum of its
 estimates, loops as often as they run), bytes touched, temporary memory of one chip. They do not depend on this machine.
-`--depth 2` keeps so many blocks (of each stage), which compiles in a fraction of the time.
+`--depth 2` keeps two blocks (of each stage), which compiles in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def shorten(name: str, depth: int) -> None:
-    """Give the registered model at most so many blocks in each stage."""
+    """Give the registered model at most this many blocks in each stage."""
     spec = registry.model_spec(name)
     kwargs = dict(spec.kwargs)
     if "depths" in kwargs:

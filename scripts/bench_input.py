@@ -123,7 +123,7 @@ PIPELINES = {"jaxtrain": jaxtrain, "torch": torch, "tf": tf, "tf aliased": parti
 
 
 def measure(name: str, folder: Path, batches: int, workers: int | None) -> float:
-    """Images a second of one pipeline, in this process."""
+    """Images per second of one pipeline, in this process."""
     stream = PIPELINES[name](sorted(folder.glob("*.jpg")), workers)
     for _ in range(WARM_UP):
         next(stream)
@@ -134,7 +134,7 @@ def measure(name: str, folder: Path, batches: int, workers: int | None) -> float
 
 
 def compare(folder: Path, peer_python: str, rounds: int, batches: int) -> dict[str, list[float]]:
-    """Images a second of each pipeline in each round; torch and TensorFlow are `peer_python`'s."""
+    """Images per second of each pipeline in each round; torch and TensorFlow are `peer_python`'s."""
     rates: dict[str, list[float]] = {name: [] for name in PIPELINES}
     for _ in range(rounds):
         for name, found in rates.items():
@@ -155,7 +155,7 @@ def compare(folder: Path, peer_python: str, rounds: int, batches: int) -> dict[s
 
 
 def make_entries(folder: Path, count: int) -> None:
-    """`all.csv` and the folder `all` of so many images in 100 classes, and `few` of 200 of them."""
+    """`all.csv` and the folder `all` of that many images in 100 classes, and `few` of 200 of them."""
     import cv2
 
     for name, number in (("few", 200), ("all", count)):

@@ -38,7 +38,7 @@ BATCH = 128
 
 
 class Bench:
-    """Rounds of so many steps, an epoch each; both variants train the same step, each its own state."""
+    """Rounds of this many steps, an epoch each; both variants train the same step, each its own state."""
 
     def __init__(self, model: str, steps: int) -> None:
         generator = np.random.default_rng(0)
@@ -73,7 +73,7 @@ class Bench:
         self.round()
 
     def round(self) -> dict[str, float]:
-        """Milliseconds a step of each variant."""
+        """Milliseconds per step of each variant."""
         times = {"bare": self._time(self._run_bare)}
         self._validation_seconds = 0.0
         times["jaxtrain"] = self._time(self._run_ours)

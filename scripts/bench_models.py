@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def interleaved(commands: dict[str, list[str]], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds a call of each process in each round; a process measures once for each line it gets."""
+    """Milliseconds per call of each process in each round; a process measures once for each line it gets."""
     running = {
         label: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for label, command in commands.items()

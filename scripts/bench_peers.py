@@ -21,7 +21,7 @@ BATCH = 128
 
 
 def keras_cnn(steps: int, rounds: int) -> list[float]:
-    """Milliseconds a step of each round, `fit` on 28x28 images, AdamW."""
+    """Milliseconds per step of each round, `fit` on 28x28 images, AdamW."""
     os.environ["KERAS_BACKEND"] = "jax"
     import keras
     from keras import layers
@@ -42,7 +42,7 @@ def keras_cnn(steps: int, rounds: int) -> list[float]:
 
 
 def lightning_linear(steps: int, rounds: int) -> list[float]:
-    """Milliseconds a step of each round, `Trainer.fit` of a linear model on tensors in memory, AdamW."""
+    """Milliseconds per step of each round, `Trainer.fit` of a linear model on tensors in memory, AdamW."""
     import lightning
     import torch
     from torch.utils.data import DataLoader, TensorDataset

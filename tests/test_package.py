@@ -9,6 +9,8 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+from jaxtrain import __version__
+
 ROOT = Path(__file__).parents[1]
 OPTIONAL = {"datasets": ["datasets"], "pynvml": ["nvidia-ml-py"], "xgboost": ["xgboost"]}
 """Of extras, which need not be installed here."""
@@ -41,3 +43,8 @@ def test_every_import_is_a_declared_dependency() -> None:
         if not declared & {normalized(one) for one in distributions.get(name, [])}
     }
     assert missing == set()
+
+
+def test_one_version_everywhere() -> None:
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == __version__

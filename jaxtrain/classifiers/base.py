@@ -389,7 +389,7 @@ class BaseClassifier(Trained):
                 advice = f"load it with {own.rpartition(':')[2]}.load(...) where that class is defined{trust}"
                 kind = find(own, "own.classifier", advice, trusted=trust_imports)
                 if not (isinstance(kind, type) and issubclass(kind, cls)):
-                    raise UserError(f"own.classifier: {own} is no subclass of {cls.__name__}")
+                    raise UserError(f"own.classifier: {own} is not a subclass of {cls.__name__}")
             if network is None and config.model.network is not None:
                 advice = f"give it: {cls.__name__}.load(..., network={config.model.label}){trust}"
                 network = find(config.model.network, "model.network", advice, trusted=trust_imports)

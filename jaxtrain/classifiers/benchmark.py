@@ -54,7 +54,7 @@ def benchmark(
         resamples: Bootstrap resamples.
         seed: Of the resamples.
         costs: Measure latency, throughput, operations and memory of each model: seconds each.
-        duplicates: Look for test images that stand in the training or validation set, also nearly.
+        duplicates: Look for test images that are also in the training or validation set, exactly or nearly.
         robustness: Measure accuracy under corruptions too: 50 times the work.
 
     The look at the test set is counted. Nothing is tracked: `jaxtrain benchmark` does that. Raises UserError for

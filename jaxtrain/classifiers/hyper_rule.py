@@ -28,7 +28,7 @@ from jaxtrain.models.weights import Pretrained
 
 class _Row(NamedTuple):
     images: float
-    """Up to so many training images."""
+    """Up to this many training images."""
     seen: int
     """Images that pass through the network in all."""
     mixup: float

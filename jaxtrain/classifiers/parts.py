@@ -36,7 +36,7 @@ class Parts:
     def __post_init__(self) -> None:
         for name in ("network", "loss"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise UserError(f"{name}: a {type(getattr(self, name)).__name__} is no function or class")
+                raise UserError(f"{name}: a {type(getattr(self, name)).__name__} is not a function or class")
         for name, metric in self.metrics.items():
             if not name.startswith("val/") or not callable(metric):
                 raise UserError(f"metrics: {name!r}: give functions by names that begin with val/, as 'val/macro_f1'")
@@ -69,7 +69,7 @@ def find(path: str, option: str, advice: str, *, trusted: bool = True) -> Any:
     """The class or function at an import path. Raises UserError of one line, with `advice`, where there is none.
 
     One that is not trusted, because a file alone names it, is looked up in modules that are imported already: to import
-    is to execute. Functions that are not written in Python, as `os._exit`, are no networks.
+    is to execute. Functions that are not written in Python, such as `os._exit`, are not networks.
     """
     module, _, names = path.partition(":")
     if not trusted and module not in sys.modules:
@@ -82,5 +82,5 @@ def find(path: str, option: str, advice: str, *, trusted: bool = True) -> Any:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{option}: {path} cannot be imported ({what}); {advice}") from None
     if not callable(found) or (not trusted and isinstance(found, BuiltinFunctionType)):
-        raise UserError(f"{option}: {path} is no class and no function; {advice}")
+        raise UserError(f"{option}: {path} is neither a class nor a function; {advice}")
     return found

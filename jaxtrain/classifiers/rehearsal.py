@@ -81,7 +81,7 @@ def smoke(classifier: BaseClassifier) -> None:
 def debug(classifier: BaseClassifier) -> None:
     """Check all shapes of a step, then train one on the first batch of the real images, every operation for NaN.
 
-    The test set stays shut. Raises RunError for a shape that is not what it should be, and where NaN appears.
+    The test set is not read. Raises RunError for a shape that is not what it should be, and where NaN appears.
     """
     config = classifier.config
     set_cpu_devices(config.parallel)

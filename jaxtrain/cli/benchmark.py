@@ -47,7 +47,7 @@ class Benchmark(Command):
     costs_again: bool = False
     """Measure costs again that are kept, where the machine was busy or another program has changed them."""
     skip_duplicates: bool = False
-    """Do not look for test images that nearly stand in the training or validation set."""
+    """Do not look for test images that are nearly in the training or validation set."""
     robustness: bool = False
     """Measure accuracy under corruptions too: 50 times the work."""
     champion: Annotated[str, Field(pattern=r"^[^/:']+$", max_length=200)] | None = None

@@ -6,23 +6,17 @@ a wrong one is refused in the words that a YAML file would get. Nothing heavy is
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import textwrap
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from jaxtrain.config import Section
 from jaxtrain.config_io import explain, nearest_option
-from jaxtrain.errors import UserError, nearest
-from jaxtrain.screen.program import command as command_line
-
-_HELP = {"-h", "--help"}
+from jaxtrain.errors import UserError
 
 
 class Positional(str):
@@ -31,6 +25,11 @@ class Positional(str):
 
 class Command(Section):
     """What one command does; its docstring and fields are its help."""
+
+    important: ClassVar[Sequence[str]] = ()
+    """Options of sections that `--help` describes; the others only where they are asked for. Empty: all."""
+    examples: ClassVar[Sequence[str]] = ()
+    """Command lines, after the program's name, for the end of `--help`."""
 
     @classmethod
     def below(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,28 +85,12 @@ class Option(NamedTuple):
         return self.place or f"--{self.path.replace('_', '-')}"
 
 
-def find(what: type[Command] | Group, words: Sequence[str], path: Sequence[str] = ()) -> Command:
-    """The command that a command line asks for. Prints its help and exits where that is asked for."""
-    if isinstance(what, Group):
-        name, *rest = words or [""]
-        if name in what.commands:
-            return find(what.commands[name], rest, [*path, name])
-        if name not in _HELP:
-            missing = f"{name}: no such command" if name else "a command is missing"
-            raise UserError(f"{missing}; {nearest(name, what.commands)}")
-    elif not _HELP & set(words):
-        return what.parse(words)
-    shown = (lambda path: True) if isinstance(what, Group) else what.helps(words)
-    print("\n".join(_help(what, path, shown)))
-    raise SystemExit(0)
-
-
 def options_of(model: type[Section], prefix: str = "") -> list[Option]:
     """Every option of a command, those of its sections among them: `seed`, `train.epochs`, ..."""
     found = []
     for name, field in model.model_fields.items():
-        path, kinds = f"{prefix}{field.alias or name}", list(_kinds(field.annotation))
-        if section := _section(field):
+        path, kinds = f"{prefix}{field.alias or name}", list(kinds_of(field.annotation))
+        if section := section_of(field):
             found += options_of(section, f"{path}.")
         else:
             place = next((str(mark) for mark in field.metadata if isinstance(mark, Positional)), None)
@@ -124,18 +107,19 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _section(field: FieldInfo) -> type[Section] | None:
-    kinds = _kinds(field.annotation)
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The section that a field is, if it is one."""
+    kinds = kinds_of(field.annotation)
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
-def _kinds(annotation: Any) -> Iterator[Any]:
+def kinds_of(annotation: Any) -> Iterator[Any]:
     """The members of a union, without what only limits their values."""
     if get_origin(annotation) is Annotated:
-        yield from _kinds(get_args(annotation)[0])
+        yield from kinds_of(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, UnionType):
         for part in get_args(annotation):
-            yield from _kinds(part)
+            yield from kinds_of(part)
     else:
         yield annotation
 
@@ -203,73 +187,13 @@ def _put(tree: dict[str, Any], option: Option, texts: Sequence[str]) -> None:
     *sections, key = option.path.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
-    choices = _choices(option)
+    choices = choices_of(option)
     values = [choices.get(text, text) for text in texts]
     tree[key] = values if option.many else values[0]
     if texts == ["None"] and NoneType in option.kinds:
         tree[key] = None
 
 
-def _choices(option: Option) -> dict[str, Any]:
+def choices_of(option: Option) -> dict[str, Any]:
+    """The values that it may have, by what they are called, where they are a few words."""
     return {str(one): one for kind in option.kinds if get_origin(kind) is Literal for one in get_args(kind)}
-
-
-# --- help -----------------------------------------------------------------------------------------
-
-
-def _help(what: type[Command] | Group, path: Sequence[str], shown: Callable[[str], bool]) -> Iterator[str]:
-    program = shlex.join(command_line(*path))
-    if isinstance(what, Group):
-        yield from (f"usage: {program} COMMAND ...", "", what.summary, "")
-        width = max(map(len, what.commands)) + 2
-        for name, command in what.commands.items():
-            about = command.summary if isinstance(command, Group) else _paragraphs(command)[0]
-            yield from _wrapped(f"{name:{width}}{about}", 2, 2 + width)
-        yield from ("", f"{program} COMMAND --help lists the options of one.")
-        return
-    options = [option for option in options_of(what) if shown(option.path)]
-    plain = [option for option in options if "." not in option.path]
-    plain.sort(key=lambda option: option.place is None)
-    places = [f"{option.place}{' ...' if option.many else ''}" for option in plain if option.place]
-    yield " ".join(["usage:", program, *places, "[--option VALUE ...]"])
-    for paragraph in _paragraphs(what):
-        yield from ("", *_wrapped(paragraph))
-    yield from ("", *_described(plain))
-    for name, field in what.model_fields.items():
-        inside = [option for option in options if option.path.startswith(f"{name}.")]
-        if inside and (section := _section(field)):
-            about = field.description or _paragraphs(section)[0]
-            yield from ("", *_wrapped(f"{name}: {about}"), *_described(inside))
-
-
-def _described(options: Iterable[Option]) -> Iterator[str]:
-    for option in options:
-        default = option.field.get_default()
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-        known = not option.field.is_required() and shown not in ("None", "False", "")
-        head = option.shown if option.place else f"{option.shown} {_expected(option)}"
-        yield from _wrapped(head + (f" (default: {shown})" if known else ""), 2, 2)
-        yield from _wrapped(option.field.description or "", 8, 8)
-
-
-def _expected(option: Option) -> str:
-    """What values it takes."""
-    if choices := _choices(option):
-        return "|".join(choices)
-    kind = next(kind for kind in option.kinds if kind is not NoneType)
-    if option.many:
-        kind = next(_kinds(get_args(kind)[0]))
-    name = "|".join(map(str, get_args(kind))) or ("[True|False]" if kind is bool else kind.__name__.upper())
-    return f"{name} ..." if option.many else name
-
-
-def _paragraphs(model: type[Section]) -> list[str]:
-    return [" ".join(part.split()) for part in (model.__doc__ or "").split("\n\n")]
-
-
-def _wrapped(text: str, first: int = 0, others: int = 0) -> list[str]:
-    """Lines that fit the terminal, the first and the others indented by so much."""
-    width = min(shutil.get_terminal_size().columns, 100)
-    return textwrap.wrap(
-        text, width, initial_indent=" " * first, subsequent_indent=" " * others, break_on_hyphens=False
-    )

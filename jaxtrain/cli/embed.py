@@ -105,9 +105,9 @@ class Prune(_OnStore):
     """Delete embeddings that are old, too many or named. Without --yes: only show what would go."""
 
     unused_days: NonNegative | None = None
-    """Those that no run has used for so many days."""
+    """Those that no run has used for this many days."""
     max_gb: NonNegative | None = None
-    """The longest unused, until the others take no more than so many GB (10^9 bytes)."""
+    """The longest unused, until the others take at most this many GB (10^9 bytes)."""
     keys: Annotated[tuple[str, ...], Positional("KEY")] = ()
     """First digits of the keys to delete; with a limit, only these are looked at."""
     yes: bool = False

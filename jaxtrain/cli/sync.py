@@ -21,7 +21,7 @@ class Sync(Command):
     """Seconds to try, for each run."""
 
     def run(self) -> None:
-        """Every run is tried. Raises UserError for a directory that is no run, RunError where something is lacking."""
+        """Tries every run. Raises UserError for a directory that is not a run, RunError where something is missing."""
         from jaxtrain.screen.console import print_line
         from jaxtrain.tracking import sync_run
         from jaxtrain.tracking.tracker import store_to_sync

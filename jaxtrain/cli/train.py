@@ -70,6 +70,30 @@ class Train(Options):
     ft, pt) describes only those that act under it.
     """
 
+    important = (
+        "data.name",
+        "data.image_size",
+        "data.test_fraction",
+        "model.name",
+        "model.weights",
+        "head.name",
+        "finetune.strategy",
+        "train.epochs",
+        "train.batch_size",
+        "optimizer.name",
+        "optimizer.learning_rate",
+        "augment.policy",
+        "parallel.strategy",
+        "tracking.uri",
+    )
+    examples = (
+        "train --technique pt",
+        "train --technique fe --data.name folder:photos",
+        "train --technique ft --data.name csv:photos.csv --model.weights hf:timm/resnet50.a1_in1k --train.epochs 5",
+        "train --config pt/digits --run-dir runs/pt/mine",
+        "train --from runs/pt/mine --train.epochs 2",
+    )
+
     print_config: bool = False
     """Print the options in force as YAML and exit."""
     smoke: bool = False
@@ -108,7 +132,7 @@ class Train(Options):
 def find_run_config(run: Path) -> Config:
     """The config of a run. Raises UserError where there is none."""
     if not (file := run.expanduser() / "config.yaml").is_file():
-        raise UserError(f"--from: {run} is no run directory: it holds no config.yaml")
+        raise UserError(f"--from: {run} is not a run directory: it holds no config.yaml")
     return load_config(file)
 
 

@@ -147,7 +147,7 @@ def assemble_splits(
 
 
 def natural_channels(given: int, declared: int | None) -> int:
-    """Channels of arrays that come with so many: the fourth is transparency unless declared, other bands stay."""
+    """Channels of arrays that come with this many: the fourth is transparency unless declared, other bands stay."""
     return 3 if given == 4 != declared else given
 
 
@@ -193,7 +193,7 @@ def _subset(train: ImageSource, size: int, seed: int) -> Indices:
 
 
 def with_channels(source: ImageSource, channels: int, config: DataConfig) -> ImageSource:
-    """The same images with so many channels, where they are an array in memory; others are converted as they are read.
+    """The same images with this many channels, where they are an array in memory; others are converted when read.
 
     UserError for an array that cannot be converted.
     """

@@ -47,7 +47,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Images that lie in memory (or in a memory-mapped file) as one array."""
+    """Images that are in memory (or in a memory-mapped file) as one array."""
 
     images: Images
     """`uint8[images, height, width, channels]`"""
@@ -248,7 +248,7 @@ def relabelled(
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and validation images, and a test set that stays shut until the Benchmark opens it."""
+    """Training and validation images, and a test set that is not read until the Benchmark opens it."""
 
     name: str
     class_names: tuple[str, ...]

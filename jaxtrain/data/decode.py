@@ -117,7 +117,7 @@ def image_size_of(data: bytes, *, signed: bool = False) -> tuple[int, int, str]:
     """(height, width, mode) as `decode_image` will see it, from the header alone; mode is Pillow's ("L").
 
     Of a PNG, all of it must be given, or what `png_without_pixels` makes of it. `signed`: only formats that cannot be
-    taken for another. Raises `BadImageError` where the header is no image's.
+    taken for another. Raises `BadImageError` where the header is not that of an image.
     """
     header = _plain_jpeg(data)
     if header is not None and not header.has_metadata:
@@ -330,7 +330,7 @@ def _open(data: bytes, formats: tuple[str, ...] = _FORMATS) -> Image:
 
 
 def _stranger(data: bytes) -> str:
-    """The reason why a file is no image, which says what it is where that is easily seen."""
+    """The reason why a file is not an image, which says what it is where that is easily seen."""
     head = data[:200].lower()
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     for place, signatures, name in _STRANGERS:

@@ -25,7 +25,7 @@ _SAMPLED = 64
 
 
 def images_fingerprint(split: ImageSource, *, workers: int = 8) -> str:
-    """SHA-256 (hex) of a split's images in their order; the same for images that were labelled anew.
+    """SHA-256 (hex) of a split's images in their order; the same for images that were labelled again.
 
     Images count as their source holds them: the bytes of an encoded file, or shape and pixels of an array.
     """
@@ -92,7 +92,7 @@ def data_digest(source: ImageSource) -> str:
 
 
 def duplicates(train: ImageSource, test: ImageSource, *, workers: int = 8) -> list[tuple[int, int]] | None:
-    """Test images that stand in the training set too: (the first such training image, test image).
+    """Test images that are in the training set too: (the first such training image, test image).
 
     Images are compared as they were loaded. Equal means equal bytes of the encoded file, or equal pixels of an array in
     the fewer channels of the two; a re-encoded copy is not found. Of files, only those are read whose size occurs on

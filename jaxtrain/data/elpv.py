@@ -26,7 +26,7 @@ _TEST_SHARE = 0.25
 def elpv_dataset(config: DataConfig, split: str) -> Dataset:
     """The data set with the test set of the given split (a number; "" is 0).
 
-    Raises UserError where the package is not installed or the split is no number, RunError for a damaged package.
+    Raises UserError where the package is not installed or the split is not a number, RunError for a damaged package.
     """
     from sklearn.model_selection import train_test_split
 
@@ -70,4 +70,4 @@ def _table() -> np.ndarray:  # type: ignore[type-arg]
     try:
         return np.loadtxt(path, dtype=columns)
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: {error}; install elpv-dataset anew") from error
+        raise RunError(f"{path}: {error}; reinstall elpv-dataset") from error

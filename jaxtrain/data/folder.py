@@ -1,4 +1,4 @@
-"""`folder:PATH`: image files, one folder a class."""
+"""`folder:PATH`: image files, one folder per class."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _Found(NamedTuple):
     lacking: list[str]
     """Classes without an image."""
     unused: list[str]
-    """Files that are no images."""
+    """Files that are not images."""
 
 
 def folder_dataset(config: DataConfig, text: str) -> Dataset:
@@ -95,14 +95,14 @@ def _warnings(root: Path, splits: Mapping[str, _Split], found: Mapping[str, _Fou
         if found[name].lacking:
             yield f"{split.folder} has no images of {_few(found[name].lacking)}: the others are measured"
     if unused := [path for part in found.values() for path in part.unused]:
-        yield f"{root}: {len(unused)} files are not used, as they are no images: {_by_kind(unused)}"
+        yield f"{root}: {len(unused)} files are not used, as they are not images: {_by_kind(unused)}"
     loose = [path for split in splits.values() for path in _files(split.folder) if _named_image(path)]
     if loose:
         yield f"{root}: {len(loose)} images beside the class folders are not used: {_few(loose)}"
     level = splits["train"].folder.parent
     beside = {name for name in _subfolders(level) if level / name not in {s.folder for s in splits.values()}}
     if len(splits) > 1 and beside:
-        yield f"{level}: folders that are no split are not used: {_few(sorted(beside))}"
+        yield f"{level}: folders that are not splits are not used: {_few(sorted(beside))}"
 
 
 def _by_kind(paths: list[str]) -> str:

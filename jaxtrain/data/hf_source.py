@@ -28,7 +28,7 @@ def hf_dataset(config: DataConfig, text: str) -> Dataset:
     are the columns of the types Image and ClassLabel, else those with a common name, or as `data.columns` says. A test
     split without labels (-1) is none.
 
-    Raises `UserError` where the library is not installed, or cannot load it, or it is no set of labelled images.
+    Raises `UserError` where the library is not installed, or cannot load it, or it is not a set of labelled images.
     """
     if find_spec("datasets") is None:
         raise UserError('data.name: hf needs the library datasets: pip install -e ".[hf]"')

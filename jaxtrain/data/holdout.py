@@ -88,7 +88,7 @@ def fold_numbers(train: ImageSource, config: DataConfig, class_names: Sequence[s
             numbers[held] = number
     table = _counts(numbers, labels, count, len(class_names))
     if (table.sum(axis=1) == 0).any():
-        raise UserError(f"data.folds {count}: the groups are too large for so many folds: ask for fewer")
+        raise UserError(f"data.folds {count}: the groups are too large for that many folds: ask for fewer")
     if len(alone := np.flatnonzero((table == table.sum(axis=0)).any(axis=0) & (table.sum(axis=0) > 0))):
         names = ", ".join(class_names[place] for place in alone[:_SHOWN])
         raise UserError(

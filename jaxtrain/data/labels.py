@@ -43,7 +43,7 @@ def label_values(labels: ArrayLike, where: str, count: int) -> Given:
             raise UserError(f"{where} label {int(np.isnan(values).argmax())} is NaN")
         whole = bool((values == np.floor(values)).all())
         hint = (
-            "labels.astype(int)" if whole else "numbers with fractions are no classes, and regression is not supported"
+            "labels.astype(int)" if whole else "numbers with fractions are not classes, and regression is not supported"
         )
         raise UserError(f"{where} labels are {values.dtype}, must be integers or strings: {hint}")
     if values.dtype.kind not in "iubU":

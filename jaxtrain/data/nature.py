@@ -30,7 +30,7 @@ _FEWEST = 40
 _SIDE = 16
 _MARGIN = 0.15  # of what the classifier knows beyond guessing
 _SURE = 2.0  # standard errors
-_KNOWS = 0.3  # of what there is to know beyond guessing: below it the classifier is no judge
+_KNOWS = 0.3  # of what there is to know beyond guessing: below it the classifier cannot judge
 _RIDGE, _WIDTH = 0.01, 3.0
 
 _CHANGES: dict[str, Callable[[Floats], Floats]] = {

@@ -110,7 +110,7 @@ def objects_dataset(
 
     `images` are one array with `labels`, or an object that `open_split` knows, with its labels in it or given; a
     mapping of splits (as a `DatasetDict`) and a tfds builder hold validation and test images too. `validation` and
-    `test` are pairs (images, labels), or such objects. Raises `UserError` for what is no labelled image.
+    `test` are pairs (images, labels), or such objects. Raises `UserError` for what is not a labelled image.
     """
     parts: dict[str, Any] = {"train": (images, labels), "val": validation, "test": test}
     parts = {name: part for name, part in parts.items() if part is not None}
@@ -172,7 +172,7 @@ def open_split(images: Any, labels: Any = None, *, where: str, config: DataConfi
     or mappings with such columns (map-style sets of torch, Grain's `MapDataset`, data sources of tfds); with `labels`
     also one whose items are images: a list or column of paths, Pillow images or arrays. An array is as it is.
 
-    Raises `UserError` for what has no length or cannot be indexed, and for items that are no images.
+    Raises `UserError` for what has no length or cannot be indexed, and for items that are not images.
     """
     if isinstance(images, Mapping):
         raise UserError(f"{where}: a mapping of {', '.join(map(str, images))} was given: give one of them")

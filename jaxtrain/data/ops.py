@@ -276,7 +276,7 @@ def _noise(keys: Array, stage: int, shape: tuple[int, ...]) -> Array:
 
 
 def inside_box(size: tuple[int, int], top: Array, left: Array, height: Array, width: Array) -> Array:
-    """`bool[batch, size...]`: the pixels of each image that lie in its box."""
+    """`bool[batch, size...]`: the pixels of each image inside its box."""
     row = jnp.arange(size[0])[:, None] - top[:, None, None]
     column = jnp.arange(size[1]) - left[:, None, None]
     return (row >= 0) & (row < height[:, None, None]) & (column >= 0) & (column < width[:, None, None])

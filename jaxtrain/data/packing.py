@@ -27,7 +27,7 @@ class Shards:
     """Tar files of images that are being written; they take their names when all is there."""
 
     def __init__(self, folder: Path, megabytes: int = 256) -> None:
-        """Into a new folder, with files of about so many megabytes. Raises UserError where something is there."""
+        """Into a new folder, with files of about this many megabytes. Raises UserError where something is there."""
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} is not empty: name a new folder")
         self._folder, self._partial = folder, folder.with_name(f".{folder.name}.tmp")
@@ -85,7 +85,7 @@ def cache(images: Iterable[Any], folder: str | Path, *, columns: Mapping[str, st
     Items are pairs (image, label) or mappings with such columns; `columns` says which, as `data.columns` does. The name
     is what `data.name` takes. A folder that is complete already is not written again, and `images` not gone through.
 
-    Raises UserError for items that are no labelled images, RunError where the folder cannot be written.
+    Raises UserError for items that are not labelled images, RunError where the folder cannot be written.
     """
     folder = Path(folder)
     if (folder / PACKED).is_file():

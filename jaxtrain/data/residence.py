@@ -30,9 +30,9 @@ def loader(dataset: Dataset, data: DataConfig, *, native: bool) -> Literal["devi
 def make_resident(dataset: Dataset, config: Config) -> Dataset | None:
     """The data set with its training and validation images decoded into arrays, or None where it has to be streamed.
 
-    Images have the model's size, but for crop=random_resized, which needs them at their own (common) size. Unreadable
-    ones are dropped up to `data.max_bad_images`; more raise RunError with their names. UserError for loader=device
-    where that cannot be.
+    Images have the model's size, except for crop=random_resized, which needs them at their own (common) size. Those
+    that cannot be read are dropped up to `data.max_bad_images`; more raise RunError with their names. UserError for
+    loader=device where that cannot be.
     """
     data = config.data
     size = chosen(data.image_size)

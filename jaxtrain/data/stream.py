@@ -185,7 +185,7 @@ class BatchStream(Iterator[HostBatch]):
             weights *= given[indices]
         for first in range(0, places.local_batch, _CHUNK):
             chunk = self._next_chunk()
-            # A copy, because a worker's array lies in shared memory that goes with it.
+            # A copy, because a worker's array is in shared memory that goes with it.
             images[first : first + _CHUNK] = chunk["images"]
             for slot, reason in chunk["bad"]:
                 weights[first + slot] = 0.0

@@ -52,7 +52,7 @@ def give_back() -> None:
 
 
 def read_table(kind: str, path: Path) -> Any:
-    """The table in a file, but for encoded images in Parquet's (`Table` of pyarrow); UserError where there is none."""
+    """The table in a file, without Parquet's encoded images (`Table` of pyarrow); UserError where there is none."""
     import pyarrow as pa
 
     where = f"{kind}:{path}"

@@ -69,7 +69,7 @@ class TarIndex:
 def tar_index(files: Sequence[str], columns: ColumnsConfig, where: str) -> TarIndex:
     """The index of tar files, from the cache where they have not changed since.
 
-    Raises UserError for what is no tar file or holds no labelled images, RunError for a damaged one.
+    Raises UserError for what is not a tar file or holds no labelled images, RunError for a damaged one.
     """
     states = [os.stat(file) for file in files]
     told = [
@@ -172,7 +172,7 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
                         raise RunError(f"{path} is cut off in {member.name}")
                     yield member
         if others:
-            _log.warning("%s: %d members are not used, as they are no plain files (links, devices)", path, others)
+            _log.warning("%s: %d members are not used, as they are not regular files (links, devices)", path, others)
     except tarfile.TarError as error:
         raise UserError(f"{path} is not a tar file, or damaged: {error}") from None
     except OSError as error:

@@ -79,7 +79,7 @@ def tfds_dataset(config: DataConfig, text: str) -> Dataset:
     The first use reads every record once for its label and header; the result is kept in the user's cache
     folder when that took more than two seconds.
 
-    Raises `UserError` for unknown names, sets that are no image classification or cannot be prepared here;
+    Raises `UserError` for unknown names, sets that are not image classification or cannot be prepared here;
     `RunError` for more unreadable images than allowed.
     """
     builder = _prepared(text, config)

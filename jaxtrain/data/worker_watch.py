@@ -17,7 +17,7 @@ SECONDS = 60.0
 _NAME = "grain-process-prefetch"
 _OF_THE_PARENT = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 _UNGUARDED = 78
-"""Exit code of a worker in which the script that started it has begun anew."""
+"""Exit code of a worker in which the script that started it has begun again."""
 _GUARD = 'put what it does under `if __name__ == "__main__":`'
 
 

@@ -84,7 +84,7 @@ def matching(found: Sequence[Entry], prefixes: Sequence[str]) -> list[Entry]:
 
 
 def verify(entry: Entry) -> list[str]:
-    """What is damaged, one line each; every byte is read. Shards that are not there yet are no damage."""
+    """What is damaged, one line each; every byte is read. Shards that are not there yet are not damage."""
     if entry.meta is None:
         return [entry.problem or f"{META} is missing"]
     files = ShardFiles(entry.folder, entry.meta)

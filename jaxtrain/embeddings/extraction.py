@@ -125,7 +125,7 @@ class Extraction:
         return self.images - sum(stop - start for start, stop in map(self._span, missing))
 
     def _described(self) -> ShardFiles | None:
-        """The files as meta.json describes them, which is written anew where it is lost."""
+        """The files as meta.json describes them, which is written again where it is lost."""
         path = self.folder / META
         try:
             meta = read_meta(self.folder)
@@ -236,7 +236,7 @@ class Extraction:
             raise RunError(f"{given} embeddings came for {images} images")
 
     def _prepare(self, dim: int, images: int) -> None:
-        """Before the first row is kept: a description, and a look at the space for so many images."""
+        """Before the first row is kept: a description, and a look at the space for this many images."""
         self._need, size = images * dim * 4 + (1 << 20), self._size
         with self.disk():
             self._files = self._files or self._described() or self._describe(dim)

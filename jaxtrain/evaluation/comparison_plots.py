@@ -117,7 +117,7 @@ def pareto(comparison: Comparison) -> Figure | None:
 
 
 def _logarithmic(axes: Axes, factor: float) -> None:
-    """An axis over so many times its least value, with plain numbers: 10^3 would need formulas, which names are not."""
+    """An axis from the least value to `factor` times it, with plain numbers: 10^3 would need formulas."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_xscale("log")

@@ -26,7 +26,7 @@ class Content:
     """The test images; None where they are gone: then no image is shown."""
     dataset: Dataset | None = None
     duplicates: Mapping[str, list[tuple[int, int]]] = field(default_factory=dict)
-    """Test images that stand in the training or validation set, see `find_duplicates`."""
+    """Test images that are also in the training or validation set, see `find_duplicates`."""
     near: Mapping[str, list[NearDuplicate] | None] = field(default_factory=dict)
     """Those that nearly do; None where there were too many images to look."""
     looks: int | None = None
@@ -87,7 +87,7 @@ class Content:
                 found.append(f"{len(pairs)} of {images:,} test images are also in the {name} set: figures are too good")
         if self.looks is not None and self.looks > 20:
             found.append(
-                f"{self.looks} models were measured on this test set: the best of so many looks better than it is"
+                f"{self.looks} models were measured on this test set: the best of that many looks better than it is"
             )
         few = [entry.name for entry in comparison.entries if np.count_nonzero(~entry.correct) < 10]
         if few:

@@ -3,7 +3,7 @@
 - On one device, compiled beforehand, after two calls that are not counted.
 - The clock runs from images in host memory, at the model's size, to logits in host memory. Reading, decoding and
   resizing are told apart, for one thread.
-- Latency: single images one after the other. Throughput: the batch size at which most images a second come out.
+- Latency: single images one after the other. Throughput: the batch size with the most images per second.
 - Floating-point operations and memory are the compiler's own count for the program that is timed.
 """
 
@@ -194,7 +194,7 @@ def _memory(compiled: Any) -> float:
 
 
 def _decoding(config: Config, source: ImageSource) -> float:
-    """Images a second, in one thread."""
+    """Images per second, in one thread."""
     data = config.data
 
     def decode(place: int) -> None:

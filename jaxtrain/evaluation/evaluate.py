@@ -133,9 +133,9 @@ def evaluate_on_test(
 ) -> Evaluation | None:
     """Open the test set, measure the classifier on every image of it, and write the result into `folder`.
 
-    `dataset` holds images, as `predict_logits` takes them. The classifier's classes may stand in another order than
+    `dataset` holds images, as `predict_logits` takes them. The classifier's classes may be in another order than
     the data set's. On the validation images a temperature is fitted. Writes `predictions.npz`, `metrics.json`,
-    `per_class.csv` and `confusion_matrix.png`. Warns (through logging) where test images also stand in the training
+    `per_class.csv` and `confusion_matrix.png`. Warns (through logging) where test images are also in the training
     or validation set. Returns None where the data set has no test images.
 
     Raises UserError where the classifier's classes are not those of the data set, RunError where its logits

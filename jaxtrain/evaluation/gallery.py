@@ -1,4 +1,4 @@
-"""Small pictures of test images, as data that stands in a page."""
+"""Small pictures of test images, as data inside a page."""
 
 from __future__ import annotations
 

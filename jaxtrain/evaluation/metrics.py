@@ -336,7 +336,7 @@ def check_arrays(labels: NDArray[Any], scores: NDArray[Any]) -> None:
 
 
 def per_class_table(matrix: NDArray[np.int64], class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a class, in class order: class, support (images), precision, recall, f1, from a confusion matrix."""
+    """One row per class, in class order: class, support (images), precision, recall, f1, from a confusion matrix."""
     right = np.diag(matrix).astype(np.float64)
     support, predicted = matrix.sum(axis=1).astype(np.float64), matrix.sum(axis=0).astype(np.float64)
     columns = (_share(right, predicted), _share(right, support), _share(2 * right, predicted + support))

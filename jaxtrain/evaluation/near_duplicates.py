@@ -1,4 +1,4 @@
-"""Test images that nearly stand in the training set: other crops, sizes or compressions of one picture."""
+"""Test images that are nearly in the training set: other crops, sizes or compressions of one picture."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def perceptual_hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def _thumbnails(source: ImageSource, max_pixels: int, workers: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Grey, `uint8[readable images, 32, 32]`, and where each stands in the source."""
+    """Grey, `uint8[readable images, 32, 32]`, and the place of each in the source."""
 
     def one(index: int) -> Images | None:
         try:

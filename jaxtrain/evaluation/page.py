@@ -48,7 +48,7 @@ _COSTS = {
 MAX_MATRIX = 12
 """Models in the matrix of wins, and confusion matrices."""
 MAX_ROWS = 100
-"""Rows of a table; the rest stands in the files."""
+"""Rows of a table; the rest is in the files."""
 
 
 class Cell(NamedTuple):

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 # Okabe & Ito 2008: told apart by all common kinds of colour vision, and by their lightness in grey print.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 MAX_COUNTS = 20
-"""Above so many classes the cells of a confusion matrix hold no numbers."""
+"""Above this many classes the cells of a confusion matrix hold no numbers."""
 MAX_TICKS = 40
-"""Above so many classes only some of the names are shown."""
+"""Above this many classes only some of the names are shown."""
 MAX_CELLS = 250
-"""Above so many classes a cell stands for several, so that a mistake is still seen."""
+"""Above this many classes a cell represents several, so that a mistake is still seen."""
 MAX_NAME = 23
 
 

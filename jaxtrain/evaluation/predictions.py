@@ -58,7 +58,7 @@ class Predictions:
         images, classes = len(self.ids), len(self.class_names)
         texts = (*self.class_names, self.test_digest, self.params_sha256, self.technique, self.model, self.dataset)
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError("a name that is no text")
+            raise ValueError("a name that is not text")
         if not np.isfinite(self.logits).all():
             raise ValueError("logits that are not finite")
         kind, shape = ("int8", (images, classes)) if self.multilabel else ("int32", (images,))

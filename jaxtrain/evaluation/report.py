@@ -30,7 +30,7 @@ class Report(Content):
     """What `benchmark` returns."""
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a model, best first: metrics with the ends of their intervals, then costs."""
+        """One row per model, best first: metrics with the ends of their intervals, then costs."""
         import pandas as pd
 
         return pd.DataFrame(self.rows())

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SEVERITIES = 5
 MAX_IMAGES = 2000
-"""Of a larger test set so many are used, stratified."""
+"""At most this many images of the test set are used, stratified."""
 _BATCH = 256
 _SIDE = 224
 _ZOOMS = 8
@@ -46,8 +46,8 @@ def corruption_accuracy(
 ) -> dict[str, Curves]:
     """Accuracy of every model under every corruption: `{model: {corruption: [clean, 1, ..., 5]}}`.
 
-    All models see the same corrupted images, `uint8[images, side, side, channels]` but for arrays of one size, which
-    keep theirs. `say` is told which corruption is next.
+    All models see the same corrupted images, `uint8[images, side, side, channels]` except for arrays of one size, which
+    keep theirs. `say` is called with the next corruption.
     """
     source = _as_array(images, side)
     clean = {name: _accuracy(model, source) for name, model in models.items()}

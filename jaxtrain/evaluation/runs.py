@@ -83,7 +83,7 @@ def gather(
     `data` names another test set than the runs' own. A run whose files are damaged, or whose model gives no finite
     numbers, is left out with a warning that names it. Raises UserError for directories without a finished run, data
     that cannot be found, models whose classes are not those of the data, and where no run is left. `names` are theirs
-    (default: technique and folder); `costs_again` measures costs that are kept anew; `say` is told what takes a while.
+    (default: technique and folder); `costs_again` measures kept costs again; `say` is called with what takes long.
     """
     sets, gathered = TestSets(data), Gathered([], [], [], [], None)
     read: list[tuple[str, Run]] = []

@@ -109,7 +109,7 @@ def equivalence(
 def smallest_detectable_difference(
     disagreement: float, images: int, confidence: float = CONFIDENCE, power: float = POWER
 ) -> float:
-    """The difference in accuracy that a test set of so many images finds with probability `power` (Miettinen 1968).
+    """The difference in accuracy that a test set of this many images finds with probability `power` (Miettinen 1968).
 
     `disagreement` is the share of images that exactly one of two models has right; at least one image is assumed.
     """

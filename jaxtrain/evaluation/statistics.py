@@ -55,7 +55,7 @@ _METHODS = {
     **dict.fromkeys(("hamming_loss", "coverage_error"), "percentile"),
 }
 _RANGES = {"mcc": (-1.0, 1.0), "loss": (0.0, np.inf), "brier": (0.0, 2.0), "coverage_error": (0.0, np.inf)}
-"""Of the metrics that are no share of 1."""
+"""Of the metrics that are not a share of 1."""
 
 
 def has_interval(name: str) -> bool:

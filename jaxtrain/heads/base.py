@@ -35,7 +35,7 @@ UNSEEN = -30.0
 
 _CHECK_SECONDS = 0.2
 _FORMAT = 1
-_BLOCK = 4096  # vectors a call of `apply`
+_BLOCK = 4096  # vectors per call of `apply`
 _MODULES = {
     "linear": "linear",
     "mlp": "mlp",
@@ -267,7 +267,7 @@ def fit_head(
         start: float32[features, classes], what `class_kernel` reads from the file `config.init`.
 
     Raises:
-        UserError: vectors or labels are no such thing, or the options need what is not there.
+        UserError: vectors or labels are not of that kind, or the options need what is not there.
         RunError: training did not end in finite numbers.
     """
     check_vectors(train.x, "training vectors", None)
@@ -354,7 +354,7 @@ def check_vectors(x: Floats, what: str, features: int | None) -> None:
 
 
 def blocks(rows: int) -> Iterator[slice]:
-    """Slices that cover so many rows: what is made of a block is small, however many vectors there are."""
+    """Slices that cover this many rows: what is made of a block is small, however many vectors there are."""
     return (slice(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK))
 
 

@@ -70,7 +70,7 @@ def dump(estimator: Any) -> NDArray[np.uint8]:
 def load(name: str, data: NDArray[np.uint8]) -> Any:
     """The classifier that `dump` gave, the name being that of `find`.
 
-    Raises UserError where there is no such classifier, DamagedError where the bytes are none, or hold a type that is
+    Raises UserError where there is no such classifier, DamagedError where the bytes are not one, or hold a type that is
     not trusted.
     """
     kind, content = find(name), data.tobytes()
@@ -88,7 +88,7 @@ def load(name: str, data: NDArray[np.uint8]) -> Any:
         if foreign:
             raise DamagedError(f"the head holds types that are not trusted, and is not loaded: {', '.join(foreign)}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # another version of scikit-learn: ours stands in the summary
+            warnings.simplefilter("ignore")  # another version of scikit-learn: ours is in the summary
             estimator = skops.io.loads(content, trusted=list(TRUSTED))
         if not isinstance(estimator, kind):
             raise ValueError(f"it holds a {type(estimator).__name__}")

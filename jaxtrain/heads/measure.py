@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from jaxtrain.heads.base import UNSEEN, Floats, Task, Vectors, blocks
 
 DIVERGED = 1e30
-"""The loss of a member that is no number any more."""
+"""The loss of a member that is not a number any more."""
 
 
 def measure(logits: Any, y: NDArray[np.int32], weights: Floats) -> tuple[Any, Any]:
@@ -35,7 +35,7 @@ def measure(logits: Any, y: NDArray[np.int32], weights: Floats) -> tuple[Any, An
 def measure_in_blocks(
     logits: Callable[[Floats], Any], task: Task, vectors: Vectors, weights: Floats
 ) -> tuple[Any, Any]:
-    """`measure` of a function of vectors, block by block; of what is no number the loss is DIVERGED."""
+    """`measure` of a function of vectors, block by block; the loss of what is not a number is DIVERGED."""
     parts = [
         measure(logits(vectors.x[part]), task.places(vectors.y[part]), weights[part]) for part in blocks(len(vectors.x))
     ]

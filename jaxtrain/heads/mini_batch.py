@@ -1,4 +1,4 @@
-"""Training on mini-batches, for vectors that need not fit the device and for heads that are no convex problem.
+"""Training on mini-batches, for vectors that need not fit the device and for heads that are not a convex problem.
 
 All members (settings) see the same batches, so that a batch is sent to the device once for all of them.
 """

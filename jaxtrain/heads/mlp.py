@@ -78,7 +78,7 @@ class _Trainer:
         return stacked(known[name] for name in names)
 
     def run(self, epochs: int) -> tuple[list[dict[str, Any]], Layers]:
-        """At most so many epochs: the curve, and each member's layers at its best epoch."""
+        """At most this many epochs: the curve, and each member's layers at its best epoch."""
         key = jax.random.key(self.task.seed)
         rate, decay = (np.array([s[name] for s in self.grid], np.float32) for name in ("learning_rate", "weight_decay"))
         state = self._start(key)

@@ -1,6 +1,6 @@
 """Every model by name. Reading the table imports neither JAX nor Flax; building a model does.
 
-What makes a model stands in `variants.py`, what is known about it in `catalogue.csv`.
+What makes a model is in `variants.py`, what is known about it in `catalogue.csv`.
 
 Names, sizes and preprocessing of models that timm has are timm's, those of its default weights for the name.
 """

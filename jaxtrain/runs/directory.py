@@ -227,10 +227,10 @@ class RunDirectory:
         )
 
     def finished(self) -> dict[str, Any] | None:
-        """The summary of a run that is complete, else None. Raises DamagedError where it is no summary."""
+        """The summary of a run that is complete, else None. Raises DamagedError where it is not a summary."""
         if not self.summary.exists():
             return None
-        advice = "delete it and run again to test the model anew"
+        advice = "delete it and run again to test the model again"
         content = read_json(self.summary, "summary of a run", advice)
         with reading(self.summary, "summary of a run", advice):
             Summary.model_validate(content)

@@ -1,4 +1,4 @@
-"""Few-shot feature extraction: a head on each of several draws of a few images a class, reported together."""
+"""Few-shot feature extraction: a head on each of several draws of a few images per class, reported together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def few_shot_indices(config: Config, labels: Any, class_names: Sequence[str], dr
         counts = np.bincount(labels, minlength=len(class_names))
         least = int(np.where(counts > 0, counts, counts.max() + 1).argmin())
         raise UserError(
-            f"data.shots: {config.data.shots} images a class asked for, class '{class_names[least]}' has "
+            f"data.shots: {config.data.shots} images per class asked for, class '{class_names[least]}' has "
             f"{counts[least]} for training"
         ) from None
 

@@ -52,7 +52,7 @@ class Embedded:
 
     vectors: Vectors
     places: NDArray[np.int64]
-    """`int64[readable images]`: where each image of the first view stands in its source."""
+    """`int64[readable images]`: the place of each image of the first view in its source."""
     computed: int
     """Images that went through the backbone."""
     seconds: float
@@ -315,7 +315,7 @@ def _labels_of_vectors(
 
 
 def _val_accuracy(head: FittedHead, val: Vectors) -> float:
-    """Of the chosen setting, as a share of so many images to the last bit: heads sum in float32 or float64."""
+    """Of the chosen setting, as a share of this many images to the last bit: heads sum in float32 or float64."""
     return round(head.curve[head.chosen]["val_accuracy"] * len(val.y)) / len(val.y)
 
 

@@ -19,7 +19,7 @@ from jaxtrain.losses import log_shares
 
 
 def resolve_class_weights(train: TrainConfig, class_names: Sequence[str]) -> TrainConfig:
-    """With the mapping in the place of a file that holds one. Raises UserError for what is no weight of a class."""
+    """With the mapping in the place of a file that holds one. Raises UserError for what is not a weight of a class."""
     given, source = train.class_weights, "train.class_weights"
     if isinstance(given, Path):
         source = f"{source}: {given}"

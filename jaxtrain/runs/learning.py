@@ -24,13 +24,13 @@ from jaxtrain.training.signals import Interrupted, StopRequest
 from jaxtrain.training.state import TrainState, Tree
 
 
-class Pruned(Exception):  # noqa: N818  (it is no error: the sweep asked for it)
+class Pruned(Exception):  # noqa: N818  (not an error: the sweep asked for it)
     """A run of a sweep that is not worth its end."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a sweep asks of a run that is part of it; such a run leaves the test set shut."""
+    """What a sweep asks of a run that is part of it; such a run does not read the test set."""
 
     programs: Programs
     """What earlier runs compiled."""

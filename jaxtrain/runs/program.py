@@ -39,7 +39,7 @@ VALUES = (
     "finetune.head_learning_rate",
     *RATES,
 )
-"""Options whose value changes no shape and no branch of the program (but for being off)."""
+"""Options whose value changes no shape and no branch of the program (except by being off)."""
 _OFF_AT_ZERO = {"augment.mixup", "augment.cutmix", "loss.logit_adjustment", *RATES}
 _KEPT_PROGRAMS = 4
 
@@ -127,7 +127,7 @@ class Program:
         return self.spec(state.values)(state, batch)
 
     def split(self, accumulate: int) -> Program:
-        """The same with each batch in so many parts; nothing of it is compiled yet."""
+        """The same with each batch in this many parts; nothing of it is compiled yet."""
         other, config = copy.copy(self), self._technique.config.replace(**{"train.accumulate": accumulate})
         other._technique, other.compiled = self._technique.bind(config), {}
         return other

@@ -134,6 +134,7 @@ class Reporter:
             commands["compare"] = command("benchmark", self._run_dir, "OTHER_RUN")
         else:
             commands["test"] = "--data.test-fraction 0.2 (data={'test_fraction': 0.2} in Python) holds out a test set"
+        curves = self._run_dir / "learning_curves.png"
         show_result(
             Result(
                 title=f"{summary['technique'].upper()}: {summary['model']} on {summary['dataset']}",
@@ -150,6 +151,7 @@ class Reporter:
                 test_images=None if tested is None else len(tested.predictions.labels),
                 looks=None if tested is None else tested.looks,
                 skipped=summary["skipped_images"],
+                curves=curves if curves.is_file() else None,
                 commands=commands,
             )
         )
@@ -210,7 +212,7 @@ def head_plan(config: Config, dataset: Dataset, inference: Inference, run_dir: P
     pooled = "as the backbone's own head sees it" if features.pool == "auto" else f"pooling {features.pool}"
     joined = f", the last {features.blocks} blocks joined" if features.blocks > 1 else ""
     views = f", {features.views} views of each training image" if features.views > 1 else ""
-    shots = f"{data.shots} images a class, {data.draws} draws" if data.shots else "all training images"
+    shots = f"{data.shots} images per class, {data.draws} draws" if data.shots else "all training images"
     return Plan(
         title=f"FE: {config.head.name} head on {config.model.label} embeddings of {dataset.name}",
         parts=[Part(name, "", count) for name, count in _sizes(inference.network.shapes, ("frozen",)).items()],
@@ -305,7 +307,7 @@ def _loss(config: Config) -> dict[str, str]:
 
 
 def _own_optimizer(config: Config) -> str | None:
-    """What stands in the place of the options' optimizer."""
+    """What takes the place of the options' optimizer."""
     if "make_optimizer" in config.own.overrides:
         return f"{config.own.classifier}.make_optimizer"
     return config.own.optimizer

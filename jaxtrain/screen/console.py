@@ -45,7 +45,7 @@ class Plan:
     trainable: int
     class_names: Sequence[str]
     images: Mapping[str, Sequence[int]]
-    """Of each split, images of each class: `{"train": [...], "val": [...]}`. The test set stays shut."""
+    """Of each split, images of each class: `{"train": [...], "val": [...]}`. The test set is not read."""
     settings: Mapping[str, str]
     """What else is worth knowing, in order and in words: devices, steps, optimizer, augmentation."""
     run_dir: Path
@@ -77,6 +77,8 @@ class Result:
     """How many models were measured on this test set."""
     skipped: int = 0
     """Images that could not be read."""
+    curves: Path | None = None
+    """The picture of its learning curves."""
     commands: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     """What to do next, and how: a command line, or its words, which are then quoted."""
 
@@ -94,7 +96,7 @@ def show_plan(plan: Plan) -> None:
     total = plan.totals or {split: sum(counts) for split, counts in plan.images.items()}
     counts = next(iter(plan.images.values()), [])
     facts["images"] = ", ".join(f"{count:,} {split}" for split, count in total.items())
-    facts["images"] += "; the test set stays shut until the end"
+    facts["images"] += "; the test set is not read until the end"
     if len(counts) > SHOWN_CLASSES:
         low, high = (
             min(range(len(counts)), key=counts.__getitem__),
@@ -123,7 +125,7 @@ def show_result(result: Result) -> None:
         facts[f"test {result.figure}"] = told
         if result.test_interval is not None and result.test_images is not None:
             low, high = result.test_interval
-            facts["95% interval"] = f"{low:.2%} to {high:.2%}, as {result.test_images:,} test images can tell"
+            facts["95% interval"] = f"{low:.2%} to {high:.2%}, from {result.test_images:,} test images"
     if result.val_figure is not None:
         where = f" at step {result.best_step:,}" if result.best_step is not None else ""
         facts[f"val {result.figure}"] = f"{result.val_figure:.2%}{where}"
@@ -131,10 +133,12 @@ def show_result(result: Result) -> None:
     facts["training"] = f"{result.steps:,} steps in {clock(result.seconds)}{speed}"
     if result.skipped:
         facts["skipped"] = f"{result.skipped:,} unreadable images, listed in summary.json"
+    if result.curves is not None:
+        facts["curves"] = str(result.curves)
     facts["run directory"] = str(result.run_dir)
     console.print()
     console.print(f"Done: {plain(result.title)}", style="bold")
-    _print_facts(console, facts, unbroken=("run directory",))
+    _print_facts(console, facts, unbroken=("curves", "run directory"))
     if result.commands:
         console.print()
         console.print("Next", style="bold")

@@ -59,7 +59,7 @@ class Budget(Section):
     trials: Count | None = None
     """Settings that random and tpe draw; for the others the most that they may make."""
     seconds: Positive | None = None
-    """Start no run after so many seconds of this command; running it again goes on."""
+    """Start no run after this many seconds of this command; running it again goes on."""
 
 
 class SweepConfig(Section):

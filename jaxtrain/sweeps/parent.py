@@ -38,7 +38,7 @@ class Parent:
         return self._lock is not None
 
     def tags(self, wait: float) -> dict[str, str]:
-        """Of each run of the sweep; waits up to so many seconds for the id of the parent."""
+        """Of each run of the sweep; waits up to this many seconds for the id of the parent."""
         found = {"sweep": self._plan.sweep.name}
         run_id = self._run_id(wait)
         return found | ({"mlflow.parentRunId": run_id} if run_id else {})

@@ -83,7 +83,7 @@ def importances(found: Results) -> Figure | None:
 
 
 def parallel_coordinates(found: Results) -> Figure | None:
-    """One line a run across all axes to its objective; the better, the more colour."""
+    """One line per run across all axes to its objective; the better, the more colour."""
     runs = [one for one in found.outcomes if one.value is not None]
     if not runs or len(found.axes) < 1:
         return None

@@ -224,7 +224,7 @@ def _result(one: Outcome) -> str:
 
 
 def _goodness(one: Ranked) -> float:
-    """The mean, but for the rounding of its sum; the worst for none."""
+    """The mean, apart from the rounding of its sum; the worst for none."""
     return round(one.estimate.mean, 12) if one.values else math.nan
 
 

@@ -49,7 +49,7 @@ class Setting:
 
     @property
     def digest(self) -> str:
-        """Of every option that decides what is learned, but for the seed and the fold."""
+        """Of every option that decides what is learned, except the seed and the fold."""
         tree = self.config.without((*FREE_ON_RESUME, "seed", "data.fold"))
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -156,7 +156,7 @@ def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _needs_trials(sweep: SweepConfig) -> int:
     if sweep.budget.trials is None:
-        raise UserError(f"budget.trials is missing: combine {sweep.combine} draws so many settings")
+        raise UserError(f"budget.trials is missing: combine {sweep.combine} draws that many settings")
     return sweep.budget.trials
 
 

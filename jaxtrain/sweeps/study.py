@@ -50,7 +50,7 @@ class Claimed:
 
     @property
     def slot(self) -> str | None:
-        """Its name; None for a trial that is no slot."""
+        """Its name; None for a trial that is not a slot."""
         return self._begun.result()[0].user_attrs.get(_SLOT)
 
     @property

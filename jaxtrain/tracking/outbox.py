@@ -150,7 +150,7 @@ def append_request(run_dir: Path, request: Mapping[str, Any]) -> None:
 def read_requests(run_dir: Path) -> list[dict[str, Any]]:
     """All requests in order. An unsound line reads as `{}`, so that the others keep their numbers.
 
-    Raises DamagedError for what is no outbox at all.
+    Raises DamagedError for what is not an outbox at all.
     """
     path = run_dir / OUTBOX
     if not path.exists():

@@ -108,7 +108,7 @@ class Run:
         pause = min(LONGEST_PAUSE, 0.5 * 2.0 ** min(self._failures, 10))
         self.due = time.monotonic() + (min(pause, 2.0) if self._deadline is not None else pause)
         text = self._reason(error)
-        # A database that is locked for a moment is no news.
+        # A database that is locked for a moment is nothing new.
         if self._upload is not None and self._failures > (1 if "locked" in text else 0):
             with contextlib.suppress(OSError):
                 self._upload.report(text)
@@ -128,7 +128,7 @@ class Run:
         self.due = 0.0
 
     def finished(self) -> bool:
-        """Whether all was sent after `finish`, or there is no use in trying longer."""
+        """Whether all was sent after `finish`, or it is no use trying longer."""
         if self._deadline is None:
             return False
         return self._sent or self._failures >= FINISH_ATTEMPTS or time.monotonic() > self._deadline

@@ -153,7 +153,7 @@ def _make_store(uri: str, database: Path) -> None:
 
 
 def trouble(uri: str, text: str) -> str:
-    """What stands in the way of a store, in a line for a person; MLflow's own are long, or name what came of it."""
+    """What is wrong with a store, in a line for a person; MLflow's own are long, or name what came of it."""
     where, database = redact(uri), database_file(uri)
     if database is not None and re.search(r"disk is full|disk I/O error|readonly database", text):
         with contextlib.suppress(OSError):

@@ -2,7 +2,7 @@
 
 `log` writes to the journal and nothing else. Another process reads the journal and sends it to MLflow
 (`sidecar.py`), so a store that is slow, away or broken neither slows training nor stops it; what was not sent
-lies in the run directory for `sync_run`.
+is kept in the run directory for `sync_run`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Tracker:
 
         `history` is what the journal held at the checkpoint from which training goes on (records as
         `Journal.records` gives them); the journal is cut back to it. Steps that MLflow already has are not
-        sent again. `params` of a run that is continued are compared with the stored ones; changes stand in
+        sent again. `params` of a run that is continued are compared with the stored ones; changes are in
         the tag `jaxtrain.param_drift`. The run is nested under the caller's active one, if that is in the same store.
         Only files inside `root` (default: `run_dir`) can be sent. The metrics of a run that `measures` a stored model
         are also those of the model.
@@ -231,7 +231,7 @@ class Tracker:
         return stored_model(self.run_dir) if self.uri else None
 
     def wait_run_id(self, timeout: float) -> str | None:
-        """The id of the run, waiting up to so many seconds for MLflow; None where it does not answer.
+        """The id of the run, waiting up to this many seconds for MLflow; None where it does not answer.
 
         Once MLflow is known to be away nothing is waited for.
         """

@@ -199,7 +199,7 @@ class Upload:
         return {**model, "dataset_digest": model["dataset_digest"][:LONGEST_DIGEST]}
 
     def _log_params(self, params: Mapping[str, str], known: Mapping[str, str]) -> None:
-        """Parameters are immutable in MLflow: new ones are added, changed ones stand in a tag."""
+        """Parameters are immutable in MLflow: new ones are added, changed ones are kept in a tag."""
         from mlflow.entities import Param
 
         wanted = {safe_name(key): cut(value, LONGEST_PARAM) for key, value in params.items()}

@@ -38,7 +38,7 @@ class HangWatch:
         saves: bool = True,
         saved: Callable[[], None] = lambda: None,
     ) -> None:
-        """After so many minutes without a step stacks are appended to `file`; `stop` hears of signals.
+        """After this many minutes without a step, stacks are appended to `file`; `stop` hears of signals.
 
         `saves`: whether the state may be saved from its thread; `saved` then waits until it is on the disk.
         """
@@ -111,7 +111,7 @@ class HangWatch:
         except OSError as error:
             _log.error("no step for %.3g minutes, and %s cannot be written: %s", minutes, self._file, error.strerror)
         else:
-            _log.error("no step for %.3g minutes; what every thread does stands in %s", minutes, self._file)
+            _log.error("no step for %.3g minutes; what every thread does is written to %s", minutes, self._file)
         with self._saving:
             if self._save is None:
                 _log.error("the state cannot be saved now; the last checkpoint is kept")

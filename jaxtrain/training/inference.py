@@ -193,7 +193,7 @@ def map_images(
 def map_batches(
     function: Callable[[Tree, Batch], Tree], weights: Tree, batches: Batches, *, ahead: int
 ) -> Iterator[Tree]:
-    """The rows of each batch on the host, NaN where there was no image; so many batches are under way `ahead`."""
+    """The rows of each batch on the host, NaN where there was no image; `ahead` batches are in flight."""
     waiting: deque[tuple[Tree, NDArray[np.bool_]]] = deque()
 
     def fetch() -> Tree:

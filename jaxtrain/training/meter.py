@@ -62,7 +62,7 @@ def pack(state: TrainState, metrics: Metrics) -> tuple[TrainState, PackedMetrics
 
 
 def repeated(one: Callable[..., Any], length: int) -> Callable[..., Any]:
-    """`one` so many times in a row, its metrics joined."""
+    """`one` several times in a row, its metrics joined."""
 
     def many(state: TrainState, *args: Any) -> tuple[TrainState, PackedMetrics]:
         state, packed = jax.lax.scan(lambda carry, _: one(carry, *args), state, None, length=length)
@@ -140,7 +140,7 @@ class Meter:
         self._log(step, record)
 
     def _skip(self, step: int, loss: float) -> None:
-        """A step that changed nothing: its metrics stand in no average."""
+        """A step that changed nothing: its metrics enter no average."""
         self._progress.skipped += 1
         self._progress.skipped_in_row += 1
         what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"

@@ -43,7 +43,7 @@ def resolve_optimizer(config: OptimizerConfig) -> OptimizerConfig:
 
 
 def decay_steps(config: ScheduleConfig, steps: int) -> int:
-    """Of wsd, at the end of so many."""
+    """Of wsd, at the end of a number of steps."""
     return max(round(steps * config.decay_fraction), 1)
 
 

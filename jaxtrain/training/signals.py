@@ -26,7 +26,7 @@ _REPEATED_SECONDS = 3.0
 _KEPT = "what is finished is kept"
 
 
-class Interrupted(JaxtrainError):  # noqa: N818  (it is no error: someone asked for it)
+class Interrupted(JaxtrainError):  # noqa: N818  (not an error: someone asked for it)
     """A run that stopped because of a signal, after saving. Exit code 130 (SIGINT), 143 (SIGTERM) or 129 (SIGHUP)."""
 
     def __init__(self, signum: int | None, message: str, *, agreed: bool = False) -> None:

@@ -101,7 +101,7 @@ def train_step(
         loss: of logits and targets, to a scalar or one number for each image.
         seed: of dropout and other random streams.
         trainable: whether the parameter at a path learns; the others get no gradients and no optimizer state.
-        accumulate: split each batch into so many parts and sum their gradients.
+        accumulate: split each batch into this many parts and sum their gradients.
         ema_decay: of a moving average of the parameters, which `TrainStep.model` then uses.
     """
     network = Network(lambda: model, trainable)

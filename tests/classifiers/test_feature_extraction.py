@@ -173,7 +173,7 @@ def test_few_shot_draws(backbone, halves, tmp_path):
 
 
 def test_too_few_images_for_the_shots(backbone, halves, tmp_path):
-    with pytest.raises(UserError, match=r"data.shots: 500 images a class asked for, class '.' has \d+ for training"):
+    with pytest.raises(UserError, match=r"data.shots: 500 images per class asked for, class '.' has \d+ for training"):
         extractor(backbone, tmp_path, data={"shots": 500}).fit(*halves[0])
 
 

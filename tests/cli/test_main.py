@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from jaxtrain.cli.command import Group, find, options_of
+from jaxtrain import __version__
+from jaxtrain.cli.command import Group, options_of
+from jaxtrain.cli.help import find
 from jaxtrain.cli.main import guard, run
 from jaxtrain.cli.program import PROGRAM
+from jaxtrain.cli.train import Train
 from jaxtrain.config_io import recipe_names
 from jaxtrain.errors import UserError
 
@@ -50,7 +54,7 @@ def test_help_lists_every_command_with_a_line(capsys):
 @pytest.mark.parametrize(("path", "command"), [pytest.param(*found, id="-".join(found[0])) for found in commands()])
 def test_help_of_a_command_lists_its_options_with_their_meaning(path, command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    text = shown(capsys, [*path, "--help"])
+    text = shown(capsys, [*path, "--help", "all"])
     assert f"{' '.join(path)} " in text.splitlines()[0]
     words = " ".join(text.split())
     for option in options_of(command):
@@ -82,7 +86,7 @@ def test_an_unknown_command_is_one_line_with_the_nearest(words, near):
 
 def test_the_program_ends_with_an_exit_code(tmp_path):
     version = program("--version", cwd=tmp_path)
-    assert (version.returncode, version.stdout) == (0, "jaxtrain 0.1.0\n")
+    assert (version.returncode, version.stdout) == (0, f"jaxtrain {__version__}\n")
     wrong = program("trian", cwd=tmp_path)
     assert (wrong.returncode, len(wrong.stderr.splitlines()), wrong.stdout) == (2, 1, "")
     assert program("train", "--help", cwd=tmp_path).returncode == 0
@@ -96,7 +100,8 @@ def test_a_script_is_a_door_to_the_command(script):
     usage, *rest = done.stdout.splitlines()
     assert f"scripts/{script}.py " in usage
     named = program(DOORS[script], "--help").stdout.splitlines()
-    assert [line for line in rest if "COMMAND" not in line] == [line for line in named[1:] if "COMMAND" not in line]
+    told = re.compile(r"COMMAND|^  \S.*(?:train|train\.py) --")  # lines with the program's own name
+    assert [line for line in rest if not told.search(line)] == [line for line in named[1:] if not told.search(line)]
 
 
 def test_recipes_are_listed(capsys):
@@ -185,14 +190,37 @@ main()
 
 
 def test_help_of_a_technique_shows_what_acts_under_it(capsys):
-    texts = {name: shown(capsys, ["train", "--technique", name, "--help"]) for name in ("fe", "ft", "pt")}
-    everything = shown(capsys, ["train", "--help"])
+    texts = {name: shown(capsys, ["train", "--technique", name, "--help", "all"]) for name in ("fe", "ft", "pt")}
+    everything = shown(capsys, ["train", "--help", "all"])
     for option, where in {"--head.name": "fe", "--finetune.strategy": "ft", "--train.epochs": "ft pt"}.items():
         assert option in everything
-        assert [name for name, text in texts.items() if f"{option} " in text] == where.split()
+        assert [name for name, text in texts.items() if f"  {option} " in text] == where.split()
     for text in texts.values():
         assert "--run-dir" in text
         assert "--print-config" in text
+
+
+def test_help_begins_with_the_options_that_matter(capsys):
+    text = shown(capsys, ["train", "--help"])
+    assert len(text.splitlines()) < 120
+    inside = [line.split()[0] for line in text.splitlines() if re.match(r"  --\w+\.", line)]
+    assert inside == [option.shown for option in options_of(Train) if option.path in Train.important]
+    section = shown(capsys, ["train", "--help", "optimizer"])
+    assert set(re.findall(r"^  --(\w+)\.", section, re.MULTILINE)) == {"optimizer"}
+    with pytest.raises(UserError, match="'optimizer'"):
+        run(["train", "--help", "optimiser"])
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), [pytest.param(*one, id=one[0][0]) for one in commands() if one[1].examples]
+)
+def test_examples_of_help_are_valid(path, command, capsys):
+    text = shown(capsys, [*path, "--help"])
+    for example in command.examples:
+        words = shlex.split(example)
+        assert words[: len(path)] == path
+        assert {word for word in words if word.startswith("--")} <= {option.shown for option in options_of(command)}
+        assert f" {shlex.join(words[1:])}\n" in text
 
 
 @pytest.mark.parametrize(("word", "value"), [("yes", True), ("no", False), ("on", True), ("off", False)])

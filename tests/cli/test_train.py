@@ -22,7 +22,7 @@ def script(*arguments, cwd=ROOT, name="train.py"):
 
 
 def test_help_lists_every_option_with_its_meaning():
-    done = script("--help")
+    done = script("--help", "all")
     assert done.returncode == 0
     for path in option_paths():
         assert f"--{path.replace('_', '-')} " in done.stdout, path

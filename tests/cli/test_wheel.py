@@ -12,12 +12,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def copied(clone):
-    """A clone, as far as it is installed."""
+    """A clone, as far as it is installed: what the Dockerfile copies."""
     clone.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, clone)
-    for name in ("jaxtrain", "configs"):
-        shutil.copytree(ROOT / name, clone / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    lines = [line.split()[1:-1] for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("COPY ")]
+    for name in [name for names in lines for name in names]:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, clone / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, clone)
     return clone
 
 

@@ -199,7 +199,7 @@ def test_ones_own_code_is_found_where_it_is_imported_and_imported_where_it_is_tr
     assert (tmp_path / "executed").exists()
     assert type(load("run")) is sys.modules["my_code"].Own
     forge(tmp_path / "run", f"{CONFIG}/own", {"classifier": "os:_exit"})
-    with pytest.raises(UserError, match="os:_exit is no class"):
+    with pytest.raises(UserError, match="os:_exit is neither"):
         load("run")
 
 

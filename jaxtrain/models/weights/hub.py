@@ -43,7 +43,7 @@ def hub_files(name: str) -> Get:
             raise UserError(f"hf:{name}: the repository has no revision '{revision}'") from None
         except errors.HFValidationError:
             raise UserError(
-                f"hf:{name}: is no name of a repository; write hf:ORG/NAME or hf:ORG/NAME@REVISION"
+                f"hf:{name}: is not the name of a repository; write hf:ORG/NAME or hf:ORG/NAME@REVISION"
             ) from None
         except Exception as error:  # the hub's client lets through what its transport raises
             raise UserError(f"hf:{name}: could not be fetched: {reason(error)}") from None

@@ -45,7 +45,7 @@ class Pretrained:
     """SHA-256 over all arrays in a fixed order: identifies backbone and head."""
 
     def normalization(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation for images of so many channels: averaged where the weights have others."""
+        """Mean and standard deviation for images of this many channels: averaged where the weights have others."""
         return _of_channels(self.mean, channels), _of_channels(self.std, channels)
 
 

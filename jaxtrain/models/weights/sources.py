@@ -147,7 +147,7 @@ def _safetensors(path: Path) -> tuple[Arrays, Description]:
     open_file(path).close()
     with reading(path, "safetensors file", FETCH), safe_open(path, framework="np") as file:
         metadata = file.metadata() or {}
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
         return arrays, Description.from_json(metadata[OURS]) if OURS in metadata else Description()
 
 
@@ -200,7 +200,7 @@ def _saved_model(folder: Path) -> Found:
     """The model of a finished run: its best parameters, averaged ones where the run had them."""
     saved = SavedModel.open(folder)
     config, weights = saved.about.config, saved.weights()
-    # A head of fe may be anything and is no part of the network; the frozen backbone is.
+    # A head of fe may be anything and is not part of the network; the frozen backbone is.
     trained = {} if config.technique == "fe" else weights["params"]
     tree = {"params": {**trained, **weights["frozen"]}, "model_state": weights["model_state"]}
     data = config.data
@@ -236,5 +236,5 @@ def _orbax(path: Path) -> Found:
     parts = {"params": tree.get("params", tree), "model_state": tree.get("model_state", {})}
     for name, part in parts.items():
         if not isinstance(part, Mapping):
-            raise UserError(f"model.weights: {path}: {name} is no dict of arrays, but a {type(part).__name__}")
+            raise UserError(f"model.weights: {path}: {name} is not a dict of arrays, but a {type(part).__name__}")
     return Found(Description(), tree=parts)

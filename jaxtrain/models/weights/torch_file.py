@@ -51,7 +51,7 @@ _INSTRUCTIONS = {
 
 
 class _Storage(NamedTuple):
-    """Values that tensors look at: where they lie in the file, and how many of what."""
+    """Values that tensors look at: where they are in the file, and how many of what."""
 
     key: str
     dtype: np.dtype[Any]
@@ -130,7 +130,7 @@ class _Reader(pickle.Unpickler):
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
-    """The nested dicts of arrays that `torch.save` wrote; values that are no arrays stay what they are.
+    """The nested dicts of arrays that `torch.save` wrote; values that are not arrays stay what they are.
 
     Both of torch's layouts are read: the zip archive, and the stream of before torch 1.6. Raises UserError for a file
     that is neither, is damaged, or holds anything but tensors, numbers, texts, lists and dicts.
@@ -186,7 +186,7 @@ def _read_legacy(file: IO[bytes]) -> tuple[Any, Mapping[str, NDArray[Any]]]:
 
 
 def _arrays(node: Any, storages: Mapping[str, NDArray[Any]], done: dict[int, Any]) -> Any:
-    """Tensors as arrays; what stands in several places is converted once, so that no file can grow by repetition."""
+    """Tensors as arrays; what is in several places is converted once, so that no file can grow by repetition."""
     if isinstance(node, _Tensor):
         return _view(node, storages[node.storage.key])
     if not isinstance(node, dict | list):
