@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -123,11 +124,11 @@ def recipe_names() -> list[str]:
 def find_config(name: Path | str, folder: Path = Path()) -> Path:
     """The file of this path (relative to `folder`), else the recipe of this name; UserError where there is neither."""
     file, called = folder / name, str(name).removesuffix(".yaml")
-    if called in recipe_names() and not file.is_file():
+    if called in recipe_names() and not os.path.isfile(file):
         return RECIPES / f"{called}.yaml"
-    if not file.exists():
+    if not os.path.exists(file):  # Path.exists raises for a name that is too long
         near = nearest(called.removeprefix("configs/"), recipe_names())
-        raise UserError(f"{file}: No such file, and no recipe has this name; {near}")
+        raise UserError(f"{cut(str(file), 300)}: No such file, and no recipe has this name; {near}")
     return file
 
 

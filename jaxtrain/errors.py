@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from jaxtrain.escape import plain
+
 
 class JaxtrainError(Exception):
-    """Base of every error that jaxtrain raises on purpose; scripts print its message without a traceback."""
+    """Base of every error that jaxtrain raises on purpose; scripts print its message without a traceback.
+
+    The message may hold names that a stranger's file gave: it becomes one line without control characters.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(plain(message))
 
 
 class UserError(JaxtrainError):

@@ -186,6 +186,7 @@ _ONE_LABEL = {
     "data.sampling": "sampling by class is",
     "train.class_weights": "weights of classes (of labels: train.pos_weight) are",
     "loss.logit_adjustment": "logit adjustment is",
+    "head.init": "a start from the names of classes is",
 }
 _LOSSES = ("cross_entropy", "bce", "focal", "asymmetric")
 

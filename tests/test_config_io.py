@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from jaxtrain import config_io
 from jaxtrain.config import AugmentConfig, Config, DataConfig, OptimizerConfig
-from jaxtrain.config_io import dump_config, explain, load_config, nearest_option, option_paths
+from jaxtrain.config_io import dump_config, explain, find_config, load_config, nearest_option, option_paths
 from jaxtrain.errors import UserError
 
 
@@ -206,3 +206,10 @@ def test_reading_a_config_imports_nothing_heavy() -> None:
     code = f"import sys, jaxtrain.config_io; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\x00b"])
+def test_a_name_that_cannot_be_that_of_a_file_is_refused(name, tmp_path):
+    with pytest.raises(UserError, match="No such file") as caught:
+        find_config(name, tmp_path)
+    assert len(str(caught.value)) < 1000

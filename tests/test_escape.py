@@ -2,6 +2,7 @@
 
 import csv
 import html
+import pickle
 import random
 import re
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from markdown_it import MarkdownIt
 
 import jaxtrain
 from jaxtrain.cli.main import run
+from jaxtrain.errors import DamagedError, RunError, UserError
 from jaxtrain.escape import csv_cell, markdown, plain
 from jaxtrain.files import write_csv
 from jaxtrain.tasks import Multiclass
@@ -118,3 +120,9 @@ def test_a_report_of_hostile_names(tmp_path):
     assert {len(re.findall(r"<t[dh]>", row)) for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL)} == {11}
     for file in folder.glob("*.csv"):
         assert not [cell for row in csv.reader(file.open()) for cell in row if re.match(r"[=@]", cell)], file
+
+
+@pytest.mark.parametrize("kind", [UserError, DamagedError, RunError])
+def test_an_error_is_one_line_whatever_a_file_names_its_parts(kind):
+    assert str(kind("d.npz lacks x; it holds: \nx\x1b[2J, y\u202e")) == "d.npz lacks x; it holds:  x?[2J, y?"
+    assert str(pickle.loads(pickle.dumps(kind("a\nb")))) == "a b"

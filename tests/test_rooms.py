@@ -7,7 +7,7 @@ import jaxtrain
 
 PACKAGE = Path(jaxtrain.__file__).parent
 ROOMS = (
-    *("version", "errors", "lifeline", "backend", "escape", "files", "readers", "archives", "config", "losses"),
+    *("version", "escape", "errors", "lifeline", "backend", "files", "readers", "archives", "config", "losses"),
     *("redact", "config_io", "trees", "saved_tree", "saved_model", "label_metrics", "data", "tasks", "models"),
     *("heads", "training", "embeddings"),
     *("tracking", "screen", "evaluation", "runs", "classifiers", "sweeps", "cli"),

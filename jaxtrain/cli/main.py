@@ -36,11 +36,14 @@ def _start_threads(count: int) -> None:
 def run(words: Sequence[str]) -> None:
     """Do what a command line asks for. Raises UserError for a wrong one."""
     from jaxtrain import __version__
+    from jaxtrain.cli.completion import ASKED, candidates
     from jaxtrain.cli.help import find
     from jaxtrain.cli.program import PROGRAM
 
     if list(words) == ["--version"]:
         print(f"jaxtrain {__version__}")
+    elif words and words[0] == ASKED:
+        print("\n".join(candidates(PROGRAM, words[1:] or [""])))
     else:
         find(PROGRAM, words).run()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxtrain.cli.benchmark import Benchmark
 from jaxtrain.cli.command import Group
+from jaxtrain.cli.completion import Completion
 from jaxtrain.cli.embed import EMBED
 from jaxtrain.cli.export import Export
 from jaxtrain.cli.models import Models
@@ -28,5 +29,6 @@ PROGRAM = Group(
         "sync": Sync,
         "models": Models,
         "recipes": Recipes,
+        "completion": Completion,
     },
 )

@@ -134,6 +134,7 @@ class Reporter:
             commands["compare"] = command("benchmark", self._run_dir, "OTHER_RUN")
         else:
             commands["test"] = "--data.test-fraction 0.2 (data={'test_fraction': 0.2} in Python) holds out a test set"
+        curves = self._run_dir / "learning_curves.png"
         show_result(
             Result(
                 title=f"{summary['technique'].upper()}: {summary['model']} on {summary['dataset']}",
@@ -150,6 +151,7 @@ class Reporter:
                 test_images=None if tested is None else len(tested.predictions.labels),
                 looks=None if tested is None else tested.looks,
                 skipped=summary["skipped_images"],
+                curves=curves if curves.is_file() else None,
                 commands=commands,
             )
         )
@@ -324,6 +326,7 @@ def _adaptation(finetune: FinetuneConfig) -> str:
         f"a block joining every {finetune.unfreeze_steps} steps": finetune.unfreeze_steps,
         "the head from a linear probe": finetune.linear_probe,
         f"decay towards the start {finetune.l2_sp:g}": finetune.l2_sp,
+        f"WiSE-FT with {finetune.wise_ft} of the fine-tuned weights": finetune.wise_ft is not None,
     }
     head = f"learning rate of the head {finetune.head_learning_rate:g}"
     return ", ".join([trained[finetune.strategy], head, *(word for word, given in words.items() if given)])

@@ -77,6 +77,8 @@ class Result:
     """How many models were measured on this test set."""
     skipped: int = 0
     """Images that could not be read."""
+    curves: Path | None = None
+    """The picture of its learning curves."""
     commands: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     """What to do next, and how: a command line, or its words, which are then quoted."""
 
@@ -123,7 +125,7 @@ def show_result(result: Result) -> None:
         facts[f"test {result.figure}"] = told
         if result.test_interval is not None and result.test_images is not None:
             low, high = result.test_interval
-            facts["95% interval"] = f"{low:.2%} to {high:.2%}, as {result.test_images:,} test images can tell"
+            facts["95% interval"] = f"{low:.2%} to {high:.2%}, from {result.test_images:,} test images"
     if result.val_figure is not None:
         where = f" at step {result.best_step:,}" if result.best_step is not None else ""
         facts[f"val {result.figure}"] = f"{result.val_figure:.2%}{where}"
@@ -131,10 +133,12 @@ def show_result(result: Result) -> None:
     facts["training"] = f"{result.steps:,} steps in {clock(result.seconds)}{speed}"
     if result.skipped:
         facts["skipped"] = f"{result.skipped:,} unreadable images, listed in summary.json"
+    if result.curves is not None:
+        facts["curves"] = str(result.curves)
     facts["run directory"] = str(result.run_dir)
     console.print()
     console.print(f"Done: {plain(result.title)}", style="bold")
-    _print_facts(console, facts, unbroken=("run directory",))
+    _print_facts(console, facts, unbroken=("curves", "run directory"))
     if result.commands:
         console.print()
         console.print("Next", style="bold")

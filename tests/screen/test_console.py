@@ -388,6 +388,7 @@ def test_result_says_what_is_known_and_quotes_commands():
         test_interval=(0.97123, 0.99456),
         test_images=360,
         looks=3,
+        curves=Path("runs/pt/a run/learning_curves.png"),
         commands={
             "look": "mlflow server",
             "predict": ["python", "scripts/predict.py", "runs/pt/a run", "$x.png"],
@@ -395,8 +396,9 @@ def test_result_says_what_is_known_and_quotes_commands():
     )
     text = shown(show_result, result)
     assert "98.89%, loss 0.0345 (model 3 measured on this test set)" in text
-    assert "97.12% to 99.46%, as 360 test images can tell" in text
+    assert "97.12% to 99.46%, from 360 test images" in text
     assert "99.12% at step 2,500" in text
+    assert "runs/pt/a run/learning_curves.png\n" in text
     assert "3,000 steps in 0:01:01, 23,457 images/s" in text
     assert "python scripts/predict.py 'runs/pt/a run' '$x.png'\n" in text
     bare = shown(show_result, Result("t", 10, 1.0, Path("r")))

@@ -28,7 +28,7 @@ MISTAKES = [
     (f"base: {{}}\n{LR}\nseeds: 0", "seeds: there must be at least 1"),
     (f"base: {{}}\n{LR}\nseeds: [1, 1]", "seeds: a seed is given twice"),
     (f"base: {{}}\n{LR}\ncombine: gird", "combine: unknown value 'gird', did you mean 'grid'?"),
-    (f"base: {{}}\n{LR}\ncombine: tpe", "budget.trials is missing: combine tpe draws so many settings"),
+    (f"base: {{}}\n{LR}\ncombine: tpe", "budget.trials is missing: combine tpe draws that many settings"),
     (f"base: {{}}\n{LR}\nbudget: {{trails: 3}}", "budget: trails: unknown option, did you mean 'trials'?"),
     ("base: {}\naxes: {seed: [1, 2]}", "axes: seed: is given as seeds"),
     ("base: {}\naxes: {tracking.uri: [a]}", "tracking.uri: decides nothing about what is learned"),
