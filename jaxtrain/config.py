@@ -241,6 +241,8 @@ class ModelConfig(Section):
     """How a ViT's tokens become one vector."""
     registers: Annotated[int, Field(ge=0)] | None = None
     """Register tokens of a ViT (Darcet et al. 2023)."""
+    act: Literal["gelu", "gelu_tanh", "quick_gelu"] | None = None
+    """Activation of a ViT: exact GELU, by tanh, or x * sigmoid(1.702 x); weights of transformers say which."""
     stem: Literal["imagenet", "cifar"] | None = None
     """ResNet stem: 7x7 stride 2 with pooling, or 3x3 stride 1 for small images."""
     remat: bool = False
@@ -254,7 +256,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _one_network(self) -> ModelConfig:
         if self.network is not None:
-            for option in ("name", "drop_rate", "drop_path_rate", "patch_size", "pool", "registers", "stem"):
+            for option in ("name", "drop_rate", "drop_path_rate", "patch_size", "pool", "registers", "act", "stem"):
                 if getattr(self, option) is not None:
                     raise ValueError(f"{option} is an option of jaxtrain's networks, not of {self.network}")
         return self
@@ -283,6 +285,7 @@ HEADS: dict[str, dict[str, Any]] = {
         "learning_rate": (0.3, 1.0, 3.0),
         "epochs": 20,
         "batch_size": 256,
+        "init": None,
     },
     "mlp": {
         "hidden": (256,),
@@ -323,8 +326,8 @@ class HeadConfig(Section):
     """lbfgs: to convergence on all vectors at once; sgd: mini-batches; auto: lbfgs where vectors fit (linear)."""
     learning_rate: tuple[Positive, ...] | None = None
     """Learning rates to choose from (mlp; linear with sgd, there in units of 1 / the vectors' mean squared length)."""
-    epochs: Count | None = None
-    """Passes over the training vectors (linear with sgd), at most (mlp)."""
+    epochs: Annotated[int, Field(ge=0)] | None = None
+    """Passes over the training vectors (linear with sgd; 0: `init` as it is), at most (mlp)."""
     batch_size: Count | None = None
     """Vectors per step (mlp; linear with sgd)."""
     patience: Count | None = None
@@ -333,6 +336,10 @@ class HeadConfig(Section):
     """Width of each hidden layer (mlp)."""
     dropout: Rate | None = None
     """Dropout after each hidden layer (mlp)."""
+    init: Path | None = None
+    """Start from vectors of the classes' names, the logits being 100 times the cosine, as CLIP's are (linear): an npz
+    file of `embeddings` [classes, width] and `class_names`; weight decay then pulls towards them. Needs solver sgd and
+    scaling l2, which are the default with it."""
     k: tuple[Count, ...] | None = None
     """Numbers of neighbours to choose from (knn)."""
     temperature: tuple[Positive, ...] | None = None
@@ -358,8 +365,12 @@ class HeadConfig(Section):
             if value is not None and option not in {"name", "refit", "choose_by", *HEADS[self.kind]}:
                 owners = " and ".join(name for name, options in HEADS.items() if option in options)
                 raise ValueError(f"{option} is an option of {owners}, not of {self.kind}")
-            if self.solver == "lbfgs" and value is not None and option in _OF_SGD:
+            if self.solver == "lbfgs" and value is not None and option in (*_OF_SGD, "init"):
                 raise ValueError(f"{option} is an option of solver sgd, not of lbfgs")
+        if self.init is not None and self.scaling not in (None, ("l2",)):
+            raise ValueError("init is a cosine: it needs scaling l2")
+        if self.epochs == 0 and self.init is None:
+            raise ValueError("epochs must be at least 1 without init")
         if (self.kind == "sklearn") != (":" in self.name):
             raise ValueError(
                 f"a head is called {self.kind}:NAME" if self.kind == "sklearn" else f"no head is called {self.name!r}"
@@ -371,6 +382,8 @@ class HeadConfig(Section):
         own = {option: value for option, value in HEADS[self.kind].items() if getattr(self, option) is None}
         if self.solver == "lbfgs":
             own = {option: value for option, value in own.items() if option not in _OF_SGD}
+        if self.init is not None:
+            own |= {"scaling": ("l2",)} | ({"solver": "sgd"} if self.solver in (None, "auto") else {})
         return self.model_validate({**self.model_dump(), **own})
 
 
@@ -399,6 +412,9 @@ class FinetuneConfig(Section):
     l2_sp: NonNegative = 0.0
     """L2-SP: decay of the pre-trained parameters towards where they started, in place of `optimizer.weight_decay`,
     which is then the head's alone (0: off)."""
+    wise_ft: Fraction | None = None
+    """WiSE-FT (Wortsman et al. 2022): the result is (1 - wise_ft) * original weights + wise_ft * fine-tuned ones, batch
+    statistics too, of everything that the two share: a head for other classes stays as trained (None: fine-tuned)."""
     freeze_statistics: bool | None = None
     """Batch norm normalises with the weights' statistics in training too (default: where its parameters
     are frozen, and everywhere with `unfreeze_steps`)."""
@@ -408,6 +424,8 @@ class FinetuneConfig(Section):
         for option, strategy in {"blocks": "blocks", "lora_rank": "lora", "lora_alpha": "lora"}.items():
             if getattr(self, option) is not None and self.strategy != strategy:
                 raise ValueError(f"{option} is an option of strategy {strategy}, not of {self.strategy}")
+        if self.wise_ft is not None and self.strategy in ("lora", "head"):
+            raise ValueError(f"wise_ft has nothing to act on: strategy {self.strategy} leaves the original weights")
         if self.strategy == "head":
             idle = {"layer_decay": self.layer_decay < 1, "unfreeze_steps": self.unfreeze_steps, "l2_sp": self.l2_sp}
             for option, given in idle.items():

@@ -185,6 +185,7 @@ _ONE_LABEL = {
     "data.sampling": "sampling by class is",
     "train.class_weights": "weights of classes are",
     "loss.logit_adjustment": "logit adjustment is",
+    "head.init": "a start from the names of classes is",
 }
 _LOSSES = ("cross_entropy", "bce", "focal", "asymmetric")
 

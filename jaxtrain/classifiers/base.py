@@ -278,6 +278,10 @@ class BaseClassifier(Trained):
         record(job.directory.path, self.pretrained, adapted)
         return replaced(fresh, weights, statistics, optimizer)
 
+    def interpolated(self, job: Job, weights: Tree) -> Tree | None:
+        """None: the trained weights are the result."""
+        return None
+
     def merged(self, weights: Tree) -> Tree:
         """Trained weights {"params", "frozen", "model_state"} as the network has them that predicts."""
         return weights

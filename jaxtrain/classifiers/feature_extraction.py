@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,10 +13,10 @@ from flax import nnx
 from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.classifiers.base import BaseClassifier
-from jaxtrain.config import Config
+from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.errors import UserError
-from jaxtrain.heads import FittedHead, check_head
+from jaxtrain.heads import FittedHead, check_head, class_kernel
 from jaxtrain.models.weights import Pretrained, load_pretrained
 from jaxtrain.runs.fitted import Fitted, HeadPredictor
 from jaxtrain.runs.head_learning import HeadLearning, fit_vectors
@@ -51,7 +52,21 @@ class FEClassifier(BaseClassifier):
         if resolved.model.network is not None and (features.pool != "auto" or features.blocks > 1):
             option = "pool" if features.pool != "auto" else "blocks"
             raise UserError(f"features.{option}: is for jaxtrain's networks; {resolved.model.label} has one embedding")
+        self.bind(resolved).start_of_head(dataset.class_names)  # refused before the run directory is begun with it
         return resolved
+
+    def start_of_head(self, class_names: Sequence[str]) -> NDArray[np.float32] | None:
+        """What the head starts from, by `head.init` of a resolved config. Raises UserError for a file that won't do."""
+        path, features, data = self.config.head.init, self.config.features, self.config.data
+        if path is None:
+            return None
+        shape = (1, chosen(data.image_size), chosen(data.image_size), chosen(data.channels))
+        images = jax.ShapeDtypeStruct(shape, np.float32)
+        model = self.build_model
+        width = jax.eval_shape(lambda x: self.embedding(model(num_classes=1, axis_name=None), x), images).shape[1]
+        head = self.pretrained.params.get(f"{self.head_name}/kernel")
+        shared = head is not None and len(head) == width and features.pool == "auto" and features.blocks == 1
+        return class_kernel(path, class_names, width, head if shared else None)
 
     def build_model(self, *, num_classes: int, axis_name: str | None) -> nnx.Module:
         """The backbone without its head; a network of one's own with one that nobody looks at."""
@@ -73,7 +88,7 @@ class FEClassifier(BaseClassifier):
 
     def learning(self, job: Job) -> Learning:
         """Embeddings first, then heads on them."""
-        return HeadLearning(job)
+        return HeadLearning(job, self.start_of_head(job.dataset.class_names))
 
     def predictor(self, fitted: Fitted, *, everywhere: bool = False) -> HeadPredictor:
         """The head on the backbone's embeddings."""

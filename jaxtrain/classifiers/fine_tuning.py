@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.classifiers.hyper_rule import hyper_rule
 from jaxtrain.classifiers.linear_probe import probed_head
-from jaxtrain.classifiers.starting_point import record, recorded, replaced
+from jaxtrain.classifiers.starting_point import between, record, recorded, replaced
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import Dataset
 from jaxtrain.errors import UserError
@@ -130,6 +130,21 @@ class FTClassifier(BaseClassifier):
         elif not adapted.head:
             weights |= {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in network.items() if name not in weights}
         return replaced(fresh, weights, model_state, optimizer)
+
+    def interpolated(self, job: Job, weights: Tree) -> Tree | None:
+        """By `finetune.wise_ft`. UserError where the weights that the run began with are not there any more."""
+        share = self.config.finetune.wise_ft
+        if share is None:
+            return None
+        shapes = {"params": {**weights["params"], **weights["frozen"]}, "model_state": weights["model_state"]}
+        names = job.dataset.class_names
+        original, statistics, adapted = adapt(self.pretrained, shapes, class_names=names, head=self.head_name)
+        record(job.directory.path, self.pretrained, adapted)  # refuses other weights
+        return {
+            "params": between(original, weights["params"], share),
+            "frozen": weights["frozen"],
+            "model_state": between(statistics, weights["model_state"], share),
+        }
 
     def merged(self, weights: Tree) -> Tree:
         """LoRA's updates merged into their kernels."""

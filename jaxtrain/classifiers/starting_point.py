@@ -58,3 +58,15 @@ def replaced(
     average = {} if not fresh.ema else jax.tree.map(np.array, {"params": params, "model_state": model_state})
     moments = jax.jit(optimizer.init)(params)
     return replace(fresh, params=params, frozen=frozen, model_state=model_state, opt_state=moments, ema=average)
+
+
+def between(original: Mapping[str, Any], trained: Tree, share: float) -> Tree:
+    """(1 - share) * original + share * trained of each array that both have; of others the trained one.
+
+    WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903, equation 1).
+    """
+    a = np.float32(share)
+    return {
+        name: (1 - a) * original[name] + a * np.asarray(leaf) if name in original else leaf
+        for name, leaf in trained.items()
+    }

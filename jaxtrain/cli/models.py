@@ -8,10 +8,12 @@ from jaxtrain.cli.command import Command, Positional
 
 
 class Models(Command):
-    """List the models: parameters and the length of the embedding (with 1,000 classes), image size, sources of weights.
+    """List the models: parameters, FLOPs and the length of the embedding (with 1,000 classes), and sources of weights.
 
-    A name, or a pattern such as 'vit_small*' or '*dinov2'. Weights are given by their tag, as in
-    hf:timm/resnet50.a1_in1k; of one model alone all are listed as model.weights takes them.
+    FLOPs are twice the multiply-adds of the convolutions and matrix products of one image, forward, at the size shown.
+    Top-1 is the accuracy of the first weights of a row on ImageNet, in percent, @ the size of the images, as timm
+    publishes it (results/results-imagenet.csv). A name, or a pattern such as 'vit_small*' or '*dinov2'. Weights are
+    given by their tag, as in hf:timm/resnet50.a1_in1k; of one model alone all are listed as model.weights takes them.
     """
 
     pattern: Annotated[str, Positional("PATTERN")] = "*"
@@ -20,7 +22,7 @@ class Models(Command):
     def run(self) -> None:
         """Print the table. Raises UserError where no name matches."""
         from jaxtrain.errors import UserError, nearest
-        from jaxtrain.models.registry import catalogue, list_models, sources
+        from jaxtrain.models.registry import catalogue, list_models, sources, top1
         from jaxtrain.screen.console import show_table
 
         names = list_models(self.pattern)
@@ -28,22 +30,29 @@ class Models(Command):
             raise UserError(f"no model matches '{self.pattern}'; {nearest(self.pattern, list_models())}")
         rows = []
         for name in names:
-            known, found = catalogue()[name], list(sources(name).items())
+            known, found, accuracy = catalogue()[name], list(sources(name).items()), top1(name)
             row = {
                 "model": name,
-                "parameters": _millions(int(known["parameters"])),
+                "parameters": _rounded(int(known["parameters"])),
+                "FLOPs": _rounded(int(known["flops"])),
                 "embedding": known["embedding"],
                 "size": known["image_size"],
             }
             if len(names) == 1:
-                rows += [row | {"weights": source, "licence": licence} for source, licence in found or [("", "")]]
+                rows += [
+                    row | {"weights": source, "top-1": accuracy.get(source, ""), "licence": licence}
+                    for source, licence in found or [("", "")]
+                ]
             else:
                 source, licence = found[0] if found else ("", "")
                 more = f" and {len(found) - 1} more" if len(found) > 1 else ""
                 tag = source.removeprefix(f"hf:timm/{name}.") + more
-                rows.append(row | {"hf:timm/MODEL.TAG": tag, "licence": licence})
-        show_table(rows, right=("parameters", "embedding", "size"))
+                rows.append(row | {"hf:timm/MODEL.TAG": tag, "top-1": accuracy.get(source, ""), "licence": licence})
+        show_table(rows, right=("parameters", "FLOPs", "embedding", "size", "top-1"))
 
 
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"
+def _rounded(count: int) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} k"

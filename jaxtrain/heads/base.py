@@ -86,6 +86,8 @@ class Task:
     """Resolved."""
     check: Check = lambda: None
     """Called between settings or epochs; raises where training is no longer wanted."""
+    start: Floats | None = None
+    """float32[features, classes]: kernel on vectors of scaling l2 that the linear head starts from; None: zeros."""
 
     def joined(self) -> Task:
         """The task of a refit: training and validation vectors together, nothing left to choose on."""
@@ -249,6 +251,7 @@ def fit_head(
     class_weights: Floats | None = None,
     loss: LossConfig = PLAIN,
     check: Check | None = None,
+    start: Floats | None = None,
 ) -> FittedHead:
     """Trains the head that the config names; the same seed gives the same bits on the same machine.
 
@@ -261,6 +264,7 @@ def fit_head(
         class_weights: float32[classes], how much a vector of each class counts (default: all the same).
         loss: what the heads linear and mlp minimise.
         check: called at the start and several times a second meanwhile; what it raises ends training.
+        start: float32[features, classes], what `class_kernel` reads from the file `config.init`.
 
     Raises:
         UserError: vectors or labels are not of that kind, or the options need what is not there.
@@ -281,7 +285,7 @@ def fit_head(
     weights = np.ones(num_classes, np.float32) if class_weights is None else np.asarray(class_weights, np.float32)
     if weights.shape != (num_classes,) or not (np.isfinite(weights).all() and (weights > 0).all()):
         raise UserError(f"class_weights must be {num_classes} positive numbers, one a class")
-    task, resolved = Task(train, val, num_classes, seed, weights, loss.resolved()), config.resolved()
+    task, resolved = Task(train, val, num_classes, seed, weights, loss.resolved(), start=start), config.resolved()
     one = functools.partial(_module(config.name).fit, resolved)
 
     def fit(task: Task) -> FittedHead:

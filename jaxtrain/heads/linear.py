@@ -94,6 +94,8 @@ def _grid(config: HeadConfig, task: Task) -> _Grid:
     own = _SGD_DECAYS if solver == "sgd" else default_decays(len(task.train.y))
     decays = tuple(sorted(set(config.weight_decay or own)))
     rates = tuple(dict.fromkeys(chosen(config.learning_rate))) if solver == "sgd" else ()
+    if config.epochs == 0:
+        decays, rates = (0.0,), (0.0,)
     return _Grid(solver, scalings, decays, rates)
 
 
@@ -119,7 +121,11 @@ def _train(grid: _Grid, config: HeadConfig, task: Task) -> tuple[list[dict[str, 
 
     def arrays(index: int) -> Arrays:
         i, j = divmod(index, len(settings))
+        mean = np.ascontiguousarray(trained.mean[i])
         kernel, bias = all_columns(task, trained.kernel[i, :, :, j], trained.bias[i, :, j])
-        return {"mean": np.ascontiguousarray(trained.mean[i]), "kernel": kernel, "bias": bias}
+        if task.start is not None:  # a class without training vectors stays as it starts
+            absent = np.setdiff1d(np.arange(task.num_classes), task.present)
+            kernel[:, absent], bias[absent] = task.start[:, absent], mean @ task.start[:, absent]
+        return {"mean": mean, "kernel": kernel, "bias": bias}
 
     return curve, arrays

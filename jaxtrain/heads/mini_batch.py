@@ -52,7 +52,7 @@ def train(
     """The linear head's grid by SGD with Nesterov momentum, the learning rate falling to zero as a cosine.
 
     Settings are ordered by learning rate, then weight decay. With cross-entropy the objective is that of
-    `full_batch.train`.
+    `full_batch.train`; with `Task.start` the penalty is on the distance from there.
     """
     x = task.train.x
     each = [fit_scaling(name, x, center=True) for name in scalings]
@@ -61,16 +61,26 @@ def train(
     # The Hessian is at most half the second moment of the vectors, so this makes one rate fit all scalings.
     length = np.array([_mean_square(one, x) for one in each], np.float32)
     rate = np.repeat(np.asarray(rates, np.float32), len(decays)) / (1.0 + length[:, None])
+    start = _start(task, np.asarray(scaling.mean))
     shape = (len(each), x.shape[1] + 1, len(task.present), len(l2))
-    state = (jnp.zeros(shape), jnp.zeros(shape))
+    state = (jnp.zeros(shape) + (0.0 if start is None else start), jnp.zeros(shape))
     steps = epochs * (len(x) // min(batch_size, len(x)))
     step = 0
     for epoch in range(epochs):
         for batch in batches(task, batch_size, epoch):
             factor = np.float32(0.5 * (1 + np.cos(np.pi * step / steps)))
-            state = _step(state, scaling, l2, rate * factor, task.adjustment, *batch, loss=task.loss)
+            state = _step(state, start, scaling, l2, rate * factor, task.adjustment, *batch, loss=task.loss)
             step += 1
-    return _members(task, scaling, l2, np.asarray(state[0]))
+    return _members(task, start, scaling, l2, np.asarray(state[0]))
+
+
+def _start(task: Task, mean: Floats) -> Floats | None:
+    """`Task.start` on centred vectors, with its bias: float32[scalings, features + 1, present, 1]."""
+    if task.start is None:
+        return None
+    kernel = task.start[:, task.present]
+    each = np.broadcast_to(kernel, (len(mean), *kernel.shape))
+    return np.concatenate([each, (mean @ kernel)[:, None]], axis=1)[..., None]
 
 
 def _mean_square(scaling: Scaling, x: Floats) -> float:
@@ -80,6 +90,7 @@ def _mean_square(scaling: Scaling, x: Floats) -> float:
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="loss")
 def _step(
     state: tuple[Array, Array],
+    start: Array | None,
     scaling: Scaling,
     l2: Array,
     rate: Array,
@@ -103,12 +114,12 @@ def _step(
         return jnp.sum(each * (weight / len(weight))[:, None])
 
     residual = jax.grad(total)(logits)
-    gradient = jnp.einsum("snf,snkm->sfkm", z, residual) + penalty * w
+    gradient = jnp.einsum("snf,snkm->sfkm", z, residual) + penalty * (w if start is None else w - start)
     velocity = _MOMENTUM * velocity + gradient
     return w - rate[:, None, None, :] * (gradient + _MOMENTUM * velocity), velocity
 
 
-def _members(task: Task, scaling: Scaling, l2: Floats, w: Floats) -> Members:
+def _members(task: Task, start: Floats | None, scaling: Scaling, l2: Floats, w: Floats) -> Members:
     kernel, bias = w[:, :-1] * np.asarray(scaling.scale)[:, :, None, None], w[:, -1]
     plain = Scaling(scaling.rows, scaling.mean, np.ones_like(scaling.scale))  # the scale is in the kernel
 
@@ -123,6 +134,7 @@ def _members(task: Task, scaling: Scaling, l2: Floats, w: Floats) -> Members:
     val_loss, val_accuracy = measure_in_blocks(on_device, task, val, even(val))
     figures = {"train_loss": train_loss, "val_loss": val_loss, "val_accuracy": val_accuracy}
     if task.loss == PLAIN:
-        objective = train_loss + 0.5 * l2 * (w[:, :-1].astype(np.float64) ** 2).sum((1, 2))
+        moved = (w if start is None else w - start)[:, :-1].astype(np.float64)
+        objective = train_loss + 0.5 * l2 * (moved**2).sum((1, 2))
         figures["objective"] = np.minimum(np.nan_to_num(objective, nan=DIVERGED), DIVERGED)
     return Members(np.asarray(scaling.mean), kernel, bias, figures)

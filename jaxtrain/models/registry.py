@@ -77,7 +77,7 @@ FAMILIES = {
     "regnet": Family("regnet", "RegNet", frozenset({"drop_path_rate"})),
     "resnet": Family("resnet", "ResNet", frozenset({"drop_path_rate", "stem"})),
     "wide_resnet": Family("resnet", "WideResNet", frozenset({"drop_path_rate"})),
-    "vit": Family("vit", "VisionTransformer", frozenset({"drop_path_rate", "patch_size", "pool", "registers"})),
+    "vit": Family("vit", "VisionTransformer", frozenset({"act", "drop_path_rate", "patch_size", "pool", "registers"})),
     "convnext": Family("convnext", "ConvNeXt", frozenset({"drop_path_rate"})),
     "efficientnet": Family("efficientnet", "EfficientNet", frozenset({"drop_path_rate"})),
 }
@@ -87,7 +87,8 @@ FAMILIES = {
 def catalogue() -> Mapping[str, Mapping[str, str]]:
     """The rows of `catalogue.csv` by name: what is known about each model beside its architecture, as text.
 
-    parameters and embedding are those of the model with 1,000 classes; weights lists timm's, TAG=LICENCE each.
+    parameters, embedding and flops (twice the multiply-adds of an image's forward pass, at image_size) are those of the
+    model with 1,000 classes; weights lists timm's, TAG=LICENCE each; top1 what timm measured of them, TAG=PERCENT@SIZE.
     """
     text = (importlib.resources.files("jaxtrain.models") / "catalogue.csv").read_text(encoding="utf-8")
     return {row["name"]: row for row in csv.DictReader(text.splitlines())}
@@ -95,8 +96,17 @@ def catalogue() -> Mapping[str, Mapping[str, str]]:
 
 def sources(name: str) -> dict[str, str]:
     """Where published weights of a model are, as `model.weights` takes them, and under which licence."""
-    tags = [tag.partition("=") for tag in catalogue()[name]["weights"].split()]
-    return {tag if ":" in tag else f"hf:timm/{name}.{tag}": licence for tag, _, licence in tags}
+    return _by_source(name, "weights")
+
+
+def top1(name: str) -> dict[str, str]:
+    """ImageNet top-1 accuracy of published weights, PERCENT@SIZE of the images, from timm's results-imagenet.csv."""
+    return _by_source(name, "top1")
+
+
+def _by_source(name: str, column: str) -> dict[str, str]:
+    tags = [tag.partition("=") for tag in catalogue()[name][column].split()]
+    return {tag if ":" in tag else f"hf:timm/{name}.{tag}": value for tag, _, value in tags}
 
 
 def _spec(name: str, row: Mapping[str, str]) -> ModelSpec:

@@ -20,7 +20,7 @@ from jaxtrain.data.splits import stratified_split
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.plots import save
 from jaxtrain.files import write_csv
-from jaxtrain.heads import FittedHead, Vectors, fit_head
+from jaxtrain.heads import FittedHead, Vectors, class_kernel, fit_head
 from jaxtrain.heads.several import SeveralHeads, SeveralJaxHeads
 from jaxtrain.models.weights import adapt
 from jaxtrain.runs import pictures
@@ -63,9 +63,9 @@ class HeadLearning:
 
     history: list[dict[str, Any]]
 
-    def __init__(self, job: Job) -> None:
-        """Builds the backbone from its weights."""
-        self._job = job
+    def __init__(self, job: Job, start: NDArray[np.float32] | None = None) -> None:
+        """Builds the backbone from its weights; `start`: as of `fit_head`."""
+        self._job, self._start = job, start
         self.dataset: Dataset = job.dataset
         self.history = []
         config = job.config
@@ -180,6 +180,7 @@ class HeadLearning:
                 class_weights=weights,
                 loss=config.loss,
                 check=self.check,
+                start=self._start,
             )
 
         return fit
@@ -288,7 +289,8 @@ def fit_vectors(
     config = config.model_copy(update={"train": resolve_class_weights(config.train, names)})
     weights = vector_weights(config, train, names)
     given: dict[str, Any] = {"num_classes": len(names), "seed": config.seed, "class_weights": weights}
-    head = fit_head(config.head, train, val, **given, loss=config.loss)
+    start = None if config.head.init is None else class_kernel(config.head.init, names, x.shape[1])
+    head = fit_head(config.head, train, val, **given, loss=config.loss, start=start)
     tree = {"params": dict(head.arrays), "frozen": {}, "model_state": {}}
     bound = technique.bind(config, Binding(len(names)))
     return Fitted(bound, names, tree, {"head": head.meta()})

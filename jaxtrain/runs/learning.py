@@ -68,6 +68,9 @@ class Learns(Predicts, Protocol):
     def start(self, job: Job, fresh: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
         """The state before the first step, from the freshly initialised one; not called on resuming."""
 
+    def interpolated(self, job: Job, weights: Tree) -> Tree | None:
+        """Weights between those that training started from and the trained ones; None: these are the result."""
+
     def merged(self, weights: Tree) -> Tree:
         """Trained weights as the network has them that predicts."""
 

@@ -326,6 +326,7 @@ def _adaptation(finetune: FinetuneConfig) -> str:
         f"a block joining every {finetune.unfreeze_steps} steps": finetune.unfreeze_steps,
         "the head from a linear probe": finetune.linear_probe,
         f"decay towards the start {finetune.l2_sp:g}": finetune.l2_sp,
+        f"WiSE-FT with {finetune.wise_ft} of the fine-tuned weights": finetune.wise_ft is not None,
     }
     head = f"learning rate of the head {finetune.head_learning_rate:g}"
     return ", ".join([trained[finetune.strategy], head, *(word for word, given in words.items() if given)])

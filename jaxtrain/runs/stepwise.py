@@ -22,7 +22,7 @@ from jaxtrain.runs.recovery import diagnosis, fit_memory, too_large
 from jaxtrain.runs.report import stepwise_plan, write_curves
 from jaxtrain.runs.resolve import timetable
 from jaxtrain.runs.setup import Setup, prepare
-from jaxtrain.screen.console import Plan
+from jaxtrain.screen.console import Plan, print_line
 from jaxtrain.tasks import task_of
 from jaxtrain.tracking import Tracker
 from jaxtrain.training import processes
@@ -36,10 +36,11 @@ from jaxtrain.training.loop import Loop, Member, Wishes
 from jaxtrain.training.memory import out_of_memory
 from jaxtrain.training.nonfinite import Diverged
 from jaxtrain.training.progress import Progress, Timetable
-from jaxtrain.training.state import TrainState, Tree, from_arrays, moved_to
+from jaxtrain.training.state import Tree, from_arrays, moved_to
 
 _log = logging.getLogger(__name__)
-Evaluate = Callable[[TrainState], dict[str, float]]
+Evaluate = Callable[[Tree], dict[str, float]]
+"""Validation metrics of {"params", "frozen", "model_state"}, placed on the devices."""
 
 
 class Stepwise:
@@ -96,7 +97,7 @@ class Stepwise:
         self._checkpoints.wait()
         if self.member.interrupted:
             raise self._job.interrupted(f"stopped at step {self.step}, which is saved", agreed=True)
-        learned = self._learned(self.member)
+        learned = self._learned(self.member, tracker)
         if self._job.part is None:
             write_curves(self._job.directory.path, tracker, learned.best_step)
         return learned
@@ -149,7 +150,7 @@ class Stepwise:
     def lane(self) -> Lane:
         """Where the run lies when it trains alone."""
         setup, evaluate = self.setup, evaluator(self.setup, self.cut_off)
-        validate: Validate | None = None if evaluate is None else lambda state: [evaluate(state)]
+        validate: Validate | None = None if evaluate is None else lambda state: [evaluate(state.eval_weights)]
         return Alone(setup.program.step, setup.feed, setup.strategy, validate, setup.program.compiled)
 
     def cut_off(self) -> bool:
@@ -191,16 +192,19 @@ class Stepwise:
         setup.state = moved_to(state, error.step)
         self._restored, self._progress = restored, progress
 
-    def _learned(self, member: Member) -> Learned:
+    def _learned(self, member: Member, tracker: Tracker) -> Learned:
         """The selected weights, and what the summary says of the way to them."""
         setup, progress = self.setup, member.progress
         last = setup.config.train.select == "last" or member.best is None
         assert member.state is not None
         kept, figure = progress.latest if last else progress.best, task_of(setup.config).figure
-        several = {} if figure == "accuracy" else {f"val_{figure}": kept.get(f"val/{figure}")}
         weights: Tree = member.best
         if last:
             weights = jax.tree.map(np.array, jax.device_get(member.state.eval_weights))
+        between, interpolation = self._technique.interpolated(self._job, weights), {}
+        if between is not None:
+            weights, kept, interpolation = between, *self._interpolated(between, kept, figure, tracker)
+        several = {} if figure == "accuracy" else {f"val_{figure}": kept.get(f"val/{figure}")}
         return Learned(
             weights=weights,
             technique=self._technique,
@@ -211,8 +215,20 @@ class Stepwise:
             val_accuracy=kept.get("val/accuracy"),
             best_step=progress.step if last else progress.best_step,
             devices=[str(device.device_kind) for device in setup.strategy.devices],
-            summary=several | self._technique.about(self._job) | self._troubles(),
+            summary=several | self._technique.about(self._job) | interpolation | self._troubles(),
         )
+
+    def _interpolated(
+        self, weights: Tree, trained: dict[str, float], figure: str, tracker: Tracker
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Validation metrics of interpolated weights, and what the summary says of them; `trained`: those before."""
+        evaluate, share = evaluator(self.setup, lambda: False), self._job.config.finetune.wise_ft
+        found = {} if evaluate is None else evaluate(self.setup.strategy.place(weights))
+        before, after = (metrics.get(f"val/{figure}") for metrics in (trained, found))
+        tracker.log(self._progress.step, {f"wise_ft/{name}": value for name, value in found.items()})
+        if before is not None and after is not None and not self._job.config.quiet:
+            print_line(f"WiSE-FT {share}: val/{figure} {after:.4f}, with the fine-tuned weights alone {before:.4f}")
+        return found, {"wise_ft": share, f"fine_tuned_val_{figure}": before}
 
     def _troubles(self) -> dict[str, int]:
         """What did not go as the options say."""
@@ -223,7 +239,7 @@ class Stepwise:
 
 
 def evaluator(setup: Setup, cut_off: Callable[[], bool]) -> Evaluate | None:
-    """Validation metrics of a state; None where there is no validation set. `cut_off` is asked before each batch."""
+    """Validation metrics; None where there is no validation set. `cut_off` is asked before each batch."""
     val, inference, bad_images = setup.dataset.val, setup.inference, setup.dataset.bad_images
     if val is None:
         return None
@@ -235,8 +251,8 @@ def evaluator(setup: Setup, cut_off: Callable[[], bool]) -> Evaluate | None:
                 raise EvaluationStoppedError
             yield batch
 
-    def evaluate(state: TrainState) -> dict[str, float]:
-        return inference.metrics(state.eval_weights, batches(), val.labels)
+    def evaluate(weights: Tree) -> dict[str, float]:
+        return inference.metrics(weights, batches(), val.labels)
 
     return evaluate
 

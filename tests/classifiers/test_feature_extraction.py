@@ -196,6 +196,29 @@ def test_weights_that_are_not_there(tmp_path, halves):
         extractor(tmp_path / "nowhere", tmp_path).fit(*halves[0])
 
 
+def test_a_head_from_the_names_of_classes(run, backbone, halves, tmp_path):
+    """Zero-shot: the logits of images are 100 times the cosine of their embeddings to the vectors of the names."""
+    (images, labels), test = halves
+    file, names = tmp_path / "text.npz", tuple("56789")
+    options = {"head": {"init": file, "epochs": 0}}
+    np.savez(file, embeddings=np.ones((5, 15)), class_names=names)
+    with pytest.raises(UserError, match="width 15; images have 16"):
+        extractor(backbone, tmp_path, **options).fit(images, labels, test=test)
+    assert not (tmp_path / "fe" / "config.yaml").exists()
+    assert not (tmp_path / "store").exists()
+    vectors = run[0].embed(test[0])
+    text = np.stack([vectors[test[1] == label].mean(0) for label in range(5, 10)])
+    np.savez(file, embeddings=text, class_names=names)
+    classifier = extractor(backbone, tmp_path, **options).fit(images, labels, test=test)
+    expected = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)) @ (
+        text / np.linalg.norm(text, axis=1)[:, None]
+    ).T
+    np.testing.assert_allclose(classifier.predict_logits(test[0]), 100 * expected, atol=1e-3)
+    assert classifier.summary["test_accuracy"] == pytest.approx((expected.argmax(1) + 5 == test[1]).mean())
+    file.unlink()
+    np.testing.assert_array_equal(load(tmp_path / "fe").predict(test[0]), classifier.predict(test[0]))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_half_of_the_digits_teach_the_other_half(digits, tmp_path):

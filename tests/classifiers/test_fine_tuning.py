@@ -298,3 +298,27 @@ def test_wrong_options_are_named(options, message, backbones, big, tmp_path):
 def test_weights_that_are_an_empty_text_are_not_the_default_ones(technique):
     with pytest.raises(UserError, match=r"^model\.weights: is empty; give a run directory"):
         _ = technique(model={"weights": ""}).pretrained
+
+
+@pytest.mark.parametrize("head_comes", [False, True])
+def test_wise_ft_is_between_the_original_and_the_fine_tuned_weights(head_comes, backbones, digits, big, tmp_path):
+    data = [part[digits[1] < 5][:300] for part in digits] if head_comes else big
+    alone = tuner(backbones / "cnn", tmp_path / "alone").fit(*data)
+    wise = tuner(backbones / "cnn", tmp_path / "wise", finetune={"wise_ft": 0.3}).fit(*data)
+    original, tuned, found = (leaves(one.fitted.weights) for one in (load(backbones / "cnn"), alone, wise))
+    for name, leaf in found.items():
+        shared = head_comes or "head" not in name
+        expected = 0.7 * original[name] + 0.3 * tuned[name] if shared else tuned[name]
+        np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert wise.summary["wise_ft"] == 0.3
+    assert wise.summary["fine_tuned_val_accuracy"] == alone.summary["val_accuracy"]
+    assert records(tmp_path / "wise", "wise_ft/val/accuracy") == [wise.summary["val_accuracy"]]
+    kept = load(tmp_path / "wise")
+    np.testing.assert_array_equal(kept.predict_logits(data[0]), wise.predict_logits(data[0]))
+    assert not np.allclose(kept.predict_logits(data[0]), alone.predict_logits(data[0]), atol=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["lora", "head"])
+def test_wise_ft_needs_fine_tuned_weights(strategy):
+    with pytest.raises(UserError, match=f"wise_ft.*{strategy}"):
+        FTClassifier(finetune={"strategy": strategy, "wise_ft": 0.5})

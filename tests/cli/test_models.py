@@ -23,7 +23,16 @@ def test_a_pattern_and_a_single_model(capsys, monkeypatch):
     assert "resnet152" in some
     assert "resnet50" not in some
     one = listed(capsys, "vit_base_patch16_224")
-    for shown in ("86.6 M", "768", "224", "hf:timm/vit_base_patch16_224.mae", "cc-by-nc-4.0", "apache-2.0"):
+    for shown in (
+        "86.6 M",
+        "35.1 G",
+        "768",
+        "224",
+        "84.534@224",
+        "hf:timm/vit_base_patch16_224.mae",
+        "cc-by-nc-4.0",
+        "apache-2.0",
+    ):
         assert shown in one
 
 

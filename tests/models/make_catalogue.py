@@ -1,12 +1,28 @@
-"""Writes jaxtrain/models/catalogue.csv: `python tests/models/make_catalogue.py`, with torch and timm installed.
+"""Writes jaxtrain/models/catalogue.csv: `python tests/models/make_catalogue.py RESULTS`, with torch and timm installed.
 
-Written with torch 2.14.1 and timm 1.0.31. Rows of models that timm does not have are kept as they are.
+RESULTS is results/results-imagenet.csv of github.com/huggingface/pytorch-image-models, whence the published accuracies
+come (as of commit aa4b5850). Written with torch 2.13.0 and timm 1.0.31. Of models that timm does not have only the
+FLOPs are new.
 """
 
 import csv
-import importlib.util
+import math
 import re
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import jax
+import jax.extend
+import pytest
+from flax import nnx
+
+from jaxtrain.backend import compiling_for
+from jaxtrain.models import create_model, registry
+from jaxtrain.models.variants import VARIANTS
+from tests.models.shapes import without_values
+from tests.models.weights import torchvision_stub
 
 ROOT = Path(__file__).parents[2] / "jaxtrain" / "models"
 FILE = ROOT / "catalogue.csv"
@@ -14,6 +30,7 @@ COLUMNS = (
     "name",
     "timm",
     "parameters",
+    "flops",
     "embedding",
     "image_size",
     "mean",
@@ -21,15 +38,51 @@ COLUMNS = (
     "crop_pct",
     "interpolation",
     "weights",
+    "top1",
 )
 
 
-def variants():
-    """`VARIANTS`, read without the rest of the package, which torch's environment need not have."""
-    spec = importlib.util.spec_from_file_location("variants", ROOT / "variants.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.VARIANTS
+def flops(name, size):
+    """Twice the multiply-adds of all convolutions and matrix products in a forward pass over one image: counted.
+
+    As a TPU runs them; what a convolution does outside of its padding counts, elementwise work does not.
+    """
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        without_values(monkeypatch)
+        graphdef, state = nnx.split(create_model(name, num_classes=1000, image_size=size))
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "float32"), nnx.to_pure_dict(state))
+    images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+    with compiling_for("tpu"):
+        traced = jax.make_jaxpr(lambda state, images: nnx.merge(graphdef, state)(images))(shapes, images)
+    return 2 * multiply_adds(traced.jaxpr)
+
+
+def multiply_adds(jaxpr):
+    """Of a program, and of the programs in it."""
+    total = 0
+    for equation in jaxpr.eqns:
+        shapes, out = [variable.aval.shape for variable in equation.invars], equation.outvars[0].aval
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            total += out.size * math.prod(shapes[0][axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            outputs = equation.params["dimension_numbers"].rhs_spec[0]
+            total += out.size * math.prod(shapes[1]) // shapes[1][outputs]
+        inside = sum(multiply_adds(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))
+        total += inside * equation.params.get("length", 1)
+    return total
+
+
+def top1(name, weights, results):
+    """TAG=PERCENT@SIZE for each of the weights with a published ImageNet top-1 accuracy, the best of several sizes."""
+    found = []
+    for tag in (one.partition("=")[0] for one in weights.split()):
+        rows = [row for row in results if row["model"] == f"{name}.{tag}"]
+        if rows:
+            best = max(rows, key=lambda row: float(row["top1"]))
+            found.append(f"{tag}={best['top1']}@{best['img_size']}")
+    return " ".join(found)
 
 
 def row(name):
@@ -66,18 +119,26 @@ def row(name):
 
 
 def main():
+    torchvision_stub.install()
     import timm
 
-    old = {}
-    if FILE.exists():
-        with open(FILE, encoding="utf-8", newline="") as file:
-            old = {one["name"]: one for one in csv.DictReader(file)}
+    with open(sys.argv[1], encoding="utf-8", newline="") as file:
+        results = list(csv.DictReader(file))
+    with open(FILE, encoding="utf-8", newline="") as file:
+        old = {one["name"]: one for one in csv.DictReader(file)}
     theirs = set(timm.list_models())
-    names = sorted(variants())
+    rows = []
+    for name in sorted(VARIANTS):
+        known = {column: str(value) for column, value in (row(name) if name in theirs else old[name]).items()}
+        registry._MODELS[name] = registry._spec(name, known)
+        rows.append(
+            known | {"flops": flops(name, int(known["image_size"])), "top1": top1(name, known["weights"], results)}
+        )
+        print(name, rows[-1]["flops"], flush=True)
     with open(FILE, "w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         table.writeheader()
-        table.writerows(row(name) if name in theirs else old[name] for name in names)
+        table.writerows(rows)
 
 
 if __name__ == "__main__":

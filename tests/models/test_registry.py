@@ -18,6 +18,7 @@ from jaxtrain.models import create_model, list_models, model_spec, registry
 from jaxtrain.models.registry import FAMILIES, ModelSpec, catalogue
 from jaxtrain.models.variants import VARIANTS
 from jaxtrain.trees import flat
+from tests.models.shapes import without_values
 
 
 def plainest():
@@ -101,30 +102,9 @@ def test_shapes_and_types(name):
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
 
 
-class Shape:
-    """In the place of a parameter's value: a shape, whatever is done to it."""
-
-    def __init__(self, shape):
-        self.shape = tuple(shape)
-
-    def __mul__(self, other):
-        return self
-
-    __rmul__ = __add__ = __mul__
-
-
 @pytest.fixture
 def shapes_alone(monkeypatch):
-    """No values are drawn, not even traced: all models are built in seconds."""
-    monkeypatch.setattr(nnx.initializers, "he_normal", lambda: lambda key, shape, dtype: Shape(shape))
-    for name in ("normal", "uniform"):
-        monkeypatch.setattr(jax.random, name, lambda key, shape=(), *rest, **more: Shape(shape))
-    for name in ("zeros", "ones", "full"):
-        monkeypatch.setattr(
-            jnp, name, lambda shape, *rest, **more: Shape(shape if isinstance(shape, tuple) else (shape,))
-        )
-    monkeypatch.setattr(nnx.RngStream, "__call__", lambda self: None)
-    monkeypatch.setattr(nnx.Module, "_check_value", lambda *given, **more: None, raising=False)  # half of the time
+    without_values(monkeypatch)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -108,8 +108,8 @@ class _Type:
     """Options of theirs that our network has no other value for."""
     prefix: str = ""
     """Of the names to prefer."""
-    options: Any = None
-    """From config.json to options of `ModelConfig`."""
+    tower: Json | None = None
+    """Of an image tower, perhaps within a larger model: what its part of config.json leaves out."""
 
 
 def _vit(config: Json, **more: Any) -> dict[str, Any]:
@@ -117,8 +117,62 @@ def _vit(config: Json, **more: Any) -> dict[str, Any]:
     return {"width": width, "depth": depth, "heads": heads, "patch_size": patch, **more}
 
 
+_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+
+
+def _tower(config: Json) -> dict[str, Any]:
+    act = config["hidden_act"]
+    return _vit(config, hidden=config["intermediate_size"], act=_ACTIVATIONS.get(act, act))
+
+
+def _siglip(config: Json) -> dict[str, Any]:
+    pool = "normed_avg" if "SiglipForImageClassification" in config.get("architectures", ()) else "map"
+    return {**_tower(config), "class_token": False, "pool": pool}
+
+
+def _dinov3(config: Json) -> dict[str, Any]:
+    gated, act = config["use_gated_mlp"], config["hidden_act"]
+    odd = {} if act == ("silu" if gated else "gelu") else {"act": act}
+    registers, bias = config["num_register_tokens"], config["query_bias"]
+    return (
+        _vit(config, hidden=config["intermediate_size"], rope="dinov3", gated=gated, registers=registers, bias=bias)
+        | odd
+    )
+
+
 _PLAIN_VIT = {"hidden_act": "gelu", "qkv_bias": True}
+_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+_CLIP = _Type(
+    "vit",
+    lambda config: {**_tower(config), "pre_norm": True},
+    {"layer_norm_eps": 1e-5},
+    tower={**_BASE, "patch_size": 32, "hidden_act": "quick_gelu", "image_size": 224},
+)
+_SIGLIP = _Type(
+    "vit",
+    _siglip,
+    {"layer_norm_eps": 1e-6, "vision_use_head": True},
+    tower={**_BASE, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "image_size": 224},
+)
+_DINOV3 = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 _TYPES = {
+    "clip": _CLIP,
+    "clip_vision_model": _CLIP,
+    "siglip": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
+    "dinov3_vit": _Type(
+        "eva",
+        _dinov3,
+        {"layer_norm_eps": 1e-5, "rope_theta": 100.0, "key_bias": False, "proj_bias": True, "mlp_bias": True},
+        tower={
+            **_DINOV3,
+            "patch_size": 16,
+            "hidden_act": "gelu",
+            "use_gated_mlp": False,
+            "num_register_tokens": 0,
+            "query_bias": True,
+        },
+    ),
     "vit": _Type("vit", _vit, _PLAIN_VIT, "vit_"),
     "deit": _Type("vit", _vit, _PLAIN_VIT, "deit_"),
     "dinov2": _Type(
@@ -152,7 +206,13 @@ def _transformers(config: Json, processor: Json, source: str) -> Description:
     name = config["model_type"]
     if name not in _TYPES:
         raise UserError(f"{source} holds a model of type {name}, which jaxtrain has not; {nearest(name, _TYPES)}")
-    kind = _TYPES[name]
+    kind, labels = _TYPES[name], config.get("id2label") or {}
+    if kind.tower is not None:
+        config = {
+            **kind.tower,
+            "architectures": config.get("architectures") or (),
+            **config.get("vision_config", config),
+        }
     for option, value in kind.plain.items():
         if config.get(option, value) != value:
             raise UserError(f"{source}: {option}={config[option]} is not what jaxtrain's {kind.family} has ({value})")
@@ -162,34 +222,47 @@ def _transformers(config: Json, processor: Json, source: str) -> Description:
         shown = ", ".join(f"{key.strip('_')} {value}" for key, value in wanted.items())
         raise UserError(f"{source} holds a {name} of a size that jaxtrain has not: {shown}")
     size = config.get("image_size")
-    model = max(fits, key=lambda spec: (spec.image_size == size, spec.name.startswith(kind.prefix), spec.name)).name
-    labels = config.get("id2label") or {}
+    act = wanted.get("act", "gelu")
+    spec = max(
+        fits,
+        key=lambda spec: (
+            *(spec.kwargs.get("act", "gelu") == act, spec.image_size == size, spec.name.startswith(kind.prefix)),
+            spec.name,
+        ),
+    )
+    options = {} if spec.kwargs.get("act", "gelu") == act else {"act": act}
     names = tuple(str(labels[key]) for key in sorted(labels, key=int))
     generic = all(name == f"LABEL_{i}" for i, name in enumerate(names))
-    return Description(model=model, class_names=None if generic else names, **_processing(processor))
+    class_names = None if generic else names
+    return Description(model=spec.name, options=options, class_names=class_names, **_processing(processor))
 
 
 _NOT_THEIRS = {
-    *("act", "anti_alias", "average_shortcut", "deep", "epsilon", "groups", "hidden", "pool", "pre_norm"),
+    *("act", "anti_alias", "average_shortcut", "deep", "groups", "hidden", "norms", "pool", "pre_norm"),
     *("response_norm", "squeeze"),
 }
-"""Arguments of variants that no `model_type` above has."""
+"""Arguments of variants that a `model_type` above does not have unless it says so."""
 
 
 def _same(wanted: Json, spec: ModelSpec) -> bool:
     """Whether a row of the registry builds that network."""
-    if _NOT_THEIRS & spec.kwargs.keys():
+    if spec.family != "eva" and (_NOT_THEIRS - wanted.keys()) & spec.kwargs.keys():
         return False
-    kwargs = {"layer_scale": None, "registers": 0, "class_position": True, **spec.kwargs}
+    kwargs = {"layer_scale": None, "registers": 0, "class_position": True, "bias": True, **spec.kwargs}
     if spec.family == "resnet":
         expansion = 4 if kwargs["bottleneck"] else 1
         widths = tuple(expansion * width for width in kwargs.get("widths", (64, 128, 256, 512)))
         kwargs["_widths"] = () if kwargs.get("widen", 1) != 1 or "stem" in kwargs else widths
-    rest = {"layer_scale": None, "registers": 0} | dict(wanted)
-    layer_scale = rest.pop("layer_scale") is None
-    if spec.family == "vit" and layer_scale != (kwargs["layer_scale"] is None):
-        return False
-    return kwargs.get("class_token", True) and all(kwargs.get(key) == value for key, value in rest.items())
+    theirs = {"layer_scale": None, "registers": 0} | dict(wanted)
+    layer_scale = theirs.pop("layer_scale") is None
+    if spec.family == "vit":
+        kwargs = {"hidden": 4 * kwargs["width"], "class_token": True, **kwargs}
+        theirs = {"class_token": True, **theirs}
+        if theirs.get("act") in _ACTIVATIONS.values():  # an option: the variant's own need not be the same
+            del theirs["act"]
+        if layer_scale != (kwargs["layer_scale"] is None):
+            return False
+    return all(kwargs.get(key) == value for key, value in theirs.items())
 
 
 def _processing(processor: Json) -> dict[str, Any]:

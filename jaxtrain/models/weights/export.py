@@ -44,7 +44,7 @@ def export_timm(weights: Pretrained | str | Path, path: str | Path) -> Path:
             arrays[theirs] = to_theirs(part, ours, layout)
     about = Description(
         model=spec.name,
-        options=weights.model.model_dump(exclude_none=True, include={"pool", "registers", "patch_size", "stem"}),
+        options=weights.model.model_dump(exclude_none=True, include={"act", "pool", "registers", "patch_size", "stem"}),
         image_size=weights.image_size,
         channels=weights.channels,
         mean=weights.mean,

@@ -150,6 +150,8 @@ def _transformers(cls, config, **options):
 
 _HF_VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128,
            "num_labels": CLASSES}  # fmt: skip
+_HF_TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+_HF_DINO3 = {**_HF_TOWER, "intermediate_size": 48, "num_register_tokens": 4}
 _VIT = {"patch_size": 8, "width": 32, "depth": 2, "heads": 2}
 _TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 _DINO3 = {**_VIT, "rope": "dinov3", "hidden": 48, "layer_scale": 1e-5, "epsilon": 1e-5, "pool": "normed_avg"}
@@ -287,6 +289,39 @@ CASES = {
         "vit",
         {**_DINO, **_REGISTERS},
         28,
+        classes=0,
+    ),
+    "transformers_clip": Case(
+        lambda: _transformers(
+            "CLIPVisionModelWithProjection", "CLIPVisionConfig", **_HF_TOWER, intermediate_size=128,
+            projection_dim=CLASSES,
+        ),
+        "vit",
+        {**_VIT, "pre_norm": True, "act": "quick_gelu", "epsilon": 1e-5},
+        32,
+    ),
+    "transformers_siglip": Case(
+        lambda: _transformers("SiglipVisionModel", "SiglipVisionConfig", **_HF_TOWER, intermediate_size=40),
+        "vit",
+        {**_VIT, "class_token": False, "pool": "map", "act": "gelu_tanh", "hidden": 40},
+        32,
+        classes=0,
+    ),
+    "transformers_dinov3": Case(
+        lambda: _transformers("DINOv3ViTModel", "DINOv3ViTConfig", **_HF_DINO3),
+        "eva",
+        {**_DINO3, "gated": False, "registers": 4, "pool": "cls"},
+        32,
+        classes=0,
+    ),
+    "transformers_dinov3_plus": Case(
+        lambda: _transformers(
+            "DINOv3ViTModel", "DINOv3ViTConfig", **_HF_DINO3, use_gated_mlp=True, hidden_act="silu", query_bias=False,
+            value_bias=False,
+        ),
+        "eva",
+        {**_DINO3, "gated": True, "bias": False, "registers": 4, "pool": "cls"},
+        32,
         classes=0,
     ),
     "timm_resnet_basic": Case(

@@ -99,7 +99,8 @@ def outputs(size, model, taps=None):
                 module.register_forward_hook(tap)
     with torch.no_grad():
         result = model(torch.from_numpy(images(size)).permute(0, 3, 1, 2))
-    result = result if isinstance(result, torch.Tensor) else result.get("logits", result.get("pooler_output"))
+    if not isinstance(result, torch.Tensor):
+        result = next(result[name] for name in ("logits", "image_embeds", "pooler_output") if name in result)
     return result.numpy()
 
 

@@ -87,7 +87,7 @@ def test_transformers(config, model):
             "^x holds a vit of a size that jaxtrain has not: width 100, depth 12, heads 12, patch_size",
         ),
         ({"hidden_act": "quick_gelu"}, "^x: hidden_act=quick_gelu is not what jaxtrain's vit has"),
-        ({"model_type": "swin"}, r"^x holds a model of type swin, which jaxtrain has not; valid: convnext, deit, "),
+        ({"model_type": "swin"}, r"^x holds a model of type swin, which jaxtrain has not; valid: .*deit, "),
         ({"hidden_size": None}, "^x holds a vit of a size"),
         ({"id2label": {"a": "b"}}, r"^x: is not a sound config\.json"),
     ],
@@ -95,6 +95,63 @@ def test_transformers(config, model):
 def test_what_transformers_says_of_other_networks_is_refused(change, message):
     with pytest.raises(UserError, match=message):
         describe({**VIT, **change}, {}, "x")
+
+
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+DINO3 = {"model_type": "dinov3_vit", "num_register_tokens": 4}
+SILU = {"use_gated_mlp": True, "hidden_act": "silu"}
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "act"),
+    [
+        ({"model_type": "clip", "vision_config": {}}, "vit_base_patch32_clip_quickgelu_224", None),
+        (
+            {"model_type": "clip", "vision_config": {"patch_size": 16, "hidden_act": "gelu"}},
+            "vit_base_patch16_clip_224",
+            None,
+        ),
+        (
+            {"model_type": "clip_vision_model", **LARGE, "patch_size": 14, "image_size": 336},
+            "vit_large_patch14_clip_quickgelu_336",
+            None,
+        ),
+        (
+            {"model_type": "siglip", "vision_config": {"image_size": 256}},
+            "vit_base_patch16_siglip_256",
+            "gelu_tanh",
+        ),
+        ({"model_type": "siglip_vision_model", **LARGE, "image_size": 512}, "vit_large_patch16_siglip_512", None),
+        (
+            {"model_type": "siglip", "architectures": ["SiglipForImageClassification"], "vision_config": {}},
+            "vit_base_patch16_siglip_gap_224",
+            "gelu_tanh",
+        ),
+        (DINO3, "vit_small_patch16_dinov3_qkvb", None),
+        ({**DINO3, **SILU}, "vit_small_plus_patch16_dinov3_qkvb", None),
+        ({**DINO3, **LARGE, "query_bias": False}, "vit_large_patch16_dinov3", None),
+    ],
+)
+def test_image_towers_of_transformers(config, model, act):
+    about = describe(config, {}, "x")
+    assert (about.model, about.options.get("act")) == (model, act)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "clip", "vision_config": {"hidden_act": "relu"}}, "act relu"),
+        ({"model_type": "clip", "vision_config": {"layer_norm_eps": 1e-3}}, "layer_norm_eps=0.001"),
+        ({"model_type": "siglip", "vision_config": {"vision_use_head": False}}, "vision_use_head=False"),
+        ({**DINO3, "rope_theta": 10.0}, "rope_theta=10.0"),
+        ({**DINO3, "use_gated_mlp": True}, "act gelu"),
+        ({"model_type": "siglip", "vision_config": 3}, r"config\.json"),
+        ({"model_type": "siglip2", "vision_config": {}}, "type siglip2"),
+    ],
+)
+def test_other_image_towers_are_refused(config, message):
+    with pytest.raises(UserError, match=message):
+        describe(config, {}, "x")
 
 
 def test_a_stride_in_the_1x1_convolution_is_refused():

@@ -137,6 +137,26 @@ def test_arrays_of_any_shape_are_an_error_in_one_line(name, load):
             load(name, lambda arrays: {key: np.zeros(rng.integers(0, 4, rng.integers(0, 5))) for key in arrays})
 
 
+def test_a_projection_without_bias_is_a_head_and_the_text_tower_stays_behind(load):
+    text = {"text_model.final_layer_norm.weight": np.ones(3, np.float32), "logit_scale": np.ones((), np.float32)}
+    pretrained = load("transformers_clip", lambda arrays: arrays | text)
+    assert not pretrained.params["head/bias"].any()
+    assert pretrained.digest == load("transformers_clip").digest
+
+
+def test_an_activation_that_is_not_the_variants(load, tmp_path, monkeypatch):
+    pretrained = load("transformers_siglip")
+    case = CASES["transformers_siglip"]
+    register(monkeypatch, "exact", dataclasses.replace(case, kwargs={**case.kwargs, "act": "gelu"}))
+    file, expected = str(tmp_path / "w.safetensors"), golden("transformers_siglip")[1]
+    exact, by_tanh = (
+        load_pretrained(file, ModelConfig(name="exact", **options)) for options in ({}, {"act": "gelu_tanh"})
+    )
+    assert exact.digest == by_tanh.digest == pretrained.digest
+    np.testing.assert_allclose(run(by_tanh, images(32)), expected, atol=2e-5)
+    assert np.abs(run(exact, images(32)) - expected).max() > 1e-4
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
 def test_what_stands_before_every_name_is_taken_off(prefix, load):
     plain = load("timm_convnext")

@@ -14,7 +14,7 @@ from jaxtrain.models.weights import export_timm, load_pretrained
 from tests.models.weights import torchvision_stub
 from tests.models.weights.cases import CASES, draw, golden, golden_blocks, images, samples
 from tests.models.weights.make_golden import outputs, reference, saved_shapes
-from tests.models.weights.networks import run
+from tests.models.weights.networks import register, run
 
 torch = pytest.importorskip("torch")
 torchvision_stub.install()
@@ -144,3 +144,54 @@ def test_whole_models_of_transformers(name, tmp_path):
     size = options.get("image_size", 224)
 
     close(run(pretrained, images(size)), outputs(size, model))
+
+
+TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128,
+         "image_size": 32, "patch_size": 8}  # fmt: skip
+TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 9}
+TOWERS = {
+    "clip": ("CLIPModel", {"text_config": TEXT, "vision_config": TOWER, "projection_dim": 7}, "transformers_clip"),
+    "siglip": (
+        "SiglipModel",
+        {"text_config": TEXT, "vision_config": {**TOWER, "intermediate_size": 40}},
+        "transformers_siglip",
+    ),
+    "siglip_classes": (
+        "SiglipForImageClassification",
+        {"vision_config": {**TOWER, "intermediate_size": 40}, "num_labels": 5},
+        "timm_vit_siglip_gap",
+    ),
+    "dinov3": (
+        "DINOv3ViTModel",
+        {**TOWER, "intermediate_size": 48, "num_register_tokens": 4},
+        "transformers_dinov3",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOWERS)
+def test_image_towers_of_transformers_in_folders(name, tmp_path, monkeypatch):
+    """Within models that have a text tower as well, and a config.json that says which activation they have."""
+    from safetensors.numpy import save_file
+
+    cls, options, case = TOWERS[name]
+    register(monkeypatch, case, CASES[case])
+    model_class = getattr(transformers, cls)
+    model = model_class(model_class.config_class(**options))
+    shapes = saved_shapes(model)
+    model.save_pretrained(tmp_path)
+    arrays = {key: np.asarray(draw(key, shape)) for key, shape in shapes.items()}
+    save_file(arrays, tmp_path / "model.safetensors", {"format": "pt"})
+    model = model_class.from_pretrained(tmp_path).eval()
+    pixels = torch.from_numpy(images(32)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        if hasattr(model, "get_image_features"):
+            found = model.get_image_features(pixels)
+            found = found if isinstance(found, torch.Tensor) else found.pooler_output
+        else:
+            found = model(pixels)
+            found = found.logits if "Classification" in cls else found.pooler_output
+    pretrained = load_pretrained(str(tmp_path))
+    assert pretrained.model.name == case
+    close(run(pretrained, images(32)), found.numpy())

@@ -1,4 +1,4 @@
-"""DINOv3 and EVA-02 as in timm."""
+"""DINOv3 and EVA-02 as in timm, DINOv3 as in transformers."""
 
 from __future__ import annotations
 
@@ -55,6 +55,37 @@ def _timm(name: str, pattern: str, *, norm: str, three: bool, gates: bool, requi
     )  # fmt: skip
 
 
+def _transformers(name: str, fc1: str | Names, requires: str) -> Layout:
+    layer = "layer.{i}"
+    return Layout(
+        name=f"transformers, {name}",
+        rules={
+            "": {
+                "patch_embed": "embeddings.patch_embeddings",
+                "cls_token": "embeddings.cls_token",
+                "reg_token": "embeddings.register_tokens",
+                "norm": "norm",
+            },
+            "block": {
+                "blocks/{i}/norm1": f"{layer}.norm1",
+                "blocks/{i}/attn/qkv": tuple(f"{layer}.attention.{part}_proj" for part in "qkv"),
+                "blocks/{i}/attn/q_bias": f"{layer}.attention.q_proj.bias",
+                "blocks/{i}/attn/v_bias": f"{layer}.attention.v_proj.bias",
+                "blocks/{i}/attn/proj": f"{layer}.attention.o_proj",
+                "blocks/{i}/norm2": f"{layer}.norm2",
+                "blocks/{i}/mlp/fc1": fc1,
+                "blocks/{i}/mlp/fc2": f"{layer}.mlp.down_proj",
+                **{f"blocks/{{i}}/ls{n}/scale": f"{layer}.layer_scale{n}.lambda1" for n in (1, 2)},
+            },
+        },
+        prefixes=("model.",),
+        ignored=("embeddings.mask_token",),
+        requires=requires,
+    )
+
+
+_UP = "layer.{i}.mlp.up_proj"
+
 EVA = Family(
     layouts=(
         _timm("DINOv3", ".*(tiny|small|base|large)_patch16_dinov3.*", norm="norm", three=False, gates=False),
@@ -80,6 +111,8 @@ EVA = Family(
         _timm(
             "EVA-02 CLIP", "eva02_.*clip.*", norm="norm", three=True, gates=True, requires="blocks.0.attn.norm.weight"
         ),
+        _transformers("DINOv3", _UP, "layer.0.mlp.up_proj.weight"),
+        _transformers("DINOv3 with gates", ("layer.{i}.mlp.gate_proj", _UP), "layer.0.mlp.gate_proj.weight"),
     ),
     stem="patch_embed/kernel",
     positions="pos_embed",

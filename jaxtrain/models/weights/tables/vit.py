@@ -1,4 +1,4 @@
-"""Vision transformers as in timm, in transformers (ViT, DeiT, DINOv2), and in the files of their authors."""
+"""Vision transformers as in timm, in transformers (ViT, DeiT, DINOv2, CLIP, SigLIP), and as their authors have them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from jaxtrain.models.weights.layout import FLAX_LEAVES, Arrays, Family, Fields, Layout, Names
 
@@ -163,6 +165,75 @@ TRANSFORMERS_DINO = Layout(
 )
 
 
+def _tower(arrays: Arrays, kwargs: Mapping[str, Any]) -> Arrays:
+    """Arrays of an image tower with the axes and the parts that ours have; a projection gets a bias of 0.
+
+    A pooling head stays behind where the variant takes the mean of the patches.
+    """
+    pooled = kwargs.get("pool") == "normed_avg"
+    made = {name: array for name, array in arrays.items() if not (pooled and name.startswith("head."))}
+    for name, axes in (("embeddings.class_embedding", (0, 1)), ("embeddings.position_embedding.weight", (0,))):
+        if name in arrays:
+            made[name] = np.expand_dims(arrays[name], axes)
+    if "visual_projection.weight" in arrays:
+        made["visual_projection.bias"] = np.zeros(arrays["visual_projection.weight"].shape[:1], np.float32)
+    for leaf in ("weight", "bias"):
+        joined = made.pop(f"head.attention.in_proj_{leaf}", None)
+        if joined is not None and joined.ndim:
+            third = len(joined) // 3
+            made |= {f"head.attention.q.{leaf}": joined[:third], f"head.attention.kv.{leaf}": joined[third:]}
+    return made
+
+
+_LAYER = "encoder.layers.{i}"
+TRANSFORMERS_CLIP = Layout(
+    name="transformers, CLIP",
+    rules={
+        "": {
+            "patch_embed": "embeddings.patch_embedding",
+            "pos_embed": "embeddings.position_embedding.weight",
+            "cls_token": "embeddings.class_embedding",
+            "norm_pre": "pre_layrnorm",
+            "norm": "post_layernorm",
+            "head": "visual_projection",
+        },
+        "block": {
+            "blocks/{i}/norm1": f"{_LAYER}.layer_norm1",
+            "blocks/{i}/attn/qkv": tuple(f"{_LAYER}.self_attn.{part}_proj" for part in "qkv"),
+            "blocks/{i}/attn/proj": f"{_LAYER}.self_attn.out_proj",
+            "blocks/{i}/norm2": f"{_LAYER}.layer_norm2",
+            "blocks/{i}/mlp/fc1": f"{_LAYER}.mlp.fc1",
+            "blocks/{i}/mlp/fc2": f"{_LAYER}.mlp.fc2",
+        },
+    },
+    prefixes=("vision_model.",),
+    ignored=("text_model.*", "text_projection.*", "logit_*", "*.position_ids"),
+    requires="pre_layrnorm.weight",
+    prepare=_tower,
+)
+TRANSFORMERS_SIGLIP = replace(
+    TRANSFORMERS_CLIP,
+    name="transformers, SigLIP",
+    rules={
+        **TRANSFORMERS_CLIP.rules,
+        "": {
+            "patch_embed": "embeddings.patch_embedding",
+            "pos_embed": "embeddings.position_embedding.weight",
+            "norm": "post_layernorm",
+            "attn_pool/latent": "head.probe",
+            "attn_pool/q": "head.attention.q",
+            "attn_pool/kv": "head.attention.kv",
+            "attn_pool/proj": "head.attention.out_proj",
+            "attn_pool/norm": "head.layernorm",
+            "attn_pool/mlp/fc1": "head.mlp.fc1",
+            "attn_pool/mlp/fc2": "head.mlp.fc2",
+            "head": "classifier",
+        },
+    },
+    requires=None,
+)
+
+
 def _google(attention: int, mlp: int, norm: int, position: str, name: str) -> Layout:
     block = "Transformer/encoderblock_{i}"
     return Layout(
@@ -200,7 +271,7 @@ BIG_VISION = _google(0, 0, 1, "pos_embedding", "big_vision npz")
 VIT = Family(
     layouts=(
         *(TIMM, TIMM_AVERAGE, META_DINO, META_DEIT3),
-        *(TRANSFORMERS, TRANSFORMERS_DEIT, TRANSFORMERS_DINO),
+        *(TRANSFORMERS, TRANSFORMERS_DEIT, TRANSFORMERS_DINO, TRANSFORMERS_CLIP, TRANSFORMERS_SIGLIP),
         *(GOOGLE, BIG_VISION),
     ),
     stem="patch_embed/kernel",
