@@ -83,6 +83,7 @@ def bucket(monkeypatch):
         "AWS_ACCESS_KEY_ID": "me",
         "AWS_SECRET_ACCESS_KEY": "cAnArY7f3d91q",
         "AWS_DEFAULT_REGION": "us-east-1",
+        "NO_PROXY": "127.0.0.1",
     }.items():
         monkeypatch.setenv(name, value)
     remote._system.cache_clear()
