@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -73,7 +74,8 @@ class DataConfig(Section):
 
     name: str = "digits"
     """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | csv:FILE | jsonl:FILE | parquet:FILE |
-    wds:PATTERN | hf:NAME | hf:PATH | idx:PATH | npz:PATH; arrays: those that were given to fit()."""
+    wds:PATTERN | hf:NAME | hf:PATH | idx:PATH | npz:PATH; arrays: those that were given to fit(). Paths of folders,
+    tables and tar files may be addresses: s3://, gs://, hf://, http://."""
     task: Literal["auto", "multiclass", "multilabel"] = "auto"
     """multiclass: each image has one class; multilabel: any number of labels; auto: as the labels are given."""
     dir: Path | None = None
@@ -102,7 +104,7 @@ class DataConfig(Section):
     """Which of `folds`, from 0 on, is the test set of this run (a sweep sets it)."""
     group: str | None = None
     """Column of a table (csv, jsonl, parquet, hf) with what belongs together, such as a patient: held-out splits and
-    folds never cut a group."""
+    folds never cut a group. In Python also `fit(..., groups=)`."""
     split_seed: int = 0
     """Seed of the held-out splits; kept apart from `seed` so that runs with other seeds compare on one split."""
     max_train_images: Count | None = None
@@ -111,6 +113,8 @@ class DataConfig(Section):
     """Few-shot: train on this many images of each class, drawn from the training set (never from validation)."""
     draws: Count = 1
     """Few-shot draws (technique fe): a head is trained on each, and mean and interval are reported."""
+    cache_gb: Positive = 20.0
+    """Most of the disk, in GB, that copies of remote images and shards take in ~/.cache/jaxtrain."""
     max_bad_images: Annotated[int, Field(ge=0)] = 0
     """Unreadable images that may be skipped (named and counted) before the run stops."""
     max_pixels: Count = 50_000_000
@@ -142,6 +146,16 @@ class DataConfig(Section):
     def pixel_type(self) -> Literal["uint8", "uint16"]:
         """Of the images that the network is given."""
         return "uint16" if self.bits == 16 else "uint8"
+
+    @field_validator("name")
+    @classmethod
+    def _without_credentials(cls, value: str) -> str:
+        if re.search(r"://[^/\s]*@|[?&][^=&]*(signature|sig|token|key|password)[^=&]*=", value, re.IGNORECASE):
+            raise ValueError(
+                "the address holds a password or signature, which config.yaml would keep: give it by the "
+                "environment (AWS_ACCESS_KEY_ID, ...), or download the file"
+            )
+        return value
 
     @field_validator("value_range")
     @classmethod
@@ -697,7 +711,7 @@ _RECORDED = ("train.steps_per_call", "optimizer.learning_rate", "optimizer.weigh
 FREE_ON_RESUME = (
     *("name", "run_dir", "quiet", "tracking", "checkpoint", "parallel"),
     *("train.log_every", "train.steps_per_call", "train.microbatch", "train.hang_minutes"),
-    *("train.on_nonfinite", "train.nonfinite_limit", "data.dir", "data.workers", "data.prefetch"),
+    *("train.on_nonfinite", "train.nonfinite_limit", "data.dir", "data.cache_gb", "data.workers", "data.prefetch"),
     *("data.max_bad_images", "data.max_pixels", "data.device_budget_mb", "features.store", "features.batch_size"),
 )
 """Options and sections that may differ when a run is continued: they do not decide what is learned."""

@@ -119,7 +119,7 @@ NOT_READ = {
     *("technique", "name", "run_dir", "train.epochs"),  # read before the run directory is there, as are the next
     *("data.dir", "data.split_seed", "data.val_fraction", "data.test_fraction", "data.max_train_images"),
     *("data.device_budget_mb", "data.layout", "parallel.cpu_devices"),
-    *("data.workers", "data.prefetch", "data.max_pixels"),  # of image files
+    *("data.workers", "data.prefetch", "data.max_pixels", "data.cache_gb"),  # of image files
     *(path for path in option_paths() if path.startswith("data.columns.")),  # of tables
     "data.value_range",
     *("data.group", "data.folds", "data.fold"),  # where splits are drawn

@@ -22,6 +22,7 @@ from jaxtrain.config import Config, DataConfig, chosen
 from jaxtrain.config_io import explain
 from jaxtrain.data.augment import augment, normalize
 from jaxtrain.data.base import Dataset
+from jaxtrain.data.holdout import GROUPS
 from jaxtrain.data.objects import objects_dataset
 from jaxtrain.data.sources import ARRAYS
 from jaxtrain.data.worker_watch import refuse_in_worker
@@ -316,6 +317,7 @@ class BaseClassifier(Trained):
         validation: Any = None,
         test: Any = None,
         class_names: tuple[str, ...] | None = None,
+        groups: ArrayLike | None = None,
     ) -> Self:
         """Train on images, or on `config.data.name` when none are given; continues where the run directory ends.
 
@@ -323,8 +325,9 @@ class BaseClassifier(Trained):
         Hugging Face, torch, Grain or tfds (their labels are in it), a list of paths or Pillow images. `validation` and
         `test` are such objects, or pairs (images, labels). Without `validation` a stratified part of the training
         images is held out (`data.val_fraction`). `test` is opened once, at the end. `sample_weight` is
-        `float[images]`: how much each image counts in training. Raises UserError for wrong input and RunError when the
-        run can't go on.
+        `float[images]`: how much each image counts in training. `groups` is `[images]`, numbers or names of what
+        belongs together, such as a patient: held-out splits and folds never cut one, as with `data.group`. Raises
+        UserError for wrong input and RunError when the run can't go on.
         """
         refuse_in_worker()
         set_cpu_devices(self.config.parallel)
@@ -332,7 +335,12 @@ class BaseClassifier(Trained):
         check_devices()
         with processes.together():
             given = images is not None
-            technique = self.bind(self.config.replace(**{"data.name": ARRAYS}) if given else self.config)
+            if groups is not None and not given:
+                raise UserError("groups: given with images only; data.group names a column of a table")
+            changes = {"data.name": ARRAYS} if given else {}
+            if groups is not None:
+                changes["data.group"] = self.config.data.group or GROUPS
+            technique = self.bind(self.config.replace(**changes))
             data = technique.data_config
             if not given:
                 dataset = load_with_bar(data, quiet=self.config.quiet)
@@ -345,6 +353,7 @@ class BaseClassifier(Trained):
                     class_names=class_names,
                     config=data,
                     sample_weight=sample_weight,
+                    groups=groups,
                 )
             self._fitted = run(technique, dataset)
         return self

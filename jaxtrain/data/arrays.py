@@ -15,6 +15,7 @@ from jaxtrain.archives import Npz, open_npz
 from jaxtrain.config import DataConfig
 from jaxtrain.data.assemble import assemble, natural_channels
 from jaxtrain.data.base import ArraySource, Dataset, Images, ImageSource
+from jaxtrain.data.holdout import column_of_groups
 from jaxtrain.data.known import KNOWN, Known
 from jaxtrain.data.labels import classes_of, given_as, image_weights, label_values, placed
 from jaxtrain.data.paths import existing
@@ -41,6 +42,7 @@ def from_arrays(
     name: str = "arrays",
     config: DataConfig | None = None,
     sample_weight: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
 ) -> Dataset:
     """A data set from arrays; nothing is copied but what a split takes.
 
@@ -49,7 +51,8 @@ def from_arrays(
     it; without, the values that occur, sorted, are the classes (so 0..k-1 stay as they are). Several labels per image
     are a matrix `[images, classes]` of 0, 1 and -1 (unknown), or lists of names. `validation` and
     `test` are pairs (images, labels); without `validation`, `config.val_fraction` of the training images is
-    held out. `sample_weight` is `float[images]`: how much each image counts in training.
+    held out. `sample_weight` is `float[images]`: how much each image counts in training. `groups` is `[images]`: what
+    belongs together, as `config.group`.
 
     Raises `UserError` for other dtypes and shapes, labels that are missing, negative, NaN or unknown, and for
     fewer than two classes.
@@ -63,6 +66,7 @@ def from_arrays(
         val=validation,
         open_test=None if test is None else lambda: test,
         sample_weight=sample_weight,
+        groups=groups,
     )
 
 
@@ -75,6 +79,7 @@ def arrays_dataset(
     val: Pair | None,
     open_test: Callable[[], Pair] | None,
     sample_weight: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
 ) -> Dataset:
     """Arrays of any origin, checked; `open_test` is called when the test set is opened."""
     images = as_pixels(train[0], f"{name} train", config)
@@ -92,11 +97,12 @@ def arrays_dataset(
 
     labels, where = placed(values, names, classes, f"{name} train"), f"{name} train"
     weights = None if sample_weight is None else image_weights(sample_weight, len(images), "sample_weight")
+    columns = column_of_groups(groups, len(images), config)
     dataset = assemble(
         config,
         name=name,
         class_names=names,
-        train=ArraySource(images, labels, where, weights=weights),
+        train=ArraySource(images, labels, where, weights=weights, metadata=columns),
         val=None if val is None else source(val, "validation"),
         open_test=lambda: None if open_test is None else source(open_test(), "test"),
         natural_channels=natural_channels(images.shape[-1], config.channels),

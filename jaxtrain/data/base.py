@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.packed import picked_names
+from jaxtrain.data.remote import RemoteFile
 from jaxtrain.readers import read_bytes
 
 LARGEST_FILE = 1 << 30
@@ -60,6 +61,8 @@ class ArraySource:
     """`float32[images]`: how much each image counts in training; None: all the same."""
     loaded: ImageSource | None = None
     """The same images as they were before they were decoded or resized into this array; None: as they are here."""
+    metadata: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """As of `FileSource`."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,16 +79,15 @@ class ArraySource:
         """The same images, fewer or in another order: a copy, or a view of a memory-mapped array."""
         if isinstance(self.images, np.memmap):
             return Subset(self, indices)
-        weights = None if self.weights is None else self.weights[indices]
         loaded = None if self.loaded is None else self.loaded.select(indices)
-        return replace(self, images=self.images[indices], labels=self.labels[indices], weights=weights, loaded=loaded)
+        return replace(self, images=self.images[indices], loaded=loaded, **picked(self, indices))
 
 
 @dataclass(frozen=True)
 class FileSource:
     """Images in files, one each, read when asked for."""
 
-    paths: Sequence[str | Path]
+    paths: Sequence[str | Path | RemoteFile]
     labels: Labels
     metadata: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """What else is known of each image, `{name: [images]}`: the Benchmark tells results by it."""
@@ -97,11 +99,12 @@ class FileSource:
 
     def read(self, index: int) -> bytes:
         """The encoded file."""
-        return read_bytes(self.paths[index], LARGEST_FILE)
+        path = self.paths[index]
+        return path.read(LARGEST_FILE) if isinstance(path, RemoteFile) else read_bytes(path, LARGEST_FILE)
 
     def describe(self, index: int) -> str:
         """The path, printable also where its name is not valid UTF-8."""
-        return os.fsencode(self.paths[index]).decode(errors="replace")
+        return os.fsencode(str(self.paths[index])).decode(errors="replace")
 
     def select(self, indices: NDArray[np.int64]) -> FileSource:
         """The same files, fewer or in another order."""
@@ -113,7 +116,7 @@ class FileSource:
 class PartSource:
     """Images that are parts of files, such as the members of a tar file: each is read from its place."""
 
-    files: tuple[str, ...]
+    files: tuple[str | RemoteFile, ...]
     places: NDArray[np.int64]
     """Number of the file, first byte and length in bytes of each image: `int64[images, 3]`."""
     labels: Labels
@@ -132,11 +135,15 @@ class PartSource:
     def read(self, index: int) -> bytes:
         """The encoded image; OSError where the file ends before it does."""
         number, start, length = self.places[index].tolist()
-        # Held here: another thread may have put its own into the cache.
-        file = _opened(self.files[number], self.version)
-        data = os.pread(file.fileno(), length, start)
+        within = self.files[number]
+        if isinstance(within, RemoteFile):
+            data = within.part(start, length)
+        else:
+            # Held here: another thread may have put its own into the cache.
+            file = _opened(within, self.version)
+            data = os.pread(file.fileno(), length, start)
         if len(data) < length:
-            raise OSError(f"{self.files[number]} is cut off")
+            raise OSError(f"{within} is cut off")
         return data
 
     def describe(self, index: int) -> str:
@@ -214,11 +221,13 @@ class Relabelled:
     source: ImageSource
     labels: Labels
     weights: NDArray[np.float32] | None = None
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What is known of each image besides what the other source knows."""
 
     @property
     def metadata(self) -> Mapping[str, NDArray[Any]]:
         """What else is known of each image, `{name: [images]}`."""
-        return getattr(self.source, "metadata", {})
+        return {**getattr(self.source, "metadata", {}), **self.columns}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -234,16 +243,21 @@ class Relabelled:
     def select(self, indices: NDArray[np.int64]) -> Relabelled:
         """Fewer of these images, or in another order."""
         weights = None if self.weights is None else self.weights[indices]
-        return Relabelled(self.source.select(indices), self.labels[indices], weights)
+        columns = {name: values[indices] for name, values in self.columns.items()}
+        return Relabelled(self.source.select(indices), self.labels[indices], weights, columns)
 
 
 def relabelled(
-    source: ImageSource, labels: Labels, weights: NDArray[np.float32] | None = None
+    source: ImageSource,
+    labels: Labels,
+    weights: NDArray[np.float32] | None = None,
+    columns: Mapping[str, NDArray[Any]] | None = None,
 ) -> ArraySource | FileSource | Relabelled:
-    """The same images with these labels and weights."""
+    """The same images with these labels and weights, and with further `metadata`."""
     if isinstance(source, ArraySource | FileSource):
-        return replace(source, labels=labels, weights=weights)
-    return Relabelled(source, labels, weights)
+        metadata = {**source.metadata, **(columns or {})}
+        return replace(source, labels=labels, weights=weights, metadata=metadata)
+    return Relabelled(source, labels, weights, columns or {})
 
 
 @dataclass(frozen=True)

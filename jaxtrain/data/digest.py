@@ -18,6 +18,7 @@ from jaxtrain.data.assemble import Of16Bits
 from jaxtrain.data.base import ArraySource, FileSource, Images, ImageSource, Labels, PartSource, Relabelled, weights_of
 from jaxtrain.data.decode import to_channels
 from jaxtrain.data.objects import ItemsSource
+from jaxtrain.data.remote import RemoteFile
 from jaxtrain.data.scan import parallel
 from jaxtrain.data.splits import Indices
 
@@ -136,8 +137,13 @@ def _digests(source: ImageSource, indices: Indices, workers: int, channels: int 
 
 
 def _file_sizes(source: FileSource, workers: int) -> NDArray[np.int64]:
-    sizes = parallel(lambda i: os.stat(source.paths[i]).st_size, len(source), workers)
-    return np.array(sizes, np.int64)
+    def size(index: int) -> int:
+        path = source.paths[index]
+        if not isinstance(path, RemoteFile):
+            return os.stat(path).st_size
+        return path.size if path.size >= 0 else len(source.read(index))
+
+    return np.array(parallel(size, len(source), workers), np.int64)
 
 
 def _digest(image: bytes | Images) -> bytes:

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxtrain.config import DataConfig
 from jaxtrain.data.assemble import assemble_splits, check_names
 from jaxtrain.data.base import Dataset, FileSource
 from jaxtrain.data.packed import Packed
 from jaxtrain.data.paths import existing
+from jaxtrain.data.remote import RemoteFile, is_remote
+from jaxtrain.data.remote_cache import Cache
+from jaxtrain.data.remote_folder import Entry, RemoteFolder, remote_folder
 from jaxtrain.data.scan import parallel, why_no_image
 from jaxtrain.data.splits import SPLIT_NAMES
 from jaxtrain.errors import UserError
@@ -38,14 +42,17 @@ _LAYOUT = "expected PATH/CLASS/*.jpg or PATH/{train,val,test}/CLASS/*.jpg"
 _SHOWN = 10
 _log = logging.getLogger(__name__)
 
+Folder = Path | RemoteFolder
+
 
 class _Split(NamedTuple):
-    folder: Path
+    folder: Folder
     classes: list[str]
 
 
 class _Found(NamedTuple):
-    images: FileSource
+    images: Packed
+    labels: NDArray[np.int32]
     lacking: list[str]
     """Classes without an image."""
     unused: list[str]
@@ -71,9 +78,7 @@ def folder_dataset(config: DataConfig, text: str) -> Dataset:
     Raises `UserError` for another layout, training classes without images and unknown classes in other splits;
     `RunError` for more unreadable images than allowed.
     """
-    root = existing(text, "folder")
-    if not root.is_dir():
-        raise UserError(f"folder:{text} is a file: {_LAYOUT}")
+    root = _root(config, text)
     splits = {"train": _Split(root, _subfolders(root))} if config.layout == "classes" else _find_splits(root)
     classes = splits["train"].classes
     check_names(config.name, classes)
@@ -83,19 +88,33 @@ def folder_dataset(config: DataConfig, text: str) -> Dataset:
 
     for warning in _warnings(root, splits, found):
         _log.warning("%s", warning)
-    dataset = assemble_splits(config, tuple(classes), {name: part.images for name, part in found.items()})
+    sources = {
+        name: FileSource(root.files(part.images) if isinstance(root, RemoteFolder) else part.images, part.labels)
+        for name, part in found.items()
+    }
+    dataset = assemble_splits(config, tuple(classes), sources)
     if splits["train"].folder == root:
         return dataset
-    return replace(dataset, taken=", ".join(f"{n}: {s.folder.relative_to(root)}" for n, s in splits.items()))
+    parts = ((name, str(split.folder)[len(str(root)) :].lstrip("/")) for name, split in splits.items())
+    return replace(dataset, taken=", ".join(f"{name}: {part}" for name, part in parts))
 
 
-def _warnings(root: Path, splits: Mapping[str, _Split], found: Mapping[str, _Found]) -> Iterator[str]:
+def _root(config: DataConfig, text: str) -> Folder:
+    if is_remote(text):
+        return remote_folder(text, Cache.of(config.cache_gb), f"folder:{text}")
+    root = existing(text, "folder")
+    if not root.is_dir():
+        raise UserError(f"folder:{text} is a file: {_LAYOUT}")
+    return root
+
+
+def _warnings(root: Folder, splits: Mapping[str, _Split], found: Mapping[str, _Found]) -> Iterator[str]:
     """What of the folder is not as one would think: missing classes, files and folders that are not used."""
     for name, split in splits.items():
         if found[name].lacking:
             yield f"{split.folder} has no images of {_few(found[name].lacking)}: the others are measured"
     if unused := [path for part in found.values() for path in part.unused]:
-        yield f"{root}: {len(unused)} files are not used, as they are not images: {_by_kind(unused)}"
+        yield f"{root}: {len(unused)} files are not used, as they are not images: {_by_kind(root, unused)}"
     loose = [path for split in splits.values() for path in _files(split.folder) if _named_image(path)]
     if loose:
         yield f"{root}: {len(loose)} images beside the class folders are not used: {_few(loose)}"
@@ -105,7 +124,7 @@ def _warnings(root: Path, splits: Mapping[str, _Split], found: Mapping[str, _Fou
         yield f"{level}: folders that are not splits are not used: {_few(sorted(beside))}"
 
 
-def _by_kind(paths: list[str]) -> str:
+def _by_kind(root: Folder, paths: list[str]) -> str:
     """How many files of each extension, with what the first one is where that is known."""
     first: dict[str, str] = {}
     counts: Counter[str] = Counter()
@@ -113,7 +132,7 @@ def _by_kind(paths: list[str]) -> str:
         kind = os.path.splitext(path)[1].lower() or "without extension"
         counts[kind] += 1
         first.setdefault(kind, path)
-    known = {kind: why_no_image(path) for kind, path in first.items()}
+    known = {kind: why_no_image(_file(root, path)) for kind, path in first.items()}
     named = (f"{n} {kind}" + (f" ({known[kind]})" if known[kind] else "") for kind, n in counts.most_common(_SHOWN))
     return ", ".join(named) + (", ..." if len(counts) > _SHOWN else "")
 
@@ -121,7 +140,7 @@ def _by_kind(paths: list[str]) -> str:
 # --- which folders are what ------------------------------------------------------------------------
 
 
-def _find_splits(root: Path) -> dict[str, _Split]:
+def _find_splits(root: Folder) -> dict[str, _Split]:
     root = _look_through(root)
     tops = _subfolders(root)
     if not tops:
@@ -159,7 +178,7 @@ def _named_splits(tops: list[str]) -> dict[str, str]:
     return {}
 
 
-def _look_through(folder: Path, classes: Collection[str] = ()) -> Path:
+def _look_through(folder: Folder, classes: Collection[str] = ()) -> Folder:
     """Down through folders that only wrap others, though not into one of the known classes."""
     while True:
         tops = _subfolders(folder)
@@ -172,7 +191,7 @@ def _look_through(folder: Path, classes: Collection[str] = ()) -> Path:
         folder = below
 
 
-def _refuse_folders_of_folders(root: Path, tops: list[str]) -> None:
+def _refuse_folders_of_folders(root: Folder, tops: list[str]) -> None:
     below = [_subfolders(root / name) for name in tops]
     if all(_only_folders(root / name) for name in tops) and any(len(names) > 1 for names in below):
         raise UserError(
@@ -181,15 +200,15 @@ def _refuse_folders_of_folders(root: Path, tops: list[str]) -> None:
         )
 
 
-def _only_folders(folder: Path) -> bool:
+def _only_folders(folder: Folder) -> bool:
     return bool(_subfolders(folder)) and not any(_named_image(path) for path in _files(folder))
 
 
-def _holds_images(folder: Path) -> bool:
+def _holds_images(folder: Folder) -> bool:
     return any(_named_image(path) for path in _files_below(folder))
 
 
-def _subfolders(folder: Path) -> list[str]:
+def _subfolders(folder: Folder) -> list[str]:
     with _listing(folder) as entries:
         return sorted(entry.name for entry in entries if not hidden(entry.name) and _is_folder(entry))
 
@@ -209,7 +228,7 @@ def _list_images(split: _Split, classes: list[str]) -> _Found:
     unused: list[str] = []
     counts = []
     for name in classes:
-        images, others = images_below(os.path.join(split.folder, name)) if name in split.classes else ([], [])
+        images, others = images_below(split.folder / name) if name in split.classes else ([], [])
         paths.append(Packed.of(images))
         unused += others
         counts.append(len(images))
@@ -217,45 +236,53 @@ def _list_images(split: _Split, classes: list[str]) -> _Found:
         raise UserError(f"folder:{split.folder} holds no images: {_LAYOUT}")
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     lacking = [name for name, count in zip(classes, counts, strict=True) if not count]
-    return _Found(FileSource(Packed.joined(paths), labels), lacking, unused)
+    return _Found(Packed.joined(paths), labels, lacking, unused)
 
 
-def images_below(folder: str | Path) -> tuple[list[str], list[str]]:
+def images_below(folder: Folder) -> tuple[list[str], list[str]]:
     """Every image below a folder and every other file, both ordered by path."""
     images: list[str] = []
     unclear: list[str] = []
     for path in _files_below(folder):
         (images if _named_image(path) else unclear).append(path)
     # Neither pipes nor broken links are opened.
-    unclear = sorted(path for path in unclear if os.path.isfile(path))
-    reasons = parallel(lambda i: why_no_image(unclear[i]), len(unclear), workers=16)
+    unclear = sorted(path for path in unclear if isinstance(folder, RemoteFolder) or os.path.isfile(path))
+    reasons = parallel(lambda i: why_no_image(_file(folder, unclear[i])), len(unclear), workers=16)
     images += [path for path, reason in zip(unclear, reasons, strict=True) if reason is None]
     return sorted(images), [path for path, reason in zip(unclear, reasons, strict=True) if reason is not None]
 
 
-def _files_below(folder: str | Path) -> Iterator[str]:
+def _file(folder: Folder, path: str) -> str | RemoteFile:
+    return folder.file(path) if isinstance(folder, RemoteFolder) else path
+
+
+def _files_below(folder: Folder) -> Iterator[str]:
     """Every file below a folder; a folder that links lead to again is read once."""
     seen: set[tuple[int, int]] = set()
-    waiting = [os.fspath(folder)]
+    waiting = [folder]
     while waiting:
         current = waiting.pop()
         with _listing(current) as entries:
-            status = os.stat(current)
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
+            if isinstance(current, Path):
+                status = os.stat(current)
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
             for entry in entries:
                 if hidden(entry.name):
                     continue
                 if _is_folder(entry):
-                    waiting.append(entry.path)
+                    waiting.append(current / entry.name)
                 # Broken links count, to be reported as unreadable; pipes and devices do not.
                 elif entry.is_symlink() or entry.is_file():
                     yield entry.path
 
 
 @contextmanager
-def _listing(folder: str | Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+def _listing(folder: Folder) -> Iterator[Iterator[os.DirEntry[str] | Entry]]:
+    if isinstance(folder, RemoteFolder):
+        yield folder.entries()
+        return
     try:
         with os.scandir(folder) as entries:
             yield entries
@@ -263,7 +290,7 @@ def _listing(folder: str | Path) -> Iterator[Iterator[os.DirEntry[str]]]:
         raise UserError(f"{folder} cannot be listed: {error.strerror}") from None
 
 
-def _files(folder: Path) -> list[str]:
+def _files(folder: Folder) -> list[str]:
     with _listing(folder) as entries:
         return sorted(entry.path for entry in entries if not hidden(entry.name) and not _is_folder(entry))
 
@@ -277,7 +304,7 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_folder(entry: os.DirEntry[str] | Entry) -> bool:
     # A link may lead to itself, at which `is_dir` raises.
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 

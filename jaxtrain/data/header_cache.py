@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.archives import open_npz
 from jaxtrain.data.base import FileSource, ImageSource
+from jaxtrain.data.remote import RemoteFile
 from jaxtrain.data.scan import (
     Header,
     Headers,
@@ -44,10 +45,10 @@ def scan(source: ImageSource, max_pixels: int) -> Headers:
     return refuse_large(headers_of(header, len(source), workers=4), max_pixels)
 
 
-def _headers_of_files(paths: Sequence[str | Path]) -> Headers:
+def _headers_of_files(paths: Sequence[str | Path | RemoteFile]) -> Headers:
     key = hashlib.sha256(os.fsencode(os.getcwd()))
     for path in paths:
-        key.update(b"\0" + os.fsencode(path))
+        key.update(b"\0" + os.fsencode(str(path)))
     file = user_cache() / "headers" / f"{key.hexdigest()[:32]}.npz"
     if (known := _load(file, len(paths))) is not None:
         headers, states = known
@@ -69,20 +70,27 @@ def _headers_of_files(paths: Sequence[str | Path]) -> Headers:
     bad |= {int(changed[index]): reason for index, reason in read.bad.items()}
     headers = Headers(headers.sizes, headers.grey, dict(sorted(bad.items())))
     if known is not None or time.monotonic() - began > _SLOW_SECONDS:
-        _save(file, headers, _states(paths))
+        states = _states(paths)
+        lacking = [index for index in headers.bad if isinstance(paths[index], RemoteFile)]
+        states[lacking] = -2  # it may have been missing for a while
+        _save(file, headers, states)
     return headers
 
 
-def _header(paths: Sequence[str | Path], places: NDArray[np.int64], index: int) -> Header:
-    return header_of_file(str(paths[places[index]]))
+def _header(paths: Sequence[str | Path | RemoteFile], places: NDArray[np.int64], index: int) -> Header:
+    path = paths[places[index]]
+    return header_of_file(path if isinstance(path, RemoteFile) else str(path))
 
 
-def _states(paths: Sequence[str | Path]) -> NDArray[np.int64]:
-    """Size and time of change of each file: `int64[files, 2]`; -1 where it cannot be known."""
+def _states(paths: Sequence[str | Path | RemoteFile]) -> NDArray[np.int64]:
+    """Size and time of change of each file, or version: `int64[files, 2]`; negative where it cannot be known."""
 
     def state(index: int) -> tuple[int, int]:
+        path = paths[index]
+        if isinstance(path, RemoteFile):  # taken not to change where only the address is known
+            return max(path.size, 0), max(path.version, 0)
         try:
-            found = os.stat(paths[index])
+            found = os.stat(path)
         except OSError:
             return -1, -1
         return found.st_size, found.st_mtime_ns

@@ -6,8 +6,10 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.config import DataConfig
 from jaxtrain.data.base import ImageSource, Labels
@@ -16,6 +18,8 @@ from jaxtrain.errors import UserError, nearest
 
 NOTHING_HELD_OUT = {"val_fraction": 0.0, "test_fraction": 0.0, "folds": None, "fold": None}
 """Options of a data set in whose training images are all that its source has."""
+GROUPS = "groups"
+"""The value of `data.group` where groups were given to `fit`."""
 _USUAL_GROUPS = frozenset(
     f"{what}{end}" for what in ("group", "patient", "subject", "case") for end in ("", "_id", "id")
 )
@@ -106,6 +110,18 @@ def groups_of(source: ImageSource, config: DataConfig) -> Indices | None:
         known = nearest(config.group, columns) if columns else "it has no columns besides image and label"
         raise UserError(f"data.group: {config.name} has no column '{config.group}': {known}")
     return np.unique(columns[config.group].astype(str), return_inverse=True)[1].astype(np.int64)
+
+
+def column_of_groups(groups: ArrayLike | None, images: int, config: DataConfig) -> dict[str, NDArray[Any]]:
+    """What was given to `fit` as `groups`, as `{name: object[images]}`; empty for None. UserError where some lack."""
+    if groups is None:
+        return {}
+    values = np.asarray(groups, object)
+    if values.shape != (images,):
+        raise UserError(f"groups: {images} training images need one group each, not shape {list(values.shape)}")
+    if any(value is None or value != value for value in values.tolist()):
+        raise UserError("groups: some are missing (None or NaN): each image needs one")
+    return {config.group or GROUPS: np.array([str(value) for value in values.tolist()], object)}
 
 
 def warn_of_shared_groups(sources: Mapping[str, ImageSource], config: DataConfig) -> None:

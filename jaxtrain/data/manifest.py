@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from jaxtrain.config import DataConfig
 from jaxtrain.data.assemble import assemble_splits
-from jaxtrain.data.base import Dataset, FileSource, Labels, PartSource
+from jaxtrain.data.base import LARGEST_FILE, Dataset, FileSource, Labels, PartSource
 from jaxtrain.data.labels import classes_of, given_as, image_weights, label_values
 from jaxtrain.data.packed import Packed
 from jaxtrain.data.parquet_images import parquet_parts
 from jaxtrain.data.paths import existing
+from jaxtrain.data.remote import ADDRESS, RemoteFile, RemotePaths, checked, is_remote, normal, remote_file
+from jaxtrain.data.remote_cache import Cache
 from jaxtrain.data.several_labels import columns_of_labels, names_in, place_several
 from jaxtrain.data.splits import SPLIT_NAMES, Indices
 from jaxtrain.data.table import (
@@ -54,7 +56,7 @@ class Rows:
 
 @memory_given_back()
 def manifest_dataset(kind: str, config: DataConfig, text: str) -> Dataset:
-    """A table whose rows are images: paths relative to its folder or, in Parquet, encoded images.
+    """A table whose rows are images: paths relative to its folder, addresses or, in Parquet, encoded images.
 
     Which column holds what is known by its name (`ROLES`) or given by `data.columns`. A column of splits says train,
     val or test, or another word that `folder:` knows. In CSV, labels that are all whole numbers are numbers; classes
@@ -66,8 +68,29 @@ def manifest_dataset(kind: str, config: DataConfig, text: str) -> Dataset:
     training has not, images with two labels, and paths that lead nowhere; `RunError` for more unreadable images than
     allowed.
     """
-    path = existing(text, kind)
-    table, where = read_table(kind, path), f"{kind}:{text}"
+    where = f"{kind}:{text}"
+    if not is_remote(text):
+        path = existing(text, kind)
+        return _dataset(kind, config, path, Place(where, f"{path.parent}{os.sep}"))
+    file = remote_file(text, Cache.of(config.cache_gb), where)
+    with file.local() as path:
+        version = repr((str(file), file.size, file.version))
+        return _dataset(kind, config, path, Place(where, f"{file.address.rpartition('/')[0]}/", version))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a table is."""
+
+    where: str
+    folder: str
+    """What relative paths begin with."""
+    version: str | None = None
+    """Of a copy of a remote table: what it is called, and its state."""
+
+
+def _dataset(kind: str, config: DataConfig, path: Path, place: Place) -> Dataset:
+    where, table = place.where, read_table(kind, path, place.where)
     apart = config.columns.labels
     if apart and config.columns.label:
         raise UserError("data.columns: label and labels: give one of them")
@@ -98,11 +121,12 @@ def manifest_dataset(kind: str, config: DataConfig, text: str) -> Dataset:
     everything: FileSource | PartSource
     zeros = np.zeros(table.num_rows, np.int32)
     if kind == "parquet" and encoded_images_in(path, columns["image"]):
-        blob, lengths = parquet_parts(path, columns["image"])
+        blob, lengths = parquet_parts(path, columns["image"], place.version)
         places = np.stack([np.zeros_like(lengths), lengths.cumsum() - lengths, lengths], axis=1)
-        everything = PartSource((blob,), places, zeros, _RowNames(text, len(lengths)), metadata, weights)
+        names_of_rows = _RowNames(where.partition(":")[2], len(lengths))
+        everything = PartSource((blob,), places, zeros, names_of_rows, metadata, weights)
     else:
-        paths = _paths(table.column(columns["image"]), path, rows)
+        paths = _paths(table.column(columns["image"]), place.folder, rows, Cache.of(config.cache_gb))
         everything = FileSource(paths, zeros, metadata, weights)
     sources = {name: replace(everything.select(splits[name]), labels=placed[name]) for name in placed}
     del table
@@ -229,7 +253,7 @@ def slices_by(column: Any) -> NDArray[Any] | None:
     return np.array([*map(str, values), ""], object)[codes]
 
 
-def _paths(column: Any, table: Path, rows: Rows) -> Packed:
+def _paths(column: Any, folder: str, rows: Rows, cache: Cache) -> Packed | RemotePaths:
     """The files of all rows; UserError where no column of paths is here, or one image has two labels."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -239,26 +263,41 @@ def _paths(column: Any, table: Path, rows: Rows) -> Packed:
         raise UserError(f"{where}: the images are {column.type}, must be paths of files: give data.columns.image")
     if column.null_count:
         raise UserError(f"{where}: {_rows(column.is_null().to_numpy())} no image")
-    for text in column[:_SHOWN].to_pylist():
-        if "://" in text:
-            raise UserError(f"{where}: {text} is not on this machine: only local files are read; download it first")
     if pc.count_distinct(column).as_py() < len(column):
         for warning in _check_repeated(*coded(column), rows.labels[0], rows):
             _log.warning("%s", warning)
-    folder, nothing = (pa.scalar(text, pa.large_string()) for text in (f"{table.parent}{os.sep}", ""))
-    parts = []
+    before, nothing = (pa.scalar(text, pa.large_string()) for text in (folder, ""))
+    parts, first = [], dict[str, str]()
     for part in column.chunks:
-        texts = part.cast(pa.large_string())
-        joined = pc.binary_join_element_wise(folder, texts, nothing)
-        parts.append(Packed.of_arrow(pc.if_else(pc.starts_with(texts, os.sep), texts, joined)))
+        texts = pc.replace_substring_regex(part.cast(pa.large_string()), "^file://", "")
+        whole = pc.or_(pc.starts_with(texts, os.sep), pc.match_substring_regex(texts, ADDRESS))
+        texts = pc.if_else(whole, texts, pc.binary_join_element_wise(before, texts, nothing))
+        if is_remote(folder) and pc.any(pc.match_substring_regex(texts, r"/\.\.?/")).as_py():
+            texts = pa.array([normal(text) for text in texts.to_pylist()], pa.large_string())
+        parts.append(Packed.of_arrow(texts))
+        schemes = pc.struct_field(pc.extract_regex(texts, f"(?P<scheme>{ADDRESS})"), "scheme")
+        first |= {scheme: texts[pc.index(schemes, scheme).as_py()].as_py() for scheme in pc.unique(schemes.drop_null())}
     found = Packed.joined(parts)
     del parts
     give_back()
-    if not any(map(os.path.exists, found[:100])):
-        raise UserError(
-            f"{where}: none of its files exists, the first: {found[0]}; paths are relative to {table.parent}"
-        )
-    return found
+    for address in first.values():
+        checked(address, where)
+    paths = RemotePaths(found, cache) if first else found
+    if not any(_is_there(path) for path in paths[: _SHOWN if first else 100]):
+        raise UserError(f"{where}: none of its files exists, the first: {paths[0]}; paths are relative to {folder}")
+    return paths
+
+
+def _is_there(path: str | RemoteFile) -> bool:
+    if not isinstance(path, RemoteFile):
+        return os.path.exists(path)
+    try:
+        path.read(LARGEST_FILE)
+    except FileNotFoundError:
+        return False
+    except OSError:  # it is, though not for us, which is a reason of its own
+        return True
+    return True
 
 
 def _check_repeated(files: Indices, texts: NDArray[Any], labels: Indices, rows: Rows) -> Iterator[str]:

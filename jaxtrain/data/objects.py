@@ -18,8 +18,11 @@ from jaxtrain.data.arrays import as_pixels, from_arrays
 from jaxtrain.data.assemble import assemble_splits
 from jaxtrain.data.base import ArraySource, Dataset, FileSource, Images, ImageSource, Labels, picked, relabelled
 from jaxtrain.data.decode import BadImageError, pillow_pixels
+from jaxtrain.data.holdout import column_of_groups
 from jaxtrain.data.labels import Given, classes_of, encode_labels, given_as, image_weights, label_values, placed
 from jaxtrain.data.manifest import slices_by
+from jaxtrain.data.remote import RemotePaths, checked, is_remote
+from jaxtrain.data.remote_cache import Cache
 from jaxtrain.data.scan import Header, Headers, collect, header_of_image, parallel, refuse_large
 from jaxtrain.data.splits import SPLIT_NAMES
 from jaxtrain.data.table import choose_columns, group_values
@@ -105,12 +108,14 @@ def objects_dataset(
     class_names: Sequence[str] | None = None,
     config: DataConfig,
     sample_weight: Any = None,
+    groups: Any = None,
 ) -> Dataset:
     """The data set of what was given to `fit`.
 
     `images` are one array with `labels`, or an object that `open_split` knows, with its labels in it or given; a
     mapping of splits (as a `DatasetDict`) and a tfds builder hold validation and test images too. `validation` and
-    `test` are pairs (images, labels), or such objects. Raises `UserError` for what is not a labelled image.
+    `test` are pairs (images, labels), or such objects. `groups` is `[images]`, as `data.group`. Raises `UserError` for
+    what is not a labelled image.
     """
     parts: dict[str, Any] = {"train": (images, labels), "val": validation, "test": test}
     parts = {name: part for name, part in parts.items() if part is not None}
@@ -129,9 +134,10 @@ def objects_dataset(
             class_names=class_names,
             config=config,
             sample_weight=sample_weight,
+            groups=groups,
         )
     splits = {name: open_split(*pair, where=name, config=config) for name, pair in pairs.items()}
-    return joined(splits, config, class_names, sample_weight)
+    return joined(splits, config, class_names, sample_weight, groups)
 
 
 def joined(
@@ -139,6 +145,7 @@ def joined(
     config: DataConfig,
     class_names: Sequence[str] | None = None,
     sample_weight: Any = None,
+    groups: Any = None,
 ) -> Dataset:
     """The data set of the splits train, val and test, of which the latter two may be missing.
 
@@ -159,7 +166,8 @@ def joined(
         weights = None
         if name == "train" and sample_weight is not None:
             weights = image_weights(sample_weight, len(of_split), "sample_weight")
-        sources[name] = relabelled(split.images, of_split, weights)
+        columns = column_of_groups(groups if name == "train" else None, len(of_split), config)
+        sources[name] = relabelled(split.images, of_split, weights, columns)
     headers = {name: split.headers for name, split in splits.items() if split.headers is not None}
     dataset = assemble_splits(config, names, sources, headers=headers)
     return replace(dataset, classes=given_as(classes))
@@ -294,7 +302,10 @@ def fields_of(item: Any, labelled: bool, where: str, columns: ColumnsConfig) -> 
 
 def _source(items: Any, field: Any, where: str, config: DataConfig) -> FileSource | ItemsSource:
     if field is None and isinstance(items, list | tuple) and all(isinstance(item, str | Path) for item in items):
-        return FileSource([os.fspath(item) for item in items], np.zeros(len(items), np.int32))
+        names = [os.fspath(item).removeprefix("file://") for item in items]
+        remote = [checked(name, where) for name in names if is_remote(name)]
+        paths = RemotePaths(names, Cache.of(config.cache_gb)) if remote else names
+        return FileSource(paths, np.zeros(len(names), np.int32))
     count, held = len(items), list(items) if isinstance(items, tuple) else items
     return ItemsSource(held, field, np.zeros(count, np.int32), where, np.arange(count), config)
 

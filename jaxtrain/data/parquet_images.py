@@ -18,13 +18,15 @@ from jaxtrain.files import reason, user_cache
 _BATCH = 256
 
 
-def parquet_parts(path: Path, column: str) -> tuple[str, NDArray[np.int64]]:
+def parquet_parts(path: Path, column: str, version: str | None = None) -> tuple[str, NDArray[np.int64]]:
     """A file with the images of all rows, one after the other, and the length of each: `int64[rows]`; 0 for none.
 
-    It is made when the table is first used, and again when it has changed. Raises UserError where it cannot be written.
+    It is made when the table is first used, and again when it has changed, which `version` tells of a copy of a remote
+    one. Raises UserError where it cannot be written.
     """
     status = path.stat()
-    key = repr((str(path.resolve()), status.st_size, status.st_mtime_ns, column))
+    known = (version,) if version else (str(path.resolve()), status.st_size, status.st_mtime_ns)
+    key = repr((*known, column))
     blob = user_cache() / "parquet" / hashlib.sha256(key.encode()).hexdigest()[:32]
     index = blob.with_suffix(".npy")
     try:

@@ -9,7 +9,7 @@ from jaxtrain.errors import UserError, nearest
 
 def existing(text: str, scheme: str) -> Path:
     """The path of `SCHEME:PATH`; raises `UserError` with the nearest name where it does not exist."""
-    path = Path(text).expanduser()
+    path = Path(text.removeprefix("file://")).expanduser()
     if path.exists():
         return path
     missing = path

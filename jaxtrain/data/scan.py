@@ -23,6 +23,7 @@ from jaxtrain.data.decode import (
     png_without_pixels,
     read_image,
 )
+from jaxtrain.data.remote import RemoteFile
 from jaxtrain.errors import DamagedError
 from jaxtrain.readers import open_file, without_name
 
@@ -73,9 +74,11 @@ def header_of(data: bytes, *, signed: bool = False) -> Header:
     return height, width, mode in GREY_MODES or mode.startswith("I;16")
 
 
-def header_of_file(path: str, *, signed: bool = False) -> Header:
-    """As `header_of`, reading no more of the file than it takes."""
+def header_of_file(path: str | RemoteFile, *, signed: bool = False) -> Header:
+    """As `header_of`, reading no more of the file than it takes. RunError where a remote store does not answer."""
     try:
+        if isinstance(path, RemoteFile):
+            return _header_of_remote(path, signed)
         with open_file(path, LARGEST_FILE) as file:
             head = file.read(_HEAD_BYTES)
             if len(head) < _HEAD_BYTES:
@@ -85,12 +88,23 @@ def header_of_file(path: str, *, signed: bool = False) -> Header:
             header = header_of(head, signed=signed)
             return header_of(head + file.read(), signed=signed) if isinstance(header, str) else header
     except DamagedError as error:
-        return without_name(error, path)
+        return without_name(error, str(path))
     except OSError as error:
         return error.strerror or str(error)
 
 
-def why_no_image(path: str) -> str | None:
+def _header_of_remote(file: RemoteFile, signed: bool) -> Header:
+    head = file.head(_HEAD_BYTES, LARGEST_FILE)
+    header = header_of(head, signed=signed)
+    # A whole PNG is read for its metadata; what has neither name nor beginning of an image is not fetched to be sure.
+    if len(head) == _HEAD_BYTES and (head.startswith(PNG_SIGNATURE) or (isinstance(header, str) and not signed)):
+        header = header_of(file.read(LARGEST_FILE), signed=signed)
+    if isinstance(header, str):
+        file.forget()
+    return header
+
+
+def why_no_image(path: str | RemoteFile) -> str | None:
     """None for an image, whatever its name; else what the file is, "" where that is not known."""
     header = header_of_file(path, signed=True)
     if not isinstance(header, str):

@@ -51,11 +51,10 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def read_table(kind: str, path: Path) -> Any:
+def read_table(kind: str, path: Path, where: str) -> Any:
     """The table in a file, without Parquet's encoded images (`Table` of pyarrow); UserError where there is none."""
     import pyarrow as pa
 
-    where = f"{kind}:{path}"
     if path.is_dir():
         raise UserError(f"{where} is a folder: name a file")
     try:

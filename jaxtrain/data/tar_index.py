@@ -19,7 +19,8 @@ from jaxtrain.config import ColumnsConfig
 from jaxtrain.data.base import PartSource
 from jaxtrain.data.folder import EXTENSIONS, hidden
 from jaxtrain.data.packed import Packed
-from jaxtrain.data.scan import Headers, collect, header_of_image, parallel
+from jaxtrain.data.remote import RemoteFile
+from jaxtrain.data.scan import Header, Headers, collect, header_of_image, parallel
 from jaxtrain.data.splits import SPLIT_NAMES
 from jaxtrain.data.table import ROLES
 from jaxtrain.errors import RunError, UserError
@@ -66,17 +67,12 @@ class TarIndex:
         return Headers(self.sizes, self.grey, {int(index): str(reason) for index, reason in self.bad})
 
 
-def tar_index(files: Sequence[str], columns: ColumnsConfig, where: str) -> TarIndex:
+def tar_index(files: Sequence[str | RemoteFile], columns: ColumnsConfig, where: str) -> TarIndex:
     """The index of tar files, from the cache where they have not changed since.
 
     Raises UserError for what is not a tar file or holds no labelled images, RunError for a damaged one.
     """
-    states = [os.stat(file) for file in files]
-    told = [
-        (file, state.st_size, state.st_mtime_ns)
-        for file, state in zip(map(os.path.abspath, files), states, strict=True)
-    ]
-    key = hashlib.sha256(repr((1, told, columns)).encode()).hexdigest()
+    key = hashlib.sha256(repr((1, list(map(_state, files)), columns)).encode()).hexdigest()
     cached = user_cache() / "tar" / f"{key[:32]}.npz"
     try:
         with np.load(cached, allow_pickle=False) as stored:
@@ -93,6 +89,13 @@ def tar_index(files: Sequence[str], columns: ColumnsConfig, where: str) -> TarIn
     return index
 
 
+def _state(file: str | RemoteFile) -> tuple[str, int, int]:
+    if isinstance(file, RemoteFile):
+        return str(file), file.size, file.version
+    status = os.stat(file)
+    return os.path.abspath(file), status.st_size, status.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class _Image:
     name: str
@@ -102,9 +105,9 @@ class _Image:
     split: int
 
 
-def _read(files: Sequence[str], columns: ColumnsConfig, where: str, key: str) -> TarIndex:
-    shards = parallel(lambda i: list(_images_of(files[i], columns)), len(files), workers=8)
-    found = [(number, image) for number, images in enumerate(shards) for image in images]
+def _read(files: Sequence[str | RemoteFile], columns: ColumnsConfig, where: str, key: str) -> TarIndex:
+    shards = parallel(lambda i: _look_into(files[i], columns), len(files), workers=8)
+    found = [(number, image) for number, (images, _) in enumerate(shards) for image in images]
     if not found:
         raise UserError(f"{where} holds no images")
     # Labels beside the images where one has such; else the folders are the classes.
@@ -114,7 +117,8 @@ def _read(files: Sequence[str], columns: ColumnsConfig, where: str, key: str) ->
     places = np.array([(number, image.start, image.length) for number, image in found], np.int64)
     names = Packed.of(f"{files[number]}/{image.name}" for number, image in found)
     source = PartSource(tuple(files), places, np.zeros(len(places), np.int32), names)
-    headers = collect(parallel(lambda i: header_of_image(source.read(i)), len(places), workers=8))
+    seen = [header for _, headers in shards for header in headers]
+    headers = collect(seen or parallel(lambda i: header_of_image(source.read(i)), len(places), workers=8))
     bad = np.array([[index, reason] for index, reason in headers.bad.items()], np.str_).reshape(-1, 2)
     splits = np.array([image.split for _, image in found], np.int64)
     return TarIndex(
@@ -130,6 +134,17 @@ def _read(files: Sequence[str], columns: ColumnsConfig, where: str, key: str) ->
         bad=bad,
         key=np.array([key]),
     )
+
+
+def _look_into(file: str | RemoteFile, columns: ColumnsConfig) -> tuple[list[_Image], list[Header]]:
+    """The images of one tar file; of a remote one, which is fetched as a whole, what their headers say too."""
+    if isinstance(file, str):
+        return list(_images_of(file, columns)), []
+    with file.local() as path:
+        images = list(_images_of(str(path), columns))
+        with open(path, "rb", buffering=0) as opened:
+            data = (os.pread(opened.fileno(), image.length, image.start) for image in images)
+            return images, [header_of_image(encoded) for encoded in data]
 
 
 def _images_of(path: str, columns: ColumnsConfig) -> Iterator[_Image]:

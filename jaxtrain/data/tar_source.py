@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 import json
 import os
+import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,13 @@ import numpy as np
 
 from jaxtrain.config import DataConfig
 from jaxtrain.data.assemble import assemble_splits
-from jaxtrain.data.base import Dataset, PartSource
+from jaxtrain.data.base import LARGEST_FILE, Dataset, PartSource
 from jaxtrain.data.labels import given_as
 from jaxtrain.data.manifest import Rows, place_labels, whole_numbers
 from jaxtrain.data.paths import existing
+from jaxtrain.data.remote import RemoteFile, is_remote, remote_file
+from jaxtrain.data.remote_cache import Cache
+from jaxtrain.data.remote_folder import remote_files, remote_folder
 from jaxtrain.data.scan import Headers, refuse_large
 from jaxtrain.data.splits import SPLIT_NAMES
 from jaxtrain.data.tar_index import NO_LABEL, tar_index
@@ -40,15 +44,17 @@ def tar_dataset(config: DataConfig, text: str) -> Dataset:
     The members' places and the images' headers are looked up once, and kept in the user's cache. Raises `UserError` for
     what is not such a set, `RunError` for a damaged file and more unreadable images than allowed.
     """
-    files, base = _files(text)
     where = f"wds:{text}"
+    files: Sequence[str | RemoteFile]
+    files, base = _remote_files(config, text, where) if is_remote(text) else _files(text)
     index = tar_index(files, config.columns, where)
     values = index.values
     codes = np.where(values[index.labels] == NO_LABEL, -1, index.labels)
-    class_names = _class_names(Path(base))
+    class_names = _class_names(config, base)
     if not index.folders[0] and class_names is None:
         codes, values = whole_numbers(codes, values)
-    splits = np.where(index.splits >= 0, index.splits, _splits_of_files(files, base)[index.places[:, 0]])
+    of_files = _splits_of_files([str(file) for file in files], base)
+    splits = np.where(index.splits >= 0, index.splits, of_files[index.places[:, 0]])
     rows = {name: np.flatnonzero(splits == place) for place, name in enumerate(_SPLITS) if (splits == place).any()}
     if "train" not in rows:
         raise UserError(f"{where} holds no training images: its files are of {' and '.join(rows)}")
@@ -63,11 +69,16 @@ def tar_dataset(config: DataConfig, text: str) -> Dataset:
     return replace(dataset, classes=given_as(classes), taken=f"{len(files)} tar files ({counts})")
 
 
-def _class_names(folder: Path) -> tuple[str, ...] | None:
-    """The classes of shards that were packed here, where their order was noted."""
+def _class_names(config: DataConfig, folder: str) -> tuple[str, ...] | None:
+    """The classes of shards that were packed by jaxtrain, where their order was noted."""
     try:
-        names = json.loads((folder / PACKED).read_text(encoding="utf-8"))["class_names"]
-    except (OSError, ValueError, KeyError, TypeError):
+        if is_remote(folder):
+            where = f"{folder}/{PACKED}"
+            text = remote_file(where, Cache.of(config.cache_gb), where).read(LARGEST_FILE)
+        else:
+            text = (Path(folder) / PACKED).read_bytes()
+        names = json.loads(text)["class_names"]
+    except (OSError, UserError, ValueError, KeyError, TypeError):
         return None
     return tuple(map(str, names)) if isinstance(names, list) else None
 
@@ -77,8 +88,30 @@ def _headers_of(headers: Headers, rows: np.ndarray) -> Headers:  # type: ignore[
     return Headers(headers.sizes[rows], headers.grey[rows], bad)
 
 
+def _remote_files(config: DataConfig, text: str, where: str) -> tuple[list[RemoteFile], str]:
+    """As `_files`."""
+    cache = Cache.of(config.cache_gb)
+    if not (_RANGE.search(text) or glob.has_magic(text)) and not text.endswith(".tar"):
+        folder = remote_folder(text, cache, where)
+        found = [folder.file(name) for name in sorted(folder.below()) if name.endswith(".tar")]
+        if not found:
+            raise UserError(f"{where} is a folder without *.tar")
+        return found, folder.address
+    found, lacking = remote_files(list(_expanded(text)), cache, where)
+    if not found:
+        raise UserError(
+            f"{where} {'matches no file' if len(lacking) > 1 or glob.has_magic(text) else 'does not exist'}"
+        )
+    if lacking := [file for file in lacking if not glob.has_magic(file)]:
+        raise UserError(f"{where}: {len(lacking)} of its files do not exist, the first: {lacking[0]}")
+    scheme = text[: text.index("://") + 3]
+    common = os.path.commonpath([posixpath.dirname(file.address)[len(scheme) :] for file in found])
+    return found, f"{scheme}{common}"
+
+
 def _files(text: str) -> tuple[list[str], str]:
     """The tar files that a pattern names, in order, and the folder below which their names may tell splits."""
+    text = text.removeprefix("file://")
     if _RANGE.search(text) or glob.has_magic(text):
         found = sorted(file for pattern in _expanded(os.path.expanduser(text)) for file in glob.glob(pattern))
         missing = [

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, log_loss
 
@@ -207,3 +208,16 @@ def test_every_technique_is_a_base_classifier():
     for name, cls in TECHNIQUES.items():
         assert issubclass(cls, BaseClassifier)
         assert cls.technique == name
+
+
+def test_groups_of_arrays_are_not_cut(digits, tmp_path):
+    images, labels = digits[0][:200].repeat(2, axis=0), digits[1][:200].repeat(2)
+    classifier = PTClassifier(run_dir=tmp_path / "run", **{**FAST, "train": {"steps": 1}})
+    with pytest.raises(UserError, match=r"^groups: .*data\.group"):
+        classifier.fit(groups=np.arange(400) // 2)
+    classifier.fit(images, labels, groups=np.arange(400) // 2)
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]["group"] == "groups"
+    again = PTClassifier(run_dir=tmp_path / "run", **{**FAST, "train": {"steps": 1}})
+    assert again.fit(images, labels, groups=np.arange(400) // 2).summary == classifier.summary
+    with pytest.raises(UserError, match=r"data\.group"):
+        PTClassifier(data={"group": "patient"}, **FAST).fit(images, labels)

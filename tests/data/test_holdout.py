@@ -7,6 +7,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from jaxtrain.config import DataConfig
 from jaxtrain.data.holdout import fold_numbers
+from jaxtrain.data.objects import objects_dataset
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.data.splits import grouped_split
 from jaxtrain.errors import UserError
@@ -143,3 +144,48 @@ def test_every_image_has_one_fold(table):
     data = load_dataset(config.model_copy(update={"folds": None}))
     numbers = fold_numbers(data.train, config, data.class_names)
     assert set(numbers) == set(range(7))
+
+
+def in_memory():
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8)
+    return {"array": images, "pictures": [Image.fromarray(image) for image in images], "items": Items(images)}
+
+
+class Items:
+    """An `ImageSource` of somebody else's, with columns of its own."""
+
+    def __init__(self, images):
+        self.images, self.labels = images, np.zeros(len(images), np.int32)
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, index):
+        return self.images[index]
+
+    def describe(self, index):
+        return str(index)
+
+    def select(self, indices):
+        return Items(self.images[indices])
+
+
+@pytest.mark.parametrize("form", ["array", "pictures", "items"])
+def test_groups_given_with_images_are_not_cut(form):
+    images, labels = in_memory()[form], np.repeat(["cat", "dog"], 30)
+    groups = np.arange(60) // 3
+    config = DataConfig(group="patient", test_fraction=0.2, val_fraction=0.25)
+    data = objects_dataset(images, labels, groups=groups, config=config)
+    parts = [data.train, data.val, data.open_test()]
+    assert [len(part) for part in parts] == [36, 12, 12]
+    assert sum(len(patients(part)) for part in parts) == 20
+    fold = DataConfig(group="patient", folds=5, fold=1, val_fraction=0.0)
+    data = objects_dataset(images, labels, groups=groups, config=fold)
+    assert not patients(data.train) & patients(data.open_test())
+
+
+@pytest.mark.parametrize("groups", [[1, 2, 3], [None] * 60, [float("nan")] * 60])
+def test_wrong_groups_get_one_line(groups):
+    images = in_memory()["array"]
+    with pytest.raises(UserError, match=r"^groups: "):
+        objects_dataset(images, np.repeat([0, 1], 30), groups=groups, config=DataConfig(group="patient"))

@@ -178,7 +178,7 @@ WRONG = {
     "unknown label in test": (lambda rows: [row.update(label="cta") for row in rows[-2:]], r"test: 2 rows.*cta.*'cat'"),
     "two labels": (_both, r"2 images have more than one label, the first: train/cat/0\.png \(cat, dog\)"),
     "files elsewhere": (_elsewhere, r"none of its files exists.*gone/.*relative to"),
-    "remote": (_set(image="s3://bucket/a.png"), r"s3://bucket/a\.png.*only local files"),
+    "remote": (_set(image="ftp://host/a.png"), r"ftp://host/a\.png: ftp:// is not read"),
     "weights": (lambda rows: [row.update(weight="heavy") for row in rows], r"weight: weights must be numbers"),
     "negative weight": (
         lambda rows: [row.update(weight=-1) for row in rows],
