@@ -96,7 +96,7 @@ def shorten(name: str, depth: int) -> None:
     kwargs = dict(spec.kwargs)
     if "depths" in kwargs:
         kwargs["depths"] = tuple(min(blocks, depth) for blocks in kwargs["depths"])
-    elif spec.family == "vit":
+    elif spec.family in ("vit", "eva"):
         kwargs["depth"] = depth
     registry._MODELS[name] = replace(spec, kwargs=types.MappingProxyType(kwargs))
 

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from jaxtrain import FEClassifier, PTClassifier, UserError, load
 from jaxtrain.evaluation.costs import costs_of_training
+from jaxtrain.models.weights import load_pretrained
 
 OFF = {"enabled": False}
 
@@ -215,6 +216,14 @@ def test_a_head_from_the_names_of_classes(run, backbone, halves, tmp_path):
     ).T
     np.testing.assert_allclose(classifier.predict_logits(test[0]), 100 * expected, atol=1e-3)
     assert classifier.summary["test_accuracy"] == pytest.approx((expected.argmax(1) + 5 == test[1]).mean())
+    np.savez(
+        tmp_path / "shared.npz", embeddings=text[:, :5] - 0.1, class_names=names
+    )  # as wide as the weights' own head
+    options = {"head": {"init": tmp_path / "shared.npz", "epochs": 0}}
+    shared = extractor(backbone, tmp_path, "shared", **options).fit(images, labels, test=test)
+    projected = vectors @ load_pretrained(str(backbone)).params["head/kernel"]
+    names_there = (text[:, :5] - 0.1) / np.linalg.norm(text[:, :5] - 0.1, axis=1, keepdims=True)
+    np.testing.assert_array_equal(shared.predict_logits(test[0]).argmax(1), (projected @ names_there.T).argmax(1))
     file.unlink()
     np.testing.assert_array_equal(load(tmp_path / "fe").predict(test[0]), classifier.predict(test[0]))
 
