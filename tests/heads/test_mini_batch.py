@@ -37,7 +37,7 @@ def test_auto_takes_sgd_where_vectors_do_not_fit(monkeypatch):
 def test_little_memory_changes_no_optimum(monkeypatch):
     train, val = vectors(200), vectors(100, seed=1)
     at_once = fit_head(HeadConfig(), train, val, num_classes=4)
-    monkeypatch.setattr(full_batch, "_width", lambda task: 2)
+    monkeypatch.setattr(full_batch, "_width", lambda task, *most: 2)
     in_pairs = fit_head(HeadConfig(), train, val, num_classes=4)
     for one, two in zip(at_once.curve, in_pairs.curve, strict=True):
         assert one["objective"] == pytest.approx(two["objective"], rel=1e-4)
