@@ -10,10 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# On a busy machine the threads of the devices can take longer to meet than the 40 seconds after which XLA gives up.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=2 --xla_cpu_collective_call_terminate_timeout_seconds=240"
-)
+if __name__ == "__main__":  # the test imports this file too, and has one device
+    # On a busy machine the threads of devices can take longer to meet than the 40 seconds after which XLA gives up.
+    os.environ["XLA_FLAGS"] = (
+        "--xla_force_host_platform_device_count=2 --xla_cpu_collective_call_terminate_timeout_seconds=240"
+    )
 
 import numpy as np
 from sklearn.datasets import load_digits

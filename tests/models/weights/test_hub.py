@@ -136,7 +136,7 @@ def test_what_is_not_there_is_said_in_one_line(find):
         "hf:org/bare: holds no model.safetensors or pytorch_model.bin",
     ]
     for error in errors[3:]:
-        assert error.endswith("is no name of a repository; write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+        assert error.endswith("is not the name of a repository; write hf:ORG/NAME or hf:ORG/NAME@REVISION")
 
 
 def test_offline_the_reason_is_said(find):

@@ -137,11 +137,11 @@ def test_arrays_that_are_no_numbers(tmp_path, array, dtype):
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"params": [np.zeros(2)]}, "params is no dict of arrays, but a list$"),
-        ({"params": np.zeros(2)}, "params is no dict of arrays, but a ndarray$"),
+        ({"params": [np.zeros(2)]}, "params is not a dict of arrays, but a list$"),
+        ({"params": np.zeros(2)}, "params is not a dict of arrays, but a ndarray$"),
         (
             {"params": {"a": np.zeros(2)}, "model_state": np.zeros(2)},
-            "model_state is no dict of arrays, but a ndarray$",
+            "model_state is not a dict of arrays, but a ndarray$",
         ),
         ({"params": {"head": {"kernel": "x"}}}, "no array of real numbers under params/head/kernel, but a str$"),
         ({"params": {"head": {"kernel": None}}}, "no array of real numbers under params/head/kernel, but a NoneType$"),
