@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from jaxtrain.cli.command import Command, Positional
 
@@ -18,37 +20,55 @@ class Models(Command):
 
     pattern: Annotated[str, Positional("PATTERN")] = "*"
     """Names to list; * stands for anything."""
+    best_for: Literal["fe", "ft"] | None = Field(None, alias="for")
+    """Only models to start from: those with published weights that none with fewer FLOPs beats on ImageNet, which goes
+    along with accuracy elsewhere, for fe and ft alike (Kornblith et al. 2019); the cheapest first."""
 
     def run(self) -> None:
         """Print the table. Raises UserError where no name matches."""
         from jaxtrain.errors import UserError, nearest
-        from jaxtrain.models.registry import catalogue, list_models, sources, top1
+        from jaxtrain.models.registry import list_models, sources, undominated
         from jaxtrain.screen.console import show_table
 
         names = list_models(self.pattern)
         if not names:
             raise UserError(f"no model matches '{self.pattern}'; {nearest(self.pattern, list_models())}")
-        rows = []
-        for name in names:
-            known, found, accuracy = catalogue()[name], list(sources(name).items()), top1(name)
-            row = {
-                "model": name,
-                "parameters": _rounded(int(known["parameters"])),
-                "FLOPs": _rounded(int(known["flops"])),
-                "embedding": known["embedding"],
-                "size": known["image_size"],
-            }
-            if len(names) == 1:
-                rows += [
-                    row | {"weights": source, "top-1": accuracy.get(source, ""), "licence": licence}
-                    for source, licence in found or [("", "")]
-                ]
-            else:
-                source, licence = found[0] if found else ("", "")
-                more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-                tag = source.removeprefix(f"hf:timm/{name}.") + more
-                rows.append(row | {"hf:timm/MODEL.TAG": tag, "top-1": accuracy.get(source, ""), "licence": licence})
+        if self.best_for:
+            rows = [_row(name) | _weights(name, source, tag=True) for source, name in undominated(names).items()]
+        elif len(names) == 1:
+            rows = [_row(names[0]) | _weights(names[0], source) for source in sources(names[0]) or [""]]
+        else:
+            rows = [_row(name) | _first_weights(name) for name in names]
         show_table(rows, right=("parameters", "FLOPs", "embedding", "size", "top-1"))
+
+
+def _row(name: str) -> dict[str, str]:
+    from jaxtrain.models.registry import catalogue
+
+    known = catalogue()[name]
+    return {
+        "model": name,
+        "parameters": _rounded(int(known["parameters"])),
+        "FLOPs": _rounded(int(known["flops"])),
+        "embedding": known["embedding"],
+        "size": known["image_size"],
+    }
+
+
+def _weights(name: str, source: str, *, tag: bool = False, more: str = "") -> dict[str, str]:
+    from jaxtrain.models.registry import sources, top1
+
+    shown = source.removeprefix(f"hf:timm/{name}.") if tag else source
+    about = {"top-1": top1(name).get(source, ""), "licence": sources(name).get(source, "")}
+    return {"hf:timm/MODEL.TAG" if tag else "weights": shown + more} | about
+
+
+def _first_weights(name: str) -> dict[str, str]:
+    from jaxtrain.models.registry import sources
+
+    found = [*sources(name), ""]
+    more = f" and {len(found) - 2} more" if len(found) > 2 else ""
+    return _weights(name, found[0], tag=True, more=more)
 
 
 def _rounded(count: int) -> str:

@@ -4,7 +4,7 @@ import pytest
 
 from jaxtrain.cli.main import run
 from jaxtrain.errors import UserError
-from jaxtrain.models.registry import list_models
+from jaxtrain.models.registry import list_models, top1, undominated
 
 
 def listed(capsys, *words):
@@ -39,3 +39,18 @@ def test_a_pattern_and_a_single_model(capsys, monkeypatch):
 def test_a_name_that_is_none(capsys):
     with pytest.raises(UserError, match=r"no model matches 'resnet81'; did you mean 'resnet18'"):
         listed(capsys, "resnet81")
+
+
+def test_models_to_start_from(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    found = undominated(list_models())
+    text = listed(capsys, "--for", "fe")
+    names = [line.split()[0] for line in text.splitlines()[2:] if line.strip()]
+    assert names == list(found.values())
+    assert all(source.removeprefix(f"hf:timm/{name}.") in text for source, name in found.items())
+    percents = [float(top1(name)[source].split("@")[0]) for source, name in found.items()]
+    assert percents == sorted(percents)
+    everything = [value for name in list_models() for value in top1(name).values()]
+    assert percents[-1] == max(float(value.split("@")[0]) for value in everything)
+    with pytest.raises(UserError, match="fe, ft"):
+        listed(capsys, "--for", "pt")
