@@ -245,7 +245,13 @@ def _win(pair: Pair, *, flipped: bool) -> Cell:
     low, high = sorted((100 * sign * gap.corrected.low, 100 * sign * gap.corrected.high))
     kinds = {"better": "worse", "worse": "better"}
     kind = kinds.get(pair.verdict, pair.verdict) if flipped else pair.verdict
-    return Cell(f"{100 * sign * gap.difference:+.1f}", f"{low:+.1f} to {high:+.1f}", kind)
+    return Cell(_signed(100 * sign * gap.difference), f"{_signed(low)} to {_signed(high)}", kind)
+
+
+def _signed(points: float) -> str:
+    """With its sign, which a zero has not."""
+    text = f"{points:+.1f}"
+    return text if float(text) else "0.0"
 
 
 def _pairs(pairs: Sequence[Pair], sentences: Sequence[str]) -> tuple[list[str], list[list[Cell]]]:
