@@ -10,13 +10,15 @@ from jaxtrain.escape import plain
 class JaxtrainError(Exception):
     """Base of every error that jaxtrain raises on purpose; scripts print its message without a traceback.
 
-    The message may hold names that a stranger's file gave: it becomes one line without control characters.
+    The message may hold names that a stranger's file gave: it becomes one line without control characters, and its
+    middle is left out where it is longer than a screen.
     """
 
     exit_code = 1
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(plain(message))
+        text = plain(message)
+        super().__init__(text if len(text) < 2000 else f"{text[:1500]} ... {text[-400:]}")
 
 
 class UserError(JaxtrainError):

@@ -125,4 +125,5 @@ def test_a_report_of_hostile_names(tmp_path):
 @pytest.mark.parametrize("kind", [UserError, DamagedError, RunError])
 def test_an_error_is_one_line_whatever_a_file_names_its_parts(kind):
     assert str(kind("d.npz lacks x; it holds: \nx\x1b[2J, y\u202e")) == "d.npz lacks x; it holds:  x?[2J, y?"
+    assert str(kind(f"a {'9' * 5000} b")) == f"a {'9' * 1498} ... {'9' * 398} b"
     assert str(pickle.loads(pickle.dumps(kind("a\nb")))) == "a b"
