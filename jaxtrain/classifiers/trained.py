@@ -20,6 +20,7 @@ from jaxtrain.evaluation.costs import ForwardPass
 from jaxtrain.evaluation.metrics import classification_metrics
 from jaxtrain.label_metrics import label_metrics
 from jaxtrain.runs.fitted import Fitted, save_model
+from jaxtrain.screen.notebook import model_html
 from jaxtrain.tasks import softmax
 
 
@@ -63,6 +64,9 @@ class Trained:
     def run_dir(self) -> Path | None:
         """The directory of the run; None before, and for a model that was loaded."""
         return None if self._fitted is None else self._fitted.run_dir
+
+    def _repr_html_(self) -> str:
+        return model_html(type(self).__name__, self.summary, self.run_dir)
 
     def forward_pass(self) -> ForwardPass:
         """How predictions are computed, for who takes the time of it (`jaxtrain.evaluation.costs`)."""
