@@ -115,7 +115,7 @@ class Bench:
     def _timed_evaluate(self, state: Any) -> list[dict[str, float]]:
         jax.block_until_ready(state)  # what is still to be done of the steps is not validation
         start = time.perf_counter()
-        metrics = self._evaluate(state)
+        metrics = self._evaluate(state.eval_weights)
         self._validation_seconds += time.perf_counter() - start
         return [metrics]
 
