@@ -126,7 +126,7 @@ NOT_READ = {
     *(path for path in option_paths() if path.startswith("decision.")),  # of several labels per image
     *("data.draws", "optimizer.momentum", "schedule.decay_fraction", "finetune.freeze_statistics"),
     *("finetune.lora_alpha", "model.drop_rate", "model.drop_path_rate", "model.patch_size", "model.pool"),
-    *("model.registers", "model.stem", "own.classifier"),
+    *("model.act", "model.registers", "model.stem", "own.classifier"),
     *("data.sampling_beta", "loss.target_threshold", "loss.gamma", "loss.gamma_positive"),
     *("loss.clip", "loss.epsilon", "loss.q"),
     *("parallel.coordinator", "parallel.num_processes", "parallel.process_id"),
