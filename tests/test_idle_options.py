@@ -121,7 +121,7 @@ NOT_READ = {
     *("data.device_budget_mb", "data.layout", "parallel.cpu_devices"),
     *("data.workers", "data.prefetch", "data.max_pixels", "data.cache_gb"),  # of image files
     *(path for path in option_paths() if path.startswith("data.columns.")),  # of tables
-    "data.value_range",
+    *("data.value_range", "train.pos_weight"),  # of other numbers; of several labels
     *("data.group", "data.folds", "data.fold"),  # where splits are drawn
     *(path for path in option_paths() if path.startswith("decision.")),  # of several labels per image
     *("data.draws", "optimizer.momentum", "schedule.decay_fraction", "finetune.freeze_statistics"),
