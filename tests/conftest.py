@@ -16,3 +16,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("XLA_FLAGS", quick)
         # A million objects of JAX's caches live to the end: the collector need not look at them again and again.
         gc.set_threshold(100_000, 20, 1000)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Class folders under train, val and test, of images that can be told apart."""
+    from tests.data.forms import write_folder  # imports jax, which must not be before the flags above
+
+    folder = tmp_path_factory.mktemp("images")
+    write_folder(folder)
+    return folder

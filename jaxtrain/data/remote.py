@@ -204,7 +204,7 @@ def missing(address: str, error: OSError) -> str:
     folder, _, name = address.rstrip("/").rpartition("/")
     try:
         names = [posixpath.basename(found.rstrip("/")) for found in _neighbours(folder)]
-    except (OSError, RunError, NotImplementedError):
+    except (OSError, RunError, NotImplementedError):  # http has no lists: no name is suggested
         names = []
     return f"does not exist: {nearest(name, names)}" if names else "does not exist"
 

@@ -17,7 +17,9 @@ def command(name: str = "", *arguments: object) -> list[str]:
     if started.resolve().parent == _SCRIPTS and script.is_file():
         words = [python, str(script)]
     else:
-        program = _on_path("jaxtrain")
+        # `.venv/bin/jaxtrain`, where its environment is not active
+        called = str(started) if started.name == "jaxtrain" and started.is_file() else None
+        program = _on_path("jaxtrain") or called
         words = [program] if program else [python, "-m", "jaxtrain"]
         words += [name] if name else []
     return [*words, *map(str, arguments)]

@@ -8,14 +8,7 @@ from jaxtrain.data import hf_source
 from jaxtrain.data.decode import read_image
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import UserError
-from tests.data.forms import CLASSES, FORMS, hugging_face, write_folder
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    write_folder(folder)
-    return folder
+from tests.data.forms import CLASSES, FORMS, hugging_face
 
 
 def load(name, **options):

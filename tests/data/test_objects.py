@@ -14,14 +14,7 @@ from jaxtrain.data.digest import data_digest
 from jaxtrain.data.objects import objects_dataset, open_split
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import UserError
-from tests.data.forms import CLASSES, OBJECTS, rows_of, write_folder
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    write_folder(folder)
-    return folder
+from tests.data.forms import CLASSES, OBJECTS, rows_of
 
 
 def pixels(source):

@@ -21,17 +21,9 @@ from jaxtrain.data.remote_cache import Cache
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.data.stream import train_batches
 from jaxtrain.errors import RunError, UserError
-from tests.data.forms import write_folder
 from tests.data.remotes import REMOTE, upload
 
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    write_folder(folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -13,14 +13,7 @@ from jaxtrain.config import DataConfig
 from jaxtrain.data.packing import Shards, pack
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import RunError, UserError
-from tests.data.forms import rows_of, write_folder
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    write_folder(folder)
-    return folder
+from tests.data.forms import rows_of
 
 
 @pytest.fixture(autouse=True)

@@ -11,18 +11,10 @@ from jaxtrain import FEClassifier, FTClassifier, PTClassifier, UserError
 from jaxtrain.cli.main import run
 from jaxtrain.config import DataConfig
 from jaxtrain.data.sources import load_dataset
-from tests.data.forms import FORMS, OBJECTS, write_folder
+from tests.data.forms import FORMS, OBJECTS
 
 QUIET = {"quiet": True, "tracking": {"enabled": False}}
 SMALL = {"train": {"steps": 3, "batch_size": 16}, "augment": {"policy": "light"}}
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """Class folders under train, val and test, of images that can be told apart."""
-    root = tmp_path_factory.mktemp("images")
-    write_folder(root)
-    return root
 
 
 @pytest.fixture(scope="module")

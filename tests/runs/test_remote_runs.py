@@ -8,7 +8,6 @@ import pytest
 
 from jaxtrain import Callback, PTClassifier, RunError, UserError
 from jaxtrain.data import remote
-from tests.data.forms import write_folder
 from tests.data.remotes import REMOTE
 
 QUIET = {"quiet": True, "tracking": {"enabled": False}}
@@ -19,13 +18,6 @@ SMALL = {
     "checkpoint": {"every_steps": 4},
 }
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    write_folder(root)
-    return root
 
 
 @pytest.fixture(autouse=True)

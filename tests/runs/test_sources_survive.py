@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from tests.classifiers.resume import finish, history, kill, start, wait_for_step
-from tests.data.forms import FORMS, write_folder
+from tests.data.forms import FORMS
 from tests.multihost.launch import free_port
 
 OPTIONS = [
@@ -15,13 +15,6 @@ OPTIONS = [
     "--data.loader", "stream", "--augment.policy", "light", "--tracking.enabled", "False", "--quiet",
 ]  # fmt: skip
 KINDS = ["csv", "parquet with images", "tar", "hf saved"]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    write_folder(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

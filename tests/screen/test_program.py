@@ -50,3 +50,12 @@ def test_without_the_command_on_the_path_it_is_the_module(on_path, monkeypatch, 
     monkeypatch.setenv("PATH", f"/nowhere:{tmp_path}")
     on_path("jaxtrain")
     assert command("train") == ["jaxtrain", "train"]
+
+
+def test_without_its_environment_it_is_called_as_it_was(on_path, monkeypatch, tmp_path):
+    on_path("jaxtrain")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path.parent)
+    started = f"{tmp_path.name}/jaxtrain"
+    monkeypatch.setattr(sys, "argv", [started, "train"])
+    assert command("predict", "runs/x") == [started, "predict", "runs/x"]
