@@ -43,6 +43,21 @@ CHIPS = {
     "v6e": Chip(918, 1640, 32, 1.75, 1, _FLAT),
 }
 
+PEAK_TFLOPS = {
+    **{"TPU v2": 22.5, "TPU v3": 61.5},  # a core, which is what JAX calls a device there
+    **{"TPU v4": CHIPS["v4"].tflops, "TPU v5 lite": CHIPS["v5e"].tflops, "TPU v5": CHIPS["v5p"].tflops},
+    **{"TPU v5p": CHIPS["v5p"].tflops, "TPU v6 lite": CHIPS["v6e"].tflops, "TPU v6e": CHIPS["v6e"].tflops},
+    **{"NVIDIA A100": 312, "NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H100 PCIe": 756, "NVIDIA H100 NVL": 835},
+    **{"NVIDIA H200": 989.4, "NVIDIA GH200": 989.4, "NVIDIA B200": 2250, "NVIDIA L4": 121, "NVIDIA L40S": 362},
+}
+"""Peak of dense bfloat16 products by the beginning of JAX's `device_kind`, from Google and NVIDIA's data sheets."""
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """FLOPs per second of a device in bfloat16; None for one that is not known, such as a CPU or a part of a GPU."""
+    known = [name for name in PEAK_TFLOPS if re.match(rf"{re.escape(name)}(?!\w)", device_kind)]
+    return None if not known or "MIG" in device_kind else PEAK_TFLOPS[max(known, key=len)] * 1e12
+
 
 @dataclass(frozen=True)
 class Target:

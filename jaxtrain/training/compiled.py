@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import jax
 
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
@@ -47,6 +49,17 @@ class Compiled:
             cycles=total,
             collectives=collectives,
         )
+
+
+def flops(function: Callable[..., Any], *given: Any) -> float:
+    """Floating-point operations of one call on arrays of these shapes, all devices together.
+
+    The compiler's count before it optimises: afterwards it does not see into a GPU's libraries, and of loops it counts
+    one round either way. Raises RuntimeError where JAX may not use the CPU (JAX_PLATFORMS), which counts.
+    """
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        cost: Any = jax.jit(function).lower(*given).cost_analysis()
+        return float(cost["flops"])
 
 
 def _bytes(types: str) -> int:
