@@ -25,7 +25,7 @@ from jaxtrain.errors import RunError, UserError
 from jaxtrain.runs.program import Program
 from jaxtrain.runs.resolve import mixes_images, total_steps
 from jaxtrain.training.chips import Target
-from jaxtrain.training.compiled import Compiled
+from jaxtrain.training.compiled import Compiled, flops
 from jaxtrain.training.feed import ResidentFeed, StreamFeed
 from jaxtrain.training.inference import Inference
 from jaxtrain.training.memory import out_of_memory
@@ -34,8 +34,6 @@ from jaxtrain.training.parallel import JitStrategy, check_batch_size
 from jaxtrain.training.state import Batch, Tree
 from jaxtrain.training.technique import Binding
 
-_SPARE = 0.03
-"""Share of a chip's memory that its runtime keeps."""
 _SAMPLE = 64
 
 
@@ -76,6 +74,8 @@ class Forecast:
     """Resolved."""
     target: Target
     ways: list[Way]
+    flops: float
+    """Of each image, by the compiler's count before it optimises."""
     steps: int
     """Of the whole run; for feature extraction forward passes."""
     decoded: float | None
@@ -83,14 +83,14 @@ class Forecast:
 
     def fits(self, way: Way) -> bool:
         """Whether a chip holds it."""
-        return way.needs <= self.target.chip.gibibytes * 2**30 * (1 - _SPARE)
+        return way.needs <= self.target.chip.usable
 
     def seconds(self, way: Way) -> tuple[float, str]:
         """Of one step, and where that comes from."""
         assert way.compiled is not None
         chip = self.target.chip
         bounds = {
-            "products": way.compiled.flops / (chip.tflops * 1e12),
+            "products": self._at_peak(way),
             "memory": way.compiled.touched / (chip.gb_per_second * 1e9),
         }
         if way.compiled.cycles:
@@ -100,8 +100,10 @@ class Forecast:
 
     def utilisation(self, way: Way) -> float:
         """Share of the peak FLOPs."""
-        assert way.compiled is not None
-        return way.compiled.flops / (self.target.chip.tflops * 1e12) / self.seconds(way)[0]
+        return self._at_peak(way) / self.seconds(way)[0]
+
+    def _at_peak(self, way: Way) -> float:
+        return self.flops * way.batch / (self.target.chips * self.target.chip.tflops * 1e12)
 
 
 def plan(
@@ -122,11 +124,12 @@ def plan(
         dataset = _dataset(classifier, size)
         config = classifier.resolve(classifier.config, dataset)
         technique = classifier.bind(config)
-        ways = []
+        ways, each = [], 0.0
         for fsdp in (False, True) if config.technique != "fe" else (False,):
-            draft = _Draft(technique, dataset, JitStrategy(devices, fsdp=fsdp))
+            draft = _Draft(technique, dataset, JitStrategy(devices, fsdp=fsdp), target)
             name = draft.name
             say(f"compiling for {target.kind}:{target.shape}, {name}")
+            each = each or draft.flops() / draft.batch
             way = draft.way(draft.batch)
             if largest and config.technique != "fe":
                 way = replace(way, largest=_largest(draft, way, target, say))
@@ -135,14 +138,15 @@ def plan(
     steps = math.ceil(images / ways[0].batch) if config.technique == "fe" else total_steps(config, images)
     resident = config.technique != "fe" and config.data.loader == "device"
     here = size is None and not resident
-    return Forecast(config, target, ways, steps, _decoded(dataset.train, config) if here else None)
+    return Forecast(config, target, ways, each, steps, _decoded(dataset.train, config) if here else None)
 
 
 class _Draft:
     """The program of a run on devices that are not here."""
 
-    def __init__(self, technique: BaseClassifier, dataset: Dataset, strategy: JitStrategy) -> None:
+    def __init__(self, technique: BaseClassifier, dataset: Dataset, strategy: JitStrategy, target: Target) -> None:
         config = technique.config
+        self._options = target.compiler_options
         self.config, self.strategy, self.dataset = config, strategy, dataset
         self.name = "fsdp" if strategy.sharded else "jit"
         self.batch = config.train.batch_size if config.technique != "fe" else chosen(config.features.batch_size)
@@ -170,12 +174,25 @@ class _Draft:
         function, weights, *arguments = self._forward(batch) if self.config.technique == "fe" else self._step(batch)
         parameters = _held(_parameters(weights))
         try:
-            compiled = Compiled.of(function.lower(weights, *arguments).compile())
+            compiled = Compiled.of(function.lower(weights, *arguments).compile(self._options))
         except jax.errors.JaxRuntimeError as error:
             if not out_of_memory(error):
                 raise
             compiled = None
         return Way(self.name, batch, compiled, parameters, _held(weights) - parameters)
+
+    def flops(self) -> float:
+        """Of one step, or forward pass, over all chips."""
+        given = Batch(
+            *(
+                jax.ShapeDtypeStruct(each.shape, each.dtype)
+                for each in self._arrays(self.strategy.shaped_rows, self.batch)
+            )
+        )
+        if self.config.technique != "fe":
+            return Program(self.technique, len(self.dataset.train), self.strategy).flops(given, {})
+        inference = Inference(self.technique, self.strategy)
+        return flops(inference.function("embed"), inference.network.shapes, given)
 
     def _forward(self, batch: int) -> tuple[Any, ...]:
         """The forward pass that embeds, and shapes of what it is given."""
@@ -211,7 +228,7 @@ def _largest(draft: _Draft, first: Way, target: Target, say: Callable[[str], Non
 
     Memory grows in proportion to the batch: two that fit say where the end should be, which is then compiled too.
     """
-    room = int(target.chip.gibibytes * 2**30 * (1 - _SPARE))
+    room = int(target.chip.usable)
     most = max(len(draft.dataset.train) // draft.unit * draft.unit, draft.unit)
     known = {first.batch: first.needs}
 
