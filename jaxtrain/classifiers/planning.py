@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +18,7 @@ from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource, weights_of
 from jaxtrain.data.decode import read_image
+from jaxtrain.data.known import Known, known_source
 from jaxtrain.data.order import Order
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.data.transforms import center_crop_resize
@@ -111,23 +112,23 @@ def plan(
     target: Target,
     size: Size | None = None,
     *,
+    strategies: Sequence[str] = ("jit", "fsdp"),
     largest: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> Forecast:
-    """Compile the step of a run (of FE: its forward pass) for a target, replicated and sharded.
+    """Compile the step of a run (of FE: its forward pass) for a target, replicated (jit) and sharded (fsdp).
 
     `size`: of a data set that is not here. `largest`: look for the largest batch that fits, too, which compiles a few
     times more. Raises UserError for options that cannot be, and where the compiler is not installed.
     """
     devices = target.devices()
     with compiling_for(target.platform):
-        dataset = _dataset(classifier, size)
+        dataset, here = _dataset(classifier, size, say)
         config = classifier.resolve(classifier.config, dataset)
         technique = classifier.bind(config)
         ways, each = [], 0.0
-        for fsdp in (False, True) if config.technique != "fe" else (False,):
-            draft = _Draft(technique, dataset, JitStrategy(devices, fsdp=fsdp), target)
-            name = draft.name
+        for name in strategies if config.technique != "fe" else ("jit",):
+            draft = _Draft(technique, dataset, JitStrategy(devices, fsdp=name == "fsdp"), target)
             say(f"compiling for {target.kind}:{target.shape}, {name}")
             each = each or draft.flops() / draft.batch
             way = draft.way(draft.batch)
@@ -137,8 +138,8 @@ def plan(
     images = len(dataset.train)
     steps = math.ceil(images / ways[0].batch) if config.technique == "fe" else total_steps(config, images)
     resident = config.technique != "fe" and config.data.loader == "device"
-    here = size is None and not resident
-    return Forecast(config, target, ways, each, steps, _decoded(dataset.train, config) if here else None)
+    decoded = _decoded(dataset.train, config) if here and not resident else None
+    return Forecast(config, target, ways, each, steps, decoded)
 
 
 class _Draft:
@@ -259,17 +260,22 @@ def _largest(draft: _Draft, first: Way, target: Target, say: Callable[[str], Non
     return max(guess, low)
 
 
-def _dataset(classifier: BaseClassifier, size: Size | None) -> Dataset:
-    """The data set, or one of that size whose images nobody looks at."""
-    data = classifier.data_config
+def _dataset(classifier: BaseClassifier, size: Size | None, say: Callable[[str], None]) -> tuple[Dataset, bool]:
+    """The data set, and whether it is here: else one of that size, or its known one, whose images nobody looks at."""
+    data, known = classifier.data_config, Known()
     if size is None:
         try:
-            return load_dataset(data)
+            return load_dataset(data), True
         except (UserError, RunError) as problem:
-            raise UserError(f"{problem}; --images and --classes plan without it") from None
+            known = known_source(data.name)
+            if known.size is None:
+                raise UserError(f"{problem}; --images and --classes plan without it") from None
+            size = Size(*known.size)
+            say(f"{problem}; planning for its {size.images:,} images of {size.classes:,} classes")
     images, classes = size
     own = classifier.pretrained.image_size if classifier.pretrained else 32
-    side, channels = data.image_size or own, data.channels or 3
+    shape = known.shape or (data.image_size or own, 3)
+    side, channels = shape[0], data.channels or shape[1]
 
     class Sized(ArraySource):
         def __len__(self) -> int:
@@ -278,8 +284,9 @@ def _dataset(classifier: BaseClassifier, size: Size | None) -> Dataset:
     few = np.arange(min(images, 128))
     source = Sized(np.zeros((len(few), side, side, channels), data.pixel_type), (few % classes).astype(np.int32))
     names = tuple(f"class {number}" for number in range(classes))
-    return Dataset(data.name, names, source, source, lambda: source, channels, None, flips=True,
-                   mean=(0.5,) * channels, std=(0.25,) * channels, bits=data.bits or 8)  # fmt: skip
+    dataset = Dataset(data.name, names, source, source, lambda: source, channels, None, flips=True,
+                      mean=(0.5,) * channels, std=(0.25,) * channels, bits=data.bits or 8)  # fmt: skip
+    return dataset, False
 
 
 def _parameters(weights: Any) -> Tree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ from typing import Any
 from jaxtrain.classifiers.files import TECHNIQUES
 from jaxtrain.classifiers.planning import Forecast, Size, Way, cores_needed, plan
 from jaxtrain.config import Config
+from jaxtrain.config_io import find_config, load_config, recipe_names
+from jaxtrain.errors import UserError
 from jaxtrain.files import write_text
 from jaxtrain.screen.console import print_line, show_table
 from jaxtrain.training.chips import target
+
+_COLUMNS = ("recipe", "model", "batch", "fits", "step", "utilisation", "images", "whole run")
 
 
 def show(config: Config, chips: str, size: Size | None, *, option: str, largest: bool, json_file: Path | None) -> None:
@@ -26,6 +31,34 @@ def show(config: Config, chips: str, size: Size | None, *, option: str, largest:
     show_table([{"": name} | {row["strategy"]: row[name] for row in rows} for name in rows[0]][1:])
     if json_file:
         write_text(json_file, json.dumps([_figures(forecast, way) for way in forecast.ways], indent=2))
+
+
+def show_recipes(chips: str, *, quiet: bool, json_file: Path | None) -> None:
+    """Compile every recipe for these chips, and print a table; those that cannot be planned here say why."""
+    where = target(chips)
+    rows: list[dict[str, str]] = []
+    found: list[dict[str, Any]] = []
+    say = (lambda text: None) if quiet else print_line
+    for name in recipe_names():
+        if name.startswith("sweeps/"):
+            continue
+        if json_file and found:
+            write_text(json_file, json.dumps(found, indent=2))  # a later one may take long
+        config, begun = load_config(find_config(name)), time.monotonic()
+        say(name)
+        try:
+            forecast = plan(TECHNIQUES[config.technique](config), where, strategies=("jit",), largest=False, say=say)
+        except UserError as problem:
+            say(str(problem))
+            found.append({"recipe": name, "problem": str(problem)})
+            continue
+        way, about = forecast.ways[0], {"recipe": name, "model": forecast.config.model.label}
+        row = {**about, **dict(_row(forecast, way))}
+        rows.append({column: row.get(column, "") for column in _COLUMNS})
+        found.append({**about, **_figures(forecast, way), "seconds": time.monotonic() - begun})
+    show_table(rows)
+    if json_file:
+        write_text(json_file, json.dumps(found, indent=2))
 
 
 def _row(forecast: Forecast, way: Way) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ import pytest
 from jaxtrain.backend import backend, compiling_for
 from jaxtrain.cli.plan import Plan
 from jaxtrain.cli.train import Train
+from jaxtrain.config_io import find_config, load_config, recipe_names
 from jaxtrain.errors import UserError
 from jaxtrain.training.chips import CHIPS, target
 from jaxtrain.training.compiled import Compiled, executed, touched
@@ -129,6 +130,8 @@ def test_networks_are_traced_for_the_backend_that_is_asked_for():
         (["pt/digits"], "--for"),
         (["pt/digits", "--for", "v5e-4", "--images", "100"], "--classes"),
         (["pt/digits", "--for", "v5e-3"], "v5e-4"),
+        (["pt/digits", "--for", "v5e-4", "--all", "True"], "--all"),
+        (["--for", "v5e-3", "--all", "True"], "v5e-4"),
     ],
 )
 def test_wrong_plans_are_one_line(words, said):
@@ -167,3 +170,17 @@ def test_a_plan_for_chips_that_are_not_here(chips, tmp_path):
         assert (way["cycles"] > 0) == chips.startswith("v")
         assert way["bytes_touched"] > way["parameter_bytes"]
         assert "all-reduce" in way["collectives"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
+def test_every_recipe_can_be_planned(tmp_path):
+    words = ["plan", "--all", "True", "--for", "v5e-4", "--json-file", str(tmp_path / "plans.json")]
+    done = subprocess.run([sys.executable, "-m", "jaxtrain", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {row["recipe"]: row for row in json.loads((tmp_path / "plans.json").read_text())}
+    assert set(rows) == {name for name in recipe_names() if not name.startswith("sweeps/")}
+    for name, row in rows.items():
+        weights = load_config(find_config(name)).model.weights or ""
+        assert row.get("fits") or weights.startswith("hf:"), row  # which may not be here
