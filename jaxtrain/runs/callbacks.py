@@ -64,9 +64,10 @@ class Profiling(Callback):
         self._folder, self._tracker = folder, tracker
         self._to_come, self._running = True, False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Profiling:
         if self._due(self._start):
             self._begin()
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self._running:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from jaxtrain import PTClassifier, UserError
 from jaxtrain.config_io import load_config
+from jaxtrain.runs.callbacks import Profiling
 from jaxtrain.training import chips, meter
 from jaxtrain.training.chips import peak_flops
 from jaxtrain.training.compiled import flops
@@ -95,6 +97,21 @@ def test_a_profile_holds_its_steps_and_opens_in_perfetto(profiled):
     spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in found if e.get("name") == "PjitFunction(many)")
     calls = [span for span in spans if not any(a <= span[0] and span[1] <= b for a, b in spans if (a, b) != span)]
     assert len(calls) == 2  # of two steps each: 3 to 6
+
+
+def test_a_trace_ends_with_training_and_goes_to_mlflow(tmp_path):
+    class Recorder:
+        artifacts: ClassVar[list] = []
+
+        def artifact(self, path, folder):
+            assert traces(path)  # it is whole
+            self.artifacts.append((path, folder))
+
+    for number in range(2):  # the second could not begin if the first had not ended
+        folder = tmp_path / str(number)
+        with Profiling((3, 9), 0, 1, folder, Recorder()) as tracing:
+            tracing.step(2, {"loss": 1.0}, None)
+        assert Recorder.artifacts[number:] == [(folder, "profile")]
 
 
 @pytest.mark.parametrize(("profile", "made"), [("4:6", []), ("7:8", [])])
