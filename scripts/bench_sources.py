@@ -104,7 +104,7 @@ def start(few: str, name: str) -> dict[str, float]:
     before, began = memory("VmRSS"), time.perf_counter()
     data = load_dataset(DataConfig(name=name, val_fraction=0.0))
     found = {"seconds": time.perf_counter() - began}
-    for title, what in (("kept", "VmRSS"), ("peak", "VmHWM")):
+    for title, what in (("bytes_kept", "VmRSS"), ("bytes_at_peak", "VmHWM")):
         found[title] = (memory(what) - before) / len(data.train)
     return found
 
@@ -137,16 +137,14 @@ def compare_rates(folder: Path, rounds: int, batches: int, workers: int) -> dict
 
 
 def compare_starts(folder: Path, count: int) -> dict[str, Any]:
-    """By source: seconds of the first and the second start, and bytes per image."""
+    """By source, of the first and the second start: seconds, and bytes per image."""
     for which, number in (("few", 200), ("all", count)):
         write_small_images(folder, which, number)
         write_forms(folder, which)
     found = {}
     for source, name in names(folder, "all").items():
         few = names(folder, "few")[source]
-        runs = [elsewhere(folder, "--start-of", few, name) for _ in range(2)]
-        memory = {title: max(run[title] for run in runs) for title in ("kept", "peak")}
-        found[source] = {"first": runs[0]["seconds"], "second": runs[1]["seconds"], "bytes_per_image": memory}
+        found[source] = [elsewhere(folder, "--start-of", few, name) for _ in range(2)]
     return found
 
 

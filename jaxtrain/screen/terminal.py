@@ -42,3 +42,8 @@ def open_console(file: TextIO | None = None) -> Console:
         emoji=False,
         highlight=False,
     )
+
+
+def in_notebook(file: TextIO) -> bool:
+    """Whether text goes to a cell of a notebook, where a carriage return begins its line again."""
+    return type(file).__module__.partition(".")[0] == "ipykernel"
