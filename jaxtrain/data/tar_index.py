@@ -226,7 +226,7 @@ def _images_of(path: str, columns: ColumnsConfig) -> Iterator[_Image]:
 def _members(path: str) -> Iterator[tarfile.TarInfo]:
     """The plain files in a tar file, none of which is opened or unpacked."""
     size, others = os.path.getsize(path), 0
-    seen: dict[str, tuple[int, int]] = {}
+    regular: dict[str, tuple[int, int]] = {}
     try:
         with open(path, "rb") as file:
             if file.read(2) == b"\x1f\x8b":
@@ -235,12 +235,13 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # which would hold every member seen
-                    if member.islnk() and member.linkname in seen:  # tar's way to store a file twice
-                        member.offset_data, member.size = seen[member.linkname]
+                    if member.islnk():  # tar's way to store a file twice
+                        regular = regular or _regular_members(path)
+                    if member.islnk() and member.linkname in regular:
+                        member.offset_data, member.size = regular[member.linkname]
                     elif not member.isreg() or member.issparse():
                         others += not member.isdir()
                         continue
-                    seen[member.name] = member.offset_data, member.size
                     if member.offset_data + member.size > size:
                         raise RunError(f"{path} is cut off in {member.name}")
                     yield member
@@ -250,6 +251,12 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
         raise UserError(f"{path} is not a tar file, or damaged: {error}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _regular_members(path: str) -> dict[str, tuple[int, int]]:
+    """Where each is, which takes much memory, so only for tar files with links."""
+    with tarfile.open(path, mode="r:") as tar:
+        return {member.name: (member.offset_data, member.size) for member in tar if member.isreg()}
 
 
 def _sample(path: str, members: Mapping[str, tarfile.TarInfo], columns: ColumnsConfig) -> Iterator[_Image]:
