@@ -130,7 +130,7 @@ class Target:
             try:
                 return list(topologies.get_topology_desc(self.shape, "cuda", **self._gpu_options()).devices)
             except NotImplementedError:  # JAX asked the driver before it could be told not to
-                raise UserError("JAX found no CUDA: start Python anew with JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1") from None
+                raise UserError("JAX found no CUDA: restart Python with JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1") from None
         if importlib.util.find_spec("libtpu") is None:
             raise UserError("compiling for TPUs needs libtpu: pip install 'jaxtrain[tpu]' (no TPU is needed)")
         # It would look for a TPU otherwise, and two processes could not compile at a time.
