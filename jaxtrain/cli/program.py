@@ -14,6 +14,7 @@ from jaxtrain.cli.predict import Predict
 from jaxtrain.cli.sweep import Sweep
 from jaxtrain.cli.sync import Sync
 from jaxtrain.cli.train import Recipes, Train
+from jaxtrain.cli.validate import Validate
 
 PROGRAM = Group(
     "Train image classifiers: feature extraction, fine-tuning, pre-training from scratch.",
@@ -21,6 +22,7 @@ PROGRAM = Group(
         "train": Train,
         "predict": Predict,
         "benchmark": Benchmark,
+        "validate": Validate,
         "sweep": Sweep,
         "embed": EMBED,
         "pack": Pack,

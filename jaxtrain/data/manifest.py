@@ -104,7 +104,7 @@ def _dataset(kind: str, config: DataConfig, path: Path, place: Place) -> Dataset
     if apart:
         several: Any = columns_of_labels(table, apart, where)
     else:
-        several = names_in(table, columns["label"], known, split=config.task == "multilabel")
+        several = names_in(table, columns["label"], known, split=config.task in ("multilabel", "any_of"))
     if several is None:
         rows = Rows(where, _one_each(kind, table.column(columns["label"]), where), splits, known)
         names, classes, placed = place_labels(rows)

@@ -98,6 +98,7 @@ class Content:
             found.append(
                 f"fewer than ten mistakes of {', '.join(few)}: intervals other than those of accuracy may be too narrow"
             )
+        found += [f"{entry.name}: {note}" for entry in comparison.entries for note in entry.candidate.predictions.notes]
         found += self._rare_labels()
         if images < 100:
             found.append(f"{images} test images can hardly tell models apart")
