@@ -38,7 +38,7 @@ class Validate(Command):
     """Of the computation; auto: bfloat16 on accelerators."""
     classes: Path | None = None
     """JSON, YAML or CSV file with the weights' class, by name or place, for each class of the set."""
-    data: DataConfig
+    data: Annotated[DataConfig, Field(validate_default=True)] = DataConfig()
     """The set to measure on."""
     out: Path | None = None
     """Folder for the report (default: runs/benchmark/DATASET-N)."""

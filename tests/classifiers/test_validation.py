@@ -7,11 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import jaxtrain
 from jaxtrain.cli.main import run
+from jaxtrain.config import DataConfig
+from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.predictions import Predictions
+from jaxtrain.models.weights import export_timm
+from tests.models.weights.test_golden import network
 
 NAMES = ("ant", "bee", "cat", "dog")
 QUICK = ("--tracking.enabled", "False", "--resamples", "100", "--skip-costs", "--quiet")
@@ -67,6 +72,7 @@ def validate(*words):
     run(["validate", *QUICK, *map(str, words)])
 
 
+@pytest.mark.slow
 def test_of_some_classes_their_logits_alone_count(trained, here):
     model, images, labels = trained
     kept = np.flatnonzero(labels % 2 == 1)
@@ -84,6 +90,7 @@ def test_of_some_classes_their_logits_alone_count(trained, here):
     assert "2 of its 4 classes" in metrics["notes"]
 
 
+@pytest.mark.slow
 def test_the_same_weights_and_images_are_one_entry_and_one_look(trained, here):
     model, images, labels = trained
     classes(here / "all", images, labels, NAMES)
@@ -112,6 +119,7 @@ def kept_order(labels):
     return np.array(order)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["json", "yaml", "csv"])
 def test_a_file_maps_the_classes(trained, here, kind):
     model, images, labels = trained
@@ -133,6 +141,7 @@ def test_a_file_maps_the_classes(trained, here, kind):
     assert entry["accuracy"] == pytest.approx(np.mean(logits.argmax(axis=1) == labels[kept] - 1))
 
 
+@pytest.mark.slow
 def test_of_several_right_answers_one_is_enough(trained, here):
     model, images, _ = trained
     names = pictures(here / "real", images)
@@ -151,3 +160,90 @@ def test_of_several_right_answers_one_is_enough(trained, here):
     assert results["images"] == len(labelled)
     (note,) = [line for line in results["warnings"] if "without a label" in line]
     assert f"{len(names) - len(labelled)} images" in note
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_table_of_one_split_alone_is_measured(here, split):
+    names = pictures(here, np.zeros((4, 4, 4), np.uint8) + 200)
+    rows = [("path", "label", "split"), *((name, "ab"[i % 2], split) for i, name in enumerate(names))]
+    with open("table.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    with pytest.raises(UserError, match="train"):
+        load_dataset(DataConfig(name="csv:table.csv"))
+    dataset = load_dataset(DataConfig(name="csv:table.csv", split=split))
+    assert (len(dataset.train), dataset.val, len(dataset.open_test())) == (0, None, 4)
+
+
+def test_what_is_measured_alone_is_not_trained_on(here):
+    for option in ({"split": "test"}, {"task": "any_of"}):
+        with pytest.raises(UserError, match=next(iter(option))):
+            jaxtrain.PTClassifier(data=option, tracking={"enabled": False}, quiet=True).fit()
+
+
+@pytest.fixture(scope="module")
+def timms(tmp_path_factory):
+    """A tiny network's arrays in timm's names, with a head for five classes."""
+    path = tmp_path_factory.mktemp("timms") / "w.safetensors"
+    return load_file(export_timm(network("convnext_test", 32, 3), path))
+
+
+def write(arrays, name="convnext_test.safetensors"):
+    save_file(arrays, name)
+    return name
+
+
+def without(arrays, part):
+    return {name: array for name, array in arrays.items() if part not in name}
+
+
+@pytest.mark.slow
+def test_files_of_others_have_no_class_names(timms, here):
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    classes(here / "set", images, np.arange(8) % 5, (*NAMES, "eel"))
+    words = ("--weights", write(timms), "--data.split", "train")
+    validate(*words, "--data.name", "folder:set", "--out", "all")
+    assert "5 classes, matched by place" in json.loads(Path("all/results.json").read_text())["warnings"][0]
+    classes(here / "numbers", images[:4], np.arange(4) % 2, ("3", "1"))
+    validate(*words, "--data.name", "folder:numbers", "--out", "some")
+    (path,) = here.glob("runs/weights/numbers-*")
+    (whole,) = here.glob("runs/weights/set-*")
+    one, all_of = (jaxtrain.load(folder).predict_logits(images) for folder in (path, whole))
+    np.testing.assert_allclose(one, all_of[:, [1, 3]], atol=1e-5)
+
+
+def test_weights_that_cannot_be_measured_are_refused_in_one_line(timms, here):
+    classes(here / "set", np.full((4, 8, 8), 200, np.uint8), np.arange(4) % 2, ("ant", "bee"))
+    head = next(name for name in timms if name.startswith("head.fc") and name.endswith("weight"))
+    nan = {**timms, head: np.full_like(timms[head], np.nan)}
+    Path("odd.json").write_text('{"ant": "wasp"}')
+    Path("half.json").write_text('{"ant": 0}')
+    Path("twice.yaml").write_text("ant: 1\nbee: 1\n")
+    Path("far.yaml").write_text("ant: 1\nbee: 9\n")
+    Path("wide.csv").write_text("ant,1,2\nbee,2,3\n")
+    Path("map.txt").write_text("ant 1")
+    Path("broken.json").write_text('{"ant":')
+    sound = write(timms)
+    for weights, words, reason in (
+        ("gone.safetensors", [], "gone"),
+        (write(without(timms, "head.fc"), "convnext_test.headless.safetensors"), [], "no classification head"),
+        (write(nan, "convnext_test.nan.safetensors"), [], "not finite"),
+        (sound, [], "'ant'.*5 classes"),
+        (sound, ["--classes", "none.json"], "none.json"),
+        (sound, ["--classes", "odd.json"], "says nothing|wasp"),
+        (sound, ["--classes", "half.json"], "'bee'"),
+        (sound, ["--classes", "twice.yaml"], "ant and bee"),
+        (sound, ["--classes", "far.yaml"], "'9'"),
+        (sound, ["--classes", "wide.csv"], "3 columns"),
+        (sound, ["--classes", "map.txt"], "map.txt"),
+        (sound, ["--classes", "broken.json"], "broken.json"),
+        (sound, ["--data.split", "val"], "no val images"),
+        (sound, ["--data.split", "tran"], "train"),
+        (sound, ["--data.shots", "2"], "data.shots"),
+        (sound, ["--model-name", "convnxt_test"], "convnext_test"),
+    ):
+        with pytest.raises(UserError, match=reason) as error:
+            validate("--data.name", "folder:set", "--data.split", "train", "--weights", weights, *words)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"data\.name"):
+        validate("--weights", sound)
+    assert not list(here.glob("runs/*"))
