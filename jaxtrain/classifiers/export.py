@@ -65,6 +65,7 @@ def export_onnx(classifier: Trained, folder: Path) -> Path:
     """
     if missing := [name for name in _FOR_ONNX if find_spec(name) is None]:
         raise UserError(f"--to onnx needs {missing[0]}: {_INSTALLS}")
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of every shape with a symbol
     import jax2onnx
     import onnx
     import onnxruntime

@@ -25,7 +25,8 @@ def untrained(name, side=32):
     data |= {"interpolation": "bilinear", "task": "multiclass"}
     config = Config(data=data, model={"name": name, "dtype": "float32"})
     classifier = jaxtrain.PTClassifier(config)
-    tree = {"params": weights.params, "frozen": {}, "model_state": weights.model_state}
+    state = {path: np.abs(leaf) + 0.5 if path.endswith("/var") else leaf for path, leaf in weights.model_state.items()}
+    tree = {"params": weights.params, "frozen": {}, "model_state": state}
     classifier._fitted = Fitted(classifier.bind(config, Binding(5)), tuple("abcde"), tree)
     return classifier
 
