@@ -161,8 +161,7 @@ class HeadLearning:
             self._picture(tracker, "neighbours", lambda: pictures.neighbours((test, vectors), known, names, data))
         if self._few_shot is None:
             return {}
-        accuracies = [float(np.mean(head.logits(vectors).argmax(1) == labels)) for head in self._few_shot.heads]
-        return summarize(accuracies, self._few_shot, self._job.directory.path, tracker)
+        return summarize(self._few_shot.figures(vectors, labels), self._few_shot, self._job.directory.path, tracker)
 
     def close(self) -> None:
         """Nothing is open."""
