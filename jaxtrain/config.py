@@ -76,10 +76,14 @@ class DataConfig(Section):
     """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | csv:FILE | jsonl:FILE | parquet:FILE |
     wds:PATTERN | hf:NAME | hf:PATH | idx:PATH | npz:PATH; arrays: those that were given to fit(). Paths of folders,
     tables and tar files may be addresses: s3://, gs://, hf://, http://."""
-    task: Literal["auto", "multiclass", "multilabel"] = "auto"
-    """multiclass: each image has one class; multilabel: any number of labels; auto: as the labels are given."""
+    task: Literal["auto", "multiclass", "multilabel", "any_of"] = "auto"
+    """multiclass: each image has one class; multilabel: any number of labels; auto: as the labels are given. any_of, of
+    commands that measure: a model that gives one class is right where it is among an image's labels."""
     dir: Path | None = None
     """Folder of prepared tensorflow-datasets (default: that library's own)."""
+    split: Literal["train", "val", "test"] | None = None
+    """Of commands that measure and do not train: these images are the test set, and no others are looked at (default:
+    test)."""
     columns: ColumnsConfig = ColumnsConfig()
     value_range: tuple[float, float] | None = None
     """Least and greatest value of arrays that are not uint8, as 0 1: they are rescaled to 0..255 (default: refused)."""
@@ -172,6 +176,8 @@ class DataConfig(Section):
             raise ValueError(f"fold {self.fold}: {known}")
         if self.folds is not None and self.test_fraction > 0:
             raise ValueError("folds and test_fraction both draw a test set: give one of them")
+        if self.split is not None and (self.folds is not None or self.test_fraction > 0):
+            raise ValueError("split says which images are the test set: leave folds and test_fraction out")
         return self
 
     @model_validator(mode="after")

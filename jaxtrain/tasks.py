@@ -178,7 +178,7 @@ TASKS: dict[str, Task] = {"multiclass": Multiclass(), "multilabel": Multilabel()
 def task_of(config: Config | DataConfig) -> Task:
     """The task of a resolved config; those of earlier versions, which know one only, leave it open."""
     data = config.data if isinstance(config, Config) else config
-    return TASKS["multiclass" if data.task == "auto" else data.task]
+    return TASKS["multilabel" if data.task == "multilabel" else "multiclass"]
 
 
 _ONE_LABEL = {

@@ -15,6 +15,7 @@ from jaxtrain.cli.report import Report
 from jaxtrain.cli.sweep import Sweep
 from jaxtrain.cli.sync import Sync
 from jaxtrain.cli.train import Recipes, Train
+from jaxtrain.cli.validate import Validate
 
 PROGRAM = Group(
     "Train image classifiers: feature extraction, fine-tuning, pre-training from scratch.",
@@ -22,6 +23,7 @@ PROGRAM = Group(
         "train": Train,
         "predict": Predict,
         "benchmark": Benchmark,
+        "validate": Validate,
         "report": Report,
         "sweep": Sweep,
         "embed": EMBED,

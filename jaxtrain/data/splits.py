@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +12,22 @@ from numpy.typing import NDArray
 from jaxtrain.data.base import Labels
 
 Indices = NDArray[np.int64]
+T = TypeVar("T")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
 """What people call the splits, in small letters."""
+
+
+def standing_in(splits: Mapping[str, T], measured: str | None) -> dict[str, T]:
+    """The splits; the one that is `measured` alone (`data.split`) is also the training set where there is none.
+
+    Classes are those of the training set.
+    """
+    alone = {} if measured is None or measured not in splits else {"train": splits[measured]}
+    return {**alone, **splits}
 
 
 def stratified_split(labels: Labels, fraction: float, seed: int) -> tuple[Indices, Indices]:

@@ -85,6 +85,7 @@ class Content:
     def warnings(self) -> list[str]:
         """What speaks against trusting the figures."""
         comparison, found = self.comparison, [f"{name} is left out: {why}" for name, why in self.left_out.items()]
+        found += [f"{entry.name}: {note}" for entry in comparison.entries for note in entry.candidate.predictions.notes]
         images = len(comparison.predictions.labels)
         for name, pairs in self.duplicates.items():
             if pairs:

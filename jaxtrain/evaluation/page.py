@@ -14,9 +14,8 @@ from jaxtrain.evaluation import plots
 from jaxtrain.evaluation.comparison import Comparison, Entry, Pair
 from jaxtrain.evaluation.content import Content
 from jaxtrain.evaluation.costs import Costs
-from jaxtrain.evaluation.findings import Shown, Slice
+from jaxtrain.evaluation.findings import Shown, Slice, label_text
 from jaxtrain.evaluation.gallery import data_uri, thumbnail
-from jaxtrain.evaluation.label_findings import label_text
 from jaxtrain.evaluation.statistics import Interval
 from jaxtrain.evaluation.wording import METRICS, cost, in_points, value
 from jaxtrain.files import optional

@@ -212,7 +212,7 @@ def make_report(
     robustness: dict[str, Any] = {}
     if test is not None:
         values = {**getattr(test.images, "metadata", {}), **values}
-        if not comparison.predictions.multilabel and all(run.config.data.shots is None for run in gathered.runs):
+        if comparison.predictions.labels.ndim == 1 and all(run.config.data.shots is None for run in gathered.runs):
             values |= by_frequency(test)
         if duplicates:
             others = {"training": test.dataset.train, "validation": test.dataset.val}
@@ -314,10 +314,10 @@ def _predictions(run: Run, load: Load, sets: TestSets, say: Callable[[str], None
         return folder, kept, False
     say(f"predictions of {run.name}")
     test = sets.open(run)
-    model = str(run.summary["model"])
+    model, notes = str(run.summary["model"]), run.summary.get("notes", ())
     try:
         predictions = predict(
-            load(run.path), test, technique=run.config.technique, model=model, params_sha256=run.digest
+            load(run.path), test, technique=run.technique, model=model, params_sha256=run.digest, notes=notes
         )
     except DamagedError:
         raise

@@ -79,7 +79,8 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
     check_schedule(config.schedule)
     sections = {"data": data, "train": train, "model": model, "augment": augment, "optimizer": optimizer}
     resolved = config.model_copy(update={**sections, "loss": config.loss.resolved()})
-    total = total_steps(resolved, len(dataset.train)) / (len(dataset.train) / train.batch_size)
+    images = max(len(dataset.train), 1)  # none where nothing is trained
+    total = total_steps(resolved, images) / (images / train.batch_size)
     warmup = config.schedule.warmup_epochs
     if warmup is None:
         warmup = 0.0 if config.schedule.name in ("constant", "one_cycle") else _WARMUP_SHARE * total

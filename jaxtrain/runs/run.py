@@ -67,6 +67,12 @@ def begin(
 
     `stop` is the request of who listens to signals already.
     """
+    if (split := technique.config.data.split) is not None:
+        raise UserError(f"data.split {split}: an option of commands that measure; a run trains on the training images")
+    if technique.config.data.task == "any_of":
+        raise UserError(
+            "data.task any_of: an option of commands that measure; runs train with multiclass or multilabel"
+        )
     set_cpu_devices(technique.config.parallel)
     with contextlib.ExitStack() as stack:
         opened = _open(technique, dataset, stack)
