@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from jaxtrain.evaluation.near_duplicates import NearDuplicate, near_duplicates
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.report import FILES, Report
 from jaxtrain.evaluation.robustness import corruption_accuracy
-from jaxtrain.files import optional, run_name
+from jaxtrain.files import optional
 from jaxtrain.tracking import Journal, Tracker, stored_model
 
 _log = logging.getLogger(__name__)
@@ -274,18 +273,6 @@ def track_report(report: Report, folder: Path, config: TrackingConfig, ids: Sequ
     if told.problem is not None:
         _log.warning("MLflow lacks the report (%s); it is in %s", told.problem, folder)
     return told.run_id
-
-
-def report_folder(dataset: str) -> Path:
-    """`runs/benchmark/DATASET-N` with the first free N, made."""
-    for number in itertools.count(1):
-        folder = Path("runs/benchmark") / f"{run_name(dataset)}-{number}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError
 
 
 def _over_folds(entry: Entry) -> dict[str, float]:

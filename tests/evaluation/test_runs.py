@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from jaxtrain.evaluation.costs import ForwardPass
 from jaxtrain.evaluation.finished import by_test_set, finished_runs, read_run
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.report import FILES, Report
-from jaxtrain.evaluation.runs import gather, report_folder, track, track_report
+from jaxtrain.evaluation.runs import gather, track, track_report
+from jaxtrain.files import numbered_folder
 from jaxtrain.tracking import TrackerReport
 
 DIGITS = tuple("0123456789")
@@ -292,9 +294,9 @@ def test_each_model_and_the_report_are_runs_in_benchmark(tmp_path, loaded, monke
     assert {"predictions.npz", "metrics.json", "per_class.csv", "confusion_matrix.png"} <= set(first.paths)
 
     report = Report(comparison, gathered.test.images, gathered.test.dataset, looks=gathered.looks)
-    folder = report.save(report_folder("digits"))
+    folder = report.save(numbered_folder(Path("runs/benchmark"), "digits"))
     assert folder.as_posix() == "runs/benchmark/digits-1"
-    assert report_folder("digits").name == "digits-2"
+    assert numbered_folder(Path("runs/benchmark"), "digits").name == "digits-2"
     assert track_report(report, folder, TrackingConfig(), ids) == "id 3"
     last = FakeTracker.started[2]
     assert last.paths == list(FILES)
