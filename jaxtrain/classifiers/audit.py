@@ -90,7 +90,7 @@ def _audit(technique: FEClassifier, dataset: Dataset, folds: int) -> Audit:
     images = _together([source.select(readable[name].places) for name, source in learned.items()], config.data)
     numbers = fold_numbers(images.select(judged), numbered, dataset.class_names)
     x, y = vectors.x[judged], vectors.y[judged].astype(np.int32)
-    probabilities, setting = out_of_fold(Vectors(x, y), numbers, dataset.num_classes, config)
+    probabilities, decay = out_of_fold(Vectors(x, y), numbers, dataset.num_classes, config)
     judged_places = [places[i] for i in judged.tolist()]
     return Audit(
         name=dataset.name,
@@ -103,29 +103,29 @@ def _audit(technique: FEClassifier, dataset: Dataset, folds: int) -> Audit:
         near_duplicates=find_near_duplicates(splits, config.data.max_pixels),
         outliers=find_outliers(places, vectors.x, config.seed),
         unreadable=dataset.bad_images.reasons,
-        method=f"{config.model.label} at {config.data.image_size} px, {setting}, {folds} folds",
+        method=f"{config.model.label} at {config.data.image_size} px, weight decay {decay:.2g}, {folds} folds",
     )
 
 
 def out_of_fold(
     vectors: Vectors, numbers: NDArray[np.int64], classes: int, config: Config
-) -> tuple[NDArray[np.float64], str]:
-    """What the heads of the other folds give each vector, `float64[images, classes]`; and their setting in words.
+) -> tuple[NDArray[np.float64], float]:
+    """What the heads of the other folds give each vector, `float64[images, classes]`; and their weight decay.
 
-    The setting is chosen once, on the first fold, and is that of all: it is one of 45, for thousands of labels.
+    That is chosen once, on the first fold, for all: one of 15 numbers, by all labels of the fold.
     """
     probabilities = np.empty((len(vectors.y), classes))
-    head = HeadConfig()
+    head = HeadConfig(scaling=("standard",))
     with Progress(title="judging labels", quiet=config.quiet) as bar:
         for number in range(int(numbers.max()) + 1):
             bar.count(int(np.count_nonzero(numbers < number)), len(numbers))
             train, held = (vectors.select(np.flatnonzero(mask)) for mask in (numbers != number, numbers == number))
             found = fit_head(head, train, held if number == 0 else None, num_classes=classes, seed=config.seed)
             probabilities[numbers == number] = softmax(found.logits(held.x))
-            chosen = found.settings
-            head = HeadConfig(scaling=(chosen["scaling"],), weight_decay=(chosen["weight_decay"],))
+            decay = float(found.settings["weight_decay"])
+            head = HeadConfig(scaling=("standard",), weight_decay=(decay,))
         bar.count(len(numbers), len(numbers))
-    return probabilities, f"linear head (scaling {chosen['scaling']}, weight decay {chosen['weight_decay']:.2g})"
+    return probabilities, decay
 
 
 def _together(sources: Sequence[ImageSource], config: DataConfig) -> ArraySource:

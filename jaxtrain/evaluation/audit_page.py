@@ -80,7 +80,7 @@ def _some(findings: Sequence[Finding]) -> str:
 
 def _suggested(audit: Audit, one: Finding) -> str:
     assert one.suggested is not None
-    return f"looks like {audit.class_names[one.suggested]}, by {100 * one.score:.0f} points"
+    return f"looks like {audit.class_names[one.suggested]} ({one.score:+.2f})"
 
 
 def _pairs(audit: Audit, findings: Sequence[Finding]) -> Iterator[tuple[Tile, Tile]]:
