@@ -12,6 +12,7 @@ from jaxtrain.cli.models import Models
 from jaxtrain.cli.pack import Pack
 from jaxtrain.cli.plan import Plan
 from jaxtrain.cli.predict import Predict
+from jaxtrain.cli.report import Report
 from jaxtrain.cli.sweep import Sweep
 from jaxtrain.cli.sync import Sync
 from jaxtrain.cli.train import Recipes, Train
@@ -22,6 +23,7 @@ PROGRAM = Group(
         "train": Train,
         "predict": Predict,
         "benchmark": Benchmark,
+        "report": Report,
         "sweep": Sweep,
         "audit": Audit,
         "embed": EMBED,
