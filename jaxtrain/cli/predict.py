@@ -104,7 +104,7 @@ class Predict(Command):
         return unreadable
 
     def _rows(self, classifier: Any, files: list[str], before: int = 0) -> Iterator[list[dict[str, Any]]]:
-        """Those of each batch: file, label, probability and more, or why there is none; `before`: files done earlier."""
+        """Those of each batch: file, label, probability and more, or why not; `before`: files done earlier."""
         import numpy as np
 
         from jaxtrain.data.bad_images import BadImages
