@@ -120,7 +120,9 @@ def out_of_fold(
         for number in range(int(numbers.max()) + 1):
             bar.count(int(np.count_nonzero(numbers < number)), len(numbers))
             train, held = (vectors.select(np.flatnonzero(mask)) for mask in (numbers != number, numbers == number))
-            found = fit_head(head, train, held if number == 0 else None, num_classes=classes, seed=config.seed)
+            val = held if number == 0 else None
+            # With a check Ctrl-C is heard meanwhile.
+            found = fit_head(head, train, val, num_classes=classes, seed=config.seed, check=lambda: None)
             probabilities[numbers == number] = softmax(found.logits(held.x))
             decay = float(found.settings["weight_decay"])
             head = HeadConfig(scaling=("standard",), weight_decay=(decay,))

@@ -97,6 +97,7 @@ def test_the_heat_is_where_the_square_is(tmp_path):
         parts = list(predictor.explain(source, BadImages(), embedding=False))
         logits, heat = (np.concatenate([part[name] for part in parts]) for name in ("logits", "heat"))
         np.testing.assert_allclose(logits, predictor.predict_logits(source), atol=1e-3)
+        np.testing.assert_allclose(classifier.explain(images[300:]), heat, atol=1e-5)
         assert np.mean(logits.argmax(axis=1) == labels[300:]) > 0.9
         centres = np.arange(8) * 2 + 1
         rows, columns = (np.abs(corners[300:, i, None] + 3 - centres) < 4 for i in (0, 1))
