@@ -30,6 +30,7 @@ from jaxtrain.evaluation.audit import (
 from jaxtrain.evaluation.audit_page import write_audit
 from jaxtrain.heads import Vectors, fit_head
 from jaxtrain.runs.backbone import Backbone
+from jaxtrain.runs.run import use_compilation_cache
 from jaxtrain.screen.loading import load_with_bar
 from jaxtrain.screen.progress import Progress
 from jaxtrain.tasks import softmax
@@ -76,6 +77,7 @@ def audit(data: Any, out: str | Path | None = None, **options: Any) -> Audit:
 
 def _audit(technique: FEClassifier, dataset: Dataset, folds: int) -> Audit:
     config = technique.config
+    use_compilation_cache(config)
     backbone = Backbone(technique, dataset)
     for note in backbone.notes:
         _log.warning("%s", note)

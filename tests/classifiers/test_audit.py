@@ -1,6 +1,7 @@
 """`jaxtrain audit` on images whose wrong labels were planted."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 import jaxtrain
 from jaxtrain.cli.main import run
 from jaxtrain.errors import UserError
+from jaxtrain.files import write_csv
+from tests.data.forms import rows_of
 
 FLIPPED = (3, 20, 41, 57)
 
@@ -52,6 +55,25 @@ def test_arrays_in_python(planted):
     found = jaxtrain.audit((images, labels), model={"weights": str(folder / "run")}, quiet=True)
     assert {one.place.number for one in found.label_errors} == set(FLIPPED)
     assert (found.judged, len(found.splits)) == (90, 1)
+
+
+@pytest.mark.slow
+def test_groups_a_validation_split_and_an_unreadable_file(planted, root, tmp_path):
+    folder, *_ = planted
+    (tmp_path / "bad.png").write_text("no picture")
+    rows = [{**row, "who": Path(row["image"]).stem} for row in rows_of(root)]
+    rows.append({"image": str(tmp_path / "bad.png"), "label": "cat", "split": "train", "who": "00"})
+    wrong = next(row for row in rows if row["split"] == "val" and row["label"] == "cat")
+    wrong["label"] = "emu"
+    write_csv(tmp_path / "table.csv", rows)
+    words = ["audit", "--data.name", f"csv:{tmp_path}/table.csv", "--model.weights", f"{folder}/run"]
+    run([*words, "--data.group", "who", "--data.folds", "3", "--data.max_bad_images", "1", "--out", f"{tmp_path}/out"])
+    with open(tmp_path / "out" / "suggestions.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    (error,) = [row for row in found if row["issue"] == "label error"]
+    assert (error["split"], error["image"], error["suggested_label"]) == ("val", wrong["image"], "cat")
+    (bad,) = [row for row in found if row["issue"] == "unreadable"]
+    assert bad["image"] == str(tmp_path / "bad.png")
 
 
 def test_what_cannot_be_audited_is_refused(planted, tmp_path):
