@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from jaxtrain.cli.command import Command, Positional
-from jaxtrain.errors import RunError
+from jaxtrain.errors import RunError, UserError
 from jaxtrain.escape import plain
 
 
@@ -33,7 +33,8 @@ class Predict(Command):
     """Classes per image, the most probable first (default: 1; of several labels per image, those that it gets)."""
     embeddings: bool = False
     """The vector before the head too, in tables of .jsonl or .parquet."""
-
+    explain: Path | None = None
+    """A folder for a PNG per image: the image, and beside it what in it speaks for the most probable class, as heat."""
     trust_imports: bool = False
     """Import the network or class that the run names (module:Name): it is executed, so only for runs that you trust."""
 
@@ -47,10 +48,15 @@ class Predict(Command):
         """Print a line for each; RunError at the end where some could not be read."""
         from jaxtrain import load
 
+        if self.explain is not None and self.explain.exists() and not self.explain.is_dir():
+            raise UserError(f"--explain {self.explain} is a file, and a folder is needed")
         files = self._files()
         classifier = load(self.run_dir, trust_imports=self.trust_imports)
         if not files:
             raise RunError("the folders hold no images: " + ", ".join(map(os.fspath, self.images)))
+        if self.explain is not None:
+            print(f"{self.explain}: {classifier.fitted.predictor.explained_by()}", file=sys.stderr)
+            self.explain.mkdir(parents=True, exist_ok=True)
         unreadable = self._print(classifier, files) if self.out is None else self._write(classifier, files, self.out)
         if unreadable:
             raise RunError(f"{unreadable} of {len(files)} images cannot be read")
@@ -84,12 +90,12 @@ class Predict(Command):
         from jaxtrain.trees import tree_digest
 
         model = [tree_digest(part) for part in classifier.fitted.weights.values()]
-        with Rows(out, [*model, files, self.topk, self.embeddings]) as table:
+        with Rows(out, [*model, files, self.topk, self.embeddings, self.explain]) as table:
             if table.done:
                 print_line(f"{table.done:,} of {len(files):,} images are done")
             with Progress(title="predicted", file=sys.stderr) as progress:
                 done = table.done
-                for rows in self._rows(classifier, files[done:]):
+                for rows in self._rows(classifier, files[done:], done):
                     table.add(rows)
                     done += len(rows)
                     progress.count(done, len(files))
@@ -97,16 +103,20 @@ class Predict(Command):
         print_line(f"{len(files):,} images: {out}")
         return unreadable
 
-    def _rows(self, classifier: Any, files: list[str]) -> Iterator[list[dict[str, Any]]]:
-        """Those of each batch: file, label, probability and more, or why there is none."""
+    def _rows(self, classifier: Any, files: list[str], before: int = 0) -> Iterator[list[dict[str, Any]]]:
+        """Those of each batch: file, label, probability and more, or why not; `before`: files done earlier."""
         import numpy as np
 
         from jaxtrain.data.bad_images import BadImages
         from jaxtrain.data.base import FileSource
+        from jaxtrain.evaluation.gallery import heat_picture
+        from jaxtrain.files import run_name
 
         source, bad_images = FileSource(files, np.zeros(len(files), np.int32)), BadImages(allowed=None, named=False)
         start = 0
-        for batch in classifier.fitted.predictor.stream(source, bad_images, embedding=self.embeddings):
+        predictor = classifier.fitted.predictor
+        stream = predictor.stream if self.explain is None else predictor.explain
+        for batch in stream(source, bad_images, embedding=self.embeddings):
             rows = []
             for place, probabilities in enumerate(classifier.fitted.task.probabilities(batch["logits"]), start=start):
                 name = source.describe(place)
@@ -124,6 +134,13 @@ class Predict(Command):
                 row = {"file": name, **(top[0] if top else {}), "top": top}
                 if self.embeddings:
                     row["embedding"] = [float(x) for x in batch["embedding"][place - start]]
+                if self.explain is not None:
+                    shown = self.explain / f"{before + place:06}-{run_name(Path(name).stem)}.png"
+                    white = 65535 if classifier.fitted.config.data.bits == 16 else 255
+                    heat_picture(batch["image"][place - start] * (255 / white), batch["heat"][place - start]).save(
+                        shown
+                    )
+                    row["explanation"] = str(shown)
                 rows.append(row)
             start += len(batch["logits"])
             yield rows

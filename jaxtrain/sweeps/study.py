@@ -21,6 +21,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from jaxtrain.errors import JaxtrainError, UserError
+from jaxtrain.evaluation.finished import STUDY_LOCK
 from jaxtrain.files import file_lock, reason
 from jaxtrain.redact import redact
 from jaxtrain.runs.learning import Pruned
@@ -112,7 +113,7 @@ class Trials:
         sweep = plan.sweep
         self._plan, self._slots = plan, _slots(plan)
         self._claimed: list[Claimed] = []
-        self._lock = sweep.folder / "study.lock"
+        self._lock = sweep.folder / STUDY_LOCK
         sweep.folder.mkdir(parents=True, exist_ok=True)
         self._url = sweep.storage or sqlite_uri(sweep.folder / "study.db")
         with file_lock(self._lock), _using(self._url):
