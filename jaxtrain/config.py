@@ -631,11 +631,14 @@ class ParallelConfig(Section):
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next start is quick."""
     coordinator: Annotated[str, Field(pattern=r"^\S+:[0-9]{1,5}$")] | None = None
-    """HOST:PORT of process 0, where a run has several processes (default: as Slurm, Open MPI, GKE or Cloud TPU say)."""
+    """HOST:PORT of process 0, where a run has several processes (default: as Slurm, Open MPI, GKE or Cloud TPU say, or
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID)."""
     num_processes: Count | None = None
     """Processes of the run, given with `coordinator`; 1 alone: run alone, whatever the cluster says."""
     process_id: Annotated[int, Field(ge=0)] | None = None
     """The number of this process, from 0, given with `coordinator`."""
+    connect_seconds: Annotated[int, Field(ge=1, le=86_400)] = 45
+    """How long the processes of a run wait for one another at the start."""
 
     @model_validator(mode="after")
     def _processes(self) -> ParallelConfig:
