@@ -651,6 +651,59 @@ class ParallelConfig(Section):
         return self
 
 
+class ClusterConfig(Section):
+    """Many machines: a cluster of Ray does the work (extra jaxtrain[cluster])."""
+
+    address: str | None = None
+    """local: Ray is started on this machine, for this command alone; auto: the cluster that this machine belongs to, or
+    RAY_ADDRESS; ray://HOST:PORT: another one (default: without Ray)."""
+
+    @field_validator("address")
+    @classmethod
+    def _known_kind(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"local|auto|ray://\S+:[0-9]{1,5}", value):
+            raise ValueError(f"must be local, auto or ray://HOST:PORT, not '{value}'")
+        return value
+
+    @model_validator(mode="after")
+    def _needs_an_address(self) -> ClusterConfig:
+        if self.address is None and (others := sorted(self.model_fields_set - {"address"})):
+            raise ValueError(f"{others[0]} needs address: local, auto or ray://HOST:PORT")
+        return self
+
+
+class TrialsConfig(ClusterConfig):
+    """Many machines: a cluster of Ray trains the runs (extra jaxtrain[cluster])."""
+
+    per_trial: str = "cpu=1"
+    """What each run that trains gets of its machine, as gpu=0.5,cpu=4: cpu, gpu, tpu, or the name that a resource has
+    in the cluster."""
+
+    @field_validator("per_trial")
+    @classmethod
+    def _amounts(cls, value: str) -> str:
+        resources(value)
+        return value
+
+
+def resources(text: str) -> dict[str, float]:
+    """Amounts by name. Raises ValueError.
+
+    >>> resources("gpu=0.5,cpu=4")
+    {'gpu': 0.5, 'cpu': 4.0}
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([A-Za-z][A-Za-z0-9_.:-]*)=([0-9]+(?:\.[0-9]+)?)\s*", part)
+        if match is None or float(match[2]) <= 0 or match[1] in found:
+            raise ValueError(f"must be names with amounts above 0, each name once, as gpu=0.5,cpu=4, not '{text}'")
+        name, amount = match[1], float(match[2])
+        if amount > 1 and not amount.is_integer():
+            raise ValueError(f"{name}={amount:g}: above 1 only whole numbers can be had")
+        found[name] = amount
+    return found
+
+
 class CheckpointConfig(Section):
     """What is kept on disk during training."""
 
