@@ -75,6 +75,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
+def from_here(path: Path) -> Path:
+    """The path as short as can be: from the working directory where it is inside, so that commands can be copied."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def user_cache() -> Path:
     """The folder for what can be made again: `$XDG_CACHE_HOME/jaxtrain`, by default `~/.cache/jaxtrain`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxtrain"

@@ -4,15 +4,12 @@ Each figure comes from a fresh process that first fills its pipeline; rounds are
 slows all alike. torch: DataLoader, Pillow's antialiased bilinear. tf: tf.data, decode_and_crop_jpeg, which decodes
 the crop alone, and bilinear resizing, antialiased as ours; "tf aliased" is TensorFlow's default, which is not. All read
 and return uint8.
-
-With `--start N` instead: a table and a folder of N images (links to a few files), loaded in fresh processes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -154,57 +151,8 @@ def compare(folder: Path, peer_python: str, rounds: int, batches: int) -> dict[s
     return rates
 
 
-def make_entries(folder: Path, count: int) -> None:
-    """`all.csv` and the folder `all` of that many images in 100 classes, and `few` of 200 of them."""
-    import cv2
-
-    for name, number in (("few", 200), ("all", count)):
-        lines = ["image,label"]
-        for i in range(number):
-            original = folder / f"{i // 30_000}.jpg"  # file systems limit the links of a file
-            if not original.exists():
-                cv2.imwrite(str(original), np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8))
-            place = Path(name, f"class_{i % 100:03d}", f"image_{i:07d}.jpg")
-            (folder / place).parent.mkdir(parents=True, exist_ok=True)
-            (folder / place).hardlink_to(original)
-            lines.append(f"{place},{place.parent.name}")
-        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
-
-
-def start(kind: str, folder: Path) -> tuple[float, float, float]:
-    """Seconds to load all entries in this process, and bytes of memory per image: what stays, and the peak."""
-    from jaxtrain.config import DataConfig
-    from jaxtrain.data.sources import load_dataset
-
-    def memory(what: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
-
-    end = ".csv" if kind == "csv" else ""
-    load_dataset(DataConfig(name=f"{kind}:{folder / 'few'}{end}"))  # imports what it needs
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-    before, began = memory("VmRSS"), time.perf_counter()
-    data = load_dataset(DataConfig(name=f"{kind}:{folder / 'all'}{end}", val_fraction=0.0))
-    seconds = time.perf_counter() - began
-    return seconds, *((memory(what) - before) / len(data.train) for what in ("VmRSS", "VmHWM"))
-
-
-def compare_starts(folder: Path) -> dict[str, dict[str, float]]:
-    """By source: time of the second start over that of the first, and memory over 200 bytes per image."""
-    found = {}
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
-    for kind in ("csv", "folder"):
-        command = [sys.executable, __file__, "--measure-start", kind, "--images", str(folder)]
-        runs = [subprocess.run(command, check=True, capture_output=True, env=environment) for _ in range(2)]
-        first, second = (json.loads(run.stdout.split(b"\n")[-2]) for run in runs)
-        found[kind] = {"second_over_first": second[0] / first[0]}
-        for name, place in (("kept", 1), ("peak", 2)):
-            found[kind][f"{name}_over_200_bytes"] = max(first[place], second[place]) / 200
-    return found
-
-
 def main() -> None:
-    """Print one JSON object: the rates, their medians and ours over each peer's; with --start ratios alone."""
+    """Print one JSON object: the rates, their medians and ours over each peer's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", default=sys.executable, help="an interpreter with torch and tensorflow")
     parser.add_argument("--images", type=Path, help="folder of JPEGs (default: 2,000 made for the purpose)")
@@ -212,17 +160,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=30, help=f"timed batches of {BATCH} a round")
     parser.add_argument("--workers", type=int, help="of the pipeline measured (default: its own)")
     parser.add_argument("--measure", choices=PIPELINES, help="only this one, in this process")
-    parser.add_argument("--start", type=int, metavar="N", help="how a set of N images starts, and nothing else")
-    parser.add_argument("--measure-start", choices=("csv", "folder"), help="only this one, in this process")
     options = parser.parse_args()
-    if options.measure_start:
-        print(json.dumps(start(options.measure_start, options.images)))
-        return
-    if options.start:
-        with tempfile.TemporaryDirectory() as folder:
-            make_entries(Path(folder), options.start)
-            print(json.dumps(compare_starts(Path(folder))))
-        return
     if options.measure:
         print(measure(options.measure, options.images, options.batches, options.workers))
         return

@@ -11,6 +11,7 @@ from jaxtrain.cli.models import Models
 from jaxtrain.cli.pack import Pack
 from jaxtrain.cli.plan import Plan
 from jaxtrain.cli.predict import Predict
+from jaxtrain.cli.report import Report
 from jaxtrain.cli.sweep import Sweep
 from jaxtrain.cli.sync import Sync
 from jaxtrain.cli.train import Recipes, Train
@@ -21,6 +22,7 @@ PROGRAM = Group(
         "train": Train,
         "predict": Predict,
         "benchmark": Benchmark,
+        "report": Report,
         "sweep": Sweep,
         "embed": EMBED,
         "pack": Pack,

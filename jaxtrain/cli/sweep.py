@@ -194,6 +194,7 @@ def _for_mlflow(found: Results, test: Mapping[str, Any] | None) -> tuple[dict[st
 
 
 def _show(plan: Plan, found: Results, test: Mapping[str, Any] | None) -> None:
+    from jaxtrain.files import from_here
     from jaxtrain.screen.console import print_line, show_table
     from jaxtrain.sweeps.page import rows_for_terminal, warnings
     from jaxtrain.tracking.store import tracking_uri
@@ -208,7 +209,7 @@ def _show(plan: Plan, found: Results, test: Mapping[str, Any] | None) -> None:
         print_line(f"test accuracy of the {name}: {100 * one['mean']:.2f}% ({interval}): {one['label']}")
     for line in warnings(found):
         print_line(line)
-    folder = plan.sweep.folder / "results"
+    folder = from_here(plan.sweep.folder / "results")
     print_line("")
     print_line(f"report    {folder / 'report.html'}")
     if found.best is not None:

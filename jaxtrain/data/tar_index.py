@@ -8,9 +8,11 @@ import logging
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ from jaxtrain.data.base import PartSource
 from jaxtrain.data.folder import EXTENSIONS, hidden
 from jaxtrain.data.packed import Packed
 from jaxtrain.data.remote import RemoteFile
-from jaxtrain.data.scan import Header, Headers, collect, header_of_image, parallel
+from jaxtrain.data.scan import Header, Headers, collect, header_of_image, headers_of, parallel
 from jaxtrain.data.splits import SPLIT_NAMES
 from jaxtrain.data.table import ROLES
 from jaxtrain.errors import RunError, UserError
@@ -42,12 +44,12 @@ class TarIndex:
     text: NDArray[np.uint8]
     ends: NDArray[np.int64]
     """`Packed` names of the members, with that of their file in front."""
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int32]
     """Place of each image's label in `values`."""
     values: NDArray[np.str_]
     folders: NDArray[np.bool_]
     """Whether the label is the name of the folder that an image is in: `bool[1]`."""
-    splits: NDArray[np.int64]
+    splits: NDArray[np.int8]
     """Place of the split in train, val, test; -1 where the member's path says nothing."""
     sizes: NDArray[np.int32]
     grey: NDArray[np.bool_]
@@ -72,7 +74,7 @@ def tar_index(files: Sequence[str | RemoteFile], columns: ColumnsConfig, where: 
 
     Raises UserError for what is not a tar file or holds no labelled images, RunError for a damaged one.
     """
-    key = hashlib.sha256(repr((1, list(map(_state, files)), columns)).encode()).hexdigest()
+    key = hashlib.sha256(repr((2, list(map(_state, files)), columns)).encode()).hexdigest()
     cached = user_cache() / "tar" / f"{key[:32]}.npz"
     try:
         with np.load(cached, allow_pickle=False) as stored:
@@ -105,27 +107,53 @@ class _Image:
     split: int
 
 
+class _Words(NamedTuple):
+    """Strings of which most are the same."""
+
+    codes: dict[str, int]
+    places: array[int]
+    """`int32`"""
+
+    def append(self, word: str) -> None:
+        self.places.append(self.codes.setdefault(word, len(self.codes)))
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """The images of one tar file."""
+
+    names: Packed
+    places: NDArray[np.int64]
+    """Start and length of each: `[images, 2]`."""
+    splits: NDArray[np.int8]
+    labels: _Words
+    folders: _Words
+    labelled: bool
+    """Whether one of them has a label beside it."""
+    headers: Sequence[Header] = ()
+
+
 def _read(files: Sequence[str | RemoteFile], columns: ColumnsConfig, where: str, key: str) -> TarIndex:
     shards = parallel(lambda i: _look_into(files[i], columns), len(files), workers=8)
-    found = [(number, image) for number, (images, _) in enumerate(shards) for image in images]
-    if not found:
+    if not any(len(shard.names) for shard in shards):
         raise UserError(f"{where} holds no images")
     # Labels beside the images where one has such; else the folders are the classes.
-    folders = all(image.label is None for _, image in found)
-    texts = [PurePosixPath(image.name).parent.name if folders else image.label or NO_LABEL for _, image in found]
-    values, labels = np.unique(np.array(texts), return_inverse=True)
-    places = np.array([(number, image.start, image.length) for number, image in found], np.int64)
-    names = Packed.of(f"{files[number]}/{image.name}" for number, image in found)
+    folders = not any(shard.labelled for shard in shards)
+    values, labels = _merged([(shard.folders if folders else shard.labels) for shard in shards])
+    numbers = np.repeat(np.arange(len(shards)), [len(shard.names) for shard in shards])
+    places = np.column_stack([numbers, np.concatenate([shard.places for shard in shards])])
+    names = Packed.joined([shard.names for shard in shards])
+    splits = np.concatenate([shard.splits for shard in shards])
     source = PartSource(tuple(files), places, np.zeros(len(places), np.int32), names)
-    seen = [header for _, headers in shards for header in headers]
-    headers = collect(seen or parallel(lambda i: header_of_image(source.read(i)), len(places), workers=8))
+    seen = [header for shard in shards for header in shard.headers]
+    shards.clear()
+    headers = collect(seen) if seen else headers_of(lambda i: header_of_image(source.read(i)), len(places), workers=8)
     bad = np.array([[index, reason] for index, reason in headers.bad.items()], np.str_).reshape(-1, 2)
-    splits = np.array([image.split for _, image in found], np.int64)
     return TarIndex(
         places=places,
         text=names.text,
         ends=names.ends,
-        labels=labels.astype(np.int64),
+        labels=labels,
         values=values,
         folders=np.array([folders]),
         splits=splits,
@@ -136,15 +164,45 @@ def _read(files: Sequence[str | RemoteFile], columns: ColumnsConfig, where: str,
     )
 
 
-def _look_into(file: str | RemoteFile, columns: ColumnsConfig) -> tuple[list[_Image], list[Header]]:
+def _look_into(file: str | RemoteFile, columns: ColumnsConfig) -> _Shard:
     """The images of one tar file; of a remote one, which is fetched as a whole, what their headers say too."""
     if isinstance(file, str):
-        return list(_images_of(file, columns)), []
+        return _shard(file, _images_of(file, columns))
     with file.local() as path:
-        images = list(_images_of(str(path), columns))
+        shard = _shard(file, _images_of(str(path), columns))
         with open(path, "rb", buffering=0) as opened:
-            data = (os.pread(opened.fileno(), image.length, image.start) for image in images)
-            return images, [header_of_image(encoded) for encoded in data]
+            data = (os.pread(opened.fileno(), length, start) for start, length in shard.places.tolist())
+            return replace(shard, headers=[header_of_image(encoded) for encoded in data])
+
+
+def _shard(file: str | RemoteFile, images: Iterable[_Image]) -> _Shard:
+    """Column by column, as objects of a million images would take half a gigabyte."""
+    text, ends, places, splits = bytearray(), array("q"), array("q"), array("b")
+    labels, folders = _Words({}, array("i")), _Words({}, array("i"))
+    labelled = False
+    for image in images:
+        text += os.fsencode(f"{file}/{image.name}")
+        ends.append(len(text))
+        places.extend((image.start, image.length))
+        splits.append(image.split)
+        labelled = labelled or image.label is not None
+        labels.append(image.label or NO_LABEL)
+        folders.append(PurePosixPath(image.name).parent.name)
+    return _Shard(
+        names=Packed(np.frombuffer(text, np.uint8), np.frombuffer(ends, np.int64)),
+        places=np.frombuffer(places, np.int64).reshape(-1, 2),
+        splits=np.frombuffer(splits, np.int8),
+        labels=labels,
+        folders=folders,
+        labelled=labelled,
+    )
+
+
+def _merged(parts: Sequence[_Words]) -> tuple[NDArray[np.str_], NDArray[np.int32]]:
+    """All words, sorted, and the place of each image's among them."""
+    values = np.unique(np.array([word for part in parts for word in part.codes]))
+    codes = [np.searchsorted(values, list(part.codes))[np.frombuffer(part.places, np.int32)] for part in parts]
+    return values, np.concatenate(codes).astype(np.int32)
 
 
 def _images_of(path: str, columns: ColumnsConfig) -> Iterator[_Image]:
@@ -168,7 +226,7 @@ def _images_of(path: str, columns: ColumnsConfig) -> Iterator[_Image]:
 def _members(path: str) -> Iterator[tarfile.TarInfo]:
     """The plain files in a tar file, none of which is opened or unpacked."""
     size, others = os.path.getsize(path), 0
-    seen: dict[str, tuple[int, int]] = {}
+    regular: dict[str, tuple[int, int]] = {}
     try:
         with open(path, "rb") as file:
             if file.read(2) == b"\x1f\x8b":
@@ -177,12 +235,13 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # which would hold every member seen
-                    if member.islnk() and member.linkname in seen:  # tar's way to store a file twice
-                        member.offset_data, member.size = seen[member.linkname]
+                    if member.islnk():  # tar's way to store a file twice
+                        regular = regular or _regular_members(path)
+                    if member.islnk() and member.linkname in regular:
+                        member.offset_data, member.size = regular[member.linkname]
                     elif not member.isreg() or member.issparse():
                         others += not member.isdir()
                         continue
-                    seen[member.name] = member.offset_data, member.size
                     if member.offset_data + member.size > size:
                         raise RunError(f"{path} is cut off in {member.name}")
                     yield member
@@ -192,6 +251,12 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
         raise UserError(f"{path} is not a tar file, or damaged: {error}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _regular_members(path: str) -> dict[str, tuple[int, int]]:
+    """Where each is, which takes much memory, so only for tar files with links."""
+    with tarfile.open(path, mode="r:") as tar:
+        return {member.name: (member.offset_data, member.size) for member in tar if member.isreg()}
 
 
 def _sample(path: str, members: Mapping[str, tarfile.TarInfo], columns: ColumnsConfig) -> Iterator[_Image]:

@@ -16,6 +16,8 @@ from jaxtrain.evaluation.wording import COSTS, with_prefix
 from jaxtrain.label_metrics import sigmoid
 from jaxtrain.tasks import softmax
 
+Records = Sequence[Mapping[str, Any]]
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -251,22 +253,20 @@ def _label_picture(
     return figure
 
 
-def learning_curves(comparison: Comparison) -> Figure | None:
-    """Validation accuracy and training loss over the steps of each run, side by side."""
-    figure_name = f"val/{comparison.figure}"
-    entries = [entry for entry in comparison.entries if len(_series(entry, figure_name)[0]) > 1][:MAX_LINES]
-    if not entries:
+def learning_curves(runs: Sequence[tuple[str, Records]], metric: str) -> Figure | None:
+    """Validation `metric` and training loss over the steps of each run (name, records of its journal), side by side."""
+    name = f"val/{metric}"
+    shown = [(place, *run) for place, run in enumerate(runs[:MAX_LINES]) if len(_series(run[1], name)[0]) > 1]
+    if not shown:
         return None
     figure, (left, right) = _panels(2, width=4.6, height=3.6)
-    for place, entry in enumerate(comparison.entries[:MAX_LINES]):
-        if entry not in entries:
-            continue
-        steps, values = _series(entry, figure_name)
-        left.plot(steps, 100 * values, color=_color(place), label=_short(entry.name), linewidth=1.4)
-        steps, values = _series(entry, "train/loss")
+    for place, run, records in shown:
+        steps, values = _series(records, name)
+        left.plot(steps, 100 * values, color=_color(place), label=_short(run), linewidth=1.4)
+        steps, values = _series(records, "train/loss")
         if len(steps) > 1:
             right.plot(steps, values, color=_color(place), linewidth=1.2)
-    left.set_title(f"validation {comparison.figure}, %", fontsize=10)
+    left.set_title(f"validation {metric}, %", fontsize=10)
     right.set_title("training loss", fontsize=10)
     left.legend(frameon=False, fontsize=8)
     for axes in (left, right):
@@ -301,8 +301,8 @@ def _confidence(entry: Entry) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     return softmax(predictions.logits).max(axis=1), entry.predicted == predictions.labels
 
 
-def _series(entry: Entry, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    found = {int(record["step"]): float(record[name]) for record in entry.candidate.curves if name in record}
+def _series(records: Records, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    found = {int(record["step"]): float(record[name]) for record in records if name in record}
     steps = sorted(found)
     return np.array(steps, np.int64), np.array([found[step] for step in steps], np.float64)
 

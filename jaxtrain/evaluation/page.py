@@ -100,6 +100,7 @@ def _context(report: Content) -> dict[str, Any]:
     comparison = report.comparison
     predictions = comparison.predictions
     figure = METRICS[comparison.figure]
+    curves = [(entry.name, entry.candidate.curves) for entry in comparison.entries]
     figure = figure[0].upper() + figure[1:] if comparison.figure == "accuracy" else figure
     with pictures.inked():
         figures = {
@@ -108,7 +109,9 @@ def _context(report: Content) -> dict[str, Any]:
             "calibration": picture(lambda: pictures.calibration(comparison), "Reliability, and mistakes by coverage"),
             "per_class": picture(lambda: pictures.per_class(comparison), "Results by class and model"),
             "together": picture(lambda: pictures.labels_together(comparison), "Labels that images have together"),
-            "curves": picture(lambda: pictures.learning_curves(comparison), "Learning curves of the runs"),
+            "curves": picture(
+                lambda: pictures.learning_curves(curves, comparison.figure), "Learning curves of the runs"
+            ),
             "robustness": picture(lambda: pictures.robustness(report.robustness), "Accuracy by severity of corruption"),
         }
         confusions = [_confusion(entry, predictions.class_names) for entry in comparison.entries[:MAX_MATRIX]]

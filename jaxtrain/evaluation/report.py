@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtrain.escape import markdown
+from jaxtrain.evaluation import comparison_plots
 from jaxtrain.evaluation.comparison import Entry, Pair
 from jaxtrain.evaluation.content import Content
 from jaxtrain.evaluation.findings import Shown
-from jaxtrain.evaluation.page import render
+from jaxtrain.evaluation.page import picture, render
 from jaxtrain.evaluation.statistics import Interval
 from jaxtrain.evaluation.wording import METRICS, cost, training_time, value
 from jaxtrain.files import optional, write_csv, write_text
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 
 FILES = ("results.json", "leaderboard.csv", "pairs.csv", "per_class.csv", "report.md", "report.html")
 _TABLE = ("accuracy", "balanced_accuracy", "mAP", "macro_f1", "subset_accuracy", "loss", "ece", "auroc_ovr", "auroc")
+_SHORT = "{:.4g}".format
 _COSTS = ("params", "train_seconds", "flops_per_image", "latency_ms_p50")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Content):
     """What `benchmark` returns."""
 
@@ -110,13 +112,21 @@ class Report(Content):
                 write_text(folder / name, page())
         return folder
 
+    def __repr__(self) -> str:
+        """The leaderboard and the advice."""
+        return "\n".join([self._leaders().to_string(index=False, float_format=_SHORT), *self.advice])
+
     def _repr_html_(self) -> str:
-        """The leaderboard and the advice, in a notebook."""
-        columns = ["model", *_TABLE, *_COSTS]
-        table = self.to_pandas()
-        shown = table[[name for name in columns if name in table.columns]]
+        """The leaderboard, its picture and the advice, in a notebook."""
         lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.advice)
-        return shown.to_html(index=False, escape=True, float_format="{:.4g}".format, border=0) + f"<ul>{lines}</ul>"
+        leaders = picture(lambda: comparison_plots.leaderboard(self.comparison), "Leaderboard with intervals")
+        image = "" if leaders is None else f'<img alt="{leaders.text}" src="{leaders.source}">'
+        table = self._leaders().to_html(index=False, escape=True, float_format=_SHORT, border=0)
+        return f"{table}{image}<ul>{lines}</ul>"
+
+    def _leaders(self) -> pd.DataFrame:
+        table = self.to_pandas()
+        return table[[name for name in ("model", *_TABLE, *_COSTS) if name in table.columns]]
 
     def _described(self, shown: Shown) -> dict[str, Any]:
         where = {} if self.images is None else {"image": self.images.describe(shown.index)}

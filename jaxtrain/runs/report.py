@@ -20,6 +20,7 @@ from jaxtrain.data.order import sampler
 from jaxtrain.data.sources import ARRAYS
 from jaxtrain.evaluation import plots
 from jaxtrain.evaluation.evaluate import Record
+from jaxtrain.files import from_here
 from jaxtrain.redact import redact
 from jaxtrain.runs.resolve import total_steps
 from jaxtrain.runs.setup import Setup
@@ -41,8 +42,7 @@ class Reporter:
 
     def __init__(self, config: Config, run_dir: Path) -> None:
         self._config = config
-        inside = run_dir.is_relative_to(Path.cwd())
-        self._run_dir = run_dir.relative_to(Path.cwd()) if inside else run_dir
+        self._run_dir = from_here(run_dir)
         self._bar: Progress | None = None
         self._look: str | None = None
         if not config.quiet:

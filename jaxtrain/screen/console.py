@@ -162,20 +162,29 @@ def print_line(text: str) -> None:
     open_console().print(plain(text), soft_wrap=True)
 
 
+_READABLE = 8
+"""Characters of a cell that stay on one line where there is room."""
+
+
 def show_table(rows: Sequence[Mapping[str, str]], right: Collection[str] = ()) -> None:
     """Rows with the same columns; where they are too wide, those wrap that are not in `right`, the first one last."""
     if not rows:
         return
     table, first = _table(), next(iter(rows[0]))
     others = set(rows[0]) - {first, *right}
-    for column in rows[0]:
+    console = open_console()
+    widths = {column: max(len(row[column]) for row in rows) for column in rows[0]}
+    needed = sum(min(_READABLE, width) if column in others else width + 2 for column, width in widths.items())
+    for column, width in widths.items():
         whole = column in right or (column == first and bool(others))
         least = 16 if column == first and not whole else None
+        if column in others and needed + 2 * len(others) <= console.width:
+            least = min(_READABLE, width)
         side: Literal["left", "right"] = "right" if column in right else "left"
         table.add_column(column, justify=side, no_wrap=whole, overflow="fold", min_width=least)
     for row in rows:
         table.add_row(*map(plain, row.values()))
-    open_console().print(table)
+    console.print(table)
 
 
 def log_to_stderr() -> None:
@@ -196,7 +205,7 @@ def _table() -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
 
 
 def _parts_table(plan: Plan) -> Table:

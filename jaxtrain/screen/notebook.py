@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.files import from_here
+
 _FACTS = {
     "model": "{}",
     "dataset": "{}",
@@ -26,7 +28,7 @@ def model_html(kind: str, summary: Mapping[str, Any], run_dir: Path | None) -> s
     """A table of what is known of a model, and the learning curves of its run where there is a picture of them."""
     facts = {name.replace("_", " "): form.format(summary[name]) for name, form in _FACTS.items() if summary.get(name)}
     if run_dir is not None:
-        facts["run directory"] = str(run_dir)
+        facts["run directory"] = str(from_here(run_dir))
     rows = "".join(f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in facts.items())
     picture = run_dir / "learning_curves.png" if run_dir is not None else None
     image = ""

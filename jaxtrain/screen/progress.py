@@ -1,6 +1,7 @@
 """One line that moves: how training goes, or how many images of a split are done.
 
-Where the output is not a terminal there are plain lines now and then, and no control characters.
+In a notebook it moves by carriage returns. Where the output is neither, there are plain lines now and then, and no
+control characters.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from jaxtrain.escape import plain
-from jaxtrain.screen.terminal import clock, open_console
+from jaxtrain.screen.terminal import clock, in_notebook, open_console
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -58,11 +59,13 @@ class Progress:
         self._evaluations = 0
         self._pace: deque[tuple[float, int]] = deque(maxlen=150)
         self._live: Live | None = None
+        self._notebook, self._written = False, 0
         self._console: Console
 
     def __enter__(self) -> Progress:
         self._console = open_console(self._file)
         self._console.quiet = self._quiet
+        self._notebook = in_notebook(self._console.file)
         if not self._quiet and self._console.is_terminal and not self._console.is_dumb_terminal:
             from rich.live import Live
 
@@ -84,6 +87,7 @@ class Progress:
         if self._live is None:
             if self._drawn != (self._step, self._evaluations):
                 self._draw()
+            self._end_line()
             return
         self._draw()
         self._safely(self._live.stop)
@@ -117,6 +121,7 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""
+        self._end_line()
         self._print(plain(text))
 
     @property
@@ -128,14 +133,28 @@ class Progress:
         self._pace.append((now, self._step))
         self._drawn = (self._step, self._evaluations)
         if self._live is None:
-            self._print("  ".join(text for _, text in self._fields()))
-            self._due = now + PLAIN_SECONDS
+            text = "  ".join(text for _, text in self._fields())
+            if self._notebook:
+                self._move(text)
+            else:
+                self._print(text)
+            self._due = now + (REDRAW_SECONDS if self._notebook else PLAIN_SECONDS)
             return
         live = self._live
         self._safely(lambda: live.update(self._line(), refresh=True))
         # On a slow terminal less often, so that drawing takes at most a twentieth of the time.
         ended = time.monotonic()
         self._due = ended + max(REDRAW_SECONDS, 19 * (ended - now))
+
+    def _move(self, text: str) -> None:
+        """The line of a notebook again, over what it was."""
+        over, self._written = text.ljust(self._written), len(text)
+        self._safely(lambda: self._console.file.write(f"\r{over}"))
+
+    def _end_line(self) -> None:
+        if self._written:
+            self._written = 0
+            self._print("")
 
     def _print(self, text: str) -> None:
         self._safely(lambda: self._console.print(text, soft_wrap=self._live is None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,3 +42,8 @@ def open_console(file: TextIO | None = None) -> Console:
         emoji=False,
         highlight=False,
     )
+
+
+def in_notebook(file: IO[str]) -> bool:
+    """Whether text goes to a cell of a notebook, where a carriage return begins its line again."""
+    return type(file).__module__.partition(".")[0] == "ipykernel"

@@ -168,4 +168,5 @@ def rows_for_terminal(found: Results, most: int) -> Sequence[dict[str, str]]:
         for row, one in zip(rows, found.ranked, strict=False)
         if int(row[0].text) <= most or one.setting.digest == found.baseline
     ]
-    return [{name.rpartition(".")[2] or "rank": text for name, text in row.items()} for row in kept]
+    # Spaces, at which a narrow terminal breaks the name of an option.
+    return [{name.rpartition(".")[2].replace("_", " ") or "rank": text for name, text in row.items()} for row in kept]

@@ -16,6 +16,7 @@ from jaxtrain.data.base import Dataset
 from jaxtrain.data.residence import make_resident
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import DamagedError, UserError
+from jaxtrain.files import from_here
 from jaxtrain.readers import read_json
 from jaxtrain.runs.program import program_key
 from jaxtrain.sweeps.config import Repeat, SweepConfig
@@ -182,7 +183,7 @@ def describe(plan: Plan, done: int) -> list[str]:
         lines.append(f"  program {position}: {_how(sweep, runs)}")
     if drawn:
         lines.append("  proposed settings share a program wherever they differ in nothing but values")
-    lines.append(f"  folder: {sweep.folder}")
+    lines.append(f"  folder: {from_here(sweep.folder)}")
     return lines
 
 

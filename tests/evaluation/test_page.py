@@ -49,7 +49,9 @@ def test_figures_show_the_figures():
         "training time, s", "operations per image", "latency of one image, ms",
     ]  # fmt: skip
     assert {text.get_text() for text in panels[0].texts} == {"ft", "fe"}
-    curves = pictures.learning_curves(comparison).axes[0]
+    curves = pictures.learning_curves(
+        [(one.name, one.candidate.curves) for one in comparison.entries], "accuracy"
+    ).axes[0]
     assert curves.lines[0].get_ydata().tolist() == pytest.approx(list(range(10, 100, 10)))
     assert pictures.robustness({}) is None
 

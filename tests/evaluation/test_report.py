@@ -101,8 +101,11 @@ def test_a_notebook_shows_leaderboard_and_advice(report):
     shown = report._repr_html_()
     assert shown.count("<tr") == 4
     assert "<li>fe is 5.0 points below ft" in shown
+    assert 'src="data:image/svg+xml;base64,' in shown
     evil = make_report([candidate("<script>alert(1)</script>", 0.9), candidate("b", 0.7, seed=1)])
     assert "<script" not in evil._repr_html_()
+    assert "fe is 5.0 points below ft" in repr(report)
+    assert len(repr(report)) < 5000
 
 
 def test_the_page_holds_everything_and_asks_for_nothing(report):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import os
 import pty
@@ -95,6 +96,18 @@ def test_plain_lines_hold_no_control_characters(monkeypatch, fake_clock, force):
     assert lines[-1].startswith("epoch 10/10  1,000/1,000")
     assert "val acc 50.00%" in lines[-1]
     assert lines[-1].endswith("0:01:40 in all")
+
+
+def test_in_a_notebook_one_line_moves(fake_clock):
+    cell = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    train(cell, fake_clock)
+    written = cell.getvalue()
+    assert written.count("\n") == 1
+    first, *lines = written.removesuffix("\n").split("\r")
+    assert first == ""
+    assert len(lines) >= 100
+    assert all(len(line) >= len(before.rstrip()) for before, line in itertools.pairwise(lines))
+    assert lines[-1].rstrip().endswith("0:01:40 in all")
 
 
 def test_plain_lines_come_with_evaluations_and_else_every_ten_seconds(fake_clock):
