@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from jaxtrain.errors import nearest
 
@@ -651,6 +651,32 @@ class ParallelConfig(Section):
         return self
 
 
+def resources(text: str) -> dict[str, float]:
+    """Amounts by name. Raises ValueError.
+
+    >>> resources("gpu=0.5,cpu=4")
+    {'gpu': 0.5, 'cpu': 4.0}
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([A-Za-z][A-Za-z0-9_.:-]*)=([0-9]+(?:\.[0-9]+)?)\s*", part)
+        if match is None or float(match[2]) <= 0 or match[1] in found:
+            raise ValueError(f"must be names with amounts above 0, each name once, as gpu=0.5,cpu=4, not '{text}'")
+        name, amount = match[1], float(match[2])
+        if amount > 1 and not amount.is_integer():
+            raise ValueError(f"{name}={amount:g}: above 1 only whole numbers can be had")
+        found[name] = amount
+    return found
+
+
+def _amounts(text: str) -> str:
+    resources(text)
+    return text
+
+
+Amounts = Annotated[str, AfterValidator(_amounts)]
+
+
 class ClusterConfig(Section):
     """Many machines: a cluster of Ray does the work (extra jaxtrain[cluster])."""
 
@@ -675,33 +701,17 @@ class ClusterConfig(Section):
 class TrialsConfig(ClusterConfig):
     """Many machines: a cluster of Ray trains the runs (extra jaxtrain[cluster])."""
 
-    per_trial: str = "cpu=1"
+    per_trial: Amounts = "cpu=1"
     """What each run that trains gets of its machine, as gpu=0.5,cpu=4: cpu, gpu, tpu, or the name that a resource has
     in the cluster."""
 
-    @field_validator("per_trial")
-    @classmethod
-    def _amounts(cls, value: str) -> str:
-        resources(value)
-        return value
 
+class PoolConfig(ClusterConfig):
+    """Many machines: workers on a cluster of Ray hold the model (extra jaxtrain[cluster])."""
 
-def resources(text: str) -> dict[str, float]:
-    """Amounts by name. Raises ValueError.
-
-    >>> resources("gpu=0.5,cpu=4")
-    {'gpu': 0.5, 'cpu': 4.0}
-    """
-    found: dict[str, float] = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([A-Za-z][A-Za-z0-9_.:-]*)=([0-9]+(?:\.[0-9]+)?)\s*", part)
-        if match is None or float(match[2]) <= 0 or match[1] in found:
-            raise ValueError(f"must be names with amounts above 0, each name once, as gpu=0.5,cpu=4, not '{text}'")
-        name, amount = match[1], float(match[2])
-        if amount > 1 and not amount.is_integer():
-            raise ValueError(f"{name}={amount:g}: above 1 only whole numbers can be had")
-        found[name] = amount
-    return found
+    per_worker: Amounts = "cpu=1"
+    """What each worker gets of its machine, as gpu=1,cpu=8: cpu, gpu, tpu, or the name that a resource has in the
+    cluster."""
 
 
 class CheckpointConfig(Section):

@@ -54,7 +54,7 @@ def job(words: tuple[str, ...], shared: Path, gpu: float) -> Job:
     mark = uuid.uuid4().hex
     write_text(shared / _MARK, mark)
     os.umask(umask := os.umask(0o077))
-    return Job(words, os.getcwd(), str(shared), mark, umask, gpu, _versions())
+    return Job(words, os.getcwd(), str(shared), mark, umask, gpu, versions())
 
 
 def carry_out(job: Job) -> Ended:
@@ -88,9 +88,8 @@ def carry_out(job: Job) -> Ended:
 
 def _problem(job: Job) -> str | None:
     """Why a job cannot run here, if it cannot."""
-    for name, here, there in zip(("jaxtrain", "jax"), _versions(), job.versions, strict=True):
-        if here != there:
-            return f"{name} {here} is installed there, and {there} where the command was started"
+    if problem := differs(job.versions):
+        return problem
     try:
         mark = (Path(job.shared) / _MARK).read_text(encoding="utf-8")
     except OSError:
@@ -100,5 +99,14 @@ def _problem(job: Job) -> str | None:
     return None
 
 
-def _versions() -> tuple[str, str]:
+def versions() -> tuple[str, str]:
+    """Of what has to be the same on all nodes: jaxtrain and jax."""
     return __version__, version("jax")
+
+
+def differs(wanted: tuple[str, str]) -> str | None:
+    """What is installed here and should not be, if anything."""
+    for name, here, there in zip(("jaxtrain", "jax"), versions(), wanted, strict=True):
+        if here != there:
+            return f"{name} {here} is installed there, and {there} where the command was started"
+    return None

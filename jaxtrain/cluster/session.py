@@ -45,15 +45,23 @@ class Session:
 
     def submit(self, task: Callable[..., Any], *arguments: Any, need: Mapping[str, float]) -> Any:
         """Start a task, once; it waits until a node has what it needs."""
-        named = {_NAMES.get(name, name): amount for name, amount in need.items()}
-        options = {"num_cpus": named.pop("CPU", 0.0), "num_gpus": named.pop("GPU", 0.0), "resources": named}
-        return self._ray.remote(task).options(max_retries=0, **options).remote(*arguments)
+        return self._ray.remote(task).options(max_retries=0, **_options(need)).remote(*arguments)
 
-    def ended(self, tasks: Collection[Any], timeout: float) -> list[Any]:
-        """Those that are over, after waiting for the first."""
+    def worker(self, kind: type, *arguments: Any, need: Mapping[str, float]) -> Any:
+        """An object of a class on a node that has what it needs; `call` gives it work."""
+        return self._ray.remote(kind).options(max_restarts=0, **_options(need)).remote(*arguments)
+
+    def call(self, worker: Any, method: str, *arguments: Any) -> Any:
+        """A task of a worker."""
+        return getattr(worker, method).remote(*arguments)
+
+    def ended(self, tasks: Collection[Any], timeout: float, *, all_of_them: bool = False) -> list[Any]:
+        """Those that are over, after waiting for the first, or for all."""
         if not tasks:
             return []
-        return list(self._ray.wait(list(tasks), num_returns=len(tasks), timeout=timeout)[0])
+        some = list(tasks)
+        self._ray.wait(some, num_returns=len(some) if all_of_them else 1, timeout=timeout)
+        return list(self._ray.wait(some, num_returns=len(some), timeout=0)[0])
 
     def result(self, task: Any) -> Any:
         """What a task returned. Raises Lost where its node died, RunError where it failed."""
@@ -71,7 +79,7 @@ class Session:
             with contextlib.suppress(Exception):
                 self._ray.cancel(task, force=False)
         with contextlib.suppress(Exception):
-            self.ended(tasks, _CANCEL_SECONDS)
+            self.ended(tasks, _CANCEL_SECONDS, all_of_them=True)
 
     def _alive(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -103,6 +111,11 @@ def connected(address: str) -> Iterator[Session]:
         yield Session(ray)
     finally:
         ray.shutdown()
+
+
+def _options(need: Mapping[str, float]) -> dict[str, Any]:
+    named = {_NAMES.get(name, name): amount for name, amount in need.items()}
+    return {"num_cpus": named.pop("CPU", 0.0), "num_gpus": named.pop("GPU", 0.0), "resources": named}
 
 
 def shown(need: Mapping[str, float]) -> str:
