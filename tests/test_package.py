@@ -12,7 +12,7 @@ from pathlib import Path
 from jaxtrain import __version__
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = {"datasets": ["datasets"], "pynvml": ["nvidia-ml-py"], "xgboost": ["xgboost"]}
+OPTIONAL = {"datasets": ["datasets"], "pynvml": ["nvidia-ml-py"], "ray": ["ray"], "xgboost": ["xgboost"]}
 """Of extras, which need not be installed here."""
 
 
