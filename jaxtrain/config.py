@@ -537,6 +537,9 @@ class TrainConfig(Section):
     """Steps between records of the training metrics."""
     steps_per_call: Count | None = None
     """Steps compiled into one call when the data lives on the device (default: 1 on CPU, 16 on GPU and TPU)."""
+    profile: str | None = None
+    """FIRST:LAST, as 20:25: a trace of these steps, the first of all being 1, for xprof and Perfetto, in `profile/` of
+    the run directory and in MLflow (None: off). Whole calls are traced where `steps_per_call` is above 1."""
     microbatch: Literal["auto"] | None = None
     """auto: where the device's memory does not hold the batch, raise `accumulate` until it does (None: end the run)."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
@@ -547,6 +550,26 @@ class TrainConfig(Section):
     hang_minutes: Positive = 10.0
     """Without a step for so long (six times as long while compiling and evaluating) the stacks of all threads are
     written to `stacks.txt` in the run directory, and a state that can be saved is."""
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """The first and the last step of `profile`."""
+        if self.profile is None:
+            return None
+        first, _, last = self.profile.partition(":")
+        return int(first), int(last)
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _steps(cls, value: Any) -> Any:
+        if isinstance(value, int):
+            raise ValueError('must be FIRST:LAST, in YAML in quotes: "20:25"')  # which it reads as a number of base 60
+        if value is None:
+            return None
+        found = re.fullmatch(r"([1-9]\d{0,11}):([1-9]\d{0,11})", str(value), re.ASCII)
+        if found is None or int(found[1]) > int(found[2]):
+            raise ValueError(f"must be FIRST:LAST, such as 20:25, the first step being 1, not {value}")
+        return value
 
     @field_validator("class_weights", "pos_weight", mode="before")
     @classmethod
@@ -787,7 +810,7 @@ _RECORDED = ("train.steps_per_call", "optimizer.learning_rate", "optimizer.weigh
 """What is chosen for every run, fe's too, where none of it acts; in version 0.1 its `config.yaml` had it all."""
 FREE_ON_RESUME = (
     *("name", "run_dir", "quiet", "tracking", "checkpoint", "parallel"),
-    *("train.log_every", "train.steps_per_call", "train.microbatch", "train.hang_minutes"),
+    *("train.log_every", "train.steps_per_call", "train.microbatch", "train.hang_minutes", "train.profile"),
     *("train.on_nonfinite", "train.nonfinite_limit", "data.dir", "data.cache_gb", "data.workers", "data.prefetch"),
     *("data.max_bad_images", "data.max_pixels", "data.device_budget_mb", "features.store", "features.batch_size"),
 )
