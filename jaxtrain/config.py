@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from jaxtrain.errors import nearest
 
@@ -114,7 +114,8 @@ class DataConfig(Section):
     max_train_images: Count | None = None
     """Use only this many training images (stratified, seeded; after the split)."""
     shots: Count | None = None
-    """Few-shot: train on this many images of each class, drawn from the training set (never from validation)."""
+    """Few-shot: train on this many images of each class (of several labels per image: at least so many of each label),
+    drawn from the training set (never from validation)."""
     draws: Count = 1
     """Few-shot draws (technique fe): a head is trained on each, and mean and interval are reported."""
     cache_gb: Positive = 20.0
@@ -536,6 +537,9 @@ class TrainConfig(Section):
     """Steps between records of the training metrics."""
     steps_per_call: Count | None = None
     """Steps compiled into one call when the data lives on the device (default: 1 on CPU, 16 on GPU and TPU)."""
+    profile: str | None = None
+    """FIRST:LAST, as 20:25: a trace of these steps, the first of all being 1, for xprof and Perfetto, in `profile/` of
+    the run directory and in MLflow (None: off). Whole calls are traced where `steps_per_call` is above 1."""
     microbatch: Literal["auto"] | None = None
     """auto: where the device's memory does not hold the batch, raise `accumulate` until it does (None: end the run)."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
@@ -546,6 +550,26 @@ class TrainConfig(Section):
     hang_minutes: Positive = 10.0
     """Without a step for so long (six times as long while compiling and evaluating) the stacks of all threads are
     written to `stacks.txt` in the run directory, and a state that can be saved is."""
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """The first and the last step of `profile`."""
+        if self.profile is None:
+            return None
+        first, _, last = self.profile.partition(":")
+        return int(first), int(last)
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _steps(cls, value: Any) -> Any:
+        if isinstance(value, int):
+            raise ValueError('must be FIRST:LAST, in YAML in quotes: "20:25"')  # which it reads as a number of base 60
+        if value is None:
+            return None
+        found = re.fullmatch(r"([1-9]\d{0,11}):([1-9]\d{0,11})", str(value), re.ASCII)
+        if found is None or int(found[1]) > int(found[2]):
+            raise ValueError(f"must be FIRST:LAST, such as 20:25, the first step being 1, not {value}")
+        return value
 
     @field_validator("class_weights", "pos_weight", mode="before")
     @classmethod
@@ -637,11 +661,14 @@ class ParallelConfig(Section):
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next start is quick."""
     coordinator: Annotated[str, Field(pattern=r"^\S+:[0-9]{1,5}$")] | None = None
-    """HOST:PORT of process 0, where a run has several processes (default: as Slurm, Open MPI, GKE or Cloud TPU say)."""
+    """HOST:PORT of process 0, where a run has several processes (default: as Slurm, Open MPI, GKE or Cloud TPU say, or
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID)."""
     num_processes: Count | None = None
     """Processes of the run, given with `coordinator`; 1 alone: run alone, whatever the cluster says."""
     process_id: Annotated[int, Field(ge=0)] | None = None
     """The number of this process, from 0, given with `coordinator`."""
+    connect_seconds: Annotated[int, Field(ge=1, le=86_400)] = 45
+    """How long the processes of a run wait for one another at the start."""
 
     @model_validator(mode="after")
     def _processes(self) -> ParallelConfig:
@@ -652,6 +679,69 @@ class ParallelConfig(Section):
         if self.process_id is not None and self.process_id >= chosen(self.num_processes):
             raise ValueError(f"process_id {self.process_id} is not below num_processes {self.num_processes}")
         return self
+
+
+def resources(text: str) -> dict[str, float]:
+    """Amounts by name. Raises ValueError.
+
+    >>> resources("gpu=0.5,cpu=4")
+    {'gpu': 0.5, 'cpu': 4.0}
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([A-Za-z][A-Za-z0-9_.:-]*)=([0-9]+(?:\.[0-9]+)?)\s*", part)
+        if match is None or float(match[2]) <= 0 or match[1] in found:
+            raise ValueError(f"must be names with amounts above 0, each name once, as gpu=0.5,cpu=4, not '{text}'")
+        name, amount = match[1], float(match[2])
+        if amount > 1 and not amount.is_integer():
+            raise ValueError(f"{name}={amount:g}: above 1 only whole numbers can be had")
+        found[name] = amount
+    return found
+
+
+def _amounts(text: str) -> str:
+    resources(text)
+    return text
+
+
+Amounts = Annotated[str, AfterValidator(_amounts)]
+
+
+class ClusterConfig(Section):
+    """Many machines: a cluster of Ray does the work (extra jaxtrain[cluster])."""
+
+    address: str | None = None
+    """local: Ray is started on this machine, for this command alone; auto: the cluster that this machine belongs to, or
+    RAY_ADDRESS; ray://HOST:PORT: another one (default: without Ray)."""
+
+    @field_validator("address")
+    @classmethod
+    def _known_kind(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"local|auto|ray://\S+:[0-9]{1,5}", value):
+            raise ValueError(f"must be local, auto or ray://HOST:PORT, not '{value}'")
+        return value
+
+    @model_validator(mode="after")
+    def _needs_an_address(self) -> ClusterConfig:
+        if self.address is None and (others := sorted(self.model_fields_set - {"address"})):
+            raise ValueError(f"{others[0]} needs address: local, auto or ray://HOST:PORT")
+        return self
+
+
+class TrialsConfig(ClusterConfig):
+    """Many machines: a cluster of Ray trains the runs (extra jaxtrain[cluster])."""
+
+    per_trial: Amounts = "cpu=1"
+    """What each run that trains gets of its machine, as gpu=0.5,cpu=4: cpu, gpu, tpu, or the name that a resource has
+    in the cluster."""
+
+
+class PoolConfig(ClusterConfig):
+    """Many machines: workers on a cluster of Ray hold the model (extra jaxtrain[cluster])."""
+
+    per_worker: Amounts = "cpu=1"
+    """What each worker gets of its machine, as gpu=1,cpu=8: cpu, gpu, tpu, or the name that a resource has in the
+    cluster."""
 
 
 class CheckpointConfig(Section):
@@ -720,7 +810,7 @@ _RECORDED = ("train.steps_per_call", "optimizer.learning_rate", "optimizer.weigh
 """What is chosen for every run, fe's too, where none of it acts; in version 0.1 its `config.yaml` had it all."""
 FREE_ON_RESUME = (
     *("name", "run_dir", "quiet", "tracking", "checkpoint", "parallel"),
-    *("train.log_every", "train.steps_per_call", "train.microbatch", "train.hang_minutes"),
+    *("train.log_every", "train.steps_per_call", "train.microbatch", "train.hang_minutes", "train.profile"),
     *("train.on_nonfinite", "train.nonfinite_limit", "data.dir", "data.cache_gb", "data.workers", "data.prefetch"),
     *("data.max_bad_images", "data.max_pixels", "data.device_budget_mb", "features.store", "features.batch_size"),
 )

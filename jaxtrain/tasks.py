@@ -182,7 +182,6 @@ def task_of(config: Config | DataConfig) -> Task:
 
 
 _ONE_LABEL = {
-    "data.shots": "few-shot draws are",
     "data.sampling": "sampling by class is",
     "train.class_weights": "weights of classes (of labels: train.pos_weight) are",
     "loss.logit_adjustment": "logit adjustment is",

@@ -135,7 +135,7 @@ NOT_READ = {
     *("model.act", "model.registers", "model.stem", "own.classifier"),
     *("data.sampling_beta", "loss.target_threshold", "loss.gamma", "loss.gamma_positive"),
     *("loss.clip", "loss.epsilon", "loss.q"),
-    *("parallel.coordinator", "parallel.num_processes", "parallel.process_id"),
+    *("parallel.coordinator", "parallel.num_processes", "parallel.process_id", "parallel.connect_seconds"),
     *("tracking.experiment_prefix", "tracking.system_metrics"),
     *(path for path in option_paths() if path.startswith("head.")),
 }

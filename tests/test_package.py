@@ -12,7 +12,8 @@ from pathlib import Path
 from jaxtrain import __version__
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = {name: [name] for name in ("datasets", "onnx", "onnxruntime", "xgboost")} | {"pynvml": ["nvidia-ml-py"]}
+OPTIONAL = {name: [name] for name in ("datasets", "onnx", "onnxruntime", "ray", "xgboost")}
+OPTIONAL |= {"pynvml": ["nvidia-ml-py"]}
 """Of extras, which need not be installed here."""
 BY_HAND = {"jax2onnx"}
 """Installed without what they ask for, as `--to onnx` and the page on tracking say."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +18,7 @@ from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.base import ArraySource, Dataset, ImageSource, weights_of
 from jaxtrain.data.decode import read_image
+from jaxtrain.data.known import Known, known_source
 from jaxtrain.data.order import Order
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.data.transforms import center_crop_resize
@@ -25,7 +26,7 @@ from jaxtrain.errors import RunError, UserError
 from jaxtrain.runs.program import Program
 from jaxtrain.runs.resolve import mixes_images, total_steps
 from jaxtrain.training.chips import Target
-from jaxtrain.training.compiled import Compiled
+from jaxtrain.training.compiled import Compiled, flops
 from jaxtrain.training.feed import ResidentFeed, StreamFeed
 from jaxtrain.training.inference import Inference
 from jaxtrain.training.memory import out_of_memory
@@ -34,8 +35,6 @@ from jaxtrain.training.parallel import JitStrategy, check_batch_size
 from jaxtrain.training.state import Batch, Tree
 from jaxtrain.training.technique import Binding
 
-_SPARE = 0.03
-"""Share of a chip's memory that its runtime keeps."""
 _SAMPLE = 64
 
 
@@ -76,6 +75,8 @@ class Forecast:
     """Resolved."""
     target: Target
     ways: list[Way]
+    flops: float
+    """Of each image, by the compiler's count before it optimises."""
     steps: int
     """Of the whole run; for feature extraction forward passes."""
     decoded: float | None
@@ -83,14 +84,14 @@ class Forecast:
 
     def fits(self, way: Way) -> bool:
         """Whether a chip holds it."""
-        return way.needs <= self.target.chip.gibibytes * 2**30 * (1 - _SPARE)
+        return way.needs <= self.target.chip.usable
 
     def seconds(self, way: Way) -> tuple[float, str]:
         """Of one step, and where that comes from."""
         assert way.compiled is not None
         chip = self.target.chip
         bounds = {
-            "products": way.compiled.flops / (chip.tflops * 1e12),
+            "products": self._at_peak(way),
             "memory": way.compiled.touched / (chip.gb_per_second * 1e9),
         }
         if way.compiled.cycles:
@@ -100,8 +101,10 @@ class Forecast:
 
     def utilisation(self, way: Way) -> float:
         """Share of the peak FLOPs."""
-        assert way.compiled is not None
-        return way.compiled.flops / (self.target.chip.tflops * 1e12) / self.seconds(way)[0]
+        return self._at_peak(way) / self.seconds(way)[0]
+
+    def _at_peak(self, way: Way) -> float:
+        return self.flops * way.batch / (self.target.chips * self.target.chip.tflops * 1e12)
 
 
 def plan(
@@ -109,24 +112,25 @@ def plan(
     target: Target,
     size: Size | None = None,
     *,
+    strategies: Sequence[str] = ("jit", "fsdp"),
     largest: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> Forecast:
-    """Compile the step of a run (of FE: its forward pass) for a target, replicated and sharded.
+    """Compile the step of a run (of FE: its forward pass) for a target, replicated (jit) and sharded (fsdp).
 
     `size`: of a data set that is not here. `largest`: look for the largest batch that fits, too, which compiles a few
     times more. Raises UserError for options that cannot be, and where the compiler is not installed.
     """
     devices = target.devices()
     with compiling_for(target.platform):
-        dataset = _dataset(classifier, size)
+        dataset, here = _dataset(classifier, size, say)
         config = classifier.resolve(classifier.config, dataset)
         technique = classifier.bind(config)
-        ways = []
-        for fsdp in (False, True) if config.technique != "fe" else (False,):
-            draft = _Draft(technique, dataset, JitStrategy(devices, fsdp=fsdp))
-            name = draft.name
+        ways, each = [], 0.0
+        for name in strategies if config.technique != "fe" else ("jit",):
+            draft = _Draft(technique, dataset, JitStrategy(devices, fsdp=name == "fsdp"), target)
             say(f"compiling for {target.kind}:{target.shape}, {name}")
+            each = each or draft.flops() / draft.batch
             way = draft.way(draft.batch)
             if largest and config.technique != "fe":
                 way = replace(way, largest=_largest(draft, way, target, say))
@@ -134,15 +138,16 @@ def plan(
     images = len(dataset.train)
     steps = math.ceil(images / ways[0].batch) if config.technique == "fe" else total_steps(config, images)
     resident = config.technique != "fe" and config.data.loader == "device"
-    here = size is None and not resident
-    return Forecast(config, target, ways, steps, _decoded(dataset.train, config) if here else None)
+    decoded = _decoded(dataset.train, config) if here and not resident else None
+    return Forecast(config, target, ways, each, steps, decoded)
 
 
 class _Draft:
     """The program of a run on devices that are not here."""
 
-    def __init__(self, technique: BaseClassifier, dataset: Dataset, strategy: JitStrategy) -> None:
+    def __init__(self, technique: BaseClassifier, dataset: Dataset, strategy: JitStrategy, target: Target) -> None:
         config = technique.config
+        self._options = target.compiler_options
         self.config, self.strategy, self.dataset = config, strategy, dataset
         self.name = "fsdp" if strategy.sharded else "jit"
         self.batch = config.train.batch_size if config.technique != "fe" else chosen(config.features.batch_size)
@@ -170,12 +175,25 @@ class _Draft:
         function, weights, *arguments = self._forward(batch) if self.config.technique == "fe" else self._step(batch)
         parameters = _held(_parameters(weights))
         try:
-            compiled = Compiled.of(function.lower(weights, *arguments).compile())
+            compiled = Compiled.of(function.lower(weights, *arguments).compile(self._options))
         except jax.errors.JaxRuntimeError as error:
             if not out_of_memory(error):
                 raise
             compiled = None
         return Way(self.name, batch, compiled, parameters, _held(weights) - parameters)
+
+    def flops(self) -> float:
+        """Of one step, or forward pass, over all chips."""
+        given = Batch(
+            *(
+                jax.ShapeDtypeStruct(each.shape, each.dtype)
+                for each in self._arrays(self.strategy.shaped_rows, self.batch)
+            )
+        )
+        if self.config.technique != "fe":
+            return Program(self.technique, len(self.dataset.train), self.strategy).flops(given, {})
+        inference = Inference(self.technique, self.strategy)
+        return flops(inference.function("embed"), inference.network.shapes, given)
 
     def _forward(self, batch: int) -> tuple[Any, ...]:
         """The forward pass that embeds, and shapes of what it is given."""
@@ -211,7 +229,7 @@ def _largest(draft: _Draft, first: Way, target: Target, say: Callable[[str], Non
 
     Memory grows in proportion to the batch: two that fit say where the end should be, which is then compiled too.
     """
-    room = int(target.chip.gibibytes * 2**30 * (1 - _SPARE))
+    room = int(target.chip.usable)
     most = max(len(draft.dataset.train) // draft.unit * draft.unit, draft.unit)
     known = {first.batch: first.needs}
 
@@ -242,17 +260,22 @@ def _largest(draft: _Draft, first: Way, target: Target, say: Callable[[str], Non
     return max(guess, low)
 
 
-def _dataset(classifier: BaseClassifier, size: Size | None) -> Dataset:
-    """The data set, or one of that size whose images nobody looks at."""
-    data = classifier.data_config
+def _dataset(classifier: BaseClassifier, size: Size | None, say: Callable[[str], None]) -> tuple[Dataset, bool]:
+    """The data set, and whether it is here: else one of that size, or its known one, whose images nobody looks at."""
+    data, known = classifier.data_config, Known()
     if size is None:
         try:
-            return load_dataset(data)
+            return load_dataset(data), True
         except (UserError, RunError) as problem:
-            raise UserError(f"{problem}; --images and --classes plan without it") from None
+            known = known_source(data.name)
+            if known.size is None:
+                raise UserError(f"{problem}; --images and --classes plan without it") from None
+            size = Size(*known.size)
+            say(f"{problem}; planning for its {size.images:,} images of {size.classes:,} classes")
     images, classes = size
     own = classifier.pretrained.image_size if classifier.pretrained else 32
-    side, channels = data.image_size or own, data.channels or 3
+    shape = known.shape or (data.image_size or own, 3)
+    side, channels = shape[0], data.channels or shape[1]
 
     class Sized(ArraySource):
         def __len__(self) -> int:
@@ -261,8 +284,9 @@ def _dataset(classifier: BaseClassifier, size: Size | None) -> Dataset:
     few = np.arange(min(images, 128))
     source = Sized(np.zeros((len(few), side, side, channels), data.pixel_type), (few % classes).astype(np.int32))
     names = tuple(f"class {number}" for number in range(classes))
-    return Dataset(data.name, names, source, source, lambda: source, channels, None, flips=True,
-                   mean=(0.5,) * channels, std=(0.25,) * channels, bits=data.bits or 8)  # fmt: skip
+    dataset = Dataset(data.name, names, source, source, lambda: source, channels, None, flips=True,
+                      mean=(0.5,) * channels, std=(0.25,) * channels, bits=data.bits or 8)  # fmt: skip
+    return dataset, False
 
 
 def _parameters(weights: Any) -> Tree:

@@ -98,6 +98,7 @@ def debug(classifier: BaseClassifier) -> None:
         options = {
             **{"run_dir": folder / "run", "name": None, "tracking.enabled": False, "parallel.strategy": "jit"},
             **{"train.epochs": None, "train.steps": 1, "train.early_stopping": None, "schedule.warmup_epochs": None},
+            **{"train.profile": None},
             **{"train.steps_per_call": 1, "finetune.unfreeze_steps": None},  # everything takes part in the one step
         }
         small = config.replace(**{path: value for path, value in options.items() if config.acts(path)})
@@ -173,7 +174,7 @@ def _shortened(config: Config) -> Config:
     unit *= 2 if mixes_images(config) else 1
     changes: dict[str, Any] = {
         **{"name": None, "quiet": True, "tracking.enabled": False, "checkpoint.every_steps": 2},
-        **{"data.max_train_images": None, "data.draws": min(config.data.draws, 2)},
+        **{"data.max_train_images": None, "data.draws": min(config.data.draws, 2), "train.profile": None},
         **{"data.shots": config.data.shots and min(config.data.shots, 2), "schedule.warmup_epochs": None},
         **{"train.epochs": None, "train.steps": _STEPS, "train.batch_size": -(-_LEAST_BATCH // unit) * unit},
         **{"train.eval_every": _STEPS / 2, "train.log_every": 1, "train.early_stopping": None, "train.select": "last"},

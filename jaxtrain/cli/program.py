@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtrain.cli.audit import Audit
 from jaxtrain.cli.benchmark import Benchmark
 from jaxtrain.cli.command import Group
 from jaxtrain.cli.completion import Completion
@@ -26,6 +27,7 @@ PROGRAM = Group(
         "validate": Validate,
         "report": Report,
         "sweep": Sweep,
+        "audit": Audit,
         "embed": EMBED,
         "pack": Pack,
         "plan": Plan,

@@ -15,7 +15,7 @@ from jaxtrain.config import TECHNIQUES, Config
 from jaxtrain.config_io import RECIPES, dump_config, find_config, load_config, recipe_names
 from jaxtrain.errors import UserError
 
-_ACTIONS = ("print_config", "smoke", "debug")
+_ACTIONS = ("print_config", "smoke", "debug", "plan")
 
 
 class Options(Config, Command):
@@ -102,6 +102,10 @@ class Train(Options):
     """Train one step on one batch with all shapes and every operation's NaN checked, in a temporary directory, and
     exit."""
 
+    plan: str | None = None
+    """Say what the run would take on these chips, as `v5e-16` or `h100`, without having them (see `jaxtrain plan`), and
+    exit."""
+
     @model_validator(mode="after")
     def _one_action(self) -> Train:
         asked = [f"--{action.replace('_', '-')}" for action in _ACTIONS if getattr(self, action)]
@@ -114,6 +118,11 @@ class Train(Options):
         from jaxtrain.classifiers.files import TECHNIQUES as CLASSIFIERS
 
         config = self.options
+        if self.plan is not None:
+            from jaxtrain.cli.forecast import show
+
+            show(config, self.plan, None, option="--plan", largest=True, json_file=None)
+            return
         classifier = CLASSIFIERS[config.technique](config)
         if self.smoke or self.debug:
             from jaxtrain.classifiers.rehearsal import REHEARSALS

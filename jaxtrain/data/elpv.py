@@ -16,7 +16,7 @@ import numpy as np
 from jaxtrain.config import DataConfig
 from jaxtrain.data.assemble import assemble
 from jaxtrain.data.base import Dataset, FileSource
-from jaxtrain.data.known import Known
+from jaxtrain.data.known import ELPV
 from jaxtrain.errors import RunError, UserError
 
 CLASS_NAMES = ("sound", "defective")
@@ -53,7 +53,7 @@ def elpv_dataset(config: DataConfig, split: str) -> Dataset:
         open_test=lambda: part(np.sort(test)),
         natural_channels=1,
         uniform_size=(300, 300),
-        known=Known(flips=True),
+        known=ELPV,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,10 @@ class Known:
     std: tuple[float, ...] | None = None
     flips: bool | None = None
     class_names: tuple[str, ...] | None = None
+    size: tuple[int, int] | None = None
+    """Training images and classes."""
+    shape: tuple[int, int] | None = None
+    """Side and channels, where all images are alike."""
 
 
 _DIGITS = tuple("0123456789")
@@ -23,7 +28,9 @@ _LIKE_IMAGENET = """
     oxford_flowers102 oxford_iiit_pet food101 cars196 caltech101 caltech_birds2011 stanford_dogs dtd sun397 tf_flowers
     cats_vs_dogs
 """
-_CIFAR10 = Known((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), flips=True)  # Krizhevsky 2009
+_CIFAR10 = Known(
+    (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), flips=True, size=(50_000, 10), shape=(32, 3)
+)  # Krizhevsky 2009
 _FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 
 KNOWN: dict[str, Known] = {
@@ -32,7 +39,9 @@ KNOWN: dict[str, Known] = {
     # LeCun et al. 1998; the pair of PyTorch's MNIST example.
     "mnist": Known((0.1307,), (0.3081,), flips=False, class_names=_DIGITS),
     # Xiao et al. 2017 (measured on the 60,000 training images).
-    "fashion_mnist": Known((0.2860,), (0.3530,), flips=True, class_names=tuple(_FASHION.split(","))),
+    "fashion_mnist": Known(
+        (0.2860,), (0.3530,), flips=True, class_names=tuple(_FASHION.split(",")), size=(60_000, 10), shape=(28, 1)
+    ),
     "kmnist": Known(flips=False, class_names=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")),
     "emnist": Known(flips=False),
     "qmnist": Known(flips=False, class_names=_DIGITS),
@@ -49,7 +58,18 @@ KNOWN: dict[str, Known] = {
     # Coates et al. 2011.
     "stl10": Known((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), flips=True),
     **dict.fromkeys(_LIKE_IMAGENET.split(), _IMAGENET),
+    "imagenet2012": replace(_IMAGENET, size=(1_281_167, 1000)),  # Russakovsky et al. 2015
+    "oxford_iiit_pet": replace(_IMAGENET, size=(3_680, 37)),  # Parkhi et al. 2012
 }
+ELPV = Known(flips=True, size=(1_968, 2), shape=(300, 1))  # Deitsch et al. 2019: three quarters of 2,624 cells
+
+
+def known_source(name: str) -> Known:
+    """Of `data.name`, whether it is here or not."""
+    kind, _, rest = name.partition(":")
+    if kind in ("idx", "npz"):
+        return KNOWN[mnist_relative(rest)] if "mnist" in rest.lower() else Known()
+    return ELPV if kind == "elpv" else KNOWN.get(re.split("[/:]", rest)[0], Known()) if kind == "tfds" else Known()
 
 
 def mnist_relative(text: str) -> str:

@@ -26,6 +26,8 @@ from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.readers import read_json, reading
 from jaxtrain.saved_model import SavedModel
 
+STUDY_LOCK = "study.lock"
+"""A file that the folder of every sweep has."""
 _log = logging.getLogger(__name__)
 
 
@@ -58,6 +60,12 @@ class Run:
     def recipe(self) -> str:
         """What runs share that differ in nothing but their seed."""
         return self._digest_without("seed", "data.fold")
+
+    @property
+    def sweep(self) -> Path | None:
+        """The folder of the sweep that the run is part of."""
+        folder = self.path.absolute().parent
+        return folder if (folder / STUDY_LOCK).is_file() else None
 
     @property
     def program(self) -> str:

@@ -70,8 +70,8 @@ class Tile(NamedTuple):
 
     source: str | None
     title: str
-    lines: list[tuple[str, str, bool]]
-    """An answer, who gave it, and whether it is right."""
+    lines: Sequence[tuple[str, str, bool | None]]
+    """An answer, who gave it, and whether it is right; None: neither."""
 
 
 def render(report: Content) -> str:

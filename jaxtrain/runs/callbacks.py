@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+
+import jax
 
 from jaxtrain.data.bad_images import BadImages
+from jaxtrain.files import optional
 from jaxtrain.runs.learning import Job, Part
 from jaxtrain.tracking import Tracker
 from jaxtrain.training import processes
@@ -49,6 +53,52 @@ class Saving(Callback):
             "bad_images": dict(self._bad_images.reasons),
         }
         self._checkpoints.save(step, state, meta, best=None if best is None else (run.progress.best_step, best))
+
+
+class Profiling(Callback):
+    """`train.profile`: a trace of some steps by JAX's profiler, which ends with training at the latest."""
+
+    def __init__(self, steps: tuple[int, int], step: int, call: int, folder: Path, tracker: Tracker) -> None:
+        """`steps`: the first and the last one; training goes on after `step`, `call` steps at a time."""
+        (self._first, self._last), self._start, self._call = steps, step, call
+        self._folder, self._tracker = folder, tracker
+        self._to_come, self._running = True, False
+
+    def __enter__(self) -> Profiling:
+        if self._due(self._start):
+            self._begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running:
+            self._end()
+
+    def step(self, step: int, metrics: Mapping[str, float], run: RunView) -> None:
+        """After a call: the devices are waited for at both ends of the trace, so that it holds those steps alone."""
+        if self._running and step >= self._last:
+            _ = metrics["loss"]
+            self._end()
+        elif self._to_come and self._due(step):
+            _ = metrics["loss"]
+            self._begin()
+
+    def _due(self, step: int) -> bool:
+        """Whether the next call may hold the first of the steps."""
+        return step + self._call >= self._first
+
+    def _begin(self) -> None:
+        self._to_come = False
+        with optional("the profile"):
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # it would fill the trace, and slow the loop down
+            jax.profiler.start_trace(self._folder, profiler_options=options)
+            self._running = True
+
+    def _end(self) -> None:
+        self._running = False
+        with optional("the profile"):
+            jax.profiler.stop_trace()
+            self._tracker.artifact(self._folder, "profile")
 
 
 class Telling(Callback):

@@ -18,10 +18,11 @@ import numpy as np
 
 from jaxtrain.config import FREE_ON_RESUME, Config, put
 from jaxtrain.runs.resolve import total_steps
+from jaxtrain.training.compiled import flops
 from jaxtrain.training.drop_rates import RATES, WithDropRates
 from jaxtrain.training.inference import Inference
 from jaxtrain.training.optimizers import Followed, make_schedule
-from jaxtrain.training.parallel import Strategy
+from jaxtrain.training.parallel import JitStrategy, Strategy
 from jaxtrain.training.state import Batch, TrainState
 from jaxtrain.training.step import TrainStep
 from jaxtrain.training.technique import Metrics, Technique
@@ -131,6 +132,12 @@ class Program:
         other, config = copy.copy(self), self._technique.config.replace(**{"train.accumulate": accumulate})
         other._technique, other.compiled = self._technique.bind(config), {}
         return other
+
+    def flops(self, batch: Batch, values: Values) -> float:
+        """Of one step, from the shapes of a global batch: see `compiled.flops`."""
+        cpu = JitStrategy(jax.local_devices(backend="cpu")[:1])
+        alone = Program(self._technique, self._images, cpu).split(1)  # of a batch in parts one part would be counted
+        return flops(alone.step, jax.eval_shape(alone.initial_state, values), batch)
 
     def _initial_state(self, values: Values) -> TrainState:
         technique = self._technique.bind(with_values(self._technique.config, values))

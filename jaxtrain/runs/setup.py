@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from jaxtrain.config import Config
-from jaxtrain.data.base import ArraySource, Dataset
+import jax
+import numpy as np
+from numpy.typing import DTypeLike
+
+from jaxtrain.config import Config, chosen
+from jaxtrain.data.base import ArraySource, Dataset, weights_of
 from jaxtrain.data.order import Order, sampler
 from jaxtrain.data.residence import make_resident
 from jaxtrain.runs.few_shot import few_shot_indices
 from jaxtrain.runs.imbalance import adjusted_shares, class_weights, pos_weight
 from jaxtrain.runs.program import Program, Programs, program_key, values_of
 from jaxtrain.runs.resolve import mixes_images
+from jaxtrain.training.chips import peak_flops
 from jaxtrain.training.feed import Feed, ResidentFeed, open_stream
 from jaxtrain.training.inference import Inference
 from jaxtrain.training.parallel import Strategy, check_batch_size, make_strategy
-from jaxtrain.training.state import TrainState
+from jaxtrain.training.state import Batch, TrainState
 from jaxtrain.training.step import TrainStep
 from jaxtrain.training.technique import Binding, Technique
 
@@ -36,6 +41,27 @@ class Setup:
     state: TrainState
     step: TrainStep
     program: Program
+
+    def seconds_at_peak(self) -> float | None:
+        """Of a step on one device that does nothing but bfloat16 products; None where its peak is not known."""
+        peak = peak_flops(self.strategy.devices[0].device_kind)
+        if peak is None:
+            return None
+        train, size = self.dataset.train, chosen(self.config.data.image_size)
+        shape = (size, size, chosen(self.config.data.channels))
+        if not self.streamed and isinstance(train, ArraySource):
+            shape = train.images.shape[1:]
+
+        def rows(shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self.config.train.batch_size, *shape), dtype)
+
+        arrays = [rows(shape, self.config.data.pixel_type), rows(train.labels.shape[1:], train.labels.dtype)]
+        if weights_of(train) is not None:
+            arrays.append(rows((), np.float32))
+        try:
+            return self.program.flops(Batch(*arrays), self.state.values) / peak
+        except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+            return None
 
 
 def prepare(technique: T, dataset: Dataset, programs: Programs | None = None) -> tuple[T, Setup]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxtrain.data.base import ImageSource
 from jaxtrain.errors import RunError, UserError
-from jaxtrain.runs.callbacks import Recording, Saving, Telling
+from jaxtrain.runs.callbacks import Profiling, Recording, Saving, Telling
 from jaxtrain.runs.fitted import Fitted, Predictor
 from jaxtrain.runs.learning import Job, Learned
 from jaxtrain.runs.recovery import diagnosis, fit_memory, too_large
@@ -123,6 +123,17 @@ class Stepwise:
         self.member = Member(self.setup.config, job.run_dir, names, callbacks, self._progress, best)
         return self.member
 
+    def profiling(self, tracker: Tracker) -> Profiling | None:
+        """The trace of some steps, where one is asked for and still to come: JAX makes one at a time."""
+        steps = self.setup.config.train.profiled
+        if steps is None or self.step >= steps[1] or not processes.primary():
+            return None
+        first, last = steps
+        folder = self._job.directory.path / "profile" / f"{first}-{last}"
+        if folder.exists():
+            return None  # of an earlier start
+        return Profiling(steps, self.step, self.timetable.steps_per_call, folder, tracker)
+
     def around(self) -> ExitStack:
         """What is open while the run trains, apart from the loop."""
         stack = ExitStack()
@@ -151,7 +162,8 @@ class Stepwise:
         """Where the run lies when it trains alone."""
         setup, evaluate = self.setup, evaluator(self.setup, self.cut_off)
         validate: Validate | None = None if evaluate is None else lambda state: [evaluate(state.eval_weights)]
-        return Alone(setup.program.step, setup.feed, setup.strategy, validate, setup.program.compiled)
+        at_peak = setup.seconds_at_peak()
+        return Alone(setup.program.step, setup.feed, setup.strategy, validate, setup.program.compiled, at_peak)
 
     def cut_off(self) -> bool:
         """Whether a signal cuts an evaluation off: it may take longer than who sent it waits.
@@ -291,9 +303,12 @@ def train_together(runs: Sequence[Stepwise], trackers: Sequence[Tracker]) -> lis
 def _train(runs: Sequence[Stepwise], trackers: Sequence[Tracker]) -> list[Member]:
     """Train runs that stand at the same step until each is through, or out."""
     first, members = runs[0], [run.begin(tracker) for run, tracker in zip(runs, trackers, strict=True)]
+    profiling = first.profiling(trackers[0])
+    if profiling is not None:
+        members[0].callbacks = (profiling, *members[0].callbacks)
     lane = first.lane() if len(runs) == 1 else _side_by_side(runs)
     try:
-        with first.hang_watch() as hang:
+        with first.hang_watch() as hang, profiling or nullcontext():
             Loop(lane, [run.setup.state for run in runs], members, first.timetable, first.wishes(), hang).run()
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error) or len(runs) > 1:
@@ -307,7 +322,8 @@ def _side_by_side(runs: Sequence[Stepwise]) -> Lane:
     if len(feeds) < len(runs):
         raise UserError("data.loader: images that are streamed cannot train runs side by side; set together: never")
     setup = runs[0].setup
-    return SideBySide(setup.program.step, feeds, setup.inference, setup.dataset.val, runs[0].cut_off)
+    val, at_peak = setup.dataset.val, setup.seconds_at_peak()
+    return SideBySide(setup.program.step, feeds, setup.inference, val, runs[0].cut_off, at_peak)
 
 
 def restore_everywhere(checkpoints: Checkpoints) -> Restored | None:

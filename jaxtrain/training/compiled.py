@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
+
+
+_OPERATION = re.compile(r"(?:ROOT )?%(?P<name>[\w.\-]+) = (?P<type>.*?) (?P<kind>[a-z][\w\-]*)\((?P<given>[^)]*)\)")
+_NAME = re.compile(r"%([\w.\-]+)")
+_PARTIAL = ("gather", "dynamic-slice", "slice")
+"""Operations that read a part of their first operand."""
+_FREE = (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "call", "conditional"),
+    *("all-reduce-done", "all-gather-done", "copy-done", "async-start", "async-update", "async-done"),
+)
+"""Operations that move nothing, or whose bodies count."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +32,6 @@ class Compiled:
     """Bytes that it needs at once: arguments, results and what lies between, once where they share it."""
     temporary: int
     """Bytes of those that are neither arguments nor results: activations."""
-    flops: float
     touched: float
     """Bytes that its operations read and write."""
     cycles: int
@@ -30,11 +42,12 @@ class Compiled:
     @classmethod
     def of(cls, executable: Any) -> Compiled:
         """From what `jax.stages.Lowered.compile` returns."""
-        memory, cost = executable.memory_analysis(), executable.cost_analysis()
+        memory, text = executable.memory_analysis(), executable.as_text()
+        cost = executable.cost_analysis() or {}  # of GPUs that are not there it is None
         need = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         collectives: dict[str, tuple[int, int]] = {}
         total = 0
-        for operation, times in executed(executable.as_text()):
+        for operation, times in executed(text):
             total += cycles(operation) * times
             if found := COLLECTIVE.search(operation):
                 number, size = collectives.get(found[1], (0, 0))
@@ -42,11 +55,52 @@ class Compiled:
         return cls(
             memory=need - memory.alias_size_in_bytes,
             temporary=memory.temp_size_in_bytes,
-            flops=float(cost["flops"]),
-            touched=float(cost["bytes accessed"]),
+            touched=float(cost["bytes accessed"]) if "bytes accessed" in cost else float(touched(text)),
             cycles=total,
             collectives=collectives,
         )
+
+
+def flops(function: Callable[..., Any], *given: Any) -> float:
+    """Floating-point operations of one call on arrays of these shapes, all devices together.
+
+    The compiler's count before it optimises: afterwards it does not see into a GPU's libraries, and of loops it counts
+    one round either way. Raises RuntimeError where JAX may not use the CPU (JAX_PLATFORMS), which counts.
+    """
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        cost: Any = jax.jit(function).lower(*given).cost_analysis()
+        return float(cost["flops"])
+
+
+def touched(text: str) -> int:
+    """Bytes that the operations of a compiled program read and write; of what is gathered from, what is taken."""
+    bodies, _ = _bodies(text)
+    sizes: dict[str, int] = {}
+    parsed: dict[str, re.Match[str]] = {}
+    for operation in (each for body in bodies.values() for each in body):
+        if found := _OPERATION.match(operation):
+            sizes[found["name"]], parsed[operation] = _bytes(found["type"]), found
+
+    def taken(body: list[str], name: str) -> int | None:
+        """Bytes that are gathered from an array in a fusion; None where it is read whole."""
+        readers = [parsed[each] for each in body if each in parsed and name in _NAME.findall(parsed[each]["given"])]
+        part = all(each["kind"] in _PARTIAL and _NAME.findall(each["given"])[0] == name for each in readers)
+        return sum(sizes[each["name"]] for each in readers) if part else None
+
+    def read(operation: str, found: re.Match[str]) -> int:
+        given = _NAME.findall(found["given"])
+        if found["kind"] in _PARTIAL:
+            return sizes[found["name"]] + sum(sizes.get(name, 0) for name in given[1:])
+        called = re.search(r"calls=%?([\w.\-]+)", operation) if found["kind"] == "fusion" else None
+        body = bodies.get(called[1], []) if called else []
+        inside = {m[2]: m[1] for each in body if (m := re.match(r"%([\w.\-]+) = .* parameter\((\d+)\)", each))}
+        parts = [taken(body, inside[str(i)]) if str(i) in inside else None for i in range(len(given))]
+        return sum(sizes.get(name, 0) if part is None else part for name, part in zip(given, parts, strict=True))
+
+    moved = ((each, parsed[each], times) for each, times in executed(text) if each in parsed)
+    return sum(
+        times * (sizes[found["name"]] + read(each, found)) for each, found, times in moved if found["kind"] not in _FREE
+    )
 
 
 def _bytes(types: str) -> int:
@@ -68,16 +122,7 @@ def cycles(operation: str) -> int:
 
 def executed(text: str) -> Iterator[tuple[str, int]]:
     """(operation, how often it runs): loops are entered, fusions are not."""
-    bodies: dict[str, list[str]] = {}
-    entry = current = ""
-    for each in text.splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", each)
-        if head:
-            current = head[2]
-            bodies[current] = []
-            entry = current if head[1] else entry
-        elif " = " in each and each[:1].isspace():
-            bodies[current].append(each.strip())
+    bodies, entry = _bodies(text)
 
     def walk(name: str, times: int) -> Iterator[tuple[str, int]]:
         for operation in bodies.get(name, ()):
@@ -100,3 +145,18 @@ def executed(text: str) -> Iterator[tuple[str, int]]:
                 yield from walk(body, times * count)
 
     return walk(entry, 1)
+
+
+def _bodies(text: str) -> tuple[dict[str, list[str]], str]:
+    """The operations of each computation by its name, and the name of the one that is run."""
+    bodies: dict[str, list[str]] = {}
+    entry = current = ""
+    for each in text.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", each)
+        if head:
+            current = head[2]
+            bodies[current] = []
+            entry = current if head[1] else entry
+        elif " = " in each and each[:1].isspace():
+            bodies[current].append(each.strip())
+    return bodies, entry

@@ -35,6 +35,8 @@ class Lane(Protocol):
 
     validate: Validate | None
     """None where there is no validation set."""
+    at_peak: float | None
+    """Seconds of a step of all at the devices' peak; None where that is not known."""
 
     def place(self, states: Sequence[TrainState]) -> TrainState:
         """On the devices, from the host."""
@@ -59,9 +61,14 @@ class Alone:
         strategy: Strategy,
         validate: Validate | None,
         compiled: dict[int, Any],
+        at_peak: float | None = None,
     ) -> None:
-        """`compiled` keeps compiled steps by their length, for other runs with the same `step`."""
+        """`compiled` keeps compiled steps by their length, for other runs with the same `step`.
+
+        `at_peak`: seconds of a step on one device at its peak.
+        """
         self.validate = validate
+        self.at_peak = None if at_peak is None else at_peak / len(strategy.devices)
         self._step, self._feed, self._strategy = step, feed, strategy
         self._compiled = compiled
         self._synchronous = must_block(strategy)
@@ -93,16 +100,24 @@ class SideBySide:
     """Runs that share a program: the step vmapped over a leading axis of members, the members spread over devices."""
 
     def __init__(
-        self, step: Step, feeds: Sequence[ResidentFeed], inference: Inference, val: Any, cut_off: Callable[[], bool]
+        self,
+        step: Step,
+        feeds: Sequence[ResidentFeed],
+        inference: Inference,
+        val: Any,
+        cut_off: Callable[[], bool],
+        at_peak: float | None = None,
     ) -> None:
         """Uses as many devices as divide the members evenly.
 
-        `val`: the validation images of all, or None; `cut_off` is asked before each batch of them.
+        `val`: the validation images of all, or None; `cut_off` is asked before each batch of them. `at_peak`: seconds
+        of one member's step on one device at its peak.
         """
         self._cut_off = cut_off
         self._step, self._feeds, self.members = step, feeds, len(feeds)
         devices = jax.local_devices()
         count = max(number for number in range(1, len(devices) + 1) if self.members % number == 0)
+        self.at_peak = None if at_peak is None else at_peak * self.members / count
         self._mesh = jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices[:count])
         self._split, self._whole = (NamedSharding(self._mesh, spec) for spec in (PartitionSpec(AXIS), PartitionSpec()))
         self._data = self._share(feeds[0].data)

@@ -107,7 +107,9 @@ class Loop:
     def _advance(self) -> None:
         self._length = self._table.call_length(self._step)
         self._hang.waiting(self._save)
+        asked = time.monotonic()
         args = self._lane.args(self._step)
+        waited = time.monotonic() - asked
         self._hang.arrived()
         self._state, metrics = self._lane.call(self._state, self._length, args)
         self._hang.beat()
@@ -116,7 +118,7 @@ class Loop:
 
         def done(number: int) -> None:
             self._members[number].progress.step = self._step
-            self._meters[number].add(self._step, metrics[number])
+            self._meters[number].add(self._step, metrics[number], waited)
             told = self._callbacks[number]
             if told.has("step"):
                 self._note(told, "step", self._step, LastMetrics(metrics[number]))
@@ -208,7 +210,7 @@ class Loop:
         def log(step: int, metrics: Mapping[str, float]) -> None:
             self._note(self._callbacks[number], "record", step, metrics)
 
-        return Meter(self._table, self._members[number].progress, log)
+        return Meter(self._table, self._members[number].progress, log, self._lane.at_peak)
 
     def _view(self, number: int) -> RunView:
         one = self._members[number]

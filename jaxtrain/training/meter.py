@@ -75,21 +75,31 @@ class Meter:
     """Averages metrics over logging intervals, fetching them from the device half an interval late."""
 
     def __init__(
-        self, timetable: Timetable, progress: Progress, log: Callable[[int, Mapping[str, float]], None]
+        self,
+        timetable: Timetable,
+        progress: Progress,
+        log: Callable[[int, Mapping[str, float]], None],
+        at_peak: float | None = None,
     ) -> None:
+        """`at_peak`: seconds of a step at the devices' peak, against which `perf/mfu` is; None: it is left out."""
         self._timetable, self._progress, self._log = timetable, progress, log
+        self._at_peak = at_peak
         self._waiting: list[tuple[int, StepMetrics]] = []
         self._fetched = progress.step
-        self._speed = 0.0
+        self._speed: dict[str, float] = {}
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave what happened since out of images_per_second."""
-        self._clock, self._clock_step = time.monotonic(), self._progress.step
+        """Leave what happened since out of images_per_second and perf/..."""
+        self._clock, self._clock_step, self._waited = time.monotonic(), self._progress.step, 0.0
 
-    def add(self, step: int, packed: StepMetrics) -> None:
-        """Metrics of the call that ended at `step`; those of half an interval before are fetched."""
+    def add(self, step: int, packed: StepMetrics, waited: float = 0.0) -> None:
+        """Metrics of the call that ended at `step`, which had waited `waited` seconds for its images.
+
+        Those of half an interval before are fetched.
+        """
         self._waiting.append((step, packed))
+        self._waited += waited
         late = max(self._timetable.log_every // 2, 1)
         if step - self._fetched >= 2 * late:
             self._fetch_until(step - late)
@@ -109,10 +119,19 @@ class Meter:
         # Several intervals may be fetched at once; they share one speed.
         now, steps = time.monotonic(), self._fetched - self._clock_step
         if steps >= self._timetable.log_every or (steps > 0 and not self._waiting):
-            self._speed = steps * self._timetable.batch_size / max(now - self._clock, 1e-9)
-            self._clock, self._clock_step = now, self._fetched
+            self._speed = self._measured(max(now - self._clock, 1e-9), steps)
+            self._clock, self._clock_step, self._waited = now, self._fetched, 0.0
         for number, metrics in ready:
             self._add_row(number, metrics)
+
+    def _measured(self, seconds: float, steps: int) -> dict[str, float]:
+        """Speed, time per step, the share of it in which the loop waited for images, and utilisation."""
+        found = {
+            "images_per_second": steps * self._timetable.batch_size / seconds,
+            "perf/step_ms": 1000 * seconds / steps,
+            "perf/data_wait": min(self._waited / seconds, 1.0),
+        }
+        return found if self._at_peak is None else {**found, "perf/mfu": self._at_peak * steps / seconds}
 
     def _add_row(self, step: int, metrics: dict[str, float]) -> None:
         progress, timetable = self._progress, self._timetable
@@ -135,9 +154,7 @@ class Meter:
         if rate is not None:
             record["learning_rate"] = rate
         record["epoch"] = step / timetable.steps_per_epoch
-        if self._speed:
-            record["images_per_second"] = self._speed
-        self._log(step, record)
+        self._log(step, record | self._speed)
 
     def _skip(self, step: int, loss: float) -> None:
         """A step that changed nothing: its metrics enter no average."""

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.clock import without_clock
+
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = [
     "--technique", "pt", "--model.name", "cnn_tiny", "--train.steps", "400", "--train.batch_size", "32",
@@ -50,7 +52,7 @@ def stop(process: subprocess.Popen, number: int) -> tuple[int, str]:
 def history(run_dir: Path) -> list[dict]:
     """The journal without what a clock decides."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k not in ("time", "images_per_second")} for r in records]
+    return [without_clock(record) for record in records]
 
 
 def kill(process: subprocess.Popen) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from jaxtrain.data.known import KNOWN, mnist_relative
+from jaxtrain.data.known import KNOWN, known_source, mnist_relative
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
@@ -35,3 +35,17 @@ def test_what_would_become_another_character_is_not_mirrored():
 )
 def test_mnists_relatives_are_told_by_name(text, name):
     assert mnist_relative(text) == name
+
+
+@pytest.mark.parametrize(
+    ("source", "size", "shape"),
+    [
+        ("tfds:imagenet2012", (1_281_167, 1000), None),
+        ("tfds:cifar10:3.0.2", (50_000, 10), (32, 3)),
+        ("idx:/data/fashion-mnist", (60_000, 10), (28, 1)),
+        ("elpv:1", (1_968, 2), (300, 1)),
+        ("folder:cifar10", None, None),
+    ],
+)
+def test_sizes_of_sources_that_are_not_here(source, size, shape):
+    assert (known_source(source).size, known_source(source).shape) == (size, shape)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain import FEClassifier, PTClassifier
+from tests.clock import without_clock
 
 _RNG = np.random.default_rng(0)
 IMAGES, LABELS = _RNG.integers(0, 256, (96, 4, 4), np.uint8), np.arange(96) % 4
@@ -49,7 +50,7 @@ def embed(run_dir: Path, weights: Path, **options):
 def history(run_dir: Path):
     """The journal without what a clock decides."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k not in ("time", "images_per_second")} for record in records]
+    return [without_clock(record) for record in records]
 
 
 def result(model):

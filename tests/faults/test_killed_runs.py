@@ -15,6 +15,7 @@ from jaxtrain.tracking import sync_run
 from jaxtrain.training.checkpoints import Checkpoints
 from jaxtrain.trees import tree_digest
 from tests.classifiers.resume import finish, history, start, stop, wait_for_step
+from tests.clock import without_clock
 from tests.faults.nursery import Nursery
 
 QUIET = ("--tracking.enabled", "False")
@@ -55,8 +56,7 @@ def outcome(run_dir):
         assert restored is not None
         assert kept.damaged == []
     summary = json.loads((run_dir / "summary.json").read_text())
-    clock = ("time", "images_per_second")
-    past = [{key: value for key, value in record.items() if key not in clock} for record in restored.meta["history"]]
+    past = [without_clock(record) for record in restored.meta["history"]]
     final = {name: summary[name] for name in ("params_sha256", "val_accuracy", "test_loss", "best_step", "steps")}
     return {
         "state": tree_digest(restored.state), "leaves": sorted(restored.state), "best": tree_digest(restored.best),

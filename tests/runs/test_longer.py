@@ -7,6 +7,7 @@ import pytest
 
 from jaxtrain import PTClassifier, UserError
 from jaxtrain.config_io import load_config
+from tests.clock import without_clock
 
 RNG = np.random.default_rng(0)
 DATA = RNG.integers(0, 256, (80, 8, 8), np.uint8), np.arange(80) % 4
@@ -25,7 +26,7 @@ def classifier(folder, epochs, schedule, **options):
 def records(folder):
     """The journal without what depends on the clock."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k not in ("images_per_second", "time")} for line in lines]
+    return [without_clock(line) for line in lines]
 
 
 @pytest.mark.slow
