@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtrain.version import __version__
 
 if TYPE_CHECKING:
+    from jaxtrain.classifiers.audit import audit
     from jaxtrain.classifiers.base import BaseClassifier
     from jaxtrain.classifiers.benchmark import benchmark
     from jaxtrain.classifiers.feature_extraction import FEClassifier
@@ -31,6 +32,7 @@ _HOMES = {
     "PTClassifier": "jaxtrain.classifiers.pre_training",
     "RunError": "jaxtrain.errors",
     "UserError": "jaxtrain.errors",
+    "audit": "jaxtrain.classifiers.audit",
     "benchmark": "jaxtrain.classifiers.benchmark",
     "create_model": "jaxtrain.models",
     "list_models": "jaxtrain.models",
@@ -50,6 +52,7 @@ __all__ = [
     "RunError",
     "UserError",
     "__version__",
+    "audit",
     "benchmark",
     "create_model",
     "list_models",

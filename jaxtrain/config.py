@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from jaxtrain.errors import nearest
 
@@ -76,10 +76,14 @@ class DataConfig(Section):
     """digits | elpv[:SPLIT] | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | csv:FILE | jsonl:FILE | parquet:FILE |
     wds:PATTERN | hf:NAME | hf:PATH | idx:PATH | npz:PATH; arrays: those that were given to fit(). Paths of folders,
     tables and tar files may be addresses: s3://, gs://, hf://, http://."""
-    task: Literal["auto", "multiclass", "multilabel"] = "auto"
-    """multiclass: each image has one class; multilabel: any number of labels; auto: as the labels are given."""
+    task: Literal["auto", "multiclass", "multilabel", "any_of"] = "auto"
+    """multiclass: each image has one class; multilabel: any number of labels; auto: as the labels are given. any_of, of
+    commands that measure: a model that gives one class is right where it is among an image's labels."""
     dir: Path | None = None
     """Folder of prepared tensorflow-datasets (default: that library's own)."""
+    split: Literal["train", "val", "test"] | None = None
+    """Of commands that measure and do not train: these images are the test set, and no others are looked at (default:
+    test)."""
     columns: ColumnsConfig = ColumnsConfig()
     value_range: tuple[float, float] | None = None
     """Least and greatest value of arrays that are not uint8, as 0 1: they are rescaled to 0..255 (default: refused)."""
@@ -110,7 +114,8 @@ class DataConfig(Section):
     max_train_images: Count | None = None
     """Use only this many training images (stratified, seeded; after the split)."""
     shots: Count | None = None
-    """Few-shot: train on this many images of each class, drawn from the training set (never from validation)."""
+    """Few-shot: train on this many images of each class (of several labels per image: at least as many of each label),
+    drawn from the training set (never from validation)."""
     draws: Count = 1
     """Few-shot draws (technique fe): a head is trained on each, and mean and interval are reported."""
     cache_gb: Positive = 20.0
@@ -171,6 +176,8 @@ class DataConfig(Section):
             raise ValueError(f"fold {self.fold}: {known}")
         if self.folds is not None and self.test_fraction > 0:
             raise ValueError("folds and test_fraction both draw a test set: give one of them")
+        if self.split is not None and (self.folds is not None or self.test_fraction > 0):
+            raise ValueError("split says which images are the test set: leave folds and test_fraction out")
         return self
 
     @model_validator(mode="after")
@@ -654,11 +661,14 @@ class ParallelConfig(Section):
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next start is quick."""
     coordinator: Annotated[str, Field(pattern=r"^\S+:[0-9]{1,5}$")] | None = None
-    """HOST:PORT of process 0, where a run has several processes (default: as Slurm, Open MPI, GKE or Cloud TPU say)."""
+    """HOST:PORT of process 0, where a run has several processes (default: as Slurm, Open MPI, GKE or Cloud TPU say, or
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID)."""
     num_processes: Count | None = None
     """Processes of the run, given with `coordinator`; 1 alone: run alone, whatever the cluster says."""
     process_id: Annotated[int, Field(ge=0)] | None = None
     """The number of this process, from 0, given with `coordinator`."""
+    connect_seconds: Annotated[int, Field(ge=1, le=86_400)] = 45
+    """How long the processes of a run wait for one another at the start."""
 
     @model_validator(mode="after")
     def _processes(self) -> ParallelConfig:
@@ -669,6 +679,69 @@ class ParallelConfig(Section):
         if self.process_id is not None and self.process_id >= chosen(self.num_processes):
             raise ValueError(f"process_id {self.process_id} is not below num_processes {self.num_processes}")
         return self
+
+
+def resources(text: str) -> dict[str, float]:
+    """Amounts by name. Raises ValueError.
+
+    >>> resources("gpu=0.5,cpu=4")
+    {'gpu': 0.5, 'cpu': 4.0}
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([A-Za-z][A-Za-z0-9_.:-]*)=([0-9]+(?:\.[0-9]+)?)\s*", part)
+        if match is None or float(match[2]) <= 0 or match[1] in found:
+            raise ValueError(f"must be names with amounts above 0, each name once, as gpu=0.5,cpu=4, not '{text}'")
+        name, amount = match[1], float(match[2])
+        if amount > 1 and not amount.is_integer():
+            raise ValueError(f"{name}={amount:g}: above 1 only whole numbers can be had")
+        found[name] = amount
+    return found
+
+
+def _amounts(text: str) -> str:
+    resources(text)
+    return text
+
+
+Amounts = Annotated[str, AfterValidator(_amounts)]
+
+
+class ClusterConfig(Section):
+    """Many machines: a cluster of Ray does the work (extra jaxtrain[cluster])."""
+
+    address: str | None = None
+    """local: Ray is started on this machine, for this command alone; auto: the cluster that this machine belongs to, or
+    RAY_ADDRESS; ray://HOST:PORT: another one (default: without Ray)."""
+
+    @field_validator("address")
+    @classmethod
+    def _known_kind(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"local|auto|ray://\S+:[0-9]{1,5}", value):
+            raise ValueError(f"must be local, auto or ray://HOST:PORT, not '{value}'")
+        return value
+
+    @model_validator(mode="after")
+    def _needs_an_address(self) -> ClusterConfig:
+        if self.address is None and (others := sorted(self.model_fields_set - {"address"})):
+            raise ValueError(f"{others[0]} needs address: local, auto or ray://HOST:PORT")
+        return self
+
+
+class TrialsConfig(ClusterConfig):
+    """Many machines: a cluster of Ray trains the runs (extra jaxtrain[cluster])."""
+
+    per_trial: Amounts = "cpu=1"
+    """What each run that trains gets of its machine, as gpu=0.5,cpu=4: cpu, gpu, tpu, or the name that a resource has
+    in the cluster."""
+
+
+class PoolConfig(ClusterConfig):
+    """Many machines: workers on a cluster of Ray hold the model (extra jaxtrain[cluster])."""
+
+    per_worker: Amounts = "cpu=1"
+    """What each worker gets of its machine, as gpu=1,cpu=8: cpu, gpu, tpu, or the name that a resource has in the
+    cluster."""
 
 
 class CheckpointConfig(Section):

@@ -7,6 +7,7 @@ import csv
 import errno
 import fcntl
 import io
+import itertools
 import logging
 import os
 import re
@@ -108,6 +109,18 @@ def run_name(text: str) -> str:
     if colon:
         text = PurePosixPath(rest).name if kind in ("folder", "idx", "npz") else rest
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._")[:80] or "run"
+
+
+def numbered_folder(root: Path, name: str) -> Path:
+    """`ROOT/NAME-N` with the first free N, made; the name as of `run_name`."""
+    for number in itertools.count(1):
+        folder = root / f"{run_name(name)}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
 
 
 # --- locks

@@ -178,11 +178,10 @@ TASKS: dict[str, Task] = {"multiclass": Multiclass(), "multilabel": Multilabel()
 def task_of(config: Config | DataConfig) -> Task:
     """The task of a resolved config; those of earlier versions, which know one only, leave it open."""
     data = config.data if isinstance(config, Config) else config
-    return TASKS["multiclass" if data.task == "auto" else data.task]
+    return TASKS["multilabel" if data.task == "multilabel" else "multiclass"]
 
 
 _ONE_LABEL = {
-    "data.shots": "few-shot draws are",
     "data.sampling": "sampling by class is",
     "train.class_weights": "weights of classes (of labels: train.pos_weight) are",
     "loss.logit_adjustment": "logit adjustment is",

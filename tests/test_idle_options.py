@@ -116,7 +116,13 @@ def test_other_options_without_effect_are_refused(words, named, tmp_path, monkey
 
 
 NOT_READ = {
-    *("technique", "name", "run_dir", "train.epochs"),  # read before the run directory is there, as are the next
+    *(
+        "technique",
+        "name",
+        "run_dir",
+        "train.epochs",
+        "data.split",
+    ),  # read before the run directory is there, as are the next
     *("data.dir", "data.split_seed", "data.val_fraction", "data.test_fraction", "data.max_train_images"),
     *("data.device_budget_mb", "data.layout", "parallel.cpu_devices"),
     *("data.workers", "data.prefetch", "data.max_pixels", "data.cache_gb"),  # of image files
@@ -129,7 +135,7 @@ NOT_READ = {
     *("model.act", "model.registers", "model.stem", "own.classifier"),
     *("data.sampling_beta", "loss.target_threshold", "loss.gamma", "loss.gamma_positive"),
     *("loss.clip", "loss.epsilon", "loss.q"),
-    *("parallel.coordinator", "parallel.num_processes", "parallel.process_id"),
+    *("parallel.coordinator", "parallel.num_processes", "parallel.process_id", "parallel.connect_seconds"),
     *("tracking.experiment_prefix", "tracking.system_metrics"),
     *(path for path in option_paths() if path.startswith("head.")),
 }

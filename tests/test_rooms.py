@@ -10,7 +10,7 @@ ROOMS = (
     *("version", "escape", "errors", "lifeline", "backend", "files", "readers", "archives", "config", "losses"),
     *("redact", "config_io", "trees", "saved_tree", "saved_model", "label_metrics", "data", "tasks", "models"),
     *("heads", "training", "embeddings"),
-    *("tracking", "screen", "evaluation", "runs", "classifiers", "sweeps", "cli"),
+    *("tracking", "screen", "evaluation", "runs", "classifiers", "sweeps", "cluster", "cli"),
 )
 """The ground first; a file imports only from its own room and from those before it."""
 TOP = {"jaxtrain", "jaxtrain.__main__"}

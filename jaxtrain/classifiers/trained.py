@@ -105,6 +105,15 @@ class Trained:
         """The vector before the head: `float32[images, features]`."""
         return self.fitted.predictor.embed(self._source(images), BadImages(allowed=None))
 
+    def explain(self, images: Any) -> NDArray[np.float32]:
+        """Where in each image what speaks for its most probable class is: `float32[images, rows, columns]`.
+
+        Grad-CAM on the network's last feature map, not negative (`jaxtrain.models.heat`). UserError for a head of a
+        library, which has no gradients.
+        """
+        parts = self.fitted.predictor.explain(self._source(images), BadImages(allowed=None), embedding=False)
+        return np.concatenate([part["heat"] for part in parts])
+
     def evaluate(self, images: Any, labels: ArrayLike | None = None) -> dict[str, float]:
         """Accuracy, loss and more (`jaxtrain.evaluation.metrics`, `jaxtrain.label_metrics`) on labelled images.
 

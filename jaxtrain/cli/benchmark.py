@@ -99,8 +99,8 @@ class Benchmark(Command):
         import jaxtrain
         from jaxtrain.evaluation.champion import check_title, crown
         from jaxtrain.evaluation.comparison import compare
-        from jaxtrain.evaluation.runs import gather, load_each, make_report, report_folder, track, track_report
-        from jaxtrain.files import optional
+        from jaxtrain.evaluation.runs import gather, load_each, make_report, track, track_report
+        from jaxtrain.files import numbered_folder, optional
         from jaxtrain.screen.console import print_line
         from jaxtrain.tracking.champion import Championship
         from jaxtrain.training.parallel import check_devices
@@ -120,7 +120,7 @@ class Benchmark(Command):
         report = make_report(
             gathered, comparison, columns={}, duplicates=not self.skip_duplicates, corrupted=corrupted, say=say
         )
-        folder = report.save(self.out or report_folder(comparison.predictions.dataset))
+        folder = report.save(self.out or numbered_folder(Path("runs/benchmark"), comparison.predictions.dataset))
         ids = track(gathered, comparison, tracking)
         with optional("the report in MLflow"):
             track_report(report, folder, tracking, ids)

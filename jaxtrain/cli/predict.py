@@ -6,13 +6,19 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
 from jaxtrain.cli.command import Command, Positional
-from jaxtrain.errors import RunError
+from jaxtrain.config import PoolConfig, resources
+from jaxtrain.errors import RunError, UserError
 from jaxtrain.escape import plain
+
+if TYPE_CHECKING:
+    from jaxtrain.classifiers.base import BaseClassifier
+    from jaxtrain.classifiers.labelling import Labelling
+    from jaxtrain.cluster.session import Session
 
 
 class Predict(Command):
@@ -33,9 +39,19 @@ class Predict(Command):
     """Classes per image, the most probable first (default: 1; of several labels per image, those that it gets)."""
     embeddings: bool = False
     """The vector before the head too, in tables of .jsonl or .parquet."""
-
+    explain: Path | None = None
+    """A folder for a PNG per image: the image, and beside it what in it speaks for the most probable class, as heat."""
+    cluster: PoolConfig = PoolConfig()
     trust_imports: bool = False
     """Import the network or class that the run names (module:Name): it is executed, so only for runs that you trust."""
+
+    @model_validator(mode="after")
+    def _a_cluster_writes_a_table(self) -> Predict:
+        if self.cluster.address is not None and self.out is None:
+            raise ValueError("cluster: give --out, a table")
+        if self.cluster.address is not None and self.explain is not None:
+            raise ValueError("explain: heat maps are made on this machine: leave out --cluster.address")
+        return self
 
     @model_validator(mode="after")
     def _vectors_need_a_table(self) -> Predict:
@@ -45,13 +61,31 @@ class Predict(Command):
 
     def run(self) -> None:
         """Print a line for each; RunError at the end where some could not be read."""
+        if self.cluster.address is None:
+            self._predict(None)
+            return
+        from jaxtrain.cluster.session import connected
+
+        with connected(self.cluster.address) as session:  # before JAX has threads: Ray forks
+            session.require(resources(self.cluster.per_worker), "--cluster.per-worker")
+            self._predict(session)
+
+    def _predict(self, session: Session | None) -> None:
         from jaxtrain import load
 
+        if self.explain is not None and self.explain.exists() and not self.explain.is_dir():
+            raise UserError(f"--explain {self.explain} is a file, and a folder is needed")
         files = self._files()
         classifier = load(self.run_dir, trust_imports=self.trust_imports)
         if not files:
             raise RunError("the folders hold no images: " + ", ".join(map(os.fspath, self.images)))
-        unreadable = self._print(classifier, files) if self.out is None else self._write(classifier, files, self.out)
+        if self.explain is not None:
+            print(f"{self.explain}: {classifier.fitted.predictor.explained_by()}", file=sys.stderr)
+            self.explain.mkdir(parents=True, exist_ok=True)
+        if self.out is None:
+            unreadable = self._print(classifier, files)
+        else:
+            unreadable = self._write(classifier, files, self.out, session)
         if unreadable:
             raise RunError(f"{unreadable} of {len(files)} images cannot be read")
 
@@ -66,9 +100,9 @@ class Predict(Command):
                 files += images_below(path)[0] if path.is_dir() else [str(path)]
         return files
 
-    def _print(self, classifier: Any, files: list[str]) -> int:
+    def _print(self, classifier: BaseClassifier, files: list[str]) -> int:
         unreadable = 0
-        for rows in self._rows(classifier, files):
+        for rows in self._labelling().rows(classifier, files):
             for row in rows:
                 told = "\t".join(f"{plain(each['label'])}\t{each['probability']:.4f}" for each in row.get("top", ()))
                 unreadable += "reason" in row
@@ -77,19 +111,18 @@ class Predict(Command):
                 print(f"{plain(row['file'])}\t{told or 'no label'}")
         return unreadable
 
-    def _write(self, classifier: Any, files: list[str], out: Path) -> int:
+    def _write(self, classifier: BaseClassifier, files: list[str], out: Path, session: Session | None) -> int:
+        from jaxtrain.classifiers.labelling import weights_digests
         from jaxtrain.cli.rows import Rows
         from jaxtrain.screen.console import print_line
         from jaxtrain.screen.progress import Progress
-        from jaxtrain.trees import tree_digest
 
-        model = [tree_digest(part) for part in classifier.fitted.weights.values()]
-        with Rows(out, [*model, files, self.topk, self.embeddings]) as table:
+        with Rows(out, [*weights_digests(classifier), files, self.topk, self.embeddings, self.explain]) as table:
             if table.done:
                 print_line(f"{table.done:,} of {len(files):,} images are done")
             with Progress(title="predicted", file=sys.stderr) as progress:
                 done = table.done
-                for rows in self._rows(classifier, files[done:]):
+                for rows in self._computed(classifier, files, done, session):
                     table.add(rows)
                     done += len(rows)
                     progress.count(done, len(files))
@@ -97,33 +130,18 @@ class Predict(Command):
         print_line(f"{len(files):,} images: {out}")
         return unreadable
 
-    def _rows(self, classifier: Any, files: list[str]) -> Iterator[list[dict[str, Any]]]:
-        """Those of each batch: file, label, probability and more, or why there is none."""
-        import numpy as np
+    def _labelling(self) -> Labelling:
+        from jaxtrain.classifiers.labelling import Labelling
 
-        from jaxtrain.data.bad_images import BadImages
-        from jaxtrain.data.base import FileSource
+        return Labelling(self.run_dir, self.topk, self.embeddings, self.explain)
 
-        source, bad_images = FileSource(files, np.zeros(len(files), np.int32)), BadImages(allowed=None, named=False)
-        start = 0
-        for batch in classifier.fitted.predictor.stream(source, bad_images, embedding=self.embeddings):
-            rows = []
-            for place, probabilities in enumerate(classifier.fitted.task.probabilities(batch["logits"]), start=start):
-                name = source.describe(place)
-                if (reason := bad_images.reasons.get(name)) is not None:
-                    rows.append({"file": name, "reason": reason})
-                    continue
-                if not np.isfinite(probabilities).all():
-                    raise RunError(f"{self.run_dir}: the model gives no finite numbers for {plain(name)}")
-                best = np.argsort(-probabilities, kind="stable")
-                if self.topk is None and classifier.thresholds is not None:
-                    best = best[probabilities[best] >= np.array(classifier.thresholds)[best]]
-                else:
-                    best = best[: self.topk or 1]
-                top = [{"label": classifier.class_names[i], "probability": float(probabilities[i])} for i in best]
-                row = {"file": name, **(top[0] if top else {}), "top": top}
-                if self.embeddings:
-                    row["embedding"] = [float(x) for x in batch["embedding"][place - start]]
-                rows.append(row)
-            start += len(batch["logits"])
-            yield rows
+    def _computed(
+        self, classifier: BaseClassifier, files: list[str], done: int, session: Session | None
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Rows in the order of the files that are not done, computed here or on a cluster."""
+        if session is None:
+            return self._labelling().rows(classifier, files[done:], done)
+        from jaxtrain.cluster.predict import predicted
+
+        need = resources(self.cluster.per_worker)
+        return predicted(session, need, self._labelling(), classifier, files[done:], trust_imports=self.trust_imports)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtrain.cli.audit import Audit
 from jaxtrain.cli.benchmark import Benchmark
 from jaxtrain.cli.command import Group
 from jaxtrain.cli.completion import Completion
@@ -15,6 +16,7 @@ from jaxtrain.cli.report import Report
 from jaxtrain.cli.sweep import Sweep
 from jaxtrain.cli.sync import Sync
 from jaxtrain.cli.train import Recipes, Train
+from jaxtrain.cli.validate import Validate
 
 PROGRAM = Group(
     "Train image classifiers: feature extraction, fine-tuning, pre-training from scratch.",
@@ -22,8 +24,10 @@ PROGRAM = Group(
         "train": Train,
         "predict": Predict,
         "benchmark": Benchmark,
+        "validate": Validate,
         "report": Report,
         "sweep": Sweep,
+        "audit": Audit,
         "embed": EMBED,
         "pack": Pack,
         "plan": Plan,

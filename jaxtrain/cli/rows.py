@@ -101,6 +101,7 @@ class Rows:
 
         top = pa.list_(pa.struct([("label", pa.string()), ("probability", pa.float64())]))
         types = {"file": pa.string(), "label": pa.string(), "probability": pa.float64(), "reason": pa.string()}
+        types |= {"explanation": pa.string()}
         types |= {"top": top, "embedding": pa.list_(pa.float32())}
         present = {key for row in self._rows() for key in row}
         schema = pa.schema([(name, kind) for name, kind in types.items() if name in present])

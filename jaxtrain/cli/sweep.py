@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jaxtrain.cli.command import Command, Positional
+from jaxtrain.config import TrialsConfig, resources
 from jaxtrain.config_io import find_config
+from jaxtrain.errors import UserError
 from jaxtrain.screen.program import command
 
 if TYPE_CHECKING:
+    from jaxtrain.cluster.session import Session
     from jaxtrain.sweeps.parent import Parent
     from jaxtrain.sweeps.plan import Plan
     from jaxtrain.sweeps.results import Results
@@ -42,6 +45,7 @@ class Sweep(Command):
     """Print what would be done and exit."""
     quiet: bool = False
     """Print nothing but warnings and errors."""
+    cluster: TrialsConfig = TrialsConfig()
     helper: bool = False
     """Take part in the sweep of the process that started this one (it gives this option itself)."""
 
@@ -49,6 +53,17 @@ class Sweep(Command):
         """Plan, train, report."""
         if self.helper:
             _follow_parent()
+        address = self.cluster.address
+        if address is None or self.plan:
+            self._sweep(None)
+            return
+        from jaxtrain.cluster.session import connected
+
+        with connected(address) as session:  # before JAX has threads: Ray forks
+            session.require(resources(self.cluster.per_trial), "--cluster.per-trial")
+            self._sweep(session)
+
+    def _sweep(self, session: Session | None) -> None:
         from jaxtrain.screen.console import print_line
         from jaxtrain.sweeps.config import load_sweep
 
@@ -65,17 +80,17 @@ class Sweep(Command):
         from jaxtrain.sweeps.worker import to_continue
         from jaxtrain.training.signals import Interrupted, StopRequest
 
-        words = to_continue(plan)
+        words = to_continue(plan, *self._cluster_words())
         try:
             with StopRequest(None if self.helper else words) as stop:
-                self._work(plan, say, stop)
+                self._work(plan, say, stop, session)
                 stop.check(words)
         except Interrupted as stopped:
             if self.helper:  # the process that started it says all there is to say
                 raise SystemExit(stopped.exit_code) from None
             raise
 
-    def _work(self, plan: Plan, say: Say, stop: StopRequest) -> None:
+    def _work(self, plan: Plan, say: Say, stop: StopRequest, session: Session | None) -> None:
         from jaxtrain.sweeps.parent import Parent
         from jaxtrain.sweeps.plan import describe
         from jaxtrain.sweeps.processes import helpers, process_count
@@ -91,12 +106,20 @@ class Sweep(Command):
                 Worker(plan, trials, parent, say, stop, helper=True).work()
                 return
             done = sum(one.how == "done" for one in read_outcomes(plan, trials))
-            for line in (*describe(plan, done), f"  processes: {process_count(plan)}"):
+            for line in describe(plan, done):
                 say(line)
-            parent.lead()
+            led = parent.lead()
             stop.check(to_continue(plan))
-            with helpers(plan, quiet=self.quiet):
-                Worker(plan, trials, parent, say, stop).work()
+            if session is not None:
+                if not led:
+                    raise UserError(
+                        f"another process drives this sweep in {plan.sweep.folder}: wait for it, or stop it"
+                    )
+                self._drive(session, plan, trials, say, stop)
+            else:
+                say(f"  processes: {process_count(plan)}")
+                with helpers(plan, quiet=self.quiet):
+                    Worker(plan, trials, parent, say, stop).work()
             if parent.lead():
                 found, test = _report(plan, trials, parent, say, stop)
                 if not self.quiet:
@@ -105,6 +128,21 @@ class Sweep(Command):
                 say("another worker writes the results")
         finally:
             parent.close()
+
+    def _cluster_words(self) -> list[str]:
+        given = {"address": self.cluster.address, "per-trial": self.cluster.per_trial} if self.cluster.address else {}
+        return [word for name, value in given.items() for word in (f"--cluster.{name}", str(value))]
+
+    def _drive(self, session: Session, plan: Plan, trials: Trials, say: Say, stop: StopRequest) -> None:
+        """Let the nodes of a cluster train."""
+        from jaxtrain.cluster.session import shown
+        from jaxtrain.cluster.sweep import Driver
+        from jaxtrain.sweeps.worker import to_continue
+
+        need = resources(self.cluster.per_trial)
+        say(f"  cluster: room for {session.room(need)} x {shown(need)} at once")
+        words = to_continue(plan, *self._cluster_words())
+        Driver(session, plan, trials, need, say, stop, words).work()
 
 
 def _follow_parent() -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,9 @@ def assemble(
     """The data set as the rest of jaxtrain takes it.
 
     Without a test set of its own, `test_fraction` of the training images or one of `folds` is held out, then
-    `val_fraction` of the rest without a validation split. Arrays in memory get the data set's channels here; other
-    sources are converted image by image as they are read.
+    `val_fraction` of the rest without a validation split. With `split` those images are the test set, and there are no
+    others. Arrays in memory get the data set's channels here; other sources are converted image by image as they are
+    read.
     """
     check_names(name, class_names)
     if len(class_names) < 2:
@@ -77,7 +79,11 @@ def assemble(
         train, drawn = (
             hold_out_fold(train, config, class_names) if fold else hold_out(train, option, config, class_names)
         )
-    if val is None and config.val_fraction > 0:
+    if config.split is not None:
+        if config.split != "test":
+            open_test = partial({"train": train, "val": val}.get, config.split)
+        train, val = train.select(np.arange(0)), None
+    elif val is None and config.val_fraction > 0:
         train, val = hold_out(train, "val_fraction", config, class_names)
     if config.max_train_images is not None and config.max_train_images < len(train):
         train = train.select(_subset(train, config.max_train_images, config.split_seed))

@@ -14,7 +14,7 @@ from typing import Any
 from jaxtrain.config import DataConfig
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.objects import joined, open_split
-from jaxtrain.data.splits import SPLIT_NAMES
+from jaxtrain.data.splits import SPLIT_NAMES, standing_in
 from jaxtrain.errors import UserError
 
 _SECONDS = 10.0
@@ -34,12 +34,12 @@ def hf_dataset(config: DataConfig, text: str) -> Dataset:
         raise UserError('data.name: hf needs the library datasets: pip install -e ".[hf]"')
     found = {str(name): part for name, part in _load(text).items()}
     meant = {name: SPLIT_NAMES[name.lower()] for name in found if name.lower() in SPLIT_NAMES}
-    if "train" not in meant.values():
+    if "train" not in standing_in({split: name for name, split in meant.items()}, config.split):
         raise UserError(f"hf:{text} has no split called train; its splits: {', '.join(found)}")
     if others := [name for name in found if name not in meant]:
         _log.warning("hf:%s: splits that are not used: %s", text, ", ".join(others))
     splits = {split: open_split(found[name], where=f"hf:{text} {name}", config=config) for name, split in meant.items()}
-    return joined(splits, config)
+    return joined(standing_in(splits, config.split), config)
 
 
 def _load(text: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from jaxtrain.data.paths import existing
 from jaxtrain.data.remote import ADDRESS, RemoteFile, RemotePaths, checked, is_remote, normal, remote_file
 from jaxtrain.data.remote_cache import Cache
 from jaxtrain.data.several_labels import columns_of_labels, names_in, place_several
-from jaxtrain.data.splits import SPLIT_NAMES, Indices
+from jaxtrain.data.splits import SPLIT_NAMES, Indices, standing_in
 from jaxtrain.data.table import (
     choose_columns,
     class_names_in,
@@ -98,13 +98,13 @@ def _dataset(kind: str, config: DataConfig, path: Path, place: Place) -> Dataset
     columns = choose_columns(config.columns, table.column_names, where, needed)
     if apart:
         columns.pop("label", None)
-    splits = _splits(table.column(columns["split"]), where) if "split" in columns else None
+    splits = _splits(table.column(columns["split"]), where, config.split) if "split" in columns else None
     splits = splits or {"train": np.arange(table.num_rows)}
     known = None if apart else class_names_in(table, columns["label"])
     if apart:
         several: Any = columns_of_labels(table, apart, where)
     else:
-        several = names_in(table, columns["label"], known, split=config.task == "multilabel")
+        several = names_in(table, columns["label"], known, split=config.task in ("multilabel", "any_of"))
     if several is None:
         rows = Rows(where, _one_each(kind, table.column(columns["label"]), where), splits, known)
         names, classes, placed = place_labels(rows)
@@ -158,7 +158,7 @@ class _RowNames(Sequence[str]):
         return f"{self.file} row {index + 1}"
 
 
-def _splits(column: Any, where: str) -> dict[str, Indices]:
+def _splits(column: Any, where: str, measured: str | None) -> dict[str, Indices]:
     """Rows of each split."""
     codes, values = coded(column)
     if (codes < 0).any():
@@ -173,6 +173,7 @@ def _splits(column: Any, where: str) -> dict[str, Indices]:
         for name in dict.fromkeys(SPLIT_NAMES.values())
         if name in meant
     }
+    found = standing_in(found, measured)
     if "train" not in found:
         raise UserError(f"{where} has no rows of the split train; its splits: {', '.join(map(str, values))}")
     return found

@@ -57,8 +57,8 @@ def place_several(
 ) -> tuple[tuple[str, ...], dict[str, Labels]]:
     """Names of the labels, and each split's matrix.
 
-    A test split without any label is left out, and said so. Raises UserError for other rows without, and for labels
-    that no training image has.
+    A test split without any label is left out, and said so. Raises UserError for other rows without, unless any label
+    of an image is to be right (any_of), and for labels that no training image has.
     """
     lacking: NDArray[np.bool_] = np.array([row is None for row in values])
     if values.ndim == 2:
@@ -68,9 +68,11 @@ def place_several(
         _log.warning("%s: the test images have no labels: there is no test set", where)
         del splits["test"]
     for name, places in splits.items():
-        if values.ndim != 2 and lacking[places].any():
+        if values.ndim != 2 and lacking[places].any() and task != "any_of":
             rows = places[lacking[places]]
             raise UserError(f"{where} {name}: {len(rows)} rows have no labels, the first: {rows[0] + 1}")
+    for place in np.flatnonzero(lacking) if values.ndim != 2 else ():
+        values[place] = ()
     found, _ = classes_of(values[splits["train"]], names, where, task)
     return found, {name: placed(values[places], found, None, f"{where} {name}") for name, places in splits.items()}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +12,22 @@ from numpy.typing import NDArray
 from jaxtrain.data.base import Labels
 
 Indices = NDArray[np.int64]
+T = TypeVar("T")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
 """What people call the splits, in small letters."""
+
+
+def standing_in(splits: Mapping[str, T], measured: str | None) -> dict[str, T]:
+    """The splits; the one that is `measured` alone (`data.split`) is also the training set where there is none.
+
+    Classes are those of the training set.
+    """
+    alone = {} if measured is None or measured not in splits else {"train": splits[measured]}
+    return {**alone, **splits}
 
 
 def stratified_split(labels: Labels, fraction: float, seed: int) -> tuple[Indices, Indices]:
@@ -120,14 +132,30 @@ def _iterative(labels: Labels, fraction: float, generator: np.random.Generator) 
 def few_shot(labels: Labels, shots: int, seed: int, draw: int = 0) -> Indices:
     """Indices of `shots` random images of each class that occurs: `int64[shots * classes]`, ascending.
 
-    Draws of one seed are independent of each other. ValueError where a class has fewer images.
+    Of several labels per image at least as many of each label: the rarest draws first, and an image counts for all that
+    it has. Draws of one seed are independent of each other. ValueError where a class has fewer images.
     """
+    if labels.ndim == 2:
+        return _few_of_labels(labels, shots, np.random.default_rng([seed, draw]))
     counts = np.bincount(labels)
     present = counts > 0
     if counts[present].min() < shots:
         scarce = int(np.flatnonzero(present & (counts < shots))[0])
         raise ValueError(f"class {scarce} has {counts[scarce]} images only")
     return _draw(labels, np.where(present, shots, 0), np.random.default_rng([seed, draw]))
+
+
+def _few_of_labels(labels: Labels, shots: int, generator: np.random.Generator) -> Indices:
+    has = labels == 1
+    counts, taken = has.sum(axis=0), np.zeros(len(labels), bool)
+    for label in np.argsort(counts, kind="stable").tolist():
+        if 0 < counts[label] < shots:
+            raise ValueError(f"label {label} has {counts[label]} images only")
+        wanting = shots - int((has[:, label] & taken).sum())
+        if counts[label] and wanting > 0:
+            left = np.flatnonzero(has[:, label] & ~taken)
+            taken[generator.choice(left, wanting, replace=False)] = True
+    return np.flatnonzero(taken)
 
 
 def _quotas(counts: NDArray[np.int64], total: int, generator: np.random.Generator) -> NDArray[np.int64]:

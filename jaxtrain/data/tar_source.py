@@ -23,7 +23,7 @@ from jaxtrain.data.remote import RemoteFile, is_remote, remote_file
 from jaxtrain.data.remote_cache import Cache
 from jaxtrain.data.remote_folder import remote_files, remote_folder
 from jaxtrain.data.scan import Headers, refuse_large
-from jaxtrain.data.splits import SPLIT_NAMES
+from jaxtrain.data.splits import SPLIT_NAMES, standing_in
 from jaxtrain.data.tar_index import NO_LABEL, tar_index
 from jaxtrain.errors import UserError
 
@@ -56,6 +56,7 @@ def tar_dataset(config: DataConfig, text: str) -> Dataset:
     of_files = _splits_of_files([str(file) for file in files], base)
     splits = np.where(index.splits >= 0, index.splits, of_files[index.places[:, 0]])
     rows = {name: np.flatnonzero(splits == place) for place, name in enumerate(_SPLITS) if (splits == place).any()}
+    rows = standing_in(rows, config.split)
     if "train" not in rows:
         raise UserError(f"{where} holds no training images: its files are of {' and '.join(rows)}")
     names, classes, placed = place_labels(Rows(where, (codes, values), rows, class_names))

@@ -27,6 +27,7 @@ from jaxtrain.data.base import Dataset, ImageSource, Labels
 from jaxtrain.data.known import KNOWN, Known
 from jaxtrain.data.records import features_of, open_records
 from jaxtrain.data.scan import Header, Headers, collect, drop_bad, header_of, parallel, refuse_large
+from jaxtrain.data.splits import standing_in
 from jaxtrain.errors import DamagedError, UserError, nearest
 from jaxtrain.files import user_cache
 
@@ -86,18 +87,19 @@ def tfds_dataset(config: DataConfig, text: str) -> Dataset:
     name = builder.name
     features = _features(builder, text)
     splits = builder.info.splits
-    if "train" not in splits:
+    named = standing_in({{"validation": "val"}.get(split, split): split for split in splits}, config.split)
+    if "train" not in named:
         raise UserError(f"tfds:{text} has no split 'train'; its splits: {', '.join(splits) or 'none'}")
     folder = str(builder.data_path)
     read = {
-        split: _read_split(folder, split, features, config.max_pixels)
-        for split in ("train", "validation")
-        if split in splits
+        split: _read_split(folder, named[split], features, config.max_pixels)
+        for split in ("train", "val")
+        if split in named
     }
     for split, (source, _) in read.items():
         unlabelled = int((source.labels < 0).sum())
         if unlabelled:
-            raise UserError(f"tfds:{text} {split} has {unlabelled:,} images without a label")
+            raise UserError(f"tfds:{text} {named[split]} has {unlabelled:,} images without a label")
     bad_images = BadImages(config.max_bad_images)
     kept = drop_bad({split: (source, headers.bad) for split, (source, headers) in read.items()}, bad_images)
 
@@ -114,7 +116,7 @@ def tfds_dataset(config: DataConfig, text: str) -> Dataset:
         name=config.name,
         class_names=features.class_names,
         train=kept["train"],
-        val=kept.get("validation"),
+        val=kept.get("val"),
         open_test=open_test,
         natural_channels=read["train"][1].channels,
         uniform_size=read["train"][1].uniform_size,

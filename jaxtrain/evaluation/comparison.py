@@ -228,6 +228,9 @@ def aligned(predictions: Predictions, like: Predictions, name: str, other: str) 
             f"{name} was measured on another test set ({one}) than {other} ({two}): "
             "give --data.name to measure all on one"
         )
+    if predictions.multilabel != like.multilabel:
+        one, two = (name, other) if predictions.multilabel else (other, name)
+        raise UserError(f"{one} gives several labels per image, {two} one class: compare them apart")
     if predictions.ids == like.ids and predictions.class_names == like.class_names:
         return predictions
     if sorted(predictions.class_names) != sorted(like.class_names):

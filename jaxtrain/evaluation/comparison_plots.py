@@ -298,7 +298,7 @@ def _confidence(entry: Entry) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     if predictions.multilabel:
         known, p = predictions.labels >= 0, sigmoid(predictions.logits)
         return np.maximum(p, 1 - p)[known], ((p >= 0.5) == (predictions.labels == 1))[known]
-    return softmax(predictions.logits).max(axis=1), entry.predicted == predictions.labels
+    return softmax(predictions.logits).max(axis=1), entry.correct
 
 
 def _series(records: Records, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from jaxtrain.evaluation.wording import advice, verdict
 RARE = 30
 """Test images: labels that fewer have are named in a warning. With 20 of each label, the interval of mAP held the true
 value 87% of the time in simulations, with 75 of each 93%."""
+
+MANY_SETTINGS = 5
+"""Of one sweep: that many on a test set suggest that one is chosen by it. A sweep itself measures two."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Content:
     """Those that nearly do; None where there were too many images to look."""
     looks: int | None = None
     """How many models were measured on this test set so far."""
+    sweeps: Mapping[str, int] = field(default_factory=dict)
+    """How many settings of each sweep, by its folder."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Models that could not be measured, with the reason."""
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -85,6 +91,7 @@ class Content:
     def warnings(self) -> list[str]:
         """What speaks against trusting the figures."""
         comparison, found = self.comparison, [f"{name} is left out: {why}" for name, why in self.left_out.items()]
+        found += [f"{entry.name}: {note}" for entry in comparison.entries for note in entry.candidate.predictions.notes]
         images = len(comparison.predictions.labels)
         for name, pairs in self.duplicates.items():
             if pairs:
@@ -93,6 +100,12 @@ class Content:
             found.append(
                 f"{self.looks} models were measured on this test set: the best of that many looks better than it is"
             )
+        for folder, count in self.sweeps.items():
+            if count >= MANY_SETTINGS:
+                found.append(
+                    f"{count} settings of the sweep {Path(folder).name} were measured on this test set: one that is "
+                    "chosen by it looks better than it is; choose on validation images, as the sweep does"
+                )
         few = [entry.name for entry in comparison.entries if np.count_nonzero(~entry.correct) < 10]
         if few:
             found.append(

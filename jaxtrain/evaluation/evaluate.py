@@ -58,6 +58,10 @@ class OpenTestSet:
     """`image_id` of each image."""
     digest: str
     """See `digest_of_test_set`."""
+    any_of: bool = False
+    """Whether each image has several right answers, of which one is enough."""
+    unlabelled: int = 0
+    """Images without any right answer, which were left out then."""
 
 
 @dataclass(frozen=True)
@@ -152,29 +156,48 @@ def evaluate_on_test(
     return Evaluation(predictions, measured, duplicates, looks, written, test.images)
 
 
-def open_test_set(dataset: Dataset) -> OpenTestSet | None:
-    """The test images and their digest; None where the data set has none."""
+def open_test_set(dataset: Dataset, *, any_of: bool = False) -> OpenTestSet | None:
+    """The test images and their digest; None where the data set has none.
+
+    `any_of`: of several labels per image one is enough, and images without any are left out.
+    """
     images = dataset.open_test()
     if images is None or not len(images):
         return None
+    any_of, total = any_of and images.labels.ndim == 2, len(images)
+    if any_of:
+        images = images.select(np.flatnonzero((images.labels == 1).any(axis=1)))
+        if not len(images):
+            raise UserError(f"no test image of {dataset.name} has a label")
     ids = image_ids(images)
-    return OpenTestSet(dataset, images, ids, digest_of_test_set(ids, images.labels, dataset.class_names))
+    digest = digest_of_test_set(ids, images.labels, dataset.class_names)
+    return OpenTestSet(dataset, images, ids, digest, any_of, total - len(images))
 
 
-def predict(classifier: Predictor, test: OpenTestSet, *, technique: str, model: str, params_sha256: str) -> Predictions:
+def predict(
+    classifier: Predictor,
+    test: OpenTestSet,
+    *,
+    technique: str,
+    model: str,
+    params_sha256: str,
+    notes: Sequence[str] = (),
+) -> Predictions:
     """Logits for every test image, and for the validation images that can be read. Raises as `evaluate_on_test`."""
     dataset = test.dataset
     order = order_of_classes(tuple(classifier.class_names), dataset)
     thresholds = thresholds_of(classifier)
-    if (test.images.labels.ndim == 2) != (thresholds is not None):
-        has, knows = ("several labels", "one class") if thresholds is None else ("one class", "several labels")
-        raise UserError(f"the test set of {dataset.name} has {has} per image, the model gives {knows}")
+    several = test.images.labels.ndim == 2 and not test.any_of
+    if several != (thresholds is not None):
+        has, knows = ("several labels", "one class") if several else ("one class", "several labels")
+        advice = ": --data.task any_of counts any of an image's labels as right" if several else ""
+        raise UserError(f"the test set of {dataset.name} has {has} per image, the model gives {knows}{advice}")
     logits = classifier.predict_logits(test.images)[:, order]
     bad = np.count_nonzero(~np.isfinite(logits).all(axis=1))
     if bad:
         raise RunError(f"the model's logits are not finite for {bad} of {len(logits)} test images of {dataset.name}")
     val_labels = val_logits = None
-    if dataset.val is not None and len(dataset.val):
+    if dataset.val is not None and len(dataset.val) and not test.any_of:
         val_logits = classifier.predict_logits(dataset.val)[:, order]
         sound = np.isfinite(val_logits).all(axis=1)
         val_labels, val_logits = dataset.val.labels[sound], val_logits[sound]
@@ -191,7 +214,16 @@ def predict(classifier: Predictor, test: OpenTestSet, *, technique: str, model: 
         val_labels=val_labels,
         val_logits=val_logits,
         thresholds=None if thresholds is None else tuple(thresholds[place] for place in order),
+        any_of=test.any_of,
+        notes=(*notes, *_of_several(test)),
     )
+
+
+def _of_several(test: OpenTestSet) -> list[str]:
+    if not test.any_of:
+        return []
+    left_out = f"; {test.unlabelled:,} images without a label are left out" if test.unlabelled else ""
+    return [f"any of an image's labels is right, and the most probable one of them counts as its class{left_out}"]
 
 
 def thresholds_of(classifier: Predictor) -> Sequence[float] | None:
@@ -201,9 +233,9 @@ def thresholds_of(classifier: Predictor) -> Sequence[float] | None:
 
 def measure(predictions: Predictions, *, resamples: int = RESAMPLES, seed: int = 0) -> Measured:
     """Metrics with intervals, and calibration before and after temperature scaling."""
-    labels, logits, names = predictions.labels, predictions.logits, predictions.class_names
     if predictions.multilabel:
         return _measure_labels(predictions, resamples, seed)
+    labels, logits, names = predictions.answers, predictions.logits, predictions.class_names
     resampled = resample(outcomes(labels, softmax(logits), logits), resamples, seed)
     confusion = confusion_matrix(labels, logits.argmax(axis=1), len(names))
     temperature, after = None, dict[str, float]()
@@ -246,7 +278,7 @@ def track_evaluation(
     """
     about = _about(evaluation.predictions)
     own = {key: str(about[key]) for key in ("technique", "model", "dataset", "params_sha256", "test_digest")}
-    own["kind"] = "evaluation"
+    own |= {"kind": "evaluation", **({"notes": str(about["notes"])} if "notes" in about else {})}
     if source_run_id is not None:
         own["source_run_id"] = source_run_id
     kept = folder / "tracking" / f"{own['params_sha256'][:12]}-{own['test_digest'][:12]}"
@@ -293,6 +325,8 @@ def find_duplicates(test_set: OpenTestSet) -> dict[str, list[tuple[int, int]]]:
     dataset, test = test_set.dataset, test_set.images
     found = {}
     for name, source in (("training", dataset.train), ("validation", dataset.val)):
+        if source is not None and not len(source):
+            continue
         pairs = duplicates(source, test) if source is not None else []
         if pairs is None:
             reason = "one holds encoded files, the other pixels"
@@ -322,6 +356,7 @@ def _about(predictions: Predictions) -> dict[str, str | int]:
         "classes": len(predictions.class_names),
         "params_sha256": predictions.params_sha256,
         "test_digest": predictions.test_digest,
+        **({"notes": "; ".join(predictions.notes)} if predictions.notes else {}),
     }
 
 

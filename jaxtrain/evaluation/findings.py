@@ -48,9 +48,8 @@ def worst_mistakes(comparison: Comparison, entry: Entry, count: int = GALLERY) -
     """The images that this model got wrong with the lowest probability of their class; `score` is the surprise."""
     predictions = entry.candidate.predictions
     probabilities = softmax(predictions.logits)
-    true = probabilities[np.arange(len(predictions.labels)), predictions.labels]
-    wrong = entry.predicted != predictions.labels
-    surprise = np.where(wrong, -np.log(np.maximum(true, 1e-300)), -1.0)
+    true = probabilities[np.arange(len(predictions.labels)), predictions.answers]
+    surprise = np.where(~entry.correct, -np.log(np.maximum(true, 1e-300)), -1.0)
     return _shown(comparison, surprise, count, [entry])
 
 
@@ -59,11 +58,10 @@ def disagreements(comparison: Comparison, first: Entry, second: Entry, count: in
 
     `score` is the probability of the class in the first less that in the second.
     """
-    labels = comparison.predictions.labels
-    every = np.arange(len(labels))
-    one, other = (softmax(entry.candidate.predictions.logits)[every, labels] for entry in (first, second))
-    differ = (first.predicted == labels) & (second.predicted != labels)
-    return _shown(comparison, np.where(differ, one - other, -1.0), count, [first, second])
+    every = np.arange(len(first.correct))
+    each = (entry.candidate.predictions for entry in (first, second))
+    one, other = (softmax(predictions.logits)[every, predictions.answers] for predictions in each)
+    return _shown(comparison, np.where(first.correct & ~second.correct, one - other, -1.0), count, [first, second])
 
 
 def likely_label_errors(comparison: Comparison, count: int = 2 * GALLERY) -> list[Shown]:
@@ -72,12 +70,11 @@ def likely_label_errors(comparison: Comparison, count: int = 2 * GALLERY) -> lis
     The models' mean probabilities vote; `score` is the mean probability of the class that wins less that of the label
     (the margin of confident learning, Northcutt et al. 2021, with the models as judges).
     """
-    labels = comparison.predictions.labels
     mean = np.zeros(comparison.predictions.logits.shape)
     for entry in comparison.entries:
         mean += softmax(entry.candidate.predictions.logits)
     mean /= len(comparison.entries)
-    margin = mean.max(axis=1) - mean[np.arange(len(labels)), labels]
+    margin = mean.max(axis=1) - mean[np.arange(len(mean)), comparison.predictions.likeliest(mean)]
     return _shown(comparison, np.where(margin > 0, margin, -1.0), count, comparison.entries)
 
 
@@ -87,6 +84,8 @@ def slices(comparison: Comparison, columns: Mapping[str, Sequence[Any]]) -> list
     Raises UserError for a column of another length.
     """
     predictions = comparison.predictions
+    if predictions.any_of:  # an image is in several classes
+        return by_columns(comparison, columns)
     names = np.array(predictions.class_names, dtype=object)
     by_class = _by_value(comparison, "class", names[predictions.labels], order=predictions.class_names)
     return by_class + by_columns(comparison, columns)
@@ -121,6 +120,17 @@ def _by_value(
     return found
 
 
+def label_text(labels: Any, class_names: Sequence[str]) -> str:
+    """The name of an image's class, or of each of its labels.
+
+    >>> label_text(1, ["cat", "dog"]), label_text(np.array([1, 1]), ["cat", "dog"]), label_text(np.array([0]), ["cat"])
+    ('dog', 'cat, dog', 'none')
+    """
+    if not np.ndim(labels):
+        return class_names[int(labels)]
+    return ", ".join(class_names[i] for i in np.flatnonzero(np.asarray(labels) == 1).tolist()) or "none"
+
+
 def _by_number(text: str) -> tuple[float, str]:
     """Numbers by their value, then words."""
     try:
@@ -139,13 +149,13 @@ def _shown(comparison: Comparison, score: NDArray[Any], count: int, entries: Seq
     return [
         Shown(
             index=place,
-            label=names[labels[place]],
+            label=label_text(labels[place], names),
             answers=tuple(
                 (
                     entry.name,
                     names[entry.predicted[place]],
                     float(confidence[entry.name][number]),
-                    bool(entry.predicted[place] == labels[place]),
+                    bool(entry.correct[place]),
                 )
                 for entry in entries
             ),

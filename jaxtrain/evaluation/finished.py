@@ -26,6 +26,8 @@ from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.readers import read_json, reading
 from jaxtrain.saved_model import SavedModel
 
+STUDY_LOCK = "study.lock"
+"""A file that the folder of every sweep has."""
 _log = logging.getLogger(__name__)
 
 
@@ -42,7 +44,12 @@ class Run:
     @property
     def name(self) -> str:
         """Technique and folder."""
-        return f"{self.config.technique}/{self.path.name.removesuffix('-f0') if self.parts else self.path.name}"
+        return f"{self.technique}/{self.path.name.removesuffix('-f0') if self.parts else self.path.name}"
+
+    @property
+    def technique(self) -> str:
+        """By which it was trained; `weights`: it was not, but is validated."""
+        return str(self.summary.get("technique", self.config.technique))
 
     @property
     def digest(self) -> str:
@@ -53,6 +60,12 @@ class Run:
     def recipe(self) -> str:
         """What runs share that differ in nothing but their seed."""
         return self._digest_without("seed", "data.fold")
+
+    @property
+    def sweep(self) -> Path | None:
+        """The folder of the sweep that the run is part of."""
+        folder = self.path.absolute().parent
+        return folder if (folder / STUDY_LOCK).is_file() else None
 
     @property
     def program(self) -> str:
@@ -78,6 +91,7 @@ class _Summary(BaseModel):
     images_seen: NonNegativeFloat = 0.0
     pretraining_seconds: NonNegativeFloat | None = None
     mlflow_run_id: StrictStr | None = None
+    notes: tuple[StrictStr, ...] = ()
 
 
 def finished_runs() -> list[Path]:
@@ -150,7 +164,9 @@ class TestSets:
         data = self._data or run.config.data
         key = f"{len(run.parts)} {data.model_dump_json()}"
         if key not in self._opened:
-            test = open_all_folds(data) if run.parts else open_test_set(load_dataset(data))
+            test = (
+                open_all_folds(data) if run.parts else open_test_set(load_dataset(data), any_of=data.task == "any_of")
+            )
             if test is None:
                 raise UserError(f"{data.name} has no test images")
             self._opened[key] = test

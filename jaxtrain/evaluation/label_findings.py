@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.evaluation.comparison import Comparison, Entry
-from jaxtrain.evaluation.findings import GALLERY, MAX_SLICES, Shown, Slice, by_columns
+from jaxtrain.evaluation.findings import GALLERY, MAX_SLICES, Shown, Slice, by_columns, label_text
 from jaxtrain.evaluation.statistics import bounded, of_log_odds, resampling_weights
 from jaxtrain.label_metrics import LabelOutcomes, average_precisions, sigmoid
 
@@ -101,14 +101,3 @@ def _shown(comparison: Comparison, place: int, score: float, entries: Sequence[E
         sure = float(np.where(entry.predicted[place], p, 1 - p).min())
         answers.append((entry.name, label_text(entry.predicted[place], names), sure, bool(entry.correct[place])))
     return Shown(place, label_text(comparison.predictions.labels[place], names), tuple(answers), float(score))
-
-
-def label_text(labels: Any, class_names: Sequence[str]) -> str:
-    """The name of an image's class, or of each of its labels.
-
-    >>> label_text(1, ["cat", "dog"]), label_text(np.array([1, 1]), ["cat", "dog"]), label_text(np.array([0]), ["cat"])
-    ('dog', 'cat, dog', 'none')
-    """
-    if not np.ndim(labels):
-        return class_names[int(labels)]
-    return ", ".join(class_names[i] for i in np.flatnonzero(np.asarray(labels) == 1).tolist()) or "none"

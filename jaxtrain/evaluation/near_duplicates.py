@@ -1,8 +1,9 @@
-"""Test images that are nearly in the training set: other crops, sizes or compressions of one picture."""
+"""Images that are nearly the same, as in training and test set: other crops, sizes or compressions of one picture."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,17 @@ class NearDuplicate:
     """Of the thumbnails."""
 
 
+class Thumbnails(NamedTuple):
+    """The readable images of a source, small and grey."""
+
+    pixels: NDArray[np.uint8]
+    """`uint8[readable images, 32, 32]`"""
+    hashes: NDArray[np.uint64]
+    """See `perceptual_hashes`."""
+    places: NDArray[np.int64]
+    """Of each in the source."""
+
+
 def near_duplicates(
     other: ImageSource, test: ImageSource, *, max_pixels: int = 50_000_000, workers: int = 8
 ) -> list[NearDuplicate] | None:
@@ -46,22 +58,26 @@ def near_duplicates(
     """
     if len(other) + len(test) > MAX_IMAGES:
         return None
-    known, known_places = _thumbnails(other, max_pixels, workers)
-    asked, asked_places = _thumbnails(test, max_pixels, workers)
-    if not len(known) or not len(asked):
+    return alike(thumbnails(other, max_pixels, workers), thumbnails(test, max_pixels, workers))
+
+
+def alike(known: Thumbnails, asked: Thumbnails) -> list[NearDuplicate]:
+    """As `near_duplicates`; of one set with itself (the same object) each pair is there once, `test` the later one."""
+    if not len(known.pixels) or not len(asked.pixels):
         return []
-    known_hashes, asked_hashes = perceptual_hashes(known), perceptual_hashes(asked)
     found = []
-    step = max(_PAIRS // len(known), 1)
-    for start in range(0, len(asked), step):
-        bits = np.bitwise_count(asked_hashes[start : start + step, None] ^ known_hashes[None, :])
+    step = max(_PAIRS // len(known.pixels), 1)
+    for start in range(0, len(asked.pixels), step):
+        bits = np.bitwise_count(asked.hashes[start : start + step, None] ^ known.hashes[None, :])
+        if known is asked:
+            bits[np.arange(len(known.hashes)) >= start + np.arange(len(bits))[:, None]] = 64
         for row in np.flatnonzero((bits <= MAX_BITS).any(axis=1)).tolist():
             near = np.flatnonzero(bits[row] <= MAX_BITS)
-            likeness = _unit(known[near]) @ _unit(asked[start + row][None])[0]
+            likeness = _unit(known.pixels[near]) @ _unit(asked.pixels[start + row][None])[0]
             best = int(likeness.argmax())
             if likeness[best] >= MIN_CORRELATION:
                 place = int(near[best])
-                pair = (int(asked_places[start + row]), int(known_places[place]))
+                pair = (int(asked.places[start + row]), int(known.places[place]))
                 found.append(NearDuplicate(*pair, int(bits[row, place]), float(likeness[best])))
     return sorted(found, key=lambda pair: (-pair.correlation, pair.test))
 
@@ -77,8 +93,8 @@ def perceptual_hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.packbits(bits, axis=1).view(np.uint64)[:, 0]
 
 
-def _thumbnails(source: ImageSource, max_pixels: int, workers: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Grey, `uint8[readable images, 32, 32]`, and the place of each in the source."""
+def thumbnails(source: ImageSource, max_pixels: int = 50_000_000, workers: int = 8) -> Thumbnails:
+    """Of all images that can be read."""
 
     def one(index: int) -> Images | None:
         try:
@@ -88,8 +104,8 @@ def _thumbnails(source: ImageSource, max_pixels: int, workers: int) -> tuple[NDA
 
     images = parallel(one, len(source), workers)
     places = np.array([index for index, image in enumerate(images) if image is not None], np.int64)
-    kept = [image for image in images if image is not None]
-    return np.array(kept, np.uint8).reshape(-1, SIDE, SIDE), places
+    pixels = np.array([image for image in images if image is not None], np.uint8).reshape(-1, SIDE, SIDE)
+    return Thumbnails(pixels, perceptual_hashes(pixels) if len(pixels) else np.zeros(0, np.uint64), places)
 
 
 def _unit(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:

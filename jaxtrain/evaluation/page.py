@@ -14,9 +14,8 @@ from jaxtrain.evaluation import plots
 from jaxtrain.evaluation.comparison import Comparison, Entry, Pair
 from jaxtrain.evaluation.content import Content
 from jaxtrain.evaluation.costs import Costs
-from jaxtrain.evaluation.findings import Shown, Slice
+from jaxtrain.evaluation.findings import Shown, Slice, label_text
 from jaxtrain.evaluation.gallery import data_uri, thumbnail
-from jaxtrain.evaluation.label_findings import label_text
 from jaxtrain.evaluation.statistics import Interval
 from jaxtrain.evaluation.wording import METRICS, cost, in_points, value
 from jaxtrain.files import optional
@@ -71,8 +70,8 @@ class Tile(NamedTuple):
 
     source: str | None
     title: str
-    lines: list[tuple[str, str, bool]]
-    """An answer, who gave it, and whether it is right."""
+    lines: Sequence[tuple[str, str, bool | None]]
+    """An answer, who gave it, and whether it is right; None: neither."""
 
 
 def render(report: Content) -> str:

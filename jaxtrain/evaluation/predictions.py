@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,26 @@ class Predictions:
     """`float32[validation images, classes]`"""
     thresholds: tuple[float, ...] | None = None
     """Of several labels per image: the probability from which on each is given."""
+    any_of: bool = False
+    """Of several labels per image: one class is predicted, and right where it is among them (1)."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures has to know."""
 
     @property
     def multilabel(self) -> bool:
-        """Whether images have several labels each."""
-        return self.labels.ndim == 2
+        """Whether several labels are predicted for each image."""
+        return self.labels.ndim == 2 and not self.any_of
+
+    @cached_property
+    def answers(self) -> NDArray[np.int32]:
+        """The class by which each image is judged, `int32[images]`: of several right ones the most probable."""
+        return self.likeliest(self.logits)
+
+    def likeliest(self, scores: NDArray[Any]) -> NDArray[np.int32]:
+        """Of each image the right class with the highest score, `int32[images]`; scores are `[images, classes]`."""
+        if self.labels.ndim == 1:
+            return self.labels
+        return np.where(self.labels == 1, scores, -np.inf).argmax(axis=1).astype(np.int32)
 
     def __post_init__(self) -> None:
         images, classes = len(self.ids), len(self.class_names)
@@ -61,12 +77,15 @@ class Predictions:
             raise ValueError("a name that is not text")
         if not np.isfinite(self.logits).all():
             raise ValueError("logits that are not finite")
-        kind, shape = ("int8", (images, classes)) if self.multilabel else ("int32", (images,))
+        several = self.labels.ndim == 2
+        kind, shape = ("int8", (images, classes)) if several else ("int32", (images,))
         if self.labels.shape != shape or self.labels.dtype != kind:
             raise ValueError(f"labels are {self.labels.dtype}{self.labels.shape}, not {kind}{shape}")
         if self.thresholds is not None and not (self.multilabel and len(self.thresholds) == classes):
             raise ValueError("thresholds are for several labels per image, one each")
-        least, greatest = (-1, 1) if self.multilabel else (0, classes - 1)
+        if self.any_of and not (several and (self.labels == 1).any(axis=1).all()):
+            raise ValueError("any_of is for images of one right label or more each")
+        least, greatest = (-1, 1) if several else (0, classes - 1)
         if self.logits.shape != (images, classes) or self.logits.dtype != np.float32:
             raise ValueError(f"logits are {self.logits.dtype}{self.logits.shape}, not float32{images, classes}")
         for labels in (self.labels, self.val_labels):
@@ -96,6 +115,8 @@ class Predictions:
             "model": self.model,
             "dataset": self.dataset,
             **({} if self.thresholds is None else {"thresholds": self.thresholds}),
+            **({"any_of": True} if self.any_of else {}),
+            **({"notes": self.notes} if self.notes else {}),
         }
         arrays: dict[str, Any] = {"ids": np.array(self.ids, dtype="S64"), "labels": self.labels, "logits": self.logits}
         if self.val_labels is not None and self.val_logits is not None:
@@ -112,6 +133,7 @@ class Predictions:
                 if about.pop("format") != FORMAT:
                     raise ValueError("another format")
                 about["class_names"] = tuple(about["class_names"])
+                about["notes"] = tuple(map(str, about.get("notes", ())))
                 if about.get("thresholds") is not None:
                     about["thresholds"] = tuple(map(float, about["thresholds"]))
                 ids = tuple(str(name, "ascii") for name in arrays["ids"].tolist())

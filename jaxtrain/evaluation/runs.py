@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,12 +24,12 @@ from jaxtrain.evaluation.evaluate import (
 )
 from jaxtrain.evaluation.finished import Run, TestSets, joined_folds, leaving_out, read_run
 from jaxtrain.evaluation.folds import in_other_folds, out_of_fold
-from jaxtrain.evaluation.looks import count_look
+from jaxtrain.evaluation.looks import count_look, settings_measured
 from jaxtrain.evaluation.near_duplicates import NearDuplicate, near_duplicates
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.report import FILES, Report
 from jaxtrain.evaluation.robustness import corruption_accuracy
-from jaxtrain.files import optional, run_name
+from jaxtrain.files import optional
 from jaxtrain.tracking import Journal, Tracker, stored_model
 
 _log = logging.getLogger(__name__)
@@ -63,6 +62,8 @@ class Gathered:
     """See `find_duplicates`."""
     looks: int | None = None
     """How many models were measured on this test set so far."""
+    sweeps: dict[str, int] = field(default_factory=dict)
+    """How many settings of each sweep that runs here are part of, by its folder."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Why, by name."""
 
@@ -118,9 +119,14 @@ def gather(
             gathered.candidates.append(Candidate(name, predictions, found, run.path, seed, run.recipe, curves, parts))
             gathered.folders.append(folder)
             gathered.fresh.append(fresh)
-            gathered.looks = count_look(looks_file, predictions.test_digest, run.digest, predictions.dataset)
+            about = (predictions.test_digest, run.digest, predictions.dataset)
+            sweep = None if run.sweep is None else (str(run.sweep), run.recipe)
+            gathered.looks = count_look(looks_file, *about, setting=sweep)
     if not gathered.runs:
         raise DamagedError("nothing to compare: every run was left out")
+    counted = settings_measured(looks_file, gathered.candidates[0].predictions.test_digest)
+    here = {str(run.sweep) for run in gathered.runs if run.sweep is not None}
+    gathered.sweeps = {folder: count for folder, count in counted.items() if folder in here}
     if every_fold := gathered.candidates[0].folds:
         gathered.duplicates = {"training": in_other_folds(every_fold)}
     elif gathered.test is not None:
@@ -212,7 +218,7 @@ def make_report(
     robustness: dict[str, Any] = {}
     if test is not None:
         values = {**getattr(test.images, "metadata", {}), **values}
-        if not comparison.predictions.multilabel and all(run.config.data.shots is None for run in gathered.runs):
+        if comparison.predictions.labels.ndim == 1 and all(run.config.data.shots is None for run in gathered.runs):
             values |= by_frequency(test)
         if duplicates:
             others = {"training": test.dataset.train, "validation": test.dataset.val}
@@ -231,6 +237,7 @@ def make_report(
         duplicates=gathered.duplicates,
         near=near,
         looks=gathered.looks,
+        sweeps=gathered.sweeps,
         left_out=gathered.left_out,
         columns=values,
         robustness=robustness,
@@ -276,18 +283,6 @@ def track_report(report: Report, folder: Path, config: TrackingConfig, ids: Sequ
     return told.run_id
 
 
-def report_folder(dataset: str) -> Path:
-    """`runs/benchmark/DATASET-N` with the first free N, made."""
-    for number in itertools.count(1):
-        folder = Path("runs/benchmark") / f"{run_name(dataset)}-{number}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError
-
-
 def _over_folds(entry: Entry) -> dict[str, float]:
     """For MLflow."""
     found: dict[str, float] = {}
@@ -314,10 +309,10 @@ def _predictions(run: Run, load: Load, sets: TestSets, say: Callable[[str], None
         return folder, kept, False
     say(f"predictions of {run.name}")
     test = sets.open(run)
-    model = str(run.summary["model"])
+    model, notes = str(run.summary["model"]), run.summary.get("notes", ())
     try:
         predictions = predict(
-            load(run.path), test, technique=run.config.technique, model=model, params_sha256=run.digest
+            load(run.path), test, technique=run.technique, model=model, params_sha256=run.digest, notes=notes
         )
     except DamagedError:
         raise

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ImageSource
+from jaxtrain.errors import UserError
 from jaxtrain.evaluation.costs import ForwardPass
 from jaxtrain.heads import FittedHead, restore_head
+from jaxtrain.heads.base import JaxHead
+from jaxtrain.models.heat import feature_map
 from jaxtrain.readers import reading
 from jaxtrain.runs.extraction import Extractor
 from jaxtrain.saved_model import OTHER, SavedModel
@@ -114,6 +117,33 @@ class Predictor:
         for rows in inference.stream("both" if embedding else "logits", weights, source, bad_images):
             yield rows if embedding else {"logits": rows}
 
+    def explain(self, source: ImageSource, bad_images: BadImages, *, embedding: bool) -> Iterator[dict[str, Floats]]:
+        """As `stream`, and a map of what speaks for the most probable class of each image (`jaxtrain.models.heat`).
+
+        "heat": `float32[batch, rows, columns]`; "image", as the network has it: `float32[batch, size, size, channels]`,
+        0 to 255.
+        """
+        inference, weights = self._placed
+        explained = inference.strategy.compile_map(inference.explaining(self.logits_of, embedding=embedding))
+        yield from inference.mapped(explained, weights, source, bad_images)
+
+    def explained_by(self) -> str:
+        """What the maps of `explain` are, in words. Raises UserError where there are none."""
+        data, (inference, _) = self.config.data, self._placed
+        images = jax.ShapeDtypeStruct(
+            (1, chosen(data.image_size), chosen(data.image_size), chosen(data.channels)), np.float32
+        )
+        found = feature_map(lambda: inference.network.bind(**self.network_weights), images, self.logits_of)
+        if found is None:
+            return "absolute gradients of the pixels, as the network has no feature map"
+        shape = found[1]
+        return "Grad-CAM on " + (f"{shape[1]} x {shape[2]} places" if len(shape) == 4 else f"{shape[1]} tokens")
+
+    def logits_of(self, model: Any, images: jax.Array) -> jax.Array:
+        """`float32[batch, classes]` of normalised images by the network: a pure function that has gradients."""
+        logits: jax.Array = model(images).astype(np.float32)
+        return logits
+
     def forward_pass(self) -> ForwardPass:
         """How predictions are computed, for who takes the time of it (`jaxtrain.evaluation.costs`)."""
         return self._forward_pass("logits")
@@ -202,6 +232,12 @@ class HeadPredictor(Predictor):
         logits = np.full((len(vectors), len(self.class_names)), np.nan, np.float32)
         logits[readable] = self.head.logits(vectors[readable])
         return logits
+
+    def logits_of(self, model: Any, images: jax.Array) -> jax.Array:
+        """By the head. Raises UserError for one of a library, which has no gradients."""
+        if not isinstance(self.head, JaxHead):
+            raise UserError(f"the head {self.head.name} has no gradients, by which an image could be explained")
+        return self.head.apply(jax.device_put(self.head.arrays), self._fitted.technique.embedding(model, images))
 
     def embed(self, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
         """The vector that the head sees: `float32[images, features]`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,49 +12,32 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxtrain.config import Config
-from jaxtrain.data.base import Dataset, ImageSource, class_counts, weights_of
+from jaxtrain.data.base import Dataset, ImageSource, class_counts
 from jaxtrain.data.labels import classes_of, label_values, placed
-from jaxtrain.data.scan import why_unreadable
 from jaxtrain.data.splits import stratified_split
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.plots import save
 from jaxtrain.files import write_csv
 from jaxtrain.heads import FittedHead, Vectors, class_kernel, fit_head
 from jaxtrain.heads.several import SeveralHeads, SeveralJaxHeads
-from jaxtrain.models.weights import adapt
 from jaxtrain.runs import pictures
-from jaxtrain.runs.extraction import Extractor
+from jaxtrain.runs.backbone import Backbone, Embedded
 from jaxtrain.runs.few_shot import FewShot, summarize
 from jaxtrain.runs.fitted import Fitted, HeadPredictor, Predictor
 from jaxtrain.runs.imbalance import class_weights, pos_weight, resolve_weights
 from jaxtrain.runs.learning import Job, Learned, Learns
 from jaxtrain.runs.report import head_plan
 from jaxtrain.screen.console import Plan
-from jaxtrain.screen.progress import Progress
 from jaxtrain.tasks import check_options
 from jaxtrain.tracking import Tracker
-from jaxtrain.training import processes
-from jaxtrain.training.inference import Inference, host_batches
-from jaxtrain.training.parallel import check_devices, make_strategy
+from jaxtrain.training.inference import host_batches
+from jaxtrain.training.parallel import check_devices
 from jaxtrain.training.technique import Binding
-from jaxtrain.trees import tree_digest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class Embedded:
-    """A split as vectors."""
-
-    vectors: Vectors
-    places: NDArray[np.int64]
-    """`int64[readable images]`: the place of each image of the first view in its source."""
-    computed: int
-    """Images that went through the backbone."""
-    seconds: float
 
 
 class HeadLearning:
@@ -68,25 +50,8 @@ class HeadLearning:
         self._job, self._start = job, start
         self.dataset: Dataset = job.dataset
         self.history = []
-        config = job.config
-        self._technique = job.technique.bind(config, Binding(job.dataset.num_classes))
-        strategy = make_strategy(config.parallel)
-        self.inference = Inference(self._technique, strategy)
-        pretrained = job.technique.pretrained
-        assert pretrained is not None
-        shapes = {
-            "params": self.inference.network.shapes["frozen"],
-            "model_state": self.inference.network.shapes["model_state"],
-        }
-        backbone, state, adapted = adapt(pretrained, shapes, head=job.technique.head_name)
-        if not adapted.head and config.model.network is not None:
-            backbone = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes["params"].items()} | backbone
-        self._notes = adapted.notes
-        self._weights = {"params": {}, "frozen": backbone, "model_state": state}
-        digest = tree_digest({"backbone": self._weights["frozen"], "statistics": self._weights["model_state"]})
-        weights = strategy.place(self._weights)
-        self._extractor = Extractor(self._technique, self.inference, weights, digest, self.dataset.bad_images)
-        self._source = pretrained.source
+        self._backbone = Backbone(job.technique, job.dataset)
+        self._technique, self.inference = self._backbone.technique, self._backbone.inference
         self._train: Embedded | None = None
         self._few_shot: FewShot | None = None
 
@@ -97,8 +62,8 @@ class HeadLearning:
 
     def plan(self, run_dir: Path, look: str | None) -> Plan:
         """What a person is told before."""
-        for note in self._notes:
-            _log.warning("%s: %s", self._source, note)
+        for note in self._backbone.notes:
+            _log.warning("%s", note)
         return head_plan(self._job.config, self.dataset, self.inference, run_dir, look)
 
     def learn(self, tracker: Tracker) -> Learned:
@@ -124,7 +89,7 @@ class HeadLearning:
         several = self.dataset.multilabel
         computed = train.computed + (val.computed if val else 0)
         return Learned(
-            weights={**self._weights, "params": dict(head.arrays)},
+            weights={**self._backbone.weights, "params": dict(head.arrays)},
             technique=self._technique,
             example=np.asarray(next(host_batches(config, self.dataset.train, 1)).image),
             steps=len(head.curve),
@@ -148,7 +113,7 @@ class HeadLearning:
 
     def predictor(self, fitted: Fitted) -> Predictor:
         """Embeds through the store, as in training."""
-        return HeadPredictor(fitted, extractor=self._extractor)
+        return HeadPredictor(fitted, extractor=self._backbone.extractor)
 
     def after_test(self, test: ImageSource, predictor: Predictor, tracker: Tracker) -> dict[str, Any]:
         """Neighbours of test images as a picture; few-shot: the test accuracy of every draw, as mean and interval."""
@@ -161,8 +126,7 @@ class HeadLearning:
             self._picture(tracker, "neighbours", lambda: pictures.neighbours((test, vectors), known, names, data))
         if self._few_shot is None:
             return {}
-        accuracies = [float(np.mean(head.logits(vectors).argmax(1) == labels)) for head in self._few_shot.heads]
-        return summarize(accuracies, self._few_shot, self._job.directory.path, tracker)
+        return summarize(self._few_shot.figures(vectors, labels), self._few_shot, self._job.directory.path, tracker)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -191,35 +155,11 @@ class HeadLearning:
 
     def embedded(self, source: ImageSource, name: str, views: int = 1) -> Embedded:
         """The readable images of a split as vectors, all views one after the other."""
-        parts: list[Vectors] = []
-        computed, seconds = 0, 0.0
-        for view in range(views):
-            title = f"embedding {name}" + (f", view {view + 1}/{views}" if views > 1 else "")
-            with Progress(title=title, quiet=self._job.config.quiet) as bar:
 
-                def progress(done: int, total: int, bar: Progress = bar) -> None:
-                    bar.count(done, total)
-                    processes.check()
-                    self._job.check("stopped while embedding; finished shards are kept")
+        def check() -> None:
+            self._job.check("stopped while embedding; finished shards are kept")
 
-                found = self._extractor(source, view, progress)
-            x = found.load()
-            places = self._readable(x, source)
-            parts.append(Vectors(x, source.labels, weights_of(source)).select(places))
-            computed, seconds = computed + found.computed, seconds + found.seconds
-        joined = parts[0].joined(*parts[1:])
-        return Embedded(joined, places, computed, seconds)
-
-    def _readable(self, x: NDArray[np.float32], source: ImageSource) -> NDArray[np.int64]:
-        """Places of the images that have an embedding; why others have none, in the store maybe, is looked up."""
-        bad = np.flatnonzero(~np.isfinite(x).all(axis=1)).tolist()
-        met, data = self.dataset.bad_images, self._job.config.data
-        unknown = [index for index in bad if source.describe(index) not in met.reasons]
-        met.add(
-            (source.describe(i), why_unreadable(source, i, data.max_pixels) or "its embedding is not finite")
-            for i in unknown
-        )
-        return np.delete(np.arange(len(x)), bad)
+        return self._backbone.embedded(source, name, views=views, check=check)
 
     def _record(self, head: FittedHead, val: Vectors | None, tracker: Tracker) -> None:
         """The chosen setting as parameters and as the run's metrics; every setting as a row of `head_grid.csv`."""

@@ -79,10 +79,11 @@ def resolve(config: Config, dataset: Dataset, pretrained: Pretrained | None = No
     check_schedule(config.schedule)
     sections = {"data": data, "train": train, "model": model, "augment": augment, "optimizer": optimizer}
     resolved = config.model_copy(update={**sections, "loss": config.loss.resolved()})
-    steps = total_steps(resolved, len(dataset.train))
+    images = max(len(dataset.train), 1)  # none where nothing is trained
+    steps = total_steps(resolved, images)
     if train.profiled is not None and train.profiled[1] > steps:
         raise UserError(f"train.profile: {train.profile} ends after the last step of the run, {steps}")
-    total = steps / (len(dataset.train) / train.batch_size)
+    total = steps / (images / train.batch_size)
     warmup = config.schedule.warmup_epochs
     if warmup is None:
         warmup = 0.0 if config.schedule.name in ("constant", "one_cycle") else _WARMUP_SHARE * total

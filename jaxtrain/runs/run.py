@@ -67,6 +67,12 @@ def begin(
 
     `stop` is the request of who listens to signals already.
     """
+    if (split := technique.config.data.split) is not None:
+        raise UserError(f"data.split {split}: an option of commands that measure; a run trains on the training images")
+    if technique.config.data.task == "any_of":
+        raise UserError(
+            "data.task any_of: an option of commands that measure; runs train with multiclass or multilabel"
+        )
     set_cpu_devices(technique.config.parallel)
     with contextlib.ExitStack() as stack:
         opened = _open(technique, dataset, stack)
@@ -221,7 +227,7 @@ def _test(job: Job) -> dict[str, Any]:
 @contextmanager
 def under_way(job: Job) -> Iterator[None]:
     """Everything around learning: MLflow, the plan on the screen, and at the end the summary."""
-    _use_compilation_cache(job.config)
+    use_compilation_cache(job.config)
     with contextlib.closing(job.technique.learning(job)) as learning:
         job.check("stopped before training began")
         tracker = start_tracking(job, learning)
@@ -333,7 +339,7 @@ def _count(tree: Any) -> int:
     return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(tree))
 
 
-def _use_compilation_cache(config: Config) -> None:
+def use_compilation_cache(config: Config) -> None:
     """Compiled programs are kept in the user's cache folder, unless JAX was told where to keep them."""
     if not config.parallel.compilation_cache or getattr(jax.config, "jax_compilation_cache_dir", None):
         return

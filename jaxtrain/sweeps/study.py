@@ -21,6 +21,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from jaxtrain.errors import JaxtrainError, UserError
+from jaxtrain.evaluation.finished import STUDY_LOCK
 from jaxtrain.files import file_lock, reason
 from jaxtrain.redact import redact
 from jaxtrain.runs.learning import Pruned
@@ -32,7 +33,7 @@ from jaxtrain.training.nonfinite import Diverged
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60
 _STARTUP_TRIALS = 4
-_SLOT, _ENDED, _OPTIONS = "slot", "ended", "options"
+_SLOT, _ENDED, _OPTIONS, _OPEN = "slot", "ended", "options", "open"
 BASELINE = "baseline"
 """The slot of a tpe sweep that proposes nothing."""
 _log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class Trials:
         sweep = plan.sweep
         self._plan, self._slots = plan, _slots(plan)
         self._claimed: list[Claimed] = []
-        self._lock = sweep.folder / "study.lock"
+        self._lock = sweep.folder / STUDY_LOCK
         sweep.folder.mkdir(parents=True, exist_ok=True)
         self._url = sweep.storage or sqlite_uri(sweep.folder / "study.db")
         with file_lock(self._lock), _using(self._url):
@@ -133,6 +134,8 @@ class Trials:
         with file_lock(self._lock), _using(self._url):
             optuna.storages.fail_stale_trials(self.study)
             lost = {slot for slot, run in self.runs() if self._plan.summary(run) is None} if again else set()
+            if again:
+                self.open_for_claims(True)
             latest = self._latest()
             for slot, options in self._slots.items():
                 last = latest.get(slot)
@@ -149,7 +152,7 @@ class Trials:
         """The first slot that waits, from now on this worker's alone; None where none does."""
         while True:
             with file_lock(self._lock):  # where nothing waits, Optuna would make up a trial
-                if not any(trial.state == TrialState.WAITING for trial in self._latest().values()):
+                if not self.waiting() or not self.study.user_attrs.get(_OPEN, True):
                     return None
                 one = Claimed(self.study, self._propose)
                 self._claimed.append(one)
@@ -170,6 +173,20 @@ class Trials:
         over = {slot: trial for slot, trial in self._latest().items() if trial.state.is_finished()}
         done = dict.fromkeys((slot for slot, trial in over.items() if trial.state == TrialState.COMPLETE), "done")
         return {slot: trial.user_attrs[_ENDED] for slot, trial in over.items() if _ENDED in trial.user_attrs} | done
+
+    def open_for_claims(self, is_open: bool) -> None:
+        """Whether any worker may claim a slot from now on."""
+        if self.study.user_attrs.get(_OPEN, True) != is_open:
+            self.study.set_user_attr(_OPEN, is_open)
+
+    def waiting(self) -> int:
+        """Slots that nobody has."""
+        return sum(trial.state == TrialState.WAITING for trial in self._latest().values())
+
+    @property
+    def count(self) -> int:
+        """Slots that the file asks for."""
+        return len(self._slots)
 
     def unfinished(self) -> int:
         """Slots that wait, that workers have now, or that were given back."""

@@ -42,7 +42,7 @@ class Worker:
     say: Callable[[str], None]
     stop: StopRequest
     helper: bool = False
-    """Never takes the lead, as others do where it is free."""
+    """Never takes the lead, as others do where it is free, and does not wait for what others train."""
     programs: Programs = field(default_factory=Programs)
     _held: list[tuple[Claimed, list[Run]]] = field(default_factory=list, init=False)
     """Claimed, but of another program than those that train now."""
@@ -65,8 +65,8 @@ class Worker:
                 return self.trials.unfinished() == 0
             if claimed := self._claim():
                 self._train(claimed)
-            elif (others := self.trials.fill()) == 0:
-                return True
+            elif (others := self.trials.fill()) == 0 or self.helper:
+                return others == 0
             else:
                 if not waiting:
                     self.say(f"other workers have {others} left; one that died is replaced after {GRACE_SECONDS} s")
@@ -191,9 +191,9 @@ def _shared(one: Run) -> tuple[str, int | None]:
     return one.program, one.repeat.fold
 
 
-def to_continue(plan: Plan) -> str:
-    """What is said of a sweep that a signal ends."""
-    return f"the runs so far are saved; continue with: {shlex.join(command('sweep', plan.source))}"
+def to_continue(plan: Plan, *options: str) -> str:
+    """What is said of a sweep that a signal ends; `options` follow its file on the command line."""
+    return f"the runs so far are saved; continue with: {shlex.join(command('sweep', plan.source, *options))}"
 
 
 def run_config(plan: Plan, one: Run) -> Config:

@@ -17,6 +17,7 @@ from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, ImageSource
 from jaxtrain.data.stream import eval_batches
 from jaxtrain.data.transforms import keeps_as_it_is
+from jaxtrain.models.heat import heat_maps
 from jaxtrain.tasks import Task, task_of
 from jaxtrain.training.feed import padded_batches
 from jaxtrain.training.network import Network
@@ -51,8 +52,18 @@ class Inference:
         self, output: str, weights: Tree, source: ImageSource, bad_images: BadImages | None = None
     ) -> Iterator[Any]:
         """The same batch by batch, in order; of the output "both" {"logits", "embedding"}."""
+        yield from self.mapped(self.compiled(output), weights, source, bad_images)
+
+    def mapped(
+        self,
+        function: Callable[[Tree, Batch], Any],
+        weights: Tree,
+        source: ImageSource,
+        bad_images: BadImages | None = None,
+    ) -> Iterator[Any]:
+        """The same of any function that was compiled by the strategy's `compile_map`."""
         left, batches = len(source), self.batches(source, bad_images, few=True)
-        for rows in map_batches(self.compiled(output), weights, batches, ahead=self.ahead):
+        for rows in map_batches(function, weights, batches, ahead=self.ahead):
             size = min(len(jax.tree.leaves(rows)[0]), left)
             left -= size
             yield jax.tree.map(lambda array, size=size: array[:size], rows)
@@ -114,6 +125,31 @@ class Inference:
                 return {"logits": logits, "embedding": technique.embedding(model, images)}
             metrics = self.task.image_metrics(logits, batch.label) | ({"logits": logits} if technique.metrics else {})
             return metrics | {"read": jnp.ones(len(logits))}
+
+        return forward
+
+    def explaining(
+        self, logits_of: Callable[[Any, jax.Array], jax.Array], *, embedding: bool
+    ) -> Callable[[Tree, Batch], Any]:
+        """Not compiled: "logits", "heat" of the most probable class, "image" from 0 to 255, and the "embedding"."""
+        data, technique = self.config.data, self._technique
+
+        def forward(weights: Tree, batch: Batch) -> Any:
+            images = normalize(prepare_eval(batch.image), chosen(data.mean), chosen(data.std))
+
+            def build() -> Any:
+                return self.network.bind(**weights)
+
+            flips = self.config.augment.test_flips != "none"
+            logits = self.function("logits")(weights, batch) if flips else logits_of(build(), images)
+            best = jnp.argmax(logits, axis=-1)[:, None]
+
+            def score(model: Any, images: jax.Array) -> jax.Array:
+                return jnp.take_along_axis(logits_of(model, images), best, axis=1)[:, 0]
+
+            heat = heat_maps(build, images, score)
+            rows = {"logits": logits, "heat": heat, "image": 255 * prepare_eval(batch.image)}
+            return rows | ({"embedding": technique.embedding(build(), images)} if embedding else {})
 
         return forward
 

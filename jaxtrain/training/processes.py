@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
+from jaxtrain.config_io import explain
 from jaxtrain.errors import JaxtrainError, RunError, UserError
 from jaxtrain.training.signals import Interrupted, StopRequest
 
@@ -28,8 +31,6 @@ if TYPE_CHECKING:
     from jaxtrain.config import ParallelConfig
     from jaxtrain.training.state import Tree
 
-CONNECT_SECONDS = 120
-"""How long processes wait for one another at the start."""
 HEARTBEAT_SECONDS = 100
 """After how long without a sign of life a process counts as dead, which ends the others."""
 _GRACE_SECONDS = 5.0  # for a process to end by itself after another one failed, before it is ended
@@ -40,6 +41,11 @@ _CHUNK_BYTES = 1 << 24
 
 _LAUNCHERS = {"Slurm": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
 """The variable in which a launcher says how many processes it started."""
+_VARIABLES = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
 
 
 @dataclass(frozen=True)
@@ -65,12 +71,20 @@ def start(config: ParallelConfig) -> None:
     """Join the other processes, where the options or the cluster's environment tell of some.
 
     Call it before the first use of a device. Raises UserError where JAX runs already or cannot find the others; ends
-    the process with one line where they do not come within two minutes (JAX's runtime leaves no other way).
+    the process with one line where they do not come in time (JAX's runtime leaves no other way).
     """
     cluster = None if config.coordinator else cluster_of(os.environ)
+    if config.num_processes is None and cluster is None:
+        config = _of_environment(config, os.environ)
     if config.num_processes != 1 and (config.coordinator or cluster) and _client() is None:
-        where = f"coordinator {config.coordinator}" if config.coordinator else f"as {cluster} started them"
-        with _impatient(f"the processes of this run did not find one another ({where}) within {CONNECT_SECONDS} s"):
+        named = config.coordinator or os.environ.get(_VARIABLES["coordinator"])
+        where = f"coordinator {named}" if named else f"as {cluster} started them"
+        seconds = config.connect_seconds
+        text = (
+            f"the processes of this run did not find one another ({where}) within {seconds} s: is the address that of "
+            "process 0, is its port open, do all run? (--parallel.connect_seconds waits longer)"
+        )
+        with _impatient(text, seconds):
             _initialize(config, cluster)
     if not primary():
         import logging
@@ -93,6 +107,22 @@ def cluster_of(environment: Any) -> str | None:
     return None
 
 
+def _of_environment(config: ParallelConfig, environment: Any) -> ParallelConfig:
+    """With the processes that JAX's own variables name, where the options and the launcher say nothing.
+
+    Raises UserError where only some of the variables are there, or one is wrong.
+    """
+    given = {field: environment.get(name) for field, name in _VARIABLES.items()}
+    if not given["coordinator"]:
+        return config
+    if missing := next((_VARIABLES[field] for field, value in given.items() if not value), None):
+        raise UserError(f"{missing} is missing: {', '.join(_VARIABLES.values())} go together")
+    try:
+        return type(config).model_validate({**config.model_dump(), **given})
+    except ValidationError as error:
+        raise UserError(explain(error, ", ".join(_VARIABLES.values()))) from None
+
+
 def gpus_of_the_node(environment: Any) -> list[int] | None:
     """All of them, where Slurm started one process a node: JAX would give it the first alone. None: as JAX has it."""
     tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
@@ -112,7 +142,7 @@ def _initialize(config: ParallelConfig, cluster: str | None) -> None:
             config.num_processes,
             config.process_id,
             local_device_ids=None if config.coordinator else gpus_of_the_node(os.environ),
-            initialization_timeout=CONNECT_SECONDS + 60,
+            initialization_timeout=config.connect_seconds + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             cluster_detection_method="deactivate" if config.coordinator else None,
         )
@@ -128,14 +158,14 @@ def _initialize(config: ParallelConfig, cluster: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _impatient(text: str) -> Iterator[None]:
+def _impatient(text: str, seconds: float) -> Iterator[None]:
     """Ends the process when the body takes too long: JAX's runtime would abort it with a stack trace."""
 
     def give_up() -> None:
         os.write(2, f"error: {text}\n".encode())
         os._exit(RunError.exit_code)
 
-    timer = threading.Timer(CONNECT_SECONDS, give_up)
+    timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
     try:

@@ -23,6 +23,11 @@ from jaxtrain import FEClassifier, FTClassifier, PTClassifier
 
 WAYS = {"one": ("jit", 1), "jit": ("jit", 2), "pmap": ("pmap", 2), "fsdp": ("fsdp", 2)}
 FT = {"ft full": {}, "ft norm_bias": {"strategy": "norm_bias"}, "ft linear_probe": {"linear_probe": True}}
+FT |= {
+    "ft head": {"strategy": "head"},
+    "ft blocks": {"strategy": "blocks"},
+    "ft lora": {"strategy": "lora", "lora_rank": 2},
+}
 HEADS: dict[str, dict[str, Any]] = {
     "linear": {"weight_decay": (1e-2, 1.0), "scaling": ("none", "standard")},
     "mlp": {"epochs": 2, "learning_rate": (3e-3,), "weight_decay": (1e-4,), "scaling": ("standard",), "hidden": (8,)},
@@ -71,8 +76,12 @@ def main() -> None:
 
             keep("pt", PTClassifier, model={"name": "mlp_tiny"}, **STEPS)
             weights = {"model": {"weights": str(folder / "pt-one")}}
+            if way == "one":
+                vit = {"run_dir": folder / "vit", "model": {"name": "vit_test"}, "data": {"image_size": 16}}
+                PTClassifier(**vit, **STEPS).fit(*train)
             for kind, finetune in FT.items():
-                keep(kind, FTClassifier, finetune=finetune, **weights, **STEPS)
+                start = {"model": {"weights": str(folder / "vit")}} if kind == "ft lora" else weights
+                keep(kind, FTClassifier, finetune=finetune, **start, **STEPS)
             store = {"features": {"store": folder / f"store-{way}"}}
             for head, options in HEADS.items():
                 if head != "xgboost" or importlib.util.find_spec("xgboost"):

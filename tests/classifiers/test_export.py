@@ -4,17 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
+import yaml
 
 import jaxtrain
 from jaxtrain.classifiers.export import export_stablehlo, export_to_timm
 from jaxtrain.cli.main import run
 from jaxtrain.data.base import ArraySource
-from jaxtrain.errors import UserError
+from jaxtrain.errors import RunError, UserError
 from jaxtrain.models.weights import load_pretrained
+from jaxtrain.models.weights.hub import push
 from tests.models.weights import torchvision_stub
 
 WITHOUT_JAXTRAIN = """
@@ -90,7 +94,7 @@ def test_the_command_and_what_it_refuses(tmp_path, capsys):
         ([], "there already"),
         (["--out", str(tmp_path / "gone" / "x")], "gone"),
         (["--to", "timm"], "mlp_tiny"),
-        (["--to", "onxx"], "stablehlo"),
+        (["--to", "onxx"], "onnx"),
     ):
         with pytest.raises(UserError, match=reason):
             run(["export", str(tmp_path / "run"), *words])
@@ -117,3 +121,92 @@ def test_timms_files(tmp_path):
     wanted = jaxtrain.load(tmp_path / "run").predict_logits(source)
     with torch.no_grad():
         np.testing.assert_allclose(network(given).numpy(), wanted, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of a network that timm has too, with figures of a test set."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (24, 32, 32, 3), np.uint8)
+    jaxtrain.PTClassifier(
+        run_dir=(folder := tmp_path_factory.mktemp("finished") / "run"),
+        model={"name": "vit_test"},
+        train={"steps": 1, "batch_size": 8},
+        tracking={"enabled": False},
+        quiet=True,
+    ).fit(images, np.array(["a<b>", "b"])[np.arange(24) % 2], test=(images, np.array(["a<b>", "b"])[np.arange(24) % 2]))
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What was asked of the hub, in the place of the hub."""
+    asked = {}
+
+    def create_repo(self, repo_id, **options):
+        asked.update(repo=repo_id, **options)
+        return f"https://hub.example/{repo_id}"
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        files = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+        asked.update(files=files, to=repo_id, message=commit_message)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
+    return asked
+
+
+@pytest.mark.slow
+def test_a_run_is_pushed_with_its_card(finished, hub, capsys):
+    run(["export", str(finished), "--to", "hub", "--hub-name", "me/digits"])
+    assert capsys.readouterr().out.split() == ["hub", "https://hub.example/me/digits"]
+    assert (hub["repo"], hub["to"], hub["private"]) == ("me/digits", "me/digits", True)
+    assert set(hub["files"]) == {"config.json", "model.safetensors", "README.md"}
+    assert not any(b"hf_xxx" in content for content in hub["files"].values())
+    _, head, text = hub["files"]["README.md"].decode().split("---\n", 2)
+    measured = json.loads((finished / "benchmark" / "metrics.json").read_text())
+    (result,) = yaml.safe_load(head)["model-index"][0]["results"]
+    figures = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert figures["accuracy"] == measured["test/accuracy"]
+    assert "24 images" in text
+    assert measured["test_digest"][:12] in text
+    assert 'timm.create_model("hf-hub:me/digits"' in text
+    assert "<b>" not in text.replace("\\<", "")
+    run(["export", str(finished), "--to", "hub", "--hub-name", "me/digits", "--hub-public"])
+    assert hub["private"] is False
+    assert not list(finished.glob("hub*"))
+
+
+def test_what_the_hub_does_not_take_is_one_line(tmp_path, hub, monkeypatch):
+    words = ["export", str(tmp_path), "--to", "hub"]
+    for more, reason in (
+        ([], "--hub-name"),
+        (["--hub-name", "nobody"], "hub_name"),
+        (["--hub-name", "me/x", "--out", "y"], "--out"),
+        (["--hub-name", "me/x", "--to", "timm"], "--hub-name"),
+        (["--hub-name", "me/x"], "no weights"),
+    ):
+        with pytest.raises(UserError, match=reason) as error:
+            run([*words, *more])
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(UserError, match="hf auth login"):
+        run([*words, "--hub-name", "me/x"])
+
+    def refuse(self, repo_id, **options):
+        response = SimpleNamespace(status_code=403, headers={}, request=None)
+        raise huggingface_hub.errors.HfHubHTTPError("no hf_" + "x" * 30, response=response)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(UserError, match=r"me/x was refused \(403\)") as error:
+        push(tmp_path, "me/x", public=False)
+    assert "hf_x" not in str(error.value)
+
+    def break_off(self, repo_id, **options):
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", break_off)
+    with pytest.raises(RunError, match="gone"):
+        push(tmp_path, "me/x", public=False)

@@ -97,7 +97,7 @@ def test_killed_while_embedding_the_store_is_the_same(place):
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.soak)])
 def test_kills_at_random_moments_leave_the_same_store(place, kills):
     generator = random.Random(0)
     for number in range(kills):

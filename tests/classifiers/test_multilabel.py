@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 
 import jaxtrain
 from jaxtrain import FEClassifier, FTClassifier, PTClassifier, UserError
+from jaxtrain.data.splits import few_shot
 from jaxtrain.evaluation.predictions import Predictions
 
 QUIET = {"tracking": {"enabled": False}, "quiet": True}
@@ -252,10 +253,36 @@ def test_the_linear_head_is_one_logistic_regression_per_label(trained, tmp_path)
     np.testing.assert_array_equal(found.predict_embeddings(x), found.head.logits(x) >= 0)
 
 
+def test_few_shot_draws_hold_so_many_of_each_label(tmp_path):
+    indices = few_shot(TRAIN[1], 5, seed=0)
+    assert (TRAIN[1][indices].sum(axis=0) >= 5).all()
+    assert len(indices) <= 25
+    assert set(indices) != set(few_shot(TRAIN[1], 5, seed=0, draw=1))
+    np.testing.assert_array_equal(indices, few_shot(TRAIN[1], 5, seed=0))
+    rare = TRAIN[1].copy()
+    rare[np.flatnonzero(rare[:, 2])[3:], 2] = 0
+    with pytest.raises(ValueError, match="label 2 has 3"):
+        few_shot(rare, 5, seed=0)
+
+
+@pytest.mark.slow
+def test_a_head_on_each_of_several_draws(trained, tmp_path):
+    options = {"model": {"weights": str(trained.run_dir)}, "features": {"store": tmp_path / "store"}, **QUIET}
+    head = {"weight_decay": (1e-2,), "scaling": ("none",)}
+    few = FEClassifier(run_dir=tmp_path / "few", head=head, data={"shots": 8, "draws": 3}, **options)
+    few.fit(*TRAIN, test=TEST)
+    with (few.run_dir / "few_shot.csv").open() as file:
+        tests = [float(row["test_mAP"]) for row in csv.DictReader(file)]
+    assert len(set(tests)) == 3
+    assert few.summary["few_shot_test_mAP"] == pytest.approx(np.mean(tests))
+    assert tests[0] == pytest.approx(average_precision_score(TEST[1], few.predict_proba(TEST[0])))
+    assert min(tests) > CHANCE + 0.1
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"data": {"shots": 3}}, "data.shots"),
+        ({"data": {"shots": 10_000}}, "data.shots"),
         ({"data": {"sampling": "balanced"}}, "data.sampling"),
         ({"train": {"class_weights": "balanced"}}, "train.class_weights"),
         ({"loss": {"name": "gce"}}, "loss.name"),

@@ -16,13 +16,13 @@ from tests.classifiers.labels_on_devices import FT, HEADS, WAYS, data
 @pytest.fixture(scope="module")
 def results():
     command = [sys.executable, str(Path(__file__).with_name("labels_on_devices.py"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=880, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("what", ["pt", *FT, *(f"fe {head}" for head in HEADS)])
 def test_every_technique_strategy_and_head(results, what, way):

@@ -13,7 +13,8 @@ from PIL import Image
 import jaxtrain
 from jaxtrain.cli.main import run
 from jaxtrain.cli.rows import Rows
-from jaxtrain.data.base import FileSource
+from jaxtrain.data.bad_images import BadImages
+from jaxtrain.data.base import ArraySource, FileSource
 from jaxtrain.errors import RunError, UserError
 
 
@@ -62,6 +63,48 @@ def test_a_table_of_each_format_has_what_the_model_says(trained, tmp_path, endin
     else:
         assert [len(top) for top in good["top"]] == [2] * 5
         np.testing.assert_allclose(np.stack(list(good["embedding"])), classifier.embed(source), rtol=1e-4, atol=1e-5)
+
+
+def test_each_readable_image_is_explained_beside_its_row(trained, tmp_path, capsys):
+    folder, classifier = trained
+    predict(folder, "--out", str(tmp_path / "table.parquet"), "--explain", str(tmp_path / "heat"))
+    assert "gradients of the pixels" in capsys.readouterr().err
+    table = pd.read_parquet(tmp_path / "table.parquet").iloc[1:]
+    files = sorted((tmp_path / "heat").iterdir())
+    assert list(table["explanation"]) == list(map(str, files))
+    assert [path.name for path in files] == [f"00000{i + 1}-{i}.png" for i in range(5)]
+    wanted = classifier.predict_proba(FileSource(list(table["file"]), np.zeros(5, np.int32)))
+    np.testing.assert_allclose(table["probability"], wanted.max(axis=1), rtol=1e-5)
+    with Image.open(files[0]) as shown:
+        assert shown.size == (2 * 228, 228)  # 12 pixels, each as 19
+
+
+@pytest.mark.slow
+def test_the_heat_is_where_the_square_is(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 80, (400, 16, 16, 3)).astype(np.uint8), np.arange(400) % 2
+    corners = rng.integers(0, 11, (400, 2))
+    for image, label, (row, column) in zip(images, labels, corners, strict=True):
+        image[row : row + 6, column : column + 6, label] = 255  # red or green
+    options = {"tracking": {"enabled": False}, "quiet": True}
+    own = {"model": {"name": "cnn_tiny"}, "train": {"steps": 60, "batch_size": 32}, "run_dir": tmp_path / "pt"}
+    head = {"model": {"weights": str(tmp_path / "pt")}, "features": {"store": tmp_path / "store"}}
+    head["run_dir"] = tmp_path / "fe"
+    for classifier in (jaxtrain.PTClassifier(**options, **own), jaxtrain.FEClassifier(**options, **head)):
+        predictor = classifier.fit(images[:300], labels[:300]).fitted.predictor
+        assert predictor.explained_by() == "Grad-CAM on 8 x 8 places"
+        source = ArraySource(images[300:], labels[300:].astype(np.int32))
+        parts = list(predictor.explain(source, BadImages(), embedding=False))
+        logits, heat = (np.concatenate([part[name] for part in parts]) for name in ("logits", "heat"))
+        np.testing.assert_allclose(logits, predictor.predict_logits(source), atol=1e-3)
+        np.testing.assert_allclose(classifier.explain(images[300:]), heat, atol=1e-5)
+        assert np.mean(logits.argmax(axis=1) == labels[300:]) > 0.9
+        centres = np.arange(8) * 2 + 1
+        rows, columns = (np.abs(corners[300:, i, None] + 3 - centres) < 4 for i in (0, 1))
+        square = rows[:, :, None] & columns[:, None, :]
+        inside, outside = ((heat * part).sum(axis=(1, 2)) / part.sum(axis=(1, 2)) for part in (square, ~square))
+        assert np.mean(inside > outside) > 0.95
+        assert inside.mean() > 3 * outside.mean()
 
 
 def test_paths_from_standard_input(trained, capsys, monkeypatch):

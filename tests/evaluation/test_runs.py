@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from jaxtrain.errors import UserError
 from jaxtrain.evaluation import costs
 from jaxtrain.evaluation.comparison import compare
 from jaxtrain.evaluation.costs import ForwardPass
-from jaxtrain.evaluation.finished import by_test_set, finished_runs, read_run
+from jaxtrain.evaluation.finished import STUDY_LOCK, by_test_set, finished_runs, read_run
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.evaluation.report import FILES, Report
-from jaxtrain.evaluation.runs import gather, report_folder, track, track_report
+from jaxtrain.evaluation.runs import gather, make_report, track, track_report
+from jaxtrain.files import numbered_folder
 from jaxtrain.tracking import TrackerReport
 
 DIGITS = tuple("0123456789")
@@ -99,6 +101,25 @@ def test_predictions_costs_and_curves_are_gathered_once(tmp_path, loaded):
     assert second.looks == 2
     assert second.candidates[1].costs == one.costs
     assert np.array_equal(second.candidates[1].predictions.logits, one.predictions.logits)
+
+
+def test_many_settings_of_one_sweep_on_the_test_set_are_warned_about(tmp_path, loaded):
+    rates = [0.1 * (i + 1) for i in range(5)]
+    paths = [make_run(tmp_path, f"m{i}", **{"optimizer.learning_rate": rate}) for i, rate in enumerate(rates)]
+    paths.append(make_run(tmp_path, "m6", seed=6, **{"optimizer.learning_rate": rates[0]}))
+
+    def warnings(paths):
+        gathered = gather(paths, loaded, costs=False)
+        comparison = compare(gathered.candidates, resamples=100)
+        report = make_report(gathered, comparison, columns={}, duplicates=False, corrupted={})
+        return [line for line in report.warnings if "sweep" in line]
+
+    assert warnings(paths) == []
+    (tmp_path / "runs" / "pt" / STUDY_LOCK).touch()
+    assert warnings(paths[:2]) == []
+    assert warnings([paths[0], paths[5]]) == []
+    (line,) = warnings(paths[2:5])  # those that were measured before count too, and a seed is not a setting
+    assert line.startswith("5 settings of the sweep pt ")
 
 
 def test_another_test_set_gets_a_folder_of_its_own(tmp_path, loaded):
@@ -292,9 +313,9 @@ def test_each_model_and_the_report_are_runs_in_benchmark(tmp_path, loaded, monke
     assert {"predictions.npz", "metrics.json", "per_class.csv", "confusion_matrix.png"} <= set(first.paths)
 
     report = Report(comparison, gathered.test.images, gathered.test.dataset, looks=gathered.looks)
-    folder = report.save(report_folder("digits"))
+    folder = report.save(numbered_folder(Path("runs/benchmark"), "digits"))
     assert folder.as_posix() == "runs/benchmark/digits-1"
-    assert report_folder("digits").name == "digits-2"
+    assert numbered_folder(Path("runs/benchmark"), "digits").name == "digits-2"
     assert track_report(report, folder, TrackingConfig(), ids) == "id 3"
     last = FakeTracker.started[2]
     assert last.paths == list(FILES)

@@ -16,6 +16,7 @@ WORKER = Path(__file__).with_name("worker.py")
 COMMON = {
     "quiet": True,
     "tracking": {"enabled": False},
+    "parallel": {"connect_seconds": 300},
     "model": {"name": "cnn_tiny"},
     "augment": {"policy": "none"},
     "train": {"steps": 20, "batch_size": 64, "log_every": 1},

@@ -174,14 +174,3 @@ def test_a_process_that_is_killed_ends_the_other(tmp_path):
     processes[1].kill()
     (code, output), _ = ended(processes, timeout=200)
     assert code not in (0, None), output
-
-
-@pytest.mark.slow
-def test_processes_that_do_not_come_are_not_waited_for_ever(tmp_path):
-    waiting, _ = processes = start("pt", tmp_path / "run", {}, processes=2, patience=5)
-    processes[1].kill()
-    ((code, output),) = ended([waiting])
-    assert code == 1, output
-    assert re.search(
-        r"error: the processes .* did not find one another \(coordinator localhost:\d+\) within 5 s", output
-    )

@@ -51,14 +51,13 @@ class MarkedFT(Marked, FTClassifier):
 
 
 def run() -> None:
-    """TEST is a JSON object: `stop_at`: step; `fails`: [process, step]; `patience`: seconds to find one another;
-    `heartbeat`: seconds until a silent process is dead."""
+    """TEST is a JSON object: `stop_at`: step; `fails`: [process, step]; `heartbeat`: seconds until a
+    silent process is dead."""
     technique, run_dir, options, test = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
     if "stop_at" in test:
         stop_at(test["stop_at"])
     if "fails" in test:
         fail_in(*test["fails"])
-    processes.CONNECT_SECONDS = test.get("patience", 300)
     processes.HEARTBEAT_SECONDS = test.get("heartbeat", 900)  # a busy machine may halt us for minutes
     if technique == "fe":
         small_shards()

@@ -1,5 +1,6 @@
 """Who the processes of a run are; the runs themselves are in tests/multihost."""
 
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from jaxtrain.config import Config
 from jaxtrain.errors import UserError
 from jaxtrain.training import processes
+from tests.multihost.launch import free_port
 
 
 @pytest.mark.parametrize(
@@ -96,3 +98,62 @@ def test_a_launcher_that_cannot_be_joined_is_one_line(monkeypatch):
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert "parallel.num_processes 1 to run alone" in done.stdout
     assert len(done.stdout.splitlines()) == 1
+
+
+JOIN = """
+from jaxtrain.cli.main import guard
+from jaxtrain.config import Config
+from jaxtrain.training import processes
+def join():
+    processes.start(Config.model_validate({"parallel": {"connect_seconds": SECONDS}}).parallel)
+    print(f"process {processes.index()} of {processes.count()}")
+guard(join)
+"""
+
+
+def join(addresses, seconds):
+    """A process for each address of its coordinator, named as JAX names it: their exit codes and output."""
+    script, started = JOIN.replace("SECONDS", str(seconds)), []
+    for number, address in enumerate(addresses):
+        names = {"JAX_COORDINATOR_ADDRESS": address, "JAX_PROCESS_ID": str(number)}
+        environment = os.environ | names | {"JAX_NUM_PROCESSES": str(len(addresses))}
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen([sys.executable, "-c", script], env=environment, **output))
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    return [process.returncode for process in started], outputs
+
+
+@pytest.mark.slow
+def test_the_variables_of_jax_name_the_processes():
+    codes, outputs = join([f"localhost:{free_port()}"] * 2, 200)
+    assert codes == [0, 0], outputs
+    assert [output.splitlines()[-1] for output in outputs] == ["process 0 of 2", "process 1 of 2"]
+
+
+@pytest.mark.slow
+def test_a_wrong_address_is_one_line_of_every_process():
+    addresses = [f"localhost:{free_port()}", f"localhost:{free_port()}"]
+    codes, outputs = join(addresses, 3)
+    assert codes == [1, 1]
+    for address, output in zip(addresses, outputs, strict=True):
+        assert len(output.splitlines()) == 1, output
+        assert f"coordinator {address}) within 3 s" in output
+
+
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({}, "JAX_NUM_PROCESSES is missing"),
+        ({"JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID is missing"),
+        ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "num_processes"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "process_id 2 is not below"),
+    ],
+)
+def test_half_of_the_variables_are_refused(environment, problem, monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1234")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=problem) as caught:
+        processes.start(Config().parallel)
+    assert "\n" not in str(caught.value)
+    processes.start(Config.model_validate({"parallel": {"num_processes": 1}}).parallel)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxtrain.errors import UserError
+from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import reason
 from jaxtrain.readers import read_json, reading
+from jaxtrain.redact import redact
 
 Get = Callable[[str], Path | None]
 """From a file's name in the repository to where it lies; None where the repository has no such file."""
@@ -66,6 +67,38 @@ def _why_unreachable(error: Exception) -> str:
         return "HF_HUB_OFFLINE forbids to fetch it"
     cause = error.__cause__ or error
     return f"{constants.ENDPOINT} cannot be reached ({type(cause).__name__})"
+
+
+def check_push() -> None:
+    """Raises UserError where nothing can be pushed to the hub: there is no token, or no network by choice."""
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("--to hub: HF_HUB_OFFLINE forbids to push")
+    if get_token() is None:
+        raise UserError("--to hub: not logged in: set HF_TOKEN, or log in by `hf auth login`")
+
+
+def push(folder: Path, name: str, *, public: bool) -> str:
+    """Push a folder to ORG/NAME on the hub, in one commit; its address.
+
+    A repository that is there stays private or public as it is. Raises UserError where the hub refuses, RunError where
+    it cannot be reached.
+    """
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi(library_name="jaxtrain")
+    try:
+        address = api.create_repo(name, private=not public, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Model exported by jaxtrain")
+    except errors.HFValidationError:
+        raise UserError(f"--hub-name {name}: is not the name of a repository; write ORG/NAME") from None
+    except errors.HfHubHTTPError as error:
+        status, said = error.response.status_code, redact(error.server_message or reason(error))
+        raise UserError(f"--to hub: {name} was refused ({status}): {said.splitlines()[0] if said else ''}") from None
+    except Exception as error:  # the hub's client lets through what its transport raises
+        raise RunError(f"--to hub: {name} could not be pushed: {redact(reason(error))}") from None
+    return str(address)
 
 
 def folder_files(folder: Path) -> Get:

@@ -1,0 +1,123 @@
+"""A connection to a cluster of Ray: what its nodes have, and tasks on them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from jaxtrain.errors import RunError, UserError
+from jaxtrain.files import reason
+
+_CANCEL_SECONDS = 25.0
+_NAMES = {"cpu": "CPU", "gpu": "GPU", "tpu": "TPU"}
+"""What Ray calls its resources; any other name is one that the cluster's owner gave."""
+
+
+class Lost(Exception):  # noqa: N818  (not a failure of the task)
+    """A task that ended with its node or its process."""
+
+
+class Session:
+    """Ray, connected: made by `connected`."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+
+    def room(self, need: Mapping[str, float]) -> int:
+        """How many tasks with such needs the nodes can have at once."""
+        return sum(
+            int(min(node.get(_NAMES.get(name, name), 0.0) / amount for name, amount in need.items()) + 1e-9)
+            for node in self._alive()
+        )
+
+    def require(self, need: Mapping[str, float], option: str) -> None:
+        """Raises UserError where no node has what a task needs."""
+        if self.room(need):
+            return
+        nodes = self._alive()
+        most = {name: max((node.get(_NAMES.get(name, name), 0.0) for node in nodes), default=0.0) for name in need}
+        raise UserError(
+            f"{option} {shown(need)}: no node of the cluster has that; the most that one has is {shown(most)}"
+        )
+
+    def submit(self, task: Callable[..., Any], *arguments: Any, need: Mapping[str, float]) -> Any:
+        """Start a task, once; it waits until a node has what it needs."""
+        return self._ray.remote(task).options(max_retries=0, **_options(need)).remote(*arguments)
+
+    def worker(self, kind: type, *arguments: Any, need: Mapping[str, float]) -> Any:
+        """An object of a class on a node that has what it needs; `call` gives it work."""
+        return self._ray.remote(kind).options(max_restarts=0, **_options(need)).remote(*arguments)
+
+    def call(self, worker: Any, method: str, *arguments: Any) -> Any:
+        """A task of a worker."""
+        return getattr(worker, method).remote(*arguments)
+
+    def ended(self, tasks: Collection[Any], timeout: float, *, all_of_them: bool = False) -> list[Any]:
+        """Those that are over, after waiting for the first, or for all."""
+        if not tasks:
+            return []
+        some = list(tasks)
+        self._ray.wait(some, num_returns=len(some) if all_of_them else 1, timeout=timeout)
+        return list(self._ray.wait(some, num_returns=len(some), timeout=0)[0])
+
+    def result(self, task: Any) -> Any:
+        """What a task returned. Raises Lost where its node died, RunError where it failed."""
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(task)
+        except errors.RayTaskError as error:
+            raise RunError(f"a task failed on the cluster: {reason(error.cause)}") from error
+        except errors.RayError as error:
+            raise Lost(reason(error)) from error
+
+    def cancel(self, tasks: Collection[Any]) -> None:
+        """Ask tasks to end, and wait until they have."""
+        for task in tasks:
+            with contextlib.suppress(Exception):
+                self._ray.cancel(task, force=False)
+        with contextlib.suppress(Exception):
+            self.ended(tasks, _CANCEL_SECONDS, all_of_them=True)
+
+    def _alive(self) -> list[dict[str, float]]:
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Session]:
+    """Ray at an address: `local` (started here, for as long as this lasts), `auto` or `ray://HOST:PORT`.
+
+    Raises UserError where Ray is not installed or no cluster answers.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(f"--cluster.address {address}: Ray is missing: pip install 'jaxtrain[cluster]'") from error
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        options["include_dashboard"] = False
+    before = signal.getsignal(signal.SIGTERM)  # Ray takes it
+    try:
+        ray.init(address=address, **options)
+    except Exception as error:
+        where = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+        raise UserError(f"--cluster.address {address}: no cluster of Ray at {where}: {reason(error)}") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    try:
+        yield Session(ray)
+    finally:
+        ray.shutdown()
+
+
+def _options(need: Mapping[str, float]) -> dict[str, Any]:
+    named = {_NAMES.get(name, name): amount for name, amount in need.items()}
+    return {"num_cpus": named.pop("CPU", 0.0), "num_gpus": named.pop("GPU", 0.0), "resources": named}
+
+
+def shown(need: Mapping[str, float]) -> str:
+    """As on the command line."""
+    return ",".join(f"{name}={amount:g}" for name, amount in need.items())
