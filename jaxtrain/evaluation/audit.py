@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.data.base import Dataset, ImageSource
 from jaxtrain.evaluation.confident_learning import confident_joint, label_margins, likely_errors
+from jaxtrain.evaluation.evaluate import open_test_set
 from jaxtrain.evaluation.near_duplicates import MAX_IMAGES, alike, thumbnails
 
 NEIGHBOURS = 10
@@ -118,8 +119,8 @@ class Audit:
 def splits_of(dataset: Dataset) -> tuple[dict[str, ImageSource], dict[str, ImageSource]]:
     """The splits that are trained on, train and val, by name; and the same with the test images."""
     learned = {"train": dataset.train, **({} if dataset.val is None else {"val": dataset.val})}
-    test = dataset.open_test()
-    return learned, {**learned, **({} if test is None or not len(test) else {"test": test})}
+    test = open_test_set(dataset)
+    return learned, {**learned, **({} if test is None else {"test": test.images})}
 
 
 def find_label_errors(
