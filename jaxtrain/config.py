@@ -114,7 +114,7 @@ class DataConfig(Section):
     max_train_images: Count | None = None
     """Use only this many training images (stratified, seeded; after the split)."""
     shots: Count | None = None
-    """Few-shot: train on this many images of each class (of several labels per image: at least so many of each label),
+    """Few-shot: train on this many images of each class (of several labels per image: at least as many of each label),
     drawn from the training set (never from validation)."""
     draws: Count = 1
     """Few-shot draws (technique fe): a head is trained on each, and mean and interval are reported."""

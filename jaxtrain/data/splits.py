@@ -132,7 +132,7 @@ def _iterative(labels: Labels, fraction: float, generator: np.random.Generator) 
 def few_shot(labels: Labels, shots: int, seed: int, draw: int = 0) -> Indices:
     """Indices of `shots` random images of each class that occurs: `int64[shots * classes]`, ascending.
 
-    Of several labels per image at least so many of each label: the rarest draws first, and an image counts for all that
+    Of several labels per image at least as many of each label: the rarest draws first, and an image counts for all that
     it has. Draws of one seed are independent of each other. ValueError where a class has fewer images.
     """
     if labels.ndim == 2:

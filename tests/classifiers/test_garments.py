@@ -14,7 +14,7 @@ from tests.garments import FOLDER, garments
 
 OPTIONS = {
     "model": {"name": "cnn_small"},
-    "train": {"epochs": 12, "batch_size": 64},
+    "train": {"epochs": 8, "batch_size": 64},
     "optimizer": {"learning_rate": 3e-3},
     "tracking": {"enabled": False},
     "quiet": True,
@@ -30,10 +30,10 @@ def pixels(images):
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
 def test_pre_training_beats_logistic_regression_on_pixels(tmp_path):
-    """Four minutes of one core, to a mAP of 0.89; the regression comes to 0.77."""
-    train, test = garments("train", 8000, 0), garments("t10k", 2000, 1)
+    """Seven minutes of one core, to a mAP of 0.925; the regression comes to 0.8."""
+    train, test = garments("train", 24_000, 0), garments("t10k", 2000, 1)
     classifier = PTClassifier(run_dir=tmp_path / "run", **OPTIONS).fit(*train, test=test)
-    assert classifier.summary["test_mAP"] > 0.87
+    assert classifier.summary["test_mAP"] > 0.92
     ours = Predictions.load(tmp_path / "run" / "benchmark" / "predictions.npz")
     columns = [
         LogisticRegression(C=0.003, max_iter=60).fit(pixels(train[0]), truth).decision_function(pixels(test[0]))
