@@ -55,9 +55,7 @@ def model_card(run: Path, *, model: str, address: str, class_names: Sequence[str
 def _read(path: Path) -> dict[str, Any]:
     try:
         return read_json(path, "record of a run")
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except JaxtrainError:
+    except (OSError, JaxtrainError):
         return {}
 
 

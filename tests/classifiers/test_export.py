@@ -94,7 +94,7 @@ def test_the_command_and_what_it_refuses(tmp_path, capsys):
         ([], "there already"),
         (["--out", str(tmp_path / "gone" / "x")], "gone"),
         (["--to", "timm"], "mlp_tiny"),
-        (["--to", "onxx"], "stablehlo"),
+        (["--to", "onxx"], "onnx"),
     ):
         with pytest.raises(UserError, match=reason):
             run(["export", str(tmp_path / "run"), *words])

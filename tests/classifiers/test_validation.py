@@ -160,6 +160,9 @@ def test_of_several_right_answers_one_is_enough(trained, here):
     assert results["images"] == len(labelled)
     (note,) = [line for line in results["warnings"] if "without a label" in line]
     assert f"{len(names) - len(labelled)} images" in note
+    words = ["benchmark", str(model.run_dir), *QUICK, *words[2:]]
+    run([*words, "--data.task", "any_of", "--out", "finished"])
+    assert json.loads(Path("finished/results.json").read_text())["models"][0]["accuracy"] == entry["accuracy"]
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
