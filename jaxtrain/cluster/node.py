@@ -62,9 +62,7 @@ def carry_out(job: Job) -> Ended:
     host = socket.gethostname()
     if problem := _problem(job):
         return Ended(2, problem, host)
-    environment = dict(os.environ)
-    if 0 < job.gpu < 1:  # several share one GPU, of which JAX would take three quarters for each
-        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{_GPU_SHARE * job.gpu:.3f}")
+    environment = {**memory_of(job.gpu), **os.environ}
     command = [sys.executable, "-m", "jaxtrain", *job.words]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -97,6 +95,11 @@ def _problem(job: Job) -> str | None:
     if mark != job.mark:
         return f"{job.shared} is not there as the driver sees it: all nodes need one file system in common"
     return None
+
+
+def memory_of(gpu: float) -> dict[str, str]:
+    """Variables of a process that has a share of a GPU, of which JAX would take three quarters for each."""
+    return {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_GPU_SHARE * gpu:.3f}"} if 0 < gpu < 1 else {}
 
 
 def versions() -> tuple[str, str]:

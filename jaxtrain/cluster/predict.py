@@ -9,7 +9,7 @@ from typing import Any
 from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.classifiers.files import load
 from jaxtrain.classifiers.labelling import Labelling, weights_digests
-from jaxtrain.cluster.node import differs, versions
+from jaxtrain.cluster.node import differs, memory_of, versions
 from jaxtrain.cluster.pool import in_order
 from jaxtrain.cluster.session import Session
 from jaxtrain.errors import UserError
@@ -21,8 +21,15 @@ class Labeller:
     """On a node: a model that stays loaded."""
 
     def __init__(
-        self, folder: str, labelling: Labelling, digests: list[str], wanted: tuple[str, str], trust_imports: bool
+        self,
+        folder: str,
+        labelling: Labelling,
+        digests: list[str],
+        wanted: tuple[str, str],
+        trust_imports: bool,
+        gpu: float,
     ) -> None:
+        os.environ.update({**memory_of(gpu), **os.environ})  # before JAX looks for devices
         self._folder, self._labelling, self._digests = folder, labelling, digests
         self._wanted, self._trust_imports = wanted, trust_imports
         self._classifier: BaseClassifier | None = None
@@ -57,7 +64,7 @@ def predicted(
 ) -> Iterator[list[dict[str, Any]]]:
     """The rows of all files, block by block in their order. Raises RunError where a node cannot do its part."""
     config = classifier.config
-    arguments = (os.getcwd(), labelling, weights_digests(classifier), versions(), trust_imports)
+    arguments = (os.getcwd(), labelling, weights_digests(classifier), versions(), trust_imports, need.get("gpu", 0.0))
     blocks = cut(files, config.features.batch_size or config.train.batch_size)
     return in_order(session, need, Labeller, arguments, blocks)
 

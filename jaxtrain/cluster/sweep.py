@@ -83,13 +83,15 @@ class Driver:
         """At how a worker ended."""
         try:
             ended: Ended = self.session.result(task)
+            lost = f"killed by signal {-ended.code} on {ended.host}" if ended.code < 0 else None
         except Lost as error:
+            lost = str(error)
+        if lost is not None:
             self._losses += 1
-            _log.warning("a worker was lost (%s); what it trained goes on elsewhere in a minute", error)
+            _log.warning("a worker was lost (%s); what it trained goes on elsewhere in a minute", lost)
             if self._losses >= _MOST_LOSSES:
-                raise RunError(f"{self._losses} workers were lost in a row, the last one: {error}") from error
-            return
-        if ended.code in (1, 2):
+                raise RunError(f"{self._losses} workers were lost in a row, the last one: {lost}")
+        elif ended.code in (1, 2):
             self._failures += 1
             if self._failures >= _MOST_FAILURES:
                 raise RunError(f"workers fail on the cluster, the last one on {ended.host}: {ended.words}")

@@ -127,7 +127,7 @@ def test_a_node_that_differs_says_how(trained, wrong, tmp_path):
     wanted = ("0", "0") if wrong == "versions" else (jaxtrain.__version__, jax.__version__)
     folder = str(tmp_path / "away") if wrong == "folder" else "."
     with pytest.raises(UserError, match={"versions": "installed", "folder": "away", "model": "another model"}[wrong]):
-        predict.Labeller(folder, labelling, digests, wanted, False).block([])
+        predict.Labeller(folder, labelling, digests, wanted, False, 0.0).block([])
 
 
 def test_a_cluster_needs_a_table(tmp_path):
@@ -136,9 +136,8 @@ def test_a_cluster_needs_a_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_ray_labels_files_as_one_machine_does(trained, tmp_path, monkeypatch):
+def test_ray_labels_files_as_one_machine_does(trained, tmp_path):
     pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_agent_register_timeout_ms", "400000")
     expected = labelled(trained, tmp_path / "one.jsonl")
     assert labelled(trained, tmp_path / "many.jsonl", "--cluster.address", "local") == expected
     assert json.loads(expected.splitlines()[0])["embedding"]

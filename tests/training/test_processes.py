@@ -124,6 +124,7 @@ def join(addresses, seconds):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_the_variables_of_jax_name_the_processes():
     codes, outputs = join([f"localhost:{free_port()}"] * 2, 200)
     assert codes == [0, 0], outputs
