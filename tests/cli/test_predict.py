@@ -79,6 +79,18 @@ def test_each_readable_image_is_explained_beside_its_row(trained, tmp_path, caps
         assert shown.size == (2 * 228, 228)  # 12 pixels, each as 19
 
 
+def test_a_head_of_a_library_explains_nothing(trained, tmp_path):
+    folder, _ = trained
+    images, labels = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), np.uint8), np.arange(40) % 3
+    options = {"model": {"weights": str(folder / "run")}, "features": {"store": tmp_path / "store"}}
+    options |= {"tracking": {"enabled": False}, "quiet": True, "head": {"name": "sklearn:gaussian_nb", "trials": 1}}
+    jaxtrain.FEClassifier(**options, run_dir=tmp_path / "fe").fit(images, labels)
+    words = [str(tmp_path / "fe"), str(folder / "pictures"), "--explain", str(tmp_path / "heat")]
+    with pytest.raises(UserError, match="gaussian_nb"):
+        run(["predict", *words])
+    assert not (tmp_path / "heat").exists()
+
+
 @pytest.mark.slow
 def test_the_heat_is_where_the_square_is(tmp_path):
     rng = np.random.default_rng(0)
