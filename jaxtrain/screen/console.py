@@ -152,9 +152,11 @@ def show_result(result: Result) -> None:
 
 def print_error(message: str, label: str = "error") -> None:
     """Print one line to standard error, without secrets."""
-    console = open_console(sys.stderr)
-    console.print(f"{label}: ", style="bold red", end="")
-    console.print(plain(redact(message)), soft_wrap=True)
+    from rich.text import Text
+
+    # In one write: a process that is ended in between would leave its last line without a word.
+    line = Text.assemble((f"{label}: ", "bold red"), plain(redact(message)))
+    open_console(sys.stderr).print(line, soft_wrap=True)
 
 
 def print_line(text: str) -> None:
