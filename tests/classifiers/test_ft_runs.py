@@ -51,7 +51,7 @@ def test_killed_twice_and_its_weights_deleted_the_run_ends_in_the_same_bits(tmp_
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("case", ["vit", "cnn"])
+@pytest.mark.parametrize("case", ["vit", pytest.param("cnn", marks=pytest.mark.soak)])
 def test_strategies_on_eight_devices_agree_with_one(case):
     command = [sys.executable, str(Path(__file__).with_name("ft_devices.py")), case]
     done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)

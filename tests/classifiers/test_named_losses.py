@@ -25,6 +25,8 @@ LOSSES = [
     {"name": "gce"},
     {"name": "cross_entropy", "logit_adjustment": 1.0},
 ]
+SOAK = pytest.mark.soak
+OFTEN_ONE = [LOSSES[2], *(pytest.param(loss, marks=SOAK) for loss in LOSSES if loss != LOSSES[2])]
 QUIET = {"quiet": True, "tracking": {"enabled": False}}
 FAST = {"model": {"name": "mlp_tiny"}, "optimizer": {"learning_rate": 1e-2}, "parallel": {"devices": 1}, **QUIET}
 
@@ -81,7 +83,7 @@ def test_values_of_a_loss_train_side_by_side_as_alone(axis, dataset, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OFTEN_ONE)
 def test_ft_and_fe_learn_with_every_loss(loss, digits, tmp_path):
     PTClassifier(run_dir=tmp_path / "pt", train={"epochs": 10}, **FAST).fit(*digits, test=digits)
     options = {"model": {"weights": str(tmp_path / "pt")}, "loss": loss, **QUIET}

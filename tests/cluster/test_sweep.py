@@ -152,6 +152,7 @@ def test_workers_that_keep_dying_end_the_sweep(tmp_path, monkeypatch, dies):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_what_a_killed_worker_trained_goes_on_and_every_run_is_that_of_one_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     (tmp_path / "alone").mkdir()

@@ -136,6 +136,7 @@ def test_false_alarms_in_a_few_simulations():
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_at_most_6_percent_false_alarms_in_2000_simulations():
     assert max(false_alarms(2000, 500, 5, 500)) <= 0.06
 

@@ -84,7 +84,7 @@ def test_run_directories_decide_what_is_done(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("storage", ["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)])
 def test_three_workers_share_a_study_and_one_is_killed(tmp_path, request, storage):
     more = "" if storage == "sqlite" else f"storage: {request.getfixturevalue('postgres')}\n"
     path = write(tmp_path, steps=400, more=more)
