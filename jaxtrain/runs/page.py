@@ -35,7 +35,7 @@ _PICTURES = {
 _NEXT = {"predict": "IMAGE", "benchmark": "OTHER_RUN"}
 _LARGEST_PICTURE = 20_000_000
 _MAX_COLUMNS = 12
-_OF_THE_PLACE = {"run_dir", "name", "resume", "overwrite", "data.mean", "data.std"}
+_OF_THE_PLACE = {"run_dir", "name", "quiet", "data.mean", "data.std"}
 """Options that say nothing of what was trained, and what was measured of the images."""
 
 
