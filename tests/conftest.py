@@ -16,6 +16,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("XLA_FLAGS", quick)
         # A million objects of JAX's caches live to the end: the collector need not look at them again and again.
         gc.set_threshold(100_000, 20, 1000)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(autouse=True)
+def _no_store_left_to_the_next_test():
+    """`mlflow.set_tracking_uri` sets the variable for the whole process, and so for every later run."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(scope="module")

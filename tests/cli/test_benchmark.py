@@ -17,7 +17,6 @@ from jaxtrain.tracking.store import connect
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which mlflow.set_tracking_uri sets
     monkeypatch.setattr(costs, "SECONDS", 0.01)
     monkeypatch.setattr(costs, "BATCHES", (1, 8))
     return tmp_path
