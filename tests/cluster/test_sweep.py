@@ -215,7 +215,7 @@ def test_a_killed_node_is_replaced_and_a_driver_that_is_stopped_goes_on(tmp_path
         add_node(cluster, 0)  # the first, where drivers are, trains nothing
         lost, _ = add_node(cluster, 1), add_node(cluster, 1)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        path = write(tmp_path, steps=1500)
+        path = write(tmp_path, steps=5000)
         options = ["--cluster.address", "auto", "--cluster.per-trial", "cpu=1"]
         process, folder = start(path, *options), tmp_path / "runs/sweeps/tiny"
         deadline = time.monotonic() + 400
