@@ -14,8 +14,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if "not slow" in (config.option.markexpr or ""):
         quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
         os.environ.setdefault("XLA_FLAGS", quick)
-        # A million objects of JAX's caches live to the end: the collector need not look at them again and again.
-        gc.set_threshold(100_000, 20, 1000)
+    # A million objects of JAX's caches live to the end: the collector need not look at them again and again.
+    gc.set_threshold(100_000, 20, 1000)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 

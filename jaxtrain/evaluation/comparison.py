@@ -23,7 +23,7 @@ from jaxtrain.evaluation.significance import (
     difference_of_shares,
     equivalence,
     holm,
-    joint_width,
+    joint_spread,
     mcnemar,
     smallest_detectable_difference,
 )
@@ -33,7 +33,6 @@ from jaxtrain.evaluation.statistics import (
     Resampled,
     bounded_differences,
     mean_of_seeds,
-    percentiles,
     seed_replicates,
 )
 from jaxtrain.label_metrics import LabelOutcomes
@@ -310,11 +309,10 @@ def _gaps(
     for name in resampled[0].metrics if places else ():
         if not all(name in each.metrics for each in resampled):
             continue
-        differences = np.array([resampled[i].metrics[name] - resampled[j].metrics[name] for i, j in places])
-        replicates = np.array([resampled[i].replicates[name] - resampled[j].replicates[name] for i, j in places])
-        whole = np.nan_to_num(replicates, nan=0.0)
-        width, errors = joint_width(differences, whole), (whole - differences[:, None]).std(axis=1)
-        alone, corrected = percentiles(whole), np.array([differences - width * errors, differences + width * errors])
+        values = np.array([each.metrics[name] for each in resampled])
+        replicates = np.array([each.replicates[name] for each in resampled])
+        differences, errors, alone, width = joint_spread(values, replicates, np.array(places))
+        corrected = np.array([differences - width * errors, differences + width * errors])
         if name in ("accuracy", "subset_accuracy") and paired:
             first, second = np.array([[each.only_first, each.only_second] for each in paired.values()]).T
             for ends, wide in ((alone, ALONE), (corrected, width)):

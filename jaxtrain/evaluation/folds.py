@@ -33,7 +33,7 @@ class OverFolds(NamedTuple):
 
 def over_folds(parts: Sequence[Predictions]) -> dict[str, OverFolds]:
     """The metrics that every fold has, from the predictions on each; {} for fewer than two."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     if len(parts) < 2:
         return {}
@@ -43,7 +43,7 @@ def over_folds(parts: Sequence[Predictions]) -> dict[str, OverFolds]:
         values = np.array([metrics.get(name, np.nan) for metrics in each])
         if has_interval(name) and np.isfinite(values).all():
             mean, deviation = float(values.mean()), float(values.std(ddof=1))
-            half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation * (1 / count + 1 / (count - 1)) ** 0.5
+            half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * deviation * (1 / count + 1 / (count - 1)) ** 0.5
             interval = bounded(Interval(mean - half, mean + half), mean, name)
             found[name] = OverFolds(tuple(values.tolist()), mean, deviation, interval)
     return found

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.evaluation.metrics import Floats
-from jaxtrain.evaluation.statistics import CONFIDENCE
+from jaxtrain.evaluation.statistics import CONFIDENCE, percentiles
 
 Counts = NDArray[np.integer[Any]] | Floats
 """Images, one number for each pair of models."""
 MARGIN = 0.01
 """Share of images: models whose accuracies differ by less are as good as each other."""
 POWER = 0.8
+_PAIRS = 256
+"""That are resampled at once: their replicates fit a cache."""
 
 
 def mcnemar(only_first: Counts, only_second: Counts) -> Floats:
@@ -22,10 +24,10 @@ def mcnemar(only_first: Counts, only_second: Counts) -> Floats:
 
     Of each pair: how many images the first model alone has right, and the second alone.
     """
-    from scipy.stats import binom
+    from scipy.special import bdtr
 
     fewer, both = np.minimum(only_first, only_second), np.add(only_first, only_second)
-    return np.minimum(2 * binom.cdf(fewer, both, 0.5), 1.0)
+    return np.minimum(2 * bdtr(fewer, both, 0.5), 1.0)
 
 
 def holm(p: Floats) -> Floats:
@@ -36,21 +38,46 @@ def holm(p: Floats) -> Floats:
     return corrected
 
 
-def joint_width(differences: Floats, replicates: Floats, confidence: float = CONFIDENCE) -> float:
-    """How many standard errors wide intervals are, to each side, that hold all true differences at once.
+class Spread(NamedTuple):
+    """How far apart two models are in one metric, for many pairs of models."""
 
-    `differences` is `float64[pairs]`, `replicates` `float64[pairs, resamples]` of the same resamples. It is the largest
-    deviation among the pairs (the bootstrap form of Tukey's method, Westfall & Young 1993), at most Bonferroni's: less,
-    as pairs that share a model go together. What one pair alone needs is the least.
+    differences: Floats
+    """`float64[pairs]`: the metric of the first model less that of the second."""
+    errors: Floats
+    """`float64[pairs]`: standard error of each over the resamples."""
+    alone: Floats
+    """`float64[2, pairs]`: quantiles of each over the resamples."""
+    width: float
+    """How many standard errors wide, to each side, intervals are that hold all true differences at once."""
+
+
+def joint_spread(
+    values: Floats, replicates: Floats, places: NDArray[np.int64], confidence: float = CONFIDENCE
+) -> Spread:
+    """Differences between models in one metric.
+
+    `values` is `float64[models]`, `replicates` `float64[models, resamples]` of the same resamples, `places`
+    `int64[pairs, 2]`: the models of each pair. The joint width is the largest deviation among the pairs (the bootstrap
+    form of Tukey's method, Westfall & Young 1993), at most Bonferroni's: less, as pairs that share a model go together.
+    What one pair alone needs is the least.
     """
     from scipy.special import ndtri
 
-    deviations = replicates - differences[:, None]
-    errors = deviations.std(axis=1)
-    alone, bonferroni = (float(ndtri(1 - (1 - confidence) / 2 / pairs)) for pairs in (1, max(len(errors), 1)))
-    scaled = np.abs(deviations[errors > 0]) / errors[errors > 0, None]
-    joint = float(np.quantile(scaled.max(axis=0), confidence)) if len(scaled) else alone
-    return min(max(joint, alone), bonferroni)
+    pairs, first, second = len(places), *places.T
+    differences, errors, alone = values[first] - values[second], np.empty(pairs), np.empty((2, pairs))
+    largest = np.zeros(replicates.shape[1])
+    for start in range(0, pairs, _PAIRS):
+        part = slice(start, start + _PAIRS)
+        each = np.nan_to_num(replicates[first[part]] - replicates[second[part]], nan=0.0)
+        alone[:, part] = percentiles(each, confidence)
+        each -= differences[part, None]
+        errors[part] = each.std(axis=1)
+        np.abs(each, out=each)
+        each /= np.where(errors[part] > 0, errors[part], np.inf)[:, None]
+        np.fmax(largest, np.fmax.reduce(each, axis=0), out=largest)  # a metric may be NaN
+    one, bonferroni = (float(ndtri(1 - (1 - confidence) / 2 / count)) for count in (1, max(pairs, 1)))
+    joint = float(np.quantile(largest, confidence))
+    return Spread(differences, errors, alone, min(max(joint, one), bonferroni))
 
 
 def difference_of_shares(first: Counts, second: Counts, images: int, width: float) -> Floats:

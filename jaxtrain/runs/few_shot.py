@@ -69,9 +69,9 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, None
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return mean, float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return mean, float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def summarize(tests: Sequence[float], few: FewShot, run_dir: Path, tracker: Tracker) -> dict[str, Any]:

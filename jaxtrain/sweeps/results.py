@@ -131,14 +131,14 @@ def results_of(sweep: SweepConfig, axes: Sequence[Axis], outcomes: Sequence[Outc
 
 def estimate(values: Sequence[float], ends: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
     """Mean of values that are independent, with Student's interval, cut at the `ends` of what can be."""
-    from scipy import stats
+    from scipy.special import stdtrit
 
     array = np.asarray(values, np.float64)
     mean, count = float(array.mean()), len(array)
     if count < 2:
         return Estimate(mean, math.nan, math.nan, math.nan, count)
     deviation = float(array.std(ddof=1))
-    half = float(stats.t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
+    half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
     return Estimate(mean, max(mean - half, ends[0]), min(mean + half, ends[1]), deviation, count)
 
 

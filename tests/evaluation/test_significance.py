@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
@@ -11,7 +13,7 @@ from jaxtrain.evaluation.significance import (
     difference_of_shares,
     equivalence,
     holm,
-    joint_width,
+    joint_spread,
     mcnemar,
     score,
     smallest_detectable_difference,
@@ -66,14 +68,28 @@ def test_models_that_never_differ_are_equivalent_only_on_enough_images():
 def test_all_pairs_need_more_than_one_and_no_more_than_bonferroni():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(4, 20_000))
-    pairs = np.array([noise[i] - noise[j] for i in range(4) for j in range(i)])
-    differences = np.arange(6.0)
+    values, pairs = np.arange(4.0), np.array(list(itertools.combinations(range(4), 2)))
+    replicates = values[:, None] + noise
     # Tukey's studentised range of 4 means is 3.633, that is 2.569 standard errors of a difference.
-    assert joint_width(differences, differences[:, None] + pairs) == pytest.approx(2.569, rel=0.03)
-    assert joint_width(differences[:1], pairs[:1]) == pytest.approx(1.96, rel=0.03)
-    heavy = rng.standard_cauchy((6, 20_000))
-    assert joint_width(np.zeros(6), heavy) <= 2.64
-    assert joint_width(np.zeros(2), np.zeros((2, 50))) == pytest.approx(1.96, abs=1e-3)
+    assert joint_spread(values, replicates, pairs).width == pytest.approx(2.569, rel=0.03)
+    assert joint_spread(values, replicates, pairs[:1]).width == pytest.approx(1.96, rel=0.03)
+    heavy, with_the_first = rng.standard_cauchy((7, 20_000)), np.array([(0, other) for other in range(1, 7)])
+    assert joint_spread(np.zeros(7), heavy, with_the_first).width <= 2.64
+    assert joint_spread(np.zeros(3), np.zeros((3, 50)), pairs[:2]).width == pytest.approx(1.96, abs=1e-3)
+
+
+def test_the_spread_of_many_pairs_is_that_of_each():
+    rng = np.random.default_rng(0)
+    values, replicates = rng.random(40), rng.random((40, 300))
+    values[3], replicates[3] = np.nan, np.nan
+    pairs = np.array(list(itertools.combinations(range(40), 2)))
+    found = joint_spread(values, replicates, pairs)
+    for n in (0, 255, 256, 500, 779):
+        i, j = pairs[n]
+        each = replicates[i] - replicates[j]
+        assert found.differences[n] == values[i] - values[j]
+        assert found.errors[n] == pytest.approx(np.sqrt(np.mean((each - values[i] + values[j]).var())))
+        assert found.alone[:, n] == pytest.approx(np.quantile(each, [0.025, 0.975]))
 
 
 def test_the_interval_of_a_difference_is_where_the_score_says_so():
@@ -125,7 +141,7 @@ def false_alarms(simulations, images, count, resamples):
         by_test += p.min() < 0.05
         weights = rng.multinomial(images, np.full(images, 1 / images), resamples) / images
         accuracy, replicates = right.mean(1), right.astype(float) @ weights.T
-        width = joint_width(accuracy[i] - accuracy[j], replicates[i] - replicates[j])
+        width = joint_spread(accuracy, replicates, np.stack([i, j], 1)).width
         found = difference_of_shares((right[i] & ~right[j]).sum(1), (~right[i] & right[j]).sum(1), images, width).T
         by_interval += any(low > 0 or high < 0 for low, high in found)
     return by_test / simulations, by_interval / simulations

@@ -56,12 +56,12 @@ def test_draws_depend_on_the_seed_alone_and_come_in_parts(monkeypatch):
     labels = np.arange(60) % 3
     assert np.array_equal(weights_of(labels), weights_of(labels))
     assert not np.array_equal(weights_of(labels), weights_of(labels, seed=1))
-    monkeypatch.setattr(statistics, "_CHUNK", 60 * 7)
-    parts = list(resampling_weights(60, 20, 0))
-    assert [part.shape for part in parts] == [(60, 7), (60, 7), (60, 6)]
+    monkeypatch.setattr(statistics, "_CACHED", 60 * 40)
+    parts = list(resampling_weights(60, 100, 0))
+    assert [part.shape for part in parts] == [(60, 40), (60, 40), (60, 20)]
     assert not np.array_equal(parts[0], parts[1])
     found = outcomes(*population(images=60))
-    assert resample(found, 20).replicates["mcc"].shape == (20,)
+    assert resample(found, 100).replicates["mcc"].shape == (100,)
 
 
 def test_replicates_are_the_metrics_of_the_resamples():
