@@ -23,6 +23,8 @@ class Models(Command):
     best_for: Literal["fe", "ft"] | None = Field(None, alias="for")
     """Only models to start from: those with published weights that none with fewer FLOPs beats on ImageNet, which goes
     along with accuracy elsewhere, for fe and ft alike (Kornblith et al. 2019); the cheapest first."""
+    format: Literal["table", "markdown"] = "table"
+    """How it is printed."""
 
     def run(self) -> None:
         """Print the table. Raises UserError where no name matches."""
@@ -35,11 +37,17 @@ class Models(Command):
             raise UserError(f"no model matches '{self.pattern}'; {nearest(self.pattern, list_models())}")
         if self.best_for:
             rows = [_row(name) | _weights(name, source, tag=True) for source, name in undominated(names).items()]
-        elif len(names) == 1:
-            rows = [_row(names[0]) | _weights(names[0], source) for source in sources(names[0]) or [""]]
+        elif len(names) == 1 and sources(names[0]):
+            about = _row(names[0])
+            print(", ".join(f"{key} {value}" for key, value in about.items()))
+            rows = [_weights(names[0], source) for source in sources(names[0])]
         else:
             rows = [_row(name) | _first_weights(name) for name in names]
-        show_table(rows, right=("parameters", "FLOPs", "embedding", "size", "top-1"))
+        if self.format == "markdown":
+            lines = [" | ".join(row) for row in (rows[0], ["---"] * len(rows[0]), *map(dict.values, rows))]
+            print("\n".join(f"| {line} |" for line in lines))
+        else:
+            show_table(rows, right=("params", "FLOPs", "embedding", "size", "top-1"))
 
 
 def _row(name: str) -> dict[str, str]:
@@ -48,7 +56,7 @@ def _row(name: str) -> dict[str, str]:
     known = catalogue()[name]
     return {
         "model": name,
-        "parameters": _rounded(int(known["parameters"])),
+        "params": _rounded(int(known["parameters"])),
         "FLOPs": _rounded(int(known["flops"])),
         "embedding": known["embedding"],
         "size": known["image_size"],
@@ -60,14 +68,14 @@ def _weights(name: str, source: str, *, tag: bool = False, more: str = "") -> di
 
     shown = source.removeprefix(f"hf:timm/{name}.") if tag else source
     about = {"top-1": top1(name).get(source, ""), "licence": sources(name).get(source, "")}
-    return {"hf:timm/MODEL.TAG" if tag else "weights": shown + more} | about
+    return {"weights": shown + more} | about
 
 
 def _first_weights(name: str) -> dict[str, str]:
     from jaxtrain.models.registry import sources
 
     found = [*sources(name), ""]
-    more = f" and {len(found) - 2} more" if len(found) > 2 else ""
+    more = f", {len(found) - 2} more" if len(found) > 2 else ""
     return _weights(name, found[0], tag=True, more=more)
 
 

@@ -1,7 +1,10 @@
 """`jaxtrain models`."""
 
+from pathlib import Path
+
 import pytest
 
+import jaxtrain
 from jaxtrain.cli.main import run
 from jaxtrain.errors import UserError
 from jaxtrain.models.registry import list_models, top1, undominated
@@ -24,7 +27,7 @@ def test_a_pattern_and_a_single_model(capsys, monkeypatch):
     assert "resnet50" not in some
     one = listed(capsys, "vit_base_patch16_224")
     for shown in (
-        "86.6 M",
+        "params 86.6 M",
         "35.1 G",
         "768",
         "224",
@@ -34,6 +37,13 @@ def test_a_pattern_and_a_single_model(capsys, monkeypatch):
         "apache-2.0",
     ):
         assert shown in one
+
+
+def test_the_readme_of_models_has_the_table(capsys):
+    readme = (Path(jaxtrain.__file__).parent / "models" / "README.md").read_text()
+    table = listed(capsys, "--format", "markdown")
+    assert len(table.splitlines()) == 2 + len(list_models())
+    assert f"\n\n{table}\n" in readme, "jaxtrain models --format markdown has another table"
 
 
 def test_a_name_that_is_none(capsys):
