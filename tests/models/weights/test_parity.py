@@ -60,10 +60,8 @@ TIMM = [
     "vit_small_patch16_384",
     "vit_small_patch14_dinov2",
     "vit_small_patch14_reg4_dinov2",
-    "deit_small_patch16_224",
     "deit3_small_patch16_224",
     "resnet50",
-    "wide_resnet50_2",
     "convnext_tiny",
     "tf_efficientnet_lite1",
     "vit_xsmall_patch16_clip_224",
@@ -76,6 +74,8 @@ TIMM = [
     "mobilenetv4_conv_small",
     "regnety_002",
     "resnet10t",
+    "swin_tiny_patch4_window7_224",
+    "vit_base_patch16_siglip_224",
 ]
 
 
