@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxtrain.config import Config
     from jaxtrain.errors import JaxtrainError, RunError, UserError
     from jaxtrain.models import create_model, list_models
+    from jaxtrain.sweeps.shown import sweep_results
     from jaxtrain.training.callbacks import Callback
     from jaxtrain.training.state import Batch
     from jaxtrain.training.step import train_step
@@ -37,6 +38,7 @@ _HOMES = {
     "create_model": "jaxtrain.models",
     "list_models": "jaxtrain.models",
     "load": "jaxtrain.classifiers.files",
+    "sweep_results": "jaxtrain.sweeps.shown",
     "train_step": "jaxtrain.training.step",
 }
 
@@ -57,6 +59,7 @@ __all__ = [
     "create_model",
     "list_models",
     "load",
+    "sweep_results",
     "train_step",
 ]
 

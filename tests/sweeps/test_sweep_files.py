@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from jaxtrain.errors import UserError
 from jaxtrain.sweeps.config import SweepConfig, load_sweep
 from jaxtrain.sweeps.parent import Parent
 from jaxtrain.sweeps.plan import describe, make_plan
 from jaxtrain.sweeps.report import results
+from jaxtrain.sweeps.shown import SweepResults, sweep_results
 from jaxtrain.sweeps.study import Trials
 from jaxtrain.sweeps.worker import Worker
 from jaxtrain.training.signals import StopRequest
@@ -41,3 +43,16 @@ def test_sweep(path, tmp_path, monkeypatch):
     assert len(said) == slots
     assert found.best is not None
     assert {one.how for one in found.outcomes} <= {"done", "pruned"}
+    shown = SweepResults(found, plan.sweep.folder)
+    assert len(shown.to_pandas()) == len(found.ranked)
+    assert shown.to_pandas()["estimate_mean"][0] == pytest.approx(found.best.estimate.mean)
+    assert "fewer than 3 seeds" in repr(shown)
+    assert shown._repr_html_().count("<tr") == 1 + min(len(found.ranked), 10)
+    assert "data:image/svg+xml" in shown._repr_html_()
+
+
+def test_a_sweep_that_has_not_begun_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no runs in runs/sweeps/pt_digits: .* jaxtrain sweep sweeps/pt_digits"):
+        sweep_results("sweeps/pt_digits")
+    assert not (tmp_path / "runs").exists()
