@@ -1,12 +1,22 @@
 """What is installed from a wheel is whole: the command, and the recipes, far from any clone."""
 
+import base64
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
+
+from tests.multihost.launch import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,3 +85,41 @@ def test_the_command_and_the_recipes_of_a_wheel(installed, tmp_path):
     (tmp_path / "x.png").touch()
     missing = jaxtrain("predict", "nowhere", "x.png")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1), missing.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(shutil.which("pyenv") is None, reason="MLflow's default environment manager needs pyenv")
+def test_a_model_is_served_by_mlflows_default_environment_manager(installed, tmp_path):
+    """In an environment that MLflow makes from the model's requirements, jaxtrain's wheel among them: minutes."""
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "MLFLOW_ENV_ROOT": str(tmp_path / "envs")}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | store
+    train = [installed / "bin" / "jaxtrain", "train", "--technique", "pt", "--train.epochs", "3"]
+    train += ["--tracking.register", "digits"]
+    subprocess.run(train, check=True, cwd=tmp_path, env=environment | {"PYTHONPATH": str(installed)})
+    port = free_port()
+    serve = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/digits/1", "--port", str(port)]
+    server = subprocess.Popen(serve, cwd=tmp_path, env=environment, start_new_session=True)
+    try:
+        bunch = load_digits()
+        _, picture = cv2.imencode(".jpg", cv2.resize((bunch.images[0] * 15.9).astype(np.uint8), (80, 80)))
+        row = {"image": base64.b64encode(picture.tobytes()).decode()}
+        body = json.dumps({"dataframe_records": [row], "params": {"top_k": 3}}).encode()
+        address = f"http://127.0.0.1:{port}/invocations"
+        request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+        (answer,) = json.loads(answered(request, server))["predictions"]
+        assert (answer["label"], len(answer["labels"])) == ("0", 3)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+
+
+def answered(request, server):
+    """What a server says once it is there."""
+    while True:
+        assert server.poll() is None
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.read()
+        except urllib.error.URLError:
+            time.sleep(1)
