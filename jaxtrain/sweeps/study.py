@@ -8,6 +8,7 @@ the trials of workers that died again. What became of a run is decided by its ru
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import threading
@@ -32,6 +33,8 @@ from jaxtrain.tracking.store import sqlite_uri
 from jaxtrain.training.nonfinite import Diverged
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60
+QUEUED = 64
+"""Slots that wait at a time."""
 _STARTUP_TRIALS = 4
 _SLOT, _ENDED, _OPTIONS, _OPEN = "slot", "ended", "options", "open"
 BASELINE = "baseline"
@@ -127,9 +130,10 @@ class Trials:
             self._check_kind()
 
     def fill(self, *, again: bool = False) -> int:
-        """Enqueue slots that were never in, and those that a worker gave up; returns how many have not ended.
+        """Enqueue the next slots that were never in, and those that a worker gave up; returns how many have not ended.
 
-        `again`: also those that failed, and those that are done but lost their run directories.
+        Few wait at a time, as Optuna reads all that do for each claim; `claim` adds more. `again`: also those that
+        failed, and those that are done but lost their run directories.
         """
         with file_lock(self._lock), _using(self._url):
             optuna.storages.fail_stale_trials(self.study)
@@ -137,28 +141,37 @@ class Trials:
             if again:
                 self.open_for_claims(True)
             latest = self._latest()
-            for slot, options in self._slots.items():
-                last = latest.get(slot)
-                if last is None:
-                    self.study.enqueue_trial(_plain(options), user_attrs={_SLOT: slot})
-                elif (last.state == TrialState.FAIL and (again or _ENDED not in last.user_attrs)) or (
+            self._enqueue_next(latest)
+            for slot, last in latest.items():
+                if (last.state == TrialState.FAIL and (again or _ENDED not in last.user_attrs)) or (
                     last.state == TrialState.COMPLETE and slot in lost
                 ):
                     kept = {key: value for key, value in last.user_attrs.items() if key != _ENDED}
-                    self.study.enqueue_trial(last.params or _plain(options), user_attrs=kept)
+                    self.study.enqueue_trial(last.params or _plain(self._slots[slot]), user_attrs=kept)
         return self.unfinished()
 
     def claim(self) -> Claimed | None:
         """The first slot that waits, from now on this worker's alone; None where none does."""
         while True:
             with file_lock(self._lock):  # where nothing waits, Optuna would make up a trial
-                if not self.waiting() or not self.study.user_attrs.get(_OPEN, True):
+                latest = self._latest()
+                waiting = any(trial.state == TrialState.WAITING for trial in latest.values())
+                if (not waiting and len(latest) == len(self._slots)) or not self.study.user_attrs.get(_OPEN, True):
                     return None
+                if not waiting:
+                    self._enqueue_next(latest)
                 one = Claimed(self.study, self._propose)
                 self._claimed.append(one)
                 if one.slot in self._slots:
                     return one
             one.end()  # the file does not have it any more
+
+    def _enqueue_next(self, latest: Mapping[str, Any]) -> None:
+        """So many of those that were never in that a few wait."""
+        waiting = sum(trial.state == TrialState.WAITING for trial in latest.values())
+        new = (slot for slot in self._slots if slot not in latest)
+        for slot in itertools.islice(new, max(QUEUED - waiting, 0)):
+            self.study.enqueue_trial(_plain(self._slots[slot]), user_attrs={_SLOT: slot})
 
     def close(self) -> None:
         """Give back what this worker claimed and did not end."""
@@ -181,7 +194,9 @@ class Trials:
 
     def waiting(self) -> int:
         """Slots that nobody has."""
-        return sum(trial.state == TrialState.WAITING for trial in self._latest().values())
+        latest = self._latest()
+        given = sum(trial.state != TrialState.WAITING for trial in latest.values())
+        return len(self._slots) - given
 
     @property
     def count(self) -> int:

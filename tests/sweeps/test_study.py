@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import itertools
 import json
 import os
 import sqlite3
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 
 import jaxtrain.sweeps
 from jaxtrain.config import Config
@@ -88,6 +90,23 @@ def test_slots_are_put_in_once_and_claimed_by_one_worker_each(opened):
     claimed[2].end(RunError("no memory"))
     assert first.unfinished() == 0
     assert second.ended() == dict(zip(slots, ["done", "pruned at step 3", "no memory"], strict=True))
+
+
+def test_more_slots_than_wait_at_a_time_are_each_given_once(opened, monkeypatch):
+    monkeypatch.setattr(study, "QUEUED", 4)
+    rates = [round(1e-3 + n * 1e-6, 7) for n in range(10)]
+    first, second = (opened(axes={RATE: rates}) for _ in range(2))
+    assert first.fill() == second.fill() == len(rates)
+    assert first.waiting() == len(rates)
+    assert sum(trial.state == TrialState.WAITING for trial in first.study.trials) == 4
+    found = []
+    for trials in itertools.cycle((first, second)):
+        if (one := trials.claim()) is None:
+            break
+        found.append(one.slot)
+        one.end(0.5)
+    assert found == [run.digest for run in plan(axes={RATE: rates}).runs]
+    assert second.waiting() == first.fill() == 0
 
 
 def test_what_ended_stays_ended_and_what_failed_is_tried_at_the_next_start(opened):
