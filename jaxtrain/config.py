@@ -23,6 +23,8 @@ Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
+ExplainMethod = Literal["auto", "gradcam", "rollout"]
+"""How heat maps are made; auto: rollout for vision transformers with plain attention, else gradcam."""
 
 
 T = TypeVar("T")

@@ -46,7 +46,7 @@ class Sync(Command):
             if report.problem is not None or report.mirrors:
                 lacking.append(str(run_dir))
         if lacking:
-            raise RunError(f"part of {', '.join(lacking)} is still missing; the same command tries again")
+            raise RunError(f"not yet whole elsewhere: {', '.join(lacking)}; the same command tries again")
 
 
 def _parts(root: Path) -> list[Path]:
