@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from jaxtrain.config import TrackingConfig
 from jaxtrain.errors import UserError
 from jaxtrain.tracking.mirrors import MirrorState
 from jaxtrain.tracking.outbox import MIRRORS
-from jaxtrain.tracking.patience import patience
+from jaxtrain.tracking.patience import Patience, patience
 from jaxtrain.tracking.process import Sidecar
 
+UNHEARD_SECONDS = 10.0
 NAMES = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases"}
 _log = logging.getLogger("jaxtrain.tracking")
 
@@ -51,11 +53,11 @@ class Mirrors:
         """Why each of those that lack something does, in one line."""
         self._run_dir, self._wanted = run_dir, dict(wanted)
         self._session = ""
-        self._over: set[str] = set()
+        self._heard, self._over, self._said = set[str](), set[str](), set[str]()
 
     def begin(self, session: str) -> dict[str, str]:
         """What the sidecar is sent; `session` is what it answers with."""
-        self._session, self._over = session, set()
+        self._session, self._heard, self._over = session, set(), set()
         return self._wanted
 
     def hear(self, *, last: bool = False) -> None:
@@ -64,6 +66,7 @@ class Mirrors:
             state = MirrorState.load(self._run_dir, name)
             heard = state.session == self._session
             problem = state.problem if heard else None
+            self._heard |= {name} if heard else set()
             if heard and state.over:
                 self._over.add(name)
             elif last and problem is None:
@@ -71,26 +74,34 @@ class Mirrors:
             if problem is None:
                 self.lacking.pop(name, None)
                 continue
-            if name not in self.lacking:
+            if name not in self._said:
+                self._said.add(name)
                 sync = shlex.join(["jaxtrain", "sync", str(self._run_dir)])
                 told = "%s lacks part of the run (%s); metrics are kept in %s, and %s sends them"
                 _log.warning(told, NAMES[name], problem, self._run_dir, sync)
             self.lacking[name] = problem
 
-    def wait(self, sidecar: Sidecar, timeout: float) -> bool:
+    def wait(self, sidecar: Sidecar, timeout: float, *, patient: Patience | None = None) -> bool:
         """Until all have ended, the sidecar has died, or nobody waits any longer; whether no other sidecar is needed.
 
-        In all runs of the process, mirrors that do not answer take no more together than one store of MLflow.
+        In all runs of the process, mirrors that do not answer take no more together than one store of MLflow, and one
+        that never did, such as wandb without a network, `UNHEARD_SECONDS`. `patient`: waits as long as it says.
         """
+        start = time.monotonic()
 
         def ended() -> bool:
             self.hear()
             return self._over.issuperset(self.names)
 
+        def settled() -> bool:
+            hopeless = patient is None and time.monotonic() - start > UNHEARD_SECONDS
+            return ended() or not sidecar.alive or (hopeless and self._over.issuperset(self._heard))
+
         if not self.names:
             return True
-        patient = patience(f"mirrors {self.names}", " and ".join(NAMES[name] for name in self.names))
-        patient.wait(lambda: ended() or not sidecar.alive, timeout)
+        who = " and ".join(NAMES[name] for name in self.names)
+        waits = patient or patience(f"mirrors {self.names}", who)
+        waits.wait(settled, timeout)
         if ended() and not self.lacking:
-            patient.restore()
+            waits.restore()
         return ended() or sidecar.alive

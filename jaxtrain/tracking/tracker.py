@@ -92,6 +92,7 @@ class Tracker:
         self.uri = redact(uri) if uri else None
         self._secret_uri = uri
         self._patience = patience(self.uri or "")
+        self._mirror_patience: Patience | None = None
         self._sidecar: Sidecar | None = None
         self._attachment: dict[str, Any] = {}
         self._session: str | None = None
@@ -281,7 +282,10 @@ class Tracker:
 
         Raises UserError for one that goes on in this process.
         """
-        self._patience = Patience(str(self.uri), timeout)
+        self._patience, self._mirror_patience = (
+            Patience(str(self.uri), timeout),
+            Patience("", timeout, "the mirrors of the run"),
+        )
         if self._key in sidecar().serves:
             raise UserError(f"{self.run_dir}: this run goes on in this very process; finish it first")
         try:
@@ -308,7 +312,9 @@ class Tracker:
             left = min(deadline - time.monotonic(), self._patience.left())
             self._sidecar.send(do="finish", run_dir=self._key, timeout=max(left - 0.5, 0.0))
             over = self.uri is None or self._wait_for(lambda state: state.over, left).over
-            over &= self._mirrors.wait(self._sidecar, min(left, max(deadline - time.monotonic(), 0.0)))
+            over &= self._mirrors.wait(
+                self._sidecar, max(deadline - time.monotonic(), 0.0), patient=self._mirror_patience
+            )
             self._sidecar.serves.discard(self._key)
             if over or time.monotonic() >= deadline:
                 return
