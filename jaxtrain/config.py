@@ -23,6 +23,8 @@ Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
+ExplainMethod = Literal["auto", "gradcam", "rollout"]
+"""How heat maps are made; auto: rollout for vision transformers with plain attention, else gradcam."""
 
 
 T = TypeVar("T")
@@ -770,7 +772,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", 'Field name "register"')  # a method of ABCMeta, which nobody calls here
 
     class TrackingConfig(StoreConfig):
-        """MLflow. `metrics.jsonl` in the run directory is written always."""
+        """MLflow, TensorBoard and Weights & Biases. `metrics.jsonl` in the run directory is written always."""
 
         log_model: bool = True
         """Store the final model in MLflow, loadable by mlflow.pyfunc."""
@@ -778,6 +780,26 @@ with warnings.catch_warnings():
         """Register the final model in MLflow under this name, as its next version."""
         system_metrics: bool = True
         """Record processor, memory and GPU use."""
+        tensorboard: bool = False
+        """Write the metrics to event files of TensorBoard too, in the run directory (extra jaxtrain[tensorboard])."""
+        tensorboard_dir: Path | None = None
+        """Write those event files below this folder instead, in a folder for each run."""
+        wandb: bool = False
+        """Send the metrics to Weights & Biases too, as its own variables say: WANDB_MODE, WANDB_API_KEY, WANDB_PROJECT
+        (extra jaxtrain[wandb])."""
+
+        @model_validator(mode="after")
+        def _a_folder_for_something(self) -> TrackingConfig:
+            if self.tensorboard_dir is not None and not self.tensorboard:
+                raise ValueError("tensorboard_dir needs tensorboard true")
+            return self
+
+
+UNTRACKED = {
+    **{"tracking.enabled": False, "tracking.wandb": False},
+    **{"tracking.tensorboard": False, "tracking.tensorboard_dir": None},
+}
+"""Options of a run that nothing follows."""
 
 
 class OwnConfig(Section):

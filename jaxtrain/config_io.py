@@ -80,6 +80,8 @@ _WORDS = {
         "seed": "random_seed rng_seed random_state",
         "tracking.enabled": "tracking mlflow logger track log",
         "tracking.enabled False": "no_tracking no_mlflow no_track no_log no_logging disable_tracking",
+        "tracking.tensorboard": "tensorboard log_tensorboard use_tensorboard",
+        "tracking.wandb": "wandb log_wandb use_wandb",
         "tracking.uri|uri": "tracking_uri mlflow_uri",
         "quiet": "silent verbose q verbosity",
         "smoke": "dry_run fast_dev_run test_run smoke_test",

@@ -12,7 +12,7 @@ from pathlib import Path
 from jaxtrain import __version__
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = {name: [name] for name in ("datasets", "onnx", "onnxruntime", "ray", "xgboost")}
+OPTIONAL = {name: [name] for name in ("datasets", "onnx", "onnxruntime", "ray", "tensorboard", "wandb", "xgboost")}
 OPTIONAL |= {"pynvml": ["nvidia-ml-py"]}
 """Of extras, which need not be installed here."""
 BY_HAND = {"jax2onnx"}

@@ -19,6 +19,7 @@ from jaxtrain.errors import DamagedError, UserError
 from jaxtrain.evaluation.comparison import Candidate, compare
 from jaxtrain.evaluation.costs import Costed, costs_of_training, measure_costs
 from jaxtrain.evaluation.evaluate import LOOKS_FILE, OpenTestSet, Predictor, find_duplicates, open_test_set, predict
+from jaxtrain.evaluation.explained import check_explainable, explained
 from jaxtrain.evaluation.finished import leaving_out
 from jaxtrain.evaluation.looks import count_look
 from jaxtrain.evaluation.predictions import Predictions
@@ -42,6 +43,7 @@ def benchmark(
     costs: bool = True,
     duplicates: bool = True,
     robustness: bool = False,
+    explain: bool = False,
 ) -> Report:
     """Compare models on one test set.
 
@@ -56,6 +58,7 @@ def benchmark(
         costs: Measure latency, throughput, operations and memory of each model: seconds each.
         duplicates: Look for test images that are also in the training or validation set, exactly or nearly.
         robustness: Measure accuracy under corruptions too: 50 times the work.
+        explain: Show heat maps beside the worst mistakes of the best model.
 
     The look at the test set is counted. Nothing is tracked: `jaxtrain benchmark` does that. Raises UserError for
     models without a name of their own, not trained, of other classes, or measured on different test sets.
@@ -79,7 +82,13 @@ def benchmark(
         gathered = _gather_classifiers(used, options, costs, left_out)
     comparison = compare(gathered.candidates, margin=margin, resamples=resamples, seed=seed)
     corrupted = load_each(gathered, used, load) if robustness else {}
-    return make_report(gathered, comparison, columns=columns or {}, duplicates=duplicates, corrupted=corrupted)
+    if explain:
+        check_explainable(gathered)
+    report = make_report(gathered, comparison, columns=columns or {}, duplicates=duplicates, corrupted=corrupted)
+    if explain:
+        best = used[comparison.entries[0].name]
+        report = explained(report, load(best) if isinstance(best, str | Path) else best)
+    return report
 
 
 def _gather_classifiers(models: Mapping[str, Any], data: Data, costs: bool, left_out: dict[str, str]) -> Gathered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.classifiers.base import BaseClassifier
+from jaxtrain.config import ExplainMethod
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import FileSource
 from jaxtrain.errors import RunError
@@ -30,6 +32,8 @@ class Labelling:
     """Also the vector before the head."""
     explain: Path | None = None
     """A folder for a heat map of each image."""
+    method: ExplainMethod = "auto"
+    """Of those maps."""
 
     def rows(self, classifier: BaseClassifier, files: Sequence[str], before: int = 0) -> Iterator[list[dict[str, Any]]]:
         """Those of each batch: file, label, probability and more, or why not; `before`: files done earlier.
@@ -38,7 +42,9 @@ class Labelling:
         """
         source, bad_images = FileSource(files, np.zeros(len(files), np.int32)), BadImages(allowed=None, named=False)
         start, fitted = 0, classifier.fitted
-        stream = fitted.predictor.stream if self.explain is None else fitted.predictor.explain
+        stream: Any = fitted.predictor.stream
+        if self.explain is not None:
+            stream = functools.partial(fitted.predictor.explain, method=self.method)
         for batch in stream(source, bad_images, embedding=self.embeddings):
             rows = []
             for place, probabilities in enumerate(fitted.task.probabilities(batch["logits"]), start=start):

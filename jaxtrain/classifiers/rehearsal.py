@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxtrain.classifiers.base import BaseClassifier
-from jaxtrain.config import HEADS, Config, chosen
+from jaxtrain.config import HEADS, UNTRACKED, Config, chosen
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import RunError, UserError
@@ -96,7 +96,7 @@ def debug(classifier: BaseClassifier) -> None:
     )
     with _temporary() as folder, jax.debug_nans(True):
         options = {
-            **{"run_dir": folder / "run", "name": None, "tracking.enabled": False, "parallel.strategy": "jit"},
+            **{"run_dir": folder / "run", "name": None, "parallel.strategy": "jit", **UNTRACKED},
             **{"train.epochs": None, "train.steps": 1, "train.early_stopping": None, "schedule.warmup_epochs": None},
             **{"train.profile": None},
             **{"train.steps_per_call": 1, "finetune.unfreeze_steps": None},  # everything takes part in the one step
@@ -173,7 +173,7 @@ def _shortened(config: Config) -> Config:
     unit = (config.parallel.devices or jax.local_device_count()) * config.train.accumulate
     unit *= 2 if mixes_images(config) else 1
     changes: dict[str, Any] = {
-        **{"name": None, "quiet": True, "tracking.enabled": False, "checkpoint.every_steps": 2},
+        **{"name": None, "quiet": True, "checkpoint.every_steps": 2, **UNTRACKED},
         **{"data.max_train_images": None, "data.draws": min(config.data.draws, 2), "train.profile": None},
         **{"data.shots": config.data.shots and min(config.data.shots, 2), "schedule.warmup_epochs": None},
         **{"train.epochs": None, "train.steps": _STEPS, "train.batch_size": -(-_LEAST_BATCH // unit) * unit},

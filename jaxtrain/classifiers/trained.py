@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel
 
-from jaxtrain.config import Config, chosen
+from jaxtrain.config import Config, ExplainMethod, chosen
 from jaxtrain.data.assemble import with_channels
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ImageSource, Labels
@@ -105,13 +105,15 @@ class Trained:
         """The vector before the head: `float32[images, features]`."""
         return self.fitted.predictor.embed(self._source(images), BadImages(allowed=None))
 
-    def explain(self, images: Any) -> NDArray[np.float32]:
+    def explain(self, images: Any, method: ExplainMethod = "auto") -> NDArray[np.float32]:
         """Where in each image what speaks for its most probable class is: `float32[images, rows, columns]`.
 
-        Grad-CAM on the network's last feature map, not negative (`jaxtrain.models.heat`). UserError for a head of a
-        library, which has no gradients.
+        "gradcam": Grad-CAM on the network's last feature map; "rollout": attention rollout, whatever the class, for
+        vision transformers with plain attention, for which "auto" chooses it. Not negative (`jaxtrain.models.heat`).
+        UserError for a head of a library, which has no gradients, and for a rollout of another network.
         """
-        parts = self.fitted.predictor.explain(self._source(images), BadImages(allowed=None), embedding=False)
+        predictor, source = self.fitted.predictor, self._source(images)
+        parts = predictor.explain(source, BadImages(allowed=None), embedding=False, method=method)
         return np.concatenate([part["heat"] for part in parts])
 
     def evaluate(self, images: Any, labels: ArrayLike | None = None) -> dict[str, float]:

@@ -50,6 +50,8 @@ class Benchmark(Command):
     """Do not look for test images that are nearly in the training or validation set."""
     robustness: bool = False
     """Measure accuracy under corruptions too: 50 times the work."""
+    explain: bool = False
+    """Show heat maps beside the worst mistakes of the best model: what in the picture spoke for its answer."""
     champion: Annotated[str, Field(pattern=r"^[^/:']+$", max_length=200)] | None = None
     """A registered model of MLflow whose alias `champion` moves to the best model, if it is significantly better."""
     trust_imports: bool = False
@@ -99,6 +101,7 @@ class Benchmark(Command):
         import jaxtrain
         from jaxtrain.evaluation.champion import check_title, crown
         from jaxtrain.evaluation.comparison import compare
+        from jaxtrain.evaluation.explained import check_explainable, explained
         from jaxtrain.evaluation.runs import gather, load_each, make_report, track, track_report
         from jaxtrain.files import numbered_folder, optional
         from jaxtrain.screen.console import print_line
@@ -117,9 +120,15 @@ class Benchmark(Command):
         comparison = compare(gathered.candidates, margin=self.margin / 100, resamples=self.resamples, seed=self.seed)
         models = {candidate.name: candidate.run_dir for candidate in gathered.candidates}
         corrupted = load_each(gathered, models, load) if self.robustness else {}
+        if self.explain:
+            check_explainable(gathered)
         report = make_report(
             gathered, comparison, columns={}, duplicates=not self.skip_duplicates, corrupted=corrupted, say=say
         )
+        if self.explain:
+            best = comparison.entries[0].name
+            with optional(f"heat maps of {best}"):
+                report = explained(report, load(Path(models[best] or "")))
         folder = report.save(self.out or numbered_folder(Path("runs/benchmark"), comparison.predictions.dataset))
         ids = track(gathered, comparison, tracking)
         with optional("the report in MLflow"):

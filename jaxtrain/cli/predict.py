@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from jaxtrain.cli.command import Command, Positional
-from jaxtrain.config import PoolConfig, resources
+from jaxtrain.config import ExplainMethod, PoolConfig, resources
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.escape import plain
 
@@ -41,6 +41,9 @@ class Predict(Command):
     """The vector before the head too, in tables of .jsonl or .parquet."""
     explain: Path | None = None
     """A folder for a PNG per image: the image, and beside it what in it speaks for the most probable class, as heat."""
+    explain_method: ExplainMethod = "auto"
+    """gradcam: by the gradients of that class; rollout: by where a vision transformer looks, whatever the class; auto:
+    rollout for vision transformers with plain attention, else gradcam."""
     cluster: PoolConfig = PoolConfig()
     trust_imports: bool = False
     """Import the network or class that the run names (module:Name): it is executed, so only for runs that you trust."""
@@ -51,6 +54,8 @@ class Predict(Command):
             raise ValueError("cluster: give --out, a table")
         if self.cluster.address is not None and self.explain is not None:
             raise ValueError("explain: heat maps are made on this machine: leave out --cluster.address")
+        if self.explain is None and self.explain_method != "auto":
+            raise ValueError("explain_method needs --explain FOLDER")
         return self
 
     @model_validator(mode="after")
@@ -80,7 +85,7 @@ class Predict(Command):
         if not files:
             raise RunError("the folders hold no images: " + ", ".join(map(os.fspath, self.images)))
         if self.explain is not None:
-            print(f"{self.explain}: {classifier.fitted.predictor.explained_by()}", file=sys.stderr)
+            print(f"{self.explain}: {classifier.fitted.predictor.explained_by(self.explain_method)}", file=sys.stderr)
             self.explain.mkdir(parents=True, exist_ok=True)
         if self.out is None:
             unreadable = self._print(classifier, files)
@@ -117,7 +122,9 @@ class Predict(Command):
         from jaxtrain.screen.console import print_line
         from jaxtrain.screen.progress import Progress
 
-        with Rows(out, [*weights_digests(classifier), files, self.topk, self.embeddings, self.explain]) as table:
+        asked: list[Any] = [files, self.topk, self.embeddings, self.explain]
+        asked += [] if self.explain_method == "auto" else [self.explain_method]
+        with Rows(out, [*weights_digests(classifier), *asked]) as table:
             if table.done:
                 print_line(f"{table.done:,} of {len(files):,} images are done")
             with Progress(title="predicted", file=sys.stderr) as progress:
@@ -133,7 +140,7 @@ class Predict(Command):
     def _labelling(self) -> Labelling:
         from jaxtrain.classifiers.labelling import Labelling
 
-        return Labelling(self.run_dir, self.topk, self.embeddings, self.explain)
+        return Labelling(self.run_dir, self.topk, self.embeddings, self.explain, self.explain_method)
 
     def _computed(
         self, classifier: BaseClassifier, files: list[str], done: int, session: Session | None

@@ -47,6 +47,10 @@ class Content:
     """Values by which the test set is sliced, one an image."""
     robustness: Mapping[str, Any] = field(default_factory=dict)
     """Accuracy under corruptions by model, see `jaxtrain.evaluation.robustness`."""
+    heat: Mapping[int, str] = field(default_factory=dict)
+    """Heat maps of the worst mistakes, as data URIs, by place in the test set, see `jaxtrain.evaluation.explained`."""
+    heat_is: str = ""
+    """What those maps are, in words."""
 
     @property
     def _findings(self) -> Any:

@@ -50,21 +50,41 @@ def thumbnail(source: ImageSource, index: int, max_pixels: int = 50_000_000) -> 
     return data_uri(buffer.getvalue(), "image/jpeg")
 
 
+def heat_thumbnail(image: NDArray[np.floating], heat: NDArray[np.floating]) -> str:
+    """An image under its heat map as a data URI; arguments as of `heat_picture`."""
+    buffer = io.BytesIO()
+    _under_heat(_enlarged(image, _HEAT_SIDE), heat).save(buffer, "JPEG", quality=82, optimize=True)
+    return data_uri(buffer.getvalue(), "image/jpeg")
+
+
 def heat_picture(image: NDArray[np.floating], heat: NDArray[np.floating]) -> Image:
-    """An image, and beside it the same under its heat map, which is scaled to its highest value.
+    """An image, and beside it the same under its heat map, which is scaled from its lowest to its highest value.
 
     image: `float[side, side, channels]`, 0 to 255; heat: `float[rows, columns]`, not negative.
     """
+    from PIL import Image
+
+    plain = _enlarged(image, len(image) * -(-_HEAT_SIDE // len(image)))
+    both = Image.new("RGB", (2 * plain.width, plain.height))
+    both.paste(plain, (0, 0))
+    both.paste(_under_heat(plain, heat), (plain.width, 0))
+    return both
+
+
+def _enlarged(image: NDArray[np.floating], side: int) -> Image:
+    from PIL import Image
+
+    pixels = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+    kind = Image.Resampling.NEAREST if side > len(image) else Image.Resampling.BILINEAR
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).resize((side, side), kind)
+
+
+def _under_heat(plain: Image, heat: NDArray[np.floating]) -> Image:
     from matplotlib import colormaps
     from PIL import Image
 
-    side = len(image) * -(-_HEAT_SIDE // len(image))
-    pixels = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
-    plain = Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
-    scaled = Image.fromarray((heat / max(float(heat.max()), 1e-30)).astype(np.float32))
-    values = np.asarray(scaled.resize((side, side), Image.Resampling.BILINEAR))
+    low, high = float(heat.min()), float(heat.max())
+    scaled = Image.fromarray(((heat - low) / max(high - low, 1e-30)).astype(np.float32))
+    values = np.asarray(scaled.resize(plain.size, Image.Resampling.BILINEAR))
     colours = Image.fromarray(colormaps["inferno"](values, bytes=True)[..., :3])
-    both = Image.new("RGB", (2 * side, side))
-    both.paste(plain, (0, 0))
-    both.paste(Image.blend(plain, colours, _OPACITY), (side, 0))
-    return both
+    return Image.blend(plain, colours, _OPACITY)

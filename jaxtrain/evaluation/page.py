@@ -72,6 +72,8 @@ class Tile(NamedTuple):
     title: str
     lines: Sequence[tuple[str, str, bool | None]]
     """An answer, who gave it, and whether it is right; None: neither."""
+    heat: str | None = None
+    """The same image under a heat map."""
 
 
 def render(report: Content) -> str:
@@ -342,8 +344,8 @@ def _galleries(report: Content) -> list[tuple[str, str, list[Tile]]]:
     found = [
         (
             "Worst mistakes",
-            f"Where {best}, the best model, gave the truth the lowest probability.",
-            _tiles(report, report.worst),
+            f"Where {best}, the best model, gave the truth the lowest probability.{_about_heat(report)}",
+            _tiles(report, report.worst, report.heat),
         )
     ]
     for one, other, shown in report.disagreements:
@@ -359,12 +361,19 @@ def _galleries(report: Content) -> list[tuple[str, str, list[Tile]]]:
     return [gallery for gallery in found if gallery[2]]
 
 
-def _tiles(report: Content, shown: Iterable[Shown]) -> list[Tile]:
+def _about_heat(report: Content) -> str:
+    if not report.heat:
+        return ""
+    what = "where the model looks" if "rollout" in report.heat_is else "what speaks for its answer"
+    return f" Bright in the picture beside it is {what} ({report.heat_is})."
+
+
+def _tiles(report: Content, shown: Iterable[Shown], heat: Mapping[int, str] | None = None) -> list[Tile]:
     tiles = []
     for one in shown:
         source = None if report.images is None else thumbnail(report.images, one.index)
         lines = [(f"{answer} {100 * sure:.0f}%", name, right) for name, answer, sure, right in one.answers[:6]]
-        tiles.append(Tile(source, f"{one.label} · test {one.index}", lines))
+        tiles.append(Tile(source, f"{one.label} · test {one.index}", lines, (heat or {}).get(one.index)))
     return tiles
 
 

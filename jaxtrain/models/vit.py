@@ -54,6 +54,13 @@ class Attention(Module):
         q, k, v = self.qkv.split(x, 3)
         return self.proj(forms.attention(q, k, v, self.heads))
 
+    def shares(self, x: Array) -> Array:
+        """How much each token takes from each: `float32[batch, heads, tokens, tokens]`, whose rows sum to 1."""
+        q, k, _ = self.qkv.split(x, 3)
+        depth = q.shape[-1] // self.heads
+        q, k = (y.reshape(*y.shape[:2], self.heads, depth) for y in (q * depth**-0.5, k))
+        return jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32), axis=-1)
+
 
 class AttentionPool(Module):
     """One learned query attends to all tokens, then an MLP (Zhai et al. 2021, arXiv 2106.04560)."""

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxtrain.config import Config, chosen
+from jaxtrain.config import Config, ExplainMethod, chosen
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ImageSource
 from jaxtrain.errors import UserError
 from jaxtrain.evaluation.costs import ForwardPass
 from jaxtrain.heads import FittedHead, restore_head
 from jaxtrain.heads.base import JaxHead
-from jaxtrain.models.heat import feature_map
+from jaxtrain.models.heat import Method, feature_map, rolls_out
 from jaxtrain.readers import reading
 from jaxtrain.runs.extraction import Extractor
 from jaxtrain.saved_model import OTHER, SavedModel
@@ -117,19 +117,22 @@ class Predictor:
         for rows in inference.stream("both" if embedding else "logits", weights, source, bad_images):
             yield rows if embedding else {"logits": rows}
 
-    def explain(self, source: ImageSource, bad_images: BadImages, *, embedding: bool) -> Iterator[dict[str, Floats]]:
+    def explain(
+        self, source: ImageSource, bad_images: BadImages, *, embedding: bool, method: ExplainMethod = "auto"
+    ) -> Iterator[dict[str, Floats]]:
         """As `stream`, and a map of what speaks for the most probable class of each image (`jaxtrain.models.heat`).
 
         "heat": `float32[batch, rows, columns]`; "image", as the network has it: `float32[batch, size, size, channels]`,
-        0 to 255.
+        0 to 255. Raises UserError as `explained_by`.
         """
         inference, weights = self._placed
-        explained = inference.strategy.compile_map(inference.explaining(self.logits_of, embedding=embedding))
-        yield from inference.mapped(explained, weights, source, bad_images)
+        function = inference.explaining(self.logits_of, embedding=embedding, method=self._heat_method(method))
+        yield from inference.mapped(inference.strategy.compile_map(function), weights, source, bad_images)
 
-    def explained_by(self) -> str:
-        """What the maps of `explain` are, in words. Raises UserError where there are none."""
+    def explained_by(self, method: ExplainMethod = "auto") -> str:
+        """What the maps of `explain` are, in words. Raises UserError where there are none by that method."""
         data, (inference, _) = self.config.data, self._placed
+        rollout = self._heat_method(method) == "rollout"
         images = jax.ShapeDtypeStruct(
             (1, chosen(data.image_size), chosen(data.image_size), chosen(data.channels)), np.float32
         )
@@ -137,7 +140,22 @@ class Predictor:
         if found is None:
             return "absolute gradients of the pixels, as the network has no feature map"
         shape = found[1]
+        if rollout:
+            return f"attention rollout to {shape[1]} tokens"
         return "Grad-CAM on " + (f"{shape[1]} x {shape[2]} places" if len(shape) == 4 else f"{shape[1]} tokens")
+
+    def _heat_method(self, method: ExplainMethod) -> Method:
+        """Raises UserError for a rollout that the network does not have."""
+        can = self._pools_by_itself and rolls_out(self._placed[0].network.bind(**self.network_weights))
+        if method == "rollout" and not can:
+            kind = "a vision transformer with plain attention that pools its class token or the mean of its patches"
+            raise UserError(f"attention rollout is for {kind}: leave the method out, or give gradcam")
+        return "rollout" if can and method != "gradcam" else "gradcam"
+
+    @property
+    def _pools_by_itself(self) -> bool:
+        """Whether the vector before the head is the one that the network makes."""
+        return True
 
     def logits_of(self, model: Any, images: jax.Array) -> jax.Array:
         """`float32[batch, classes]` of normalised images by the network: a pure function that has gradients."""
@@ -232,6 +250,10 @@ class HeadPredictor(Predictor):
         logits = np.full((len(vectors), len(self.class_names)), np.nan, np.float32)
         logits[readable] = self.head.logits(vectors[readable])
         return logits
+
+    @property
+    def _pools_by_itself(self) -> bool:
+        return self.config.features.pool == "auto" and self.config.features.blocks == 1
 
     def logits_of(self, model: Any, images: jax.Array) -> jax.Array:
         """By the head. Raises UserError for one of a library, which has no gradients."""

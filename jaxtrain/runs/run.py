@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtrain.config import Config
+from jaxtrain.config import UNTRACKED, Config
 from jaxtrain.config_io import without_passwords
 from jaxtrain.data.base import Dataset
 from jaxtrain.data.digest import data_digest
@@ -30,6 +30,7 @@ from jaxtrain.runs.fitted import Fitted, read_model, restored, save_model
 from jaxtrain.runs.learning import Job, Learned, Learning, Learns, Part, Pruned
 from jaxtrain.runs.report import Reporter, flat_config, versions
 from jaxtrain.tracking import Tracker
+from jaxtrain.tracking.mirroring import wanted_mirrors
 from jaxtrain.tracking.store import database_file, named_here, tracking_uri
 from jaxtrain.tracking.tracker import look
 from jaxtrain.training import processes
@@ -120,6 +121,7 @@ def _open(technique: Learns, dataset: Dataset, stack: contextlib.ExitStack) -> _
         nonlocal directory, config
         if given.tracking.enabled:
             tracking_uri(given.tracking.uri)  # a wrong one leaves no directory behind
+        wanted_mirrors(given.tracking)  # likewise
         placed = given.run_dir is not None or given.name is not None
         name = "" if placed else f"{dataset.name}-{technique.model_name}"  # which reads the weights
         directory = stack.enter_context(RunDirectory.open(given, default_name=name))
@@ -136,7 +138,7 @@ def _open(technique: Learns, dataset: Dataset, stack: contextlib.ExitStack) -> _
             raise RunError(f"the training images of {dataset.name} here are not those of process 0")
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxtrain-"))
         directory = stack.enter_context(RunDirectory(Path(scratch)))
-        config = Config.model_validate(told["config"]).replace(**{"quiet": True, "tracking.enabled": False})
+        config = Config.model_validate(told["config"]).replace(**{"quiet": True, **UNTRACKED})
     return _Opened(directory, Path(told["run_dir"]), config, told["resuming"], told["done"])
 
 
@@ -265,6 +267,7 @@ def start_tracking(job: Job, learning: Learning) -> Tracker:
             **(job.part.tags(False) if job.part else {}),
         },
         history=learning.history,
+        mirrored=True,
     )
     dataset = learning.dataset
     tracker.artifact(run_dir / "config.yaml")

@@ -27,6 +27,7 @@ JOURNAL = "metrics.jsonl"
 OUTBOX = "mlflow_outbox.jsonl"
 STATE = "mlflow.json"
 LOCK = "mlflow.lock"
+MIRRORS = ("tensorboard", "wandb")
 
 
 @dataclass
@@ -126,7 +127,7 @@ _FIELDS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "status": {"status": lambda value: value in ("FINISHED", "FAILED", "KILLED"), "time_ms": _whole},
 }
 """What each request holds: the file may be of another version, damaged, or a stranger's."""
-_MAY_BE_THERE = {"model": lambda value: value is None or _table(value), "register": lambda value: _text(value)}
+_MAY_BE_THERE = {"model": lambda value: value is None or _table(value), "register": _text, "mirrors": _table}
 
 
 def _sound(request: Any) -> bool:
@@ -166,9 +167,14 @@ def read_requests(run_dir: Path) -> list[dict[str, Any]]:
     return requests
 
 
+def mirror_file(name: str) -> str:
+    """In which the sidecar says how far one of `MIRRORS` is."""
+    return f"mirror_{name}.json"
+
+
 def check_files(run_dir: Path) -> None:
     """Raises UserError where something else has the name of a file that tracking keeps in a run directory."""
-    for path in (run_dir / name for name in (JOURNAL, OUTBOX, STATE, LOCK)):
+    for path in (run_dir / name for name in (JOURNAL, OUTBOX, STATE, LOCK, *map(mirror_file, MIRRORS))):
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise UserError(f"{path} is not a regular file; move it away")
 

@@ -19,10 +19,10 @@ _log = logging.getLogger("jaxtrain.tracking")
 
 
 class Patience:
-    """Seconds left to wait for one store, at most `most`."""
+    """Seconds left to wait for one store, or for what `who` else follows a run; at most `most`."""
 
-    def __init__(self, where: str, most: float = MOST_SECONDS) -> None:
-        self._where, self._most = where, most
+    def __init__(self, where: str, most: float = MOST_SECONDS, who: str | None = None) -> None:
+        self._who, self._most = who or f"MLflow at {where}", most
         self._left, self._then = most, time.monotonic()
 
     def left(self) -> float:
@@ -43,7 +43,7 @@ class Patience:
             while not done() and not interrupted.is_set() and time.monotonic() - start < most:
                 if not told and time.monotonic() - start > SILENT_SECONDS:
                     told = True
-                    _log.warning("waiting up to %.0f s for MLflow at %s; Ctrl-C goes on without it", most, self._where)
+                    _log.warning("waiting up to %.0f s for %s; Ctrl-C goes on without it", most, self._who)
                 time.sleep(_POLL_SECONDS)
         self._left = 0.0 if interrupted.is_set() else max(0.0, self._left - (time.monotonic() - start))
 
@@ -65,6 +65,6 @@ def _interrupts() -> Iterator[threading.Event]:
 _stores: dict[str, Patience] = {}
 
 
-def patience(where: str) -> Patience:
-    """That with a store, named without its password."""
-    return _stores.setdefault(where, Patience(where))
+def patience(where: str, who: str | None = None) -> Patience:
+    """That with a store, named without its password, or with `who` else follows runs."""
+    return _stores.setdefault(where, Patience(where, who=who))

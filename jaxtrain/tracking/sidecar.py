@@ -6,7 +6,8 @@ training nothing, can hang without harm, and is still there to set the run's sta
 is killed.
 
 Commands come as JSON lines on standard input; all that it says is in the `mlflow.json` of each run. The end of the
-input ends the process: it comes when the parent dies, too.
+input ends the process: it comes when the parent dies, too. Mirrors of a run have threads of their own here
+(`mirrors.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import Any
 
 from jaxtrain.files import try_lock
 from jaxtrain.redact import redact
-from jaxtrain.tracking.outbox import LOCK
+from jaxtrain.tracking.mirrors import Mirroring
+from jaxtrain.tracking.outbox import LOCK, MIRRORS
 from jaxtrain.tracking.provenance import git_tags
 from jaxtrain.tracking.store import trouble
 from jaxtrain.tracking.system import SystemMonitor
@@ -165,6 +167,7 @@ class Run:
 def serve(commands: queue.Queue[Command | None], parent: int) -> None:
     """Serve runs until the commands end (None), at the latest when the parent has."""
     runs: dict[str, Run] = {}
+    mirrors: dict[str, list[Mirroring]] = {}
     while True:
         now = time.monotonic()
         wait = min([UPLOAD_SECONDS, *(max(0.02, run.due - now) for run in runs.values())])
@@ -172,6 +175,7 @@ def serve(commands: queue.Queue[Command | None], parent: int) -> None:
             command = commands.get(timeout=wait)
             if command is None:
                 break
+            _obey_for_mirrors(command, mirrors)
             _obey(command, runs, parent)
             continue
         except queue.Empty:
@@ -182,8 +186,13 @@ def serve(commands: queue.Queue[Command | None], parent: int) -> None:
                 run.close()
                 del runs[key]
     _exit_after(ORPHAN_SECONDS)
+    threads = [thread for each in mirrors.values() for thread in each]
+    for thread in threads:
+        thread.end(ORPHAN_SECONDS)
     for run in runs.values():
         run.orphaned()
+    for thread in threads:
+        thread.join(ORPHAN_SECONDS)
 
 
 def _exit_after(seconds: float) -> None:
@@ -195,12 +204,25 @@ def _exit_after(seconds: float) -> None:
 
 def _obey(command: Command, runs: dict[str, Run], parent: int) -> None:
     run_dir = command["run_dir"]
-    if command["do"] == "attach":
+    if command["do"] == "attach" and command["uri"] is not None:
         if run_dir in runs:  # started again in the same process without a finish
             runs.pop(run_dir).release()
         runs[run_dir] = Run(command, parent)
     elif command["do"] == "finish" and run_dir in runs:
         runs[run_dir].finish(command["timeout"])
+
+
+def _obey_for_mirrors(command: Command, mirrors: dict[str, list[Mirroring]]) -> None:
+    run_dir = command["run_dir"]
+    for thread in mirrors.get(run_dir, ()):
+        thread.end(command.get("timeout", 0.0))
+    if command["do"] == "attach":
+        wanted = [(name, target) for name, target in command["mirrors"].items() if name in MIRRORS]
+        mirrors[run_dir] = [Mirroring(name, target, Path(run_dir), command["session"]) for name, target in wanted]
+        for thread in mirrors[run_dir]:
+            thread.start()
+    for key in [key for key, threads in mirrors.items() if not any(thread.is_alive() for thread in threads)]:
+        del mirrors[key]
 
 
 def main() -> None:

@@ -1,14 +1,19 @@
-"""What MLflow was told by whoever calls us: an active run, and variables that MLflow's own functions would follow."""
+"""Where a run comes from: the command and machine, and what MLflow was told by whoever calls us: an active run, and
+variables that MLflow's own functions would follow."""
 
 from __future__ import annotations
 
 import functools
+import getpass
 import logging
 import os
+import socket
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 from jaxtrain.errors import UserError
-from jaxtrain.redact import redact
+from jaxtrain.redact import redact, redact_command
 from jaxtrain.tracking.store import tracking_uri
 
 _log = logging.getLogger("jaxtrain.tracking")
@@ -47,3 +52,25 @@ def _say_ignored(active: bool) -> None:
 @functools.cache
 def _say(text: str) -> None:
     _log.warning("MLflow: %s", text)
+
+
+def own_tags() -> dict[str, str]:
+    """Tags of every run. The environment is not among them: it holds secrets."""
+    tags = {
+        "mlflow.source.name": os.path.basename(sys.argv[0]) or "python",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+        "jaxtrain.command": redact_command([os.path.basename(sys.executable), *sys.argv]),
+        "jaxtrain.host": socket.gethostname(),
+        "jaxtrain.python": sys.version.split()[0],
+    }
+    with suppress(PackageNotFoundError):
+        tags["jaxtrain.version"] = version("jaxtrain")
+    return tags
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name, as containers have them
+        return str(os.getuid())

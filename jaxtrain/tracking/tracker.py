@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import getpass
 import logging
 import os
 import shlex
-import socket
-import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,16 +25,25 @@ from numpy.typing import NDArray
 from jaxtrain.config import TrackingConfig
 from jaxtrain.errors import UserError
 from jaxtrain.files import file_lock, reason
-from jaxtrain.redact import redact, redact_command, redact_option
+from jaxtrain.redact import redact, redact_option
 from jaxtrain.tracking.journal import Journal
+from jaxtrain.tracking.mirroring import Mirrors, wanted_mirrors
 from jaxtrain.tracking.model import default_requirements
-from jaxtrain.tracking.outbox import JOURNAL, LOCK, OUTBOX, State, append_request, check_files, first_start
+from jaxtrain.tracking.outbox import (
+    JOURNAL,
+    LOCK,
+    OUTBOX,
+    State,
+    append_request,
+    check_files,
+    first_start,
+)
 from jaxtrain.tracking.patience import Patience, patience
 from jaxtrain.tracking.points import unsent_rows
 from jaxtrain.tracking.process import Sidecar, sidecar
 from jaxtrain.tracking.provenance import process_identity
-from jaxtrain.tracking.store import database_file, named_here, sqlite_uri, tracking_uri
-from jaxtrain.tracking.surroundings import parent_run
+from jaxtrain.tracking.store import database_file, sqlite_uri, tracking_uri
+from jaxtrain.tracking.surroundings import own_tags, parent_run
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -57,6 +63,8 @@ class TrackerReport:
     """Records of the journal that MLflow does not have yet: `sync_run` sends them."""
     problem: str | None
     """Why not everything was sent, in one line."""
+    mirrors: Mapping[str, str] = field(default_factory=dict)
+    """Likewise of each mirror (tensorboard, wandb) that lacks something."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +82,17 @@ class Tracker:
     Make one with `Tracker.start`.
     """
 
-    def __init__(self, run_dir: Path, uri: str | None, root: Path | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, uri: str | None, root: Path | None = None, mirrors: Mapping[str, str] | None = None
+    ) -> None:
         self._root = root or run_dir
+        self._mirrors = Mirrors(run_dir, mirrors or {})
         self.journal = Journal(run_dir / JOURNAL)
         self.run_dir = run_dir
         self.uri = redact(uri) if uri else None
         self._secret_uri = uri
         self._patience = patience(self.uri or "")
+        self._mirror_patience: Patience | None = None
         self._sidecar: Sidecar | None = None
         self._attachment: dict[str, Any] = {}
         self._session: str | None = None
@@ -103,6 +115,7 @@ class Tracker:
         history: Sequence[Mapping[str, Any]] = (),
         root: Path | None = None,
         measures: Measures | None = None,
+        mirrored: bool = False,
     ) -> Tracker:
         """Begin a run, or continue the one in `run_dir`, in milliseconds; MLflow follows in another process.
 
@@ -111,37 +124,41 @@ class Tracker:
         sent again. `params` of a run that is continued are compared with the stored ones; changes are in
         the tag `jaxtrain.param_drift`. The run is nested under the caller's active one, if that is in the same store.
         Only files inside `root` (default: `run_dir`) can be sent. The metrics of a run that `measures` a stored model
-        are also those of the model.
+        are also those of the model. `mirrored`: TensorBoard and Weights & Biases follow the run too, where the config
+        asks for them.
 
-        Raises UserError for a store that MLflow cannot use, before anything is written.
+        Raises UserError for a store that MLflow cannot use and for a mirror whose package is missing, before anything
+        is written.
         """
         uri = tracking_uri(config.uri) if config.enabled else None
+        mirrors = wanted_mirrors(config) if mirrored else {}
         run_dir.mkdir(parents=True, exist_ok=True)
         check_files(run_dir)
-        tracker = cls(run_dir, uri, root)
+        tracker = cls(run_dir, uri, root, mirrors)
         tracker.journal.truncate(history)
-        if uri is None:
+        if uri is None and not mirrors:
             return tracker
         started = first_start(run_dir)
-        if _PARENT not in tags and (parent := parent_run(uri)) is not None:
+        if _PARENT not in tags and (parent := uri and parent_run(uri)):
             tags = {**tags, _PARENT: parent}
         begun = {
             "do": "start",
             "run_key": started["run_key"] if started else uuid.uuid4().hex,
-            "uri": tracker.uri,
+            "uri": tracker.uri or "",
+            "mirrors": mirrors,
             "time_ms": _now_ms(),
             "process": process_identity(os.getpid()),
             "experiment": config.experiment_prefix + experiment,
             "run_name": run_name,
             "params": {key: redact_option(key, str(value)) for key, value in params.items()},
-            "tags": {key: redact_option(key, str(value)) for key, value in {**_own_tags(), **tags}.items()},
+            "tags": {key: redact_option(key, str(value)) for key, value in {**own_tags(), **tags}.items()},
             "model": None if measures is None else asdict(measures),
         }
         try:
             append_request(run_dir, begun)
         except OSError as error:
             _log.warning("%s: %s; MLflow will know nothing of this run", run_dir / OUTBOX, error.strerror)
-            tracker.uri = None
+            tracker.uri, tracker._mirrors = None, Mirrors(run_dir, {})
             return tracker
         tracker._attach(live=True, system_metrics=config.system_metrics)
         atexit.register(tracker._at_exit)
@@ -156,7 +173,7 @@ class Tracker:
         record.
         """
         self.journal.append(step, metrics)
-        if self.uri is not None and time.monotonic() >= self._hear_due:
+        if self._followed and time.monotonic() >= self._hear_due:
             self._hear()
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
@@ -251,7 +268,7 @@ class Tracker:
         if self._finished is not None:
             return self._finished
         self.journal.close()
-        if self.uri is None:
+        if not self._followed:
             self._finished = TrackerReport(None, None, 0, None)
             return self._finished
         self._request("status", status=status, time_ms=_now_ms())
@@ -259,6 +276,30 @@ class Tracker:
         atexit.unregister(self._at_exit)
         self._finished = self._report()
         return self._finished
+
+    def resend(self, timeout: float) -> TrackerReport:
+        """Have a run that has ended sent, as far as it is missing, within this many seconds.
+
+        Raises UserError for one that goes on in this process.
+        """
+        self._patience, self._mirror_patience = (
+            Patience(str(self.uri), timeout),
+            Patience("", timeout, "the mirrors of the run"),
+        )
+        if self._key in sidecar().serves:
+            raise UserError(f"{self.run_dir}: this run goes on in this very process; finish it first")
+        try:
+            with file_lock(self.run_dir / LOCK, timeout=min(timeout, 5.0)) if self.uri else contextlib.nullcontext():
+                State.load(self.run_dir).save(self.run_dir)  # by which the other process answers
+        except TimeoutError:
+            self._problem = f"{self.run_dir} is being sent by another process"
+            return self._report()
+        except OSError as error:
+            self._problem = f"{self.run_dir} cannot be sent: {reason(error)}"
+            return self._report()
+        self._attach(live=False, system_metrics=False)
+        self._end(timeout)
+        return self._report()
 
     def _end(self, timeout: float) -> None:
         """Have the sidecar finish this run, in a new one where it has died."""
@@ -270,17 +311,23 @@ class Tracker:
                 return
             left = min(deadline - time.monotonic(), self._patience.left())
             self._sidecar.send(do="finish", run_dir=self._key, timeout=max(left - 0.5, 0.0))
-            over = self._wait_for(lambda state: state.over, left).over
+            over = self.uri is None or self._wait_for(lambda state: state.over, left).over
+            over &= self._mirrors.wait(
+                self._sidecar, max(deadline - time.monotonic(), 0.0), patient=self._mirror_patience
+            )
             self._sidecar.serves.discard(self._key)
             if over or time.monotonic() >= deadline:
                 return
 
     def _report(self) -> TrackerReport:
-        over = self._hear().over
+        over = self._hear(last=True).over
+        lacking = self._mirrors.lacking
+        if self.uri is None:
+            return TrackerReport(None, None, 0, None, lacking)
         state = State.load(self.run_dir)
         sent = state.acknowledged if state.uri == self.uri else {}
         problem = self._problem or (None if over else "MLflow did not answer in time")
-        return TrackerReport(self.uri, state.run_id, unsent_rows(self.run_dir, sent), problem)
+        return TrackerReport(self.uri, state.run_id, unsent_rows(self.run_dir, sent), problem, lacking)
 
     @property
     def _key(self) -> str:
@@ -293,17 +340,23 @@ class Tracker:
             self._sidecar = sidecar()
         except OSError as error:
             self._sidecar = None
-            self._problem = f"cannot start the process that talks to MLflow: {error}"
+            self._problem = f"cannot start the process that follows the run: {error}"
             _log.warning("%s; metrics are kept in %s", self._problem, self.journal.path)
             return
         self._sidecar.serves.add(self._key)
-        told = {"run_dir": self._key, "root": str(self._root.absolute()), "uri": self._secret_uri}
-        told |= {"folder": os.getcwd(), "session": self._session}
+        told: dict[str, Any] = {"run_dir": self._key, "root": str(self._root.absolute()), "uri": self._secret_uri}
+        told |= {"folder": os.getcwd(), "session": self._session, "mirrors": self._mirrors.begin(self._session)}
         self._sidecar.send(do="attach", **told, **attachment)
 
-    def _hear(self) -> State:
+    @property
+    def _followed(self) -> bool:
+        """Whether anything follows the run."""
+        return self.uri is not None or bool(self._mirrors.names)
+
+    def _hear(self, *, last: bool = False) -> State:
         """What the sidecar says of this tracker's run so far; what a person should know is logged, once."""
         self._hear_due = time.monotonic() + _HEAR_SECONDS
+        self._mirrors.hear(last=last)
         state = State.load(self.run_dir)
         if state.session != self._session:
             return State()
@@ -334,7 +387,7 @@ class Tracker:
         return os.path.relpath(path, self.run_dir)
 
     def _request(self, what: str, **fields: Any) -> None:
-        if self.uri is None:
+        if self.uri is None and not (self._mirrors.names and what in ("params", "status")):
             return
         try:
             append_request(self.run_dir, {"do": what, **fields})
@@ -344,49 +397,6 @@ class Tracker:
     def _at_exit(self) -> None:
         """The program ends without a word about the run: it did not go well."""
         self.finish("FAILED", timeout=5.0)
-
-
-def store_to_sync(run_dir: Path, uri: str | None = None) -> str:
-    """The store that a run is sent to: `uri`, else the one that it was meant for.
-
-    The latter only where it is also that of MLFLOW_TRACKING_URI or, without it, of this folder.
-    Raises UserError where there is nothing to send, and where only the run's own files name the store: they may be
-    a stranger's, and the store would get what is in the environment to log in with.
-    """
-    check_files(run_dir)
-    started = first_start(run_dir)
-    if started is None:
-        raise UserError(f"{run_dir} is not the directory of a run that was meant for MLflow")
-    stored = State.load(run_dir).uri or started["uri"]
-    if uri is None and not named_here(stored):
-        raise UserError(f"{run_dir}: only its own files name the store {stored}; if you trust it, add --uri {stored}")
-    return tracking_uri(uri or stored)
-
-
-def sync_run(
-    run_dir: Path, uri: str | None = None, timeout: float = 600.0, *, root: Path | None = None
-) -> TrackerReport:
-    """Send what MLflow does not have yet of a run that has ended, with its status; harmless when repeated.
-
-    `uri` is needed where the run was meant for another store than that of MLFLOW_TRACKING_URI (or, without it, of this
-    folder), and may be another one. Only files inside `root` (default: `run_dir`) are sent. Raises as `store_to_sync`.
-    """
-    tracker = Tracker(run_dir, store_to_sync(run_dir, uri), root)
-    tracker._patience = Patience(str(tracker.uri), timeout)
-    if tracker._key in sidecar().serves:
-        raise UserError(f"{run_dir}: this run goes on in this very process; finish it first")
-    try:
-        with file_lock(run_dir / LOCK, timeout=min(timeout, 5.0)):
-            State.load(run_dir).save(run_dir)  # by which the other process answers
-    except TimeoutError:
-        tracker._problem = f"{run_dir} is being sent by another process"
-        return tracker._report()
-    except OSError as error:
-        tracker._problem = f"{run_dir} cannot be sent: {reason(error)}"
-        return tracker._report()
-    tracker._attach(live=False, system_metrics=False)
-    tracker._end(timeout)
-    return tracker._report()
 
 
 def stored_model(run_dir: Path) -> str | None:
@@ -409,32 +419,8 @@ def look(uri: str) -> str:
     return f"mlflow server --backend-store-uri {shlex.quote(uri)}"
 
 
-def _own_tags() -> dict[str, str]:
-    """Tags of every run. The environment is not among them: it holds secrets."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    tags = {
-        "mlflow.source.name": os.path.basename(sys.argv[0]) or "python",
-        "mlflow.source.type": "LOCAL",
-        "mlflow.user": _user(),
-        "jaxtrain.command": redact_command([os.path.basename(sys.executable), *sys.argv]),
-        "jaxtrain.host": socket.gethostname(),
-        "jaxtrain.python": sys.version.split()[0],
-    }
-    with contextlib.suppress(PackageNotFoundError):
-        tags["jaxtrain.version"] = version("jaxtrain")
-    return tags
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a user id without a name, as containers have them
-        return str(os.getuid())
-
-
 def _now_ms() -> int:
     return int(time.time() * 1000)
 
 
-__all__ = ["Status", "Tracker", "TrackerReport", "look", "sync_run"]
+__all__ = ["Status", "Tracker", "TrackerReport", "look"]

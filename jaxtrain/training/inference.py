@@ -17,7 +17,7 @@ from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ArraySource, ImageSource
 from jaxtrain.data.stream import eval_batches
 from jaxtrain.data.transforms import keeps_as_it_is
-from jaxtrain.models.heat import heat_maps
+from jaxtrain.models.heat import Method, heat_maps
 from jaxtrain.tasks import Task, task_of
 from jaxtrain.training.feed import padded_batches
 from jaxtrain.training.network import Network
@@ -129,7 +129,7 @@ class Inference:
         return forward
 
     def explaining(
-        self, logits_of: Callable[[Any, jax.Array], jax.Array], *, embedding: bool
+        self, logits_of: Callable[[Any, jax.Array], jax.Array], *, embedding: bool, method: Method
     ) -> Callable[[Tree, Batch], Any]:
         """Not compiled: "logits", "heat" of the most probable class, "image" from 0 to 255, and the "embedding"."""
         data, technique = self.config.data, self._technique
@@ -147,7 +147,7 @@ class Inference:
             def score(model: Any, images: jax.Array) -> jax.Array:
                 return jnp.take_along_axis(logits_of(model, images), best, axis=1)[:, 0]
 
-            heat = heat_maps(build, images, score)
+            heat = heat_maps(build, images, score, method)
             rows = {"logits": logits, "heat": heat, "image": 255 * prepare_eval(batch.image)}
             return rows | ({"embedding": technique.embedding(build(), images)} if embedding else {})
 

@@ -74,6 +74,20 @@ def test_names_and_other_data(classifiers):
     assert len(named.comparison.predictions.labels) == 360
 
 
+def test_heat_maps_beside_the_worst_mistakes_when_asked(classifiers, monkeypatch):
+    images, labels = digits()
+    test, options = (images[800:], labels[800:]), {"resamples": 100, "costs": False, "duplicates": False}
+    report = jaxtrain.benchmark(classifiers, test, explain=True, **options)
+    assert list(report.heat) == [shown.index for shown in report.worst]
+    page = (report.save(Path("with")) / "report.html").read_text()
+    assert page.count("Heat map of") == len(report.worst) > 3
+    assert "absolute gradients of the pixels" in page
+    monkeypatch.setattr(type(classifiers[0].fitted.predictor), "explain", None)  # which is not called
+    plain = jaxtrain.benchmark(classifiers, test, **options)
+    assert plain.heat == {}
+    assert "Heat map of" not in (plain.save(Path("without")) / "report.html").read_text()
+
+
 def test_corruptions(classifiers, monkeypatch):
     from jaxtrain.evaluation import robustness
 

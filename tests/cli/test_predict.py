@@ -91,6 +91,38 @@ def test_a_head_of_a_library_explains_nothing(trained, tmp_path):
     assert not (tmp_path / "heat").exists()
 
 
+def test_a_method_that_does_not_fit_is_refused(trained, tmp_path):
+    folder, _ = trained
+    words = ["predict", str(folder / "run"), str(folder / "pictures"), "--explain-method", "rollout"]
+    with pytest.raises(UserError, match="explain_method needs --explain"):
+        run(words)
+    with pytest.raises(UserError, match="attention rollout is for a vision transformer"):
+        run([*words, "--explain", str(tmp_path / "heat")])
+    assert not (tmp_path / "heat").exists()
+
+
+@pytest.mark.slow
+def test_a_vision_transformer_is_explained_by_its_attention_unless_asked_otherwise(trained, tmp_path, capsys):
+    folder, _ = trained
+    images, labels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8), np.arange(40) % 3
+    quick = {"tracking": {"enabled": False}, "quiet": True}
+    options = {**quick, "model": {"name": "vit_test", "patch_size": 4}, "train": {"steps": 1, "batch_size": 8}}
+    classifier = jaxtrain.PTClassifier(**options, run_dir=tmp_path / "pt").fit(images, labels)
+    pictures = str(folder / "pictures" / "deep")
+    run(["predict", str(tmp_path / "pt"), pictures, "--explain", str(tmp_path / "heat")])
+    assert "attention rollout to 5 tokens" in capsys.readouterr().err
+    assert len(list((tmp_path / "heat").iterdir())) == 5
+    assert classifier.fitted.predictor.explained_by("gradcam") == "Grad-CAM on 5 tokens"
+    rolled = classifier.explain(images)
+    assert rolled.shape == (40, 2, 2)
+    assert (rolled.sum(axis=(1, 2)) > 0).all()
+    assert (rolled.sum(axis=(1, 2)) < 1).all()  # the class token keeps the rest
+    weights = {"model": {"weights": str(tmp_path / "pt")}, "features": {"store": tmp_path / "store", "pool": "avg"}}
+    weights["head"] = {"name": "ncm"}
+    head = jaxtrain.FEClassifier(**quick, **weights, run_dir=tmp_path / "fe").fit(images, labels)
+    assert head.fitted.predictor.explained_by() == "Grad-CAM on 5 tokens"  # another vector than the class token
+
+
 @pytest.mark.slow
 def test_the_heat_is_where_the_square_is(tmp_path):
     rng = np.random.default_rng(0)

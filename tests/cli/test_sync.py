@@ -29,7 +29,7 @@ def missed(tmp_path_factory):
 
 @pytest.mark.slow
 def test_what_is_still_lacking_is_a_failure(missed, capsys):
-    with pytest.raises(RunError, match=r"MLflow still lacks part of .*run.*the same command tries again"):
+    with pytest.raises(RunError, match=r"not yet whole elsewhere: .*run.*; the same command tries again"):
         run(["sync", str(missed), "--uri", "http://localhost:9", "--timeout", "1"])
     assert "records are not in http://localhost:9 yet (no connection" in capsys.readouterr().out
 

@@ -71,7 +71,7 @@ def test_every_option_that_the_table_names_exists():
 def test_another_command_is_not_told_of_what_it_lacks():
     with pytest.raises(UserError, match=r"'--out'"):
         run(["benchmark", "--output", "x"])
-    with pytest.raises(UserError, match=r"valid: .*embeddings, explain, out"):
+    with pytest.raises(UserError, match=r"valid: .*embeddings, explain, explain-method, out"):
         run(["predict", "--model", "x", "y.png"])
 
 

@@ -1,6 +1,7 @@
 """Heat maps beside their formula, written by hand with differences in the place of gradients."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import linen, nnx
 
 from jaxtrain.config import ModelConfig
 from jaxtrain.models import create_model
-from jaxtrain.models.heat import feature_map, heat_maps
+from jaxtrain.models.heat import feature_map, heat_maps, rolls_out
 from jaxtrain.models.own import build_own, calling
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 8, 8, 2)).astype(np.float32)
@@ -113,6 +114,77 @@ def test_a_transformer_is_explained_by_the_patches_that_enter_its_last_block():
     gradient = jax.jit(jax.grad(lambda x: tail(x)[np.arange(3), BEST].sum()))(features)
     wanted = np.maximum((np.asarray(gradient).mean(axis=(1, 2), keepdims=True) * features).sum(axis=-1), 0)
     np.testing.assert_allclose(heat_of(again(model), IMAGES), wanted, atol=1e-5)
+
+
+def numpy_rollout(model, images):
+    """Abnar & Zuidema 2020 in float64, from the weights: forward pass and all."""
+    weights = {path: np.asarray(value, np.float64) for path, value in flat(nnx.to_pure_dict(nnx.state(model)))}
+    depth, heads = len(model.blocks), model.blocks[0].attn.heads
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        return scaled * weights[f"{name}/scale"] + weights[f"{name}/bias"]
+
+    def linear(x, name):
+        return x @ weights[f"{name}/kernel"] + weights[f"{name}/bias"]
+
+    gelu = np.vectorize(lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))))
+    maps = []
+    for image in images.astype(np.float64):
+        patches = [image[r : r + 4, c : c + 4].reshape(-1) for r in (0, 4) for c in (0, 4)]
+        kernel = weights["patch_embed/kernel"].reshape(len(patches[0]), -1)
+        x = np.stack(patches) @ kernel + weights["patch_embed/bias"]
+        position = weights["pos_embed"][0]
+        x = np.concatenate([weights["cls_token"][0] + position[:1], x + position[1:]])
+        rolled = np.eye(5)
+        for i in range(depth):
+            q, k, v = np.split(linear(norm(x, f"blocks/{i}/norm1"), f"blocks/{i}/attn/qkv"), 3, axis=-1)
+            mixed, attention = [], np.zeros((5, 5))
+            for columns in np.split(np.arange(x.shape[1]), heads):
+                logits = q[:, columns] @ k[:, columns].T / math.sqrt(len(columns))
+                shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+                attention += shares / heads
+                mixed.append(shares @ v[:, columns])
+            rolled = (0.5 * attention + 0.5 * np.eye(5)) @ rolled
+            x = x + linear(np.concatenate(mixed, axis=1), f"blocks/{i}/attn/proj")
+            hidden = gelu(linear(norm(x, f"blocks/{i}/norm2"), f"blocks/{i}/mlp/fc1"))
+            x = x + linear(hidden, f"blocks/{i}/mlp/fc2")
+        rows = rolled[:1] if model.pooling == "cls" else rolled[1:]
+        maps.append(rows.mean(axis=0)[1:].reshape(2, 2))
+    return np.stack(maps)
+
+
+def flat(tree, above=""):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{above}{name}/")
+        else:
+            yield f"{above}{name}", value
+
+
+@pytest.mark.parametrize("pool", ["cls", "avg"])
+def test_attention_is_rolled_out_as_by_hand(pool):
+    config = ModelConfig(name="vit_test", patch_size=4, pool=pool)
+    model = create_model(config, num_classes=3, channels=2, image_size=8, seed=0)
+    for block in model.blocks:  # far from uniform
+        block.attn.qkv.kernel[...] = 20 * block.attn.qkv.kernel[...]
+    assert rolls_out(model)
+    rolled = jax.jit(lambda images: heat_maps(again(model), images, score, "rollout"))(IMAGES)
+    wanted = numpy_rollout(model, IMAGES)
+    assert wanted.std(axis=(1, 2)).min() > 0.01
+    np.testing.assert_allclose(rolled, wanted, atol=1e-5)
+
+
+def test_only_plain_attention_is_rolled_out():
+    options = {"num_classes": 3, "channels": 3, "seed": 0}
+    for name in ("cnn_tiny", "mlp_tiny"):
+        assert not rolls_out(create_model(ModelConfig(name=name), image_size=8, **options))
+    assert not rolls_out(again(Net(3, nnx.Rngs(0)))())
+    model = create_model(ModelConfig(name="vit_test", patch_size=4), image_size=8, **options)
+    assert rolls_out(model)
+    model.blocks[0].attn = Net(3, nnx.Rngs(0))
+    assert not rolls_out(model)
 
 
 def test_without_a_feature_map_the_pixels_gradients_are_taken():
