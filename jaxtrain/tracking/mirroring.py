@@ -41,7 +41,7 @@ def require(name: str) -> None:
     """Raises UserError where the package of a mirror is not installed; it is not imported."""
     found = importlib.util.find_spec(name) if name not in sys.modules else sys.modules[name].__spec__
     if found is None or found.origin is None:  # a mere folder of that name, such as the one that wandb writes
-        raise UserError(f"tracking.{name} needs a package that is not installed: pip install {name}")
+        raise UserError(f"tracking.{name} needs a package that is not installed: pip install 'jaxtrain[{name}]'")
 
 
 class Mirrors:

@@ -119,7 +119,7 @@ def test_a_missing_package_is_named_before_anything_is_written(tmp_path: Path, m
     for name in ("tensorboard", "wandb"):
         monkeypatch.delitem(sys.modules, name, raising=False)
         model = PTClassifier(model={"name": "linear"}, tracking={name: True}, run_dir=tmp_path / "run")
-        with pytest.raises(UserError, match=rf"tracking\.{name} needs .*: pip install {name}"):
+        with pytest.raises(UserError, match=rf"tracking\.{name} needs .*: pip install 'jaxtrain\[{name}\]'"):
             model.fit(np.zeros((8, 4, 4), np.uint8), np.arange(8) % 2)
     assert not (tmp_path / "run").exists()
 
