@@ -17,15 +17,23 @@ _BASH = f"""_jaxtrain() {{
         -- "${{COMP_WORDS[COMP_CWORD]}}"))
 }}
 complete -o default -F _jaxtrain jaxtrain"""
+_ZSH = f"""_jaxtrain() {{
+    local -a found
+    found=(${{(f)"$(jaxtrain {ASKED} "${{(@)words[2,CURRENT]}}" 2>/dev/null)"}})
+    compadd -a found || _files
+}}
+(( $+functions[compdef] )) || {{ autoload -Uz compinit && compinit }}
+compdef _jaxtrain jaxtrain"""
 _SCRIPTS = {
     "bash": _BASH,
-    "zsh": f"autoload -U +X bashcompinit && bashcompinit\n{_BASH}",
+    "zsh": _ZSH,
     "fish": f"complete -c jaxtrain -a '(jaxtrain {ASKED} (commandline -opc)[2..] (commandline -ct) 2>/dev/null)'",
 }
 
 
 class Completion(Command):
-    """Print a script that completes commands, options and values: in ~/.bashrc, eval "$(jaxtrain completion bash)"."""
+    """Print a script that completes commands, options and values: in ~/.bashrc, eval "$(jaxtrain completion bash)"; in
+    ~/.zshrc the same with zsh; in ~/.config/fish/config.fish, jaxtrain completion fish | source."""
 
     shell: Annotated[Literal["bash", "zsh", "fish"], Positional("SHELL")]
     """bash, zsh or fish."""
