@@ -59,7 +59,8 @@ class Options(Config, Command):
     @property
     def options(self) -> Config:
         """The config of the run."""
-        return Config.model_validate(self.model_dump(include=set(Config.model_fields), exclude_unset=True))
+        given = self.model_dump(include=set(Config.model_fields), exclude_unset=True)
+        return Config.model_validate({**given, "technique": self.technique})
 
 
 class Train(Options):

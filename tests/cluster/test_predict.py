@@ -10,8 +10,8 @@ from PIL import Image
 
 import jaxtrain
 from jaxtrain.cli.main import run
-from jaxtrain.cluster import predict
-from jaxtrain.cluster.pool import in_order
+from jaxtrain.cluster import pool, predict
+from jaxtrain.cluster.pool import Pool
 from jaxtrain.cluster.session import Lost
 from jaxtrain.errors import RunError, UserError
 
@@ -57,7 +57,7 @@ class Squares:
 @pytest.mark.parametrize("seed", range(5))
 def test_results_come_in_order_and_lost_blocks_are_done_again(seed):
     session = Here(room=3, lost=(1, 4, 9), seed=seed)
-    assert list(in_order(session, {}, Squares, (), range(30))) == [number**2 for number in range(30)]
+    assert list(Pool(session, {}, Squares, ()).in_order(range(30))) == [number**2 for number in range(30)]
     assert session.calls == 33
     assert session.most == 3
     assert session.workers == 6
@@ -65,13 +65,13 @@ def test_results_come_in_order_and_lost_blocks_are_done_again(seed):
 
 def test_workers_that_are_all_lost_end_it():
     with pytest.raises(RunError, match="10 workers were lost in a row, the last one: its node died"):
-        list(in_order(Here(lost=range(1000)), {}, Squares, (), range(30)))
+        list(Pool(Here(lost=range(1000)), {}, Squares, ()).in_order(range(30)))
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 1024, 1025, 2047, 2048, 5000])
 @pytest.mark.parametrize("batch_size", [64, 100, 4096])
 def test_blocks_are_whole_batches_and_the_last_has_the_rest(count, batch_size):
-    blocks = predict.cut(range(count), batch_size)
+    blocks = pool.cut(range(count), batch_size)
     assert [file for block in blocks for file in block] == list(range(count))
     assert all(len(block) % batch_size == 0 for block in blocks[:-1])
     assert len(blocks) == 1 or len(blocks[-1]) >= batch_size
@@ -104,7 +104,7 @@ def test_the_table_of_a_cluster_is_that_of_one_machine_also_in_two_starts(traine
     session = Here(room=2, lost=(2,))
     session.require = lambda need, option: None
     monkeypatch.setattr("jaxtrain.cluster.session.connected", lambda address: contextlib.nullcontext(session))
-    monkeypatch.setattr(predict, "_BLOCK_IMAGES", 16)
+    monkeypatch.setattr(pool, "BLOCK_IMAGES", 16)
     expected = labelled(trained, tmp_path / "one.jsonl")
     assert labelled(trained, tmp_path / "many.jsonl", "--cluster.address", "local") == expected
     assert session.workers >= 2
