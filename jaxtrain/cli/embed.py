@@ -88,7 +88,8 @@ class Compute(Options):
     def _embed(self, session: Session | None) -> None:
         from jaxtrain.classifiers.embedding import open_embedding
 
-        embedding = open_embedding(self.options)
+        options = self.options.replace(quiet=True) if self.as_json else self.options
+        embedding = open_embedding(options)
         if session is None:
             found = dict(embedding.splits())
         else:

@@ -73,28 +73,22 @@ class Embedder:
         self._folder, self._config, self._classes = folder, config, classes
         self._digest, self._wanted = digest, wanted
         self._bad_images = BadImages(allowed=None, named=False)
-        self._backbone: Backbone | None = None
 
-    def block(self, part: Part) -> tuple[NDArray[np.float32], dict[str, str]]:
-        """The vectors of a part, `float32[images, features]`, NaN for images that cannot be read; and why they cannot.
-
-        Raises UserError where this node differs from the driver.
-        """
-        if self._backbone is None:
-            self._backbone = self._loaded()
-        known = len(self._bad_images.reasons)
-        rows = np.concatenate([*self._backbone.extractor.rows(part.source, part.view)])
-        return rows, dict([*self._bad_images.reasons.items()][known:])
-
-    def _loaded(self) -> Backbone:
+    def ready(self) -> None:
+        """Load the backbone. Raises UserError where this node differs from the driver."""
         enter(self._folder, self._wanted)
         set_cpu_devices(self._config.parallel)
         use_compilation_cache(self._config)
         technique = FEClassifier(self._config)
-        backbone = Backbone(technique.bind(self._config), self._classes, self._bad_images)
-        if backbone.digest != self._digest:
+        self._backbone = Backbone(technique.bind(self._config), self._classes, self._bad_images)
+        if self._backbone.digest != self._digest:
             raise UserError(f"model.weights {self._config.model.weights}: they are others on this node")
-        return backbone
+
+    def block(self, part: Part) -> tuple[NDArray[np.float32], dict[str, str]]:
+        """The vectors of a part, `float32[images, features]`, NaN for an image that cannot be read; and why."""
+        known = len(self._bad_images.reasons)
+        rows = np.concatenate([*self._backbone.extractor.rows(part.source, part.view)])
+        return rows, dict([*self._bad_images.reasons.items()][known:])
 
 
 def embedded(session: Session, need: Mapping[str, float], embedding: Embedding, *, most: int | None) -> RowsOf:

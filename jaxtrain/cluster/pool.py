@@ -8,9 +8,10 @@ goes on where it was cut off are the same here as without a cluster.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from jaxtrain.cluster.session import Lost, Session
 from jaxtrain.errors import RunError
@@ -27,6 +28,16 @@ _log = logging.getLogger(__name__)
 Block = TypeVar("Block")
 
 
+class Worker(Protocol):
+    """What does the work, on a node."""
+
+    def ready(self) -> None:
+        """Load what all blocks need. Raises UserError where this node cannot do its part."""
+
+    def block(self, block: Any) -> Any:
+        """Do one."""
+
+
 @dataclass
 class Pool:
     """Workers on the nodes, each a `kind(*arguments)` that lives until the session ends, or its node does."""
@@ -34,11 +45,16 @@ class Pool:
     session: Session
     need: Mapping[str, float]
     """What each worker gets of its node."""
-    kind: type
+    kind: type[Worker]
     arguments: Sequence[Any]
     most: int | None = None
     """At most this many workers; None: as many as there is room for."""
+    _starting: dict[Any, Any] = field(default_factory=dict, init=False)
+    """Workers by the task that says they are ready. One that finds no room is not waited for."""
     _idle: list[Any] = field(default_factory=list, init=False)
+    _running: dict[Any, tuple[Any, int]] = field(default_factory=dict, init=False)
+    """Workers and the numbers of their blocks, by task."""
+    _losses: int = field(default=0, init=False)
 
     def in_order(self, blocks: Sequence[Block]) -> Iterator[Any]:
         """What `kind(*arguments).block(block)` returns for each block, in the order of blocks.
@@ -46,28 +62,27 @@ class Pool:
         A block whose worker was lost goes to another one. Raises RunError where a block fails, or workers keep being
         lost.
         """
-        todo = [*range(len(blocks))][::-1]
-        running: dict[Any, tuple[Any, int]] = {}
-        done: dict[int, Any] = {}
-        turn = losses = 0
+        todo, done, turn = [*range(len(blocks))][::-1], dict[int, Any](), 0
         while turn < len(blocks):
             room = self._room()
-            while todo and todo[-1] < turn + _AHEAD * max(room, 1) and (self._idle or len(running) < room):
-                worker, number = self._worker(), todo.pop()
-                running[self.session.call(worker, "block", blocks[number])] = worker, number
-            for task in self.session.ended(running, _POLL_SECONDS):
-                worker, number = running.pop(task)
+            soon = sum(number < turn + _AHEAD * max(room, 1) for number in todo)
+            self._start(min(room - len(self._idle) - len(self._running), soon - len(self._idle)))
+            for worker in [self._idle.pop() for _ in range(min(len(self._idle), soon))]:
+                number = todo.pop()
+                self._running[self.session.call(worker, "block", blocks[number])] = worker, number
+            if not (self._running or self._starting):
+                time.sleep(_POLL_SECONDS)  # until a node comes
+            for task in self.session.ended([*self._running, *self._starting], _POLL_SECONDS):
+                worker, number = self._running.pop(task) if task in self._running else (self._starting.pop(task), None)
                 try:
-                    done[number] = self.session.result(task)
+                    result = self.session.result(task)
                 except Lost as error:
-                    todo = sorted([*todo, number], reverse=True)
-                    losses += 1
-                    _log.warning("a worker was lost (%s); another one does its block", error)
-                    if losses >= _MOST_LOSSES:
-                        raise RunError(f"{losses} workers were lost in a row, the last one: {error}") from error
+                    self._lose(error)
+                    todo = sorted([*todo, *([] if number is None else [number])], reverse=True)
                     continue
-                losses = 0
                 self._idle.append(worker)
+                if number is not None:
+                    done[number], self._losses = result, 0
             while turn in done:
                 yield done.pop(turn)
                 turn += 1
@@ -76,9 +91,17 @@ class Pool:
         room = self.session.room(self.need)
         return room if self.most is None else min(room, self.most)
 
-    def _worker(self) -> Any:
-        """One that waits for work, else another one."""
-        return self._idle.pop() if self._idle else self.session.worker(self.kind, *self.arguments, need=self.need)
+    def _start(self, count: int) -> None:
+        """Have this many workers starting, where there are fewer."""
+        for _ in range(count - len(self._starting)):
+            worker = self.session.worker(self.kind, *self.arguments, need=self.need)
+            self._starting[self.session.call(worker, "ready")] = worker
+
+    def _lose(self, error: Lost) -> None:
+        self._losses += 1
+        _log.warning("a worker was lost (%s); another one does its block", error)
+        if self._losses >= _MOST_LOSSES:
+            raise RunError(f"{self._losses} workers were lost in a row, the last one: {error}") from error
 
 
 def cut(rows: Sequence[Block], batch_size: int) -> list[Sequence[Block]]:

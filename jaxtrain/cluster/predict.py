@@ -30,20 +30,17 @@ class Labeller:
         os.environ.update({**memory_of(gpu), **os.environ})  # before JAX looks for devices
         self._folder, self._labelling, self._digests = folder, labelling, digests
         self._wanted, self._trust_imports = wanted, trust_imports
-        self._classifier: BaseClassifier | None = None
+
+    def ready(self) -> None:
+        """Load the model. Raises UserError where this node differs from the driver."""
+        enter(self._folder, self._wanted)
+        self._classifier = load(self._labelling.run_dir, trust_imports=self._trust_imports)
+        if weights_digests(self._classifier) != self._digests:
+            raise UserError(f"{self._labelling.run_dir} holds another model on this node")
 
     def block(self, files: Sequence[str]) -> list[dict[str, Any]]:
-        """The rows of these files. Raises UserError where this node differs from the driver."""
-        if self._classifier is None:
-            self._classifier = self._loaded()
+        """The rows of these files."""
         return [row for rows in self._labelling.rows(self._classifier, files) for row in rows]
-
-    def _loaded(self) -> BaseClassifier:
-        enter(self._folder, self._wanted)
-        classifier = load(self._labelling.run_dir, trust_imports=self._trust_imports)
-        if weights_digests(classifier) != self._digests:
-            raise UserError(f"{self._labelling.run_dir} holds another model on this node")
-        return classifier
 
 
 def predicted(

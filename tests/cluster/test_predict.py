@@ -1,7 +1,6 @@
 """Files labelled by workers: the rows of one machine, in their order, whoever is lost."""
 
 import json
-from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -12,44 +11,14 @@ import jaxtrain
 from jaxtrain.cli.main import run
 from jaxtrain.cluster import pool, predict
 from jaxtrain.cluster.pool import Pool
-from jaxtrain.cluster.session import Lost
 from jaxtrain.errors import RunError, UserError
-
-
-class Here:
-    """A cluster whose workers are objects of this process; some of their tasks are lost."""
-
-    def __init__(self, room=3, lost=(), seed=0):
-        self.room = lambda need: room
-        self.lost, self.random = set(lost), np.random.default_rng(seed)
-        self.workers = self.calls = self.most = 0
-
-    def worker(self, kind, *arguments, need):
-        self.workers += 1
-        return kind(*arguments)
-
-    def call(self, worker, method, *arguments):
-        self.calls += 1
-        task = Future()
-        try:
-            task.set_result(getattr(worker, method)(*arguments))
-        except Exception as error:
-            task.set_exception(error)
-        if self.calls in self.lost:
-            task = Future()
-            task.set_exception(Lost("its node died"))
-        return task
-
-    def ended(self, tasks, timeout):
-        """In any order."""
-        self.most = max(self.most, len(tasks))
-        return list(self.random.permutation(np.array(list(tasks), object))[:1])
-
-    def result(self, task):
-        return task.result()
+from tests.cluster.made import Here
 
 
 class Squares:
+    def ready(self):
+        pass
+
     def block(self, number):
         return number**2
 
@@ -61,6 +30,12 @@ def test_results_come_in_order_and_lost_blocks_are_done_again(seed):
     assert session.calls == 33
     assert session.most == 3
     assert session.workers == 6
+
+
+def test_a_worker_for_which_there_is_no_room_is_not_waited_for():
+    session = Here(room=3, never=(2, 3))
+    assert list(Pool(session, {}, Squares, ()).in_order(range(30))) == [number**2 for number in range(30)]
+    assert session.workers == 3
 
 
 def test_workers_that_are_all_lost_end_it():
@@ -127,7 +102,7 @@ def test_a_node_that_differs_says_how(trained, wrong, tmp_path):
     wanted = ("0", "0") if wrong == "versions" else (jaxtrain.__version__, jax.__version__)
     folder = str(tmp_path / "away") if wrong == "folder" else "."
     with pytest.raises(UserError, match={"versions": "installed", "folder": "away", "model": "another model"}[wrong]):
-        predict.Labeller(folder, labelling, digests, wanted, False, 0.0).block([])
+        predict.Labeller(folder, labelling, digests, wanted, False, 0.0).ready()
 
 
 def test_a_cluster_needs_a_table(tmp_path):
