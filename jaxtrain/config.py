@@ -748,6 +748,13 @@ class WorkersConfig(ClusterConfig):
     cluster."""
 
 
+class GroupConfig(WorkersConfig):
+    """Many machines: workers on a cluster of Ray train one network together (extra jaxtrain[cluster])."""
+
+    workers: Count | None = None
+    """Processes that train (default: as many as there is room for); fewer go on where a node is lost."""
+
+
 class CheckpointConfig(Section):
     """What is kept on disk during training."""
 

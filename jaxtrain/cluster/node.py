@@ -85,6 +85,16 @@ def carry_out(job: Job) -> Ended:
     return Ended(process.returncode, lines[-1].removeprefix("error: ") if lines else "", host)
 
 
+def address() -> str:
+    """HOST:PORT of this node, with a port that is free now."""
+    import ray
+
+    host = ray.util.get_node_ip_address()
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind(("", 0))
+        return f"{host}:{probe.getsockname()[1]}"
+
+
 def _problem(job: Job) -> str | None:
     """Why a job cannot run here, if it cannot."""
     if problem := differs(job.versions):

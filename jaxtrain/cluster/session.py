@@ -43,9 +43,37 @@ class Session:
             f"{option} {shown(need)}: no node of the cluster has that; the most that one has is {shown(most)}"
         )
 
-    def submit(self, task: Callable[..., Any], *arguments: Any, need: Mapping[str, float]) -> Any:
-        """Start a task, once; it waits until a node has what it needs."""
-        return self._ray.remote(task).options(max_retries=0, **_options(need)).remote(*arguments)
+    def submit(
+        self,
+        task: Callable[..., Any],
+        *arguments: Any,
+        need: Mapping[str, float],
+        place: tuple[Any, int] | None = None,
+    ) -> Any:
+        """Start a task, once; it waits until a node has what it needs, or for its place in a group (group, number)."""
+        options = _options(need)
+        if place is not None:
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                place[0], placement_group_bundle_index=place[1]
+            )
+        return self._ray.remote(task).options(max_retries=0, **options).remote(*arguments)
+
+    @contextlib.contextmanager
+    def group(self, need: Mapping[str, float], count: int) -> Iterator[Any]:
+        """Places for tasks with such needs, all or none, near one another; what runs there in the end is killed."""
+        bundle = {_NAMES.get(name, name): amount for name, amount in need.items()}
+        group = self._ray.util.placement_group([bundle] * count, strategy="PACK")
+        try:
+            yield group
+        finally:
+            with contextlib.suppress(Exception):
+                self._ray.util.remove_placement_group(group)
+
+    def has_room(self, group: Any, timeout: float) -> bool:
+        """Whether the nodes have all places of a group, after waiting for them."""
+        return bool(group.wait(timeout_seconds=timeout))
 
     def worker(self, kind: type, *arguments: Any, need: Mapping[str, float]) -> Any:
         """An object of a class on a node that has what it needs; `call` gives it work."""
