@@ -99,7 +99,7 @@ class Session:
         except errors.RayTaskError as error:
             raise RunError(f"a task failed on the cluster: {reason(error.cause)}") from error
         except errors.RayError as error:
-            raise Lost(reason(error)) from error
+            raise Lost(reason(error).partition(". ")[0]) from error
 
     def cancel(self, tasks: Collection[Any]) -> None:
         """Ask tasks to end, and wait until they have."""

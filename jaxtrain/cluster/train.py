@@ -63,7 +63,7 @@ class Group:
             write_text(folder / "options.yaml", json.dumps(options))
             started = job((), folder, self.need.get("gpu", 0.0))
             losses, before = 0, self._saved()
-            while lost := self._attempt(started, min(count, max(self.session.room(self.need), 1))):
+            while lost := self._attempt(started, count):
                 losses = losses + 1 if self._saved() == before else 1
                 before = self._saved()
                 if losses >= _MOST_LOSSES:
@@ -87,15 +87,32 @@ class Group:
         finally:
             os.close(held)
 
-    def _attempt(self, started: Job, count: int) -> str | None:
-        """Train with this many workers. Returns which was lost, if any was."""
-        with self.session.group(self.need, count) as group:
-            since, told = time.monotonic(), False
-            while not self.session.has_room(group, _POLL_SECONDS):
-                self.stop.check(self.words)
-                if not told and time.monotonic() - since > _GRACE_SECONDS:
-                    told = True
-                    _log.warning("waiting for room: %d x %s", count, shown(self.need))
+    @contextlib.contextmanager
+    def _places(self, most: int) -> Iterator[tuple[Any, int]]:
+        """A group of places for workers, as many as there are, and their number; waits while others have them."""
+        since, told = time.monotonic(), False
+
+        def fitting() -> int:
+            return min(most, max(self.session.room(self.need), 1))
+
+        while True:
+            count = fitting()
+            with self.session.group(self.need, count) as group:
+                # Ray finds out only after a while that a node has gone: its place is not waited for.
+                while not (found := self.session.has_room(group, _POLL_SECONDS)):
+                    self.stop.check(self.words)
+                    if fitting() != count:
+                        break
+                    if not told and time.monotonic() - since > _GRACE_SECONDS:
+                        told = True
+                        _log.warning("waiting for room: %d x %s", count, shown(self.need))
+                if found:
+                    yield group, count
+                    return
+
+    def _attempt(self, started: Job, most: int) -> str | None:
+        """Train with at most this many workers. Returns which was lost, if any was."""
+        with self._places(most) as (group, count):
             try:
                 coordinator = self.session.result(self.session.submit(address, need=self.need, place=(group, 0)))
             except Lost as error:
