@@ -61,6 +61,7 @@ class Group:
         with self._folder() as folder:
             options = self.config.model_dump(mode="json", exclude_unset=True, exclude={"run_dir", "name"})
             write_text(folder / "options.yaml", json.dumps(options))
+            self._devices = self._of_first_start(folder / "devices", count * (self.config.parallel.cpu_devices or 1))
             started = job((), folder, self.need.get("gpu", 0.0))
             losses, before = 0, self._saved()
             while lost := self._attempt(started, count):
@@ -117,7 +118,7 @@ class Group:
                 coordinator = self.session.result(self.session.submit(address, need=self.need, place=(group, 0)))
             except Lost as error:
                 return str(error)
-            self.say(f"{count} workers train, each with {shown(self.need)}; their log is {self._run_dir}/metrics.jsonl")
+            self.say(f"{count} of {most} workers train, each with {shown(self.need)}: {self._run_dir}/metrics.jsonl")
             jobs = [self._job(started, coordinator, count, number) for number in range(count)]
             tasks = [
                 self.session.submit(carry_out, one, need=self.need, place=(group, number))
@@ -135,9 +136,11 @@ class Group:
         words += ["--run-dir", str(self._run_dir), "--quiet", "--helper"]
         if count > 1:
             words += ["--parallel.coordinator", coordinator, "--parallel.process_id", str(number)]
-            if "connect_seconds" not in self.config.parallel.model_fields_set:
-                words += ["--parallel.connect_seconds", str(_CONNECT_SECONDS)]
+            seconds = max(self.config.parallel.connect_seconds, _CONNECT_SECONDS)
+            words += ["--parallel.connect_seconds", str(seconds)]
         words += ["--parallel.num_processes", str(count)]
+        if not {"gpu", "tpu"} & self.need.keys():
+            words += ["--parallel.cpu_devices", str(max(self._devices // count, 1))]
         return Job(**{**vars(started), "words": tuple(words)})
 
     def _ends(self, tasks: list[Any]) -> list[Ended | Lost]:
@@ -171,6 +174,13 @@ class Group:
             raise (UserError if one.code == UserError.exit_code else RunError)(f"{one.host}: {one.words}")
         return None
 
+    def _of_first_start(self, path: Path, devices: int) -> int:
+        """How many devices of the CPU the run has in all: with as many, on whatever nodes, sums keep their bits."""
+        with contextlib.suppress(OSError, ValueError):
+            return int(path.read_text(encoding="utf-8"))
+        write_text(path, str(devices))
+        return devices
+
     def _saved(self) -> int | None:
         """Step of the last checkpoint."""
         with contextlib.suppress(OSError):
@@ -183,8 +193,9 @@ def check(config: Config) -> None:
     """Raises UserError for options that a training on a cluster cannot have."""
     if config.run_dir is None:
         raise UserError("--cluster.address: give --run-dir, by which the training goes on after a loss")
-    if given := {"coordinator", "num_processes", "process_id"} & config.parallel.model_fields_set:
-        raise UserError(f"--parallel.{min(given)}: on a cluster the processes are those of --cluster.workers")
+    names = ("coordinator", "num_processes", "process_id")
+    if given := next((name for name in names if getattr(config.parallel, name) is not None), None):
+        raise UserError(f"--parallel.{given}: on a cluster the processes are those of --cluster.workers")
     uri = config.tracking.uri
     if uri is not None and redact(uri) != uri:
         raise UserError("--tracking.uri holds a password, which nodes are not sent: set MLFLOW_TRACKING_URI on them")
