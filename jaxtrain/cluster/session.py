@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -14,6 +15,8 @@ from jaxtrain.files import reason
 _CANCEL_SECONDS = 25.0
 _NAMES = {"cpu": "CPU", "gpu": "GPU", "tpu": "TPU"}
 """What Ray calls its resources; any other name is one that the cluster's owner gave."""
+
+_CANNOT_IMPORT = "failed to import on the worker|Failed to unpickle|No module named"
 
 
 class Lost(Exception):  # noqa: N818  (not a failure of the task)
@@ -93,13 +96,22 @@ class Session:
 
     def result(self, task: Any) -> Any:
         """What a task returned. Raises Lost where its node died, RunError where it failed."""
-        errors = self._ray.exceptions
         try:
             return self._ray.get(task)
-        except errors.RayTaskError as error:
-            raise RunError(f"a task failed on the cluster: {reason(error.cause)}") from error
-        except errors.RayError as error:
-            raise Lost(reason(error).partition(". ")[0]) from error
+        except self._ray.exceptions.RayError as error:
+            if re.search(_CANNOT_IMPORT, str(error)):
+                missing = re.search(r"No module named '[\w.]+'", str(error))
+                why = f" ({missing[0]})" if missing else ""
+                raise RunError(
+                    f"a node of the cluster cannot import what it is to run{why}: all nodes need the same jaxtrain"
+                ) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: Any) -> Exception:
+        """Of a task: its own, or the end of its node."""
+        if isinstance(error, self._ray.exceptions.RayTaskError):
+            return RunError(f"a task failed on the cluster: {reason(error.cause)}")
+        return Lost(reason(error).partition(". ")[0])
 
     def cancel(self, tasks: Collection[Any]) -> None:
         """Ask tasks to end, and wait until they have."""

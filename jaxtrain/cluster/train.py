@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ class Group:
         try:
             yield folder
         finally:
+            if not self._run_dir.exists():
+                shutil.rmtree(folder, ignore_errors=True)
             os.close(held)
 
     @contextlib.contextmanager
