@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -67,12 +67,6 @@ class Compute(Options):
     cluster: WorkersConfig = WorkersConfig()
     as_json: Annotated[bool, Field(alias="json")] = False
     """Print JSON."""
-
-    @classmethod
-    def helps(cls, words: Sequence[str]) -> Callable[[str], bool]:
-        """Those that act under technique fe."""
-        known = super().helps(["--technique", "fe"])
-        return lambda path: path == "technique" or known(path)
 
     def run(self) -> None:
         """Compute what the store lacks, and print what there is of each split."""
@@ -211,7 +205,7 @@ class Prune(_OnStore):
 
 EMBED = Group(
     "Compute, list, verify, export or prune the embeddings that runs share.",
-    {"compute": Compute, "list": List, "verify": Verify, "export": Export, "prune": Prune},
+    {"list": List, "compute": Compute, "verify": Verify, "export": Export, "prune": Prune},
 )
 
 
