@@ -23,6 +23,7 @@ from jaxtrain.config import Config
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import reason, try_lock, write_text
 from jaxtrain.redact import redact
+from jaxtrain.runs.directory import LOCK
 from jaxtrain.training.signals import StopRequest
 
 _POLL_SECONDS = 0.5
@@ -30,6 +31,7 @@ _GRACE_SECONDS = 60.0
 """For the other workers to end after the first, and for Ray to find out that a node has gone."""
 _CONNECT_SECONDS = 300
 """For all to load what they need; the driver notices those that end."""
+_LAST_SECONDS = 40.0
 _MOST_LOSSES = 5
 """In a row, with no checkpoint in between."""
 _log = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class Group:
                     raise RunError(f"workers were lost {losses} times without a new checkpoint, the last one: {lost}")
                 where = "the first step" if before is None else f"step {before}"
                 _log.warning("a worker was lost (%s); all go on from %s", lost, where)
+                self._wait_for_the_run()
 
     @contextlib.contextmanager
     def _folder(self) -> Iterator[Path]:
@@ -176,6 +179,16 @@ class Group:
         for one in failed:
             raise (UserError if one.code == UserError.exit_code else RunError)(f"{one.host}: {one.words}")
         return None
+
+    def _wait_for_the_run(self) -> None:
+        """Until no worker of the last attempt holds it: one whose parent was killed ends a little later."""
+        deadline = time.monotonic() + _LAST_SECONDS
+        while self._run_dir.is_dir() and time.monotonic() < deadline:
+            if (held := try_lock(self._run_dir / LOCK)) is not None:
+                os.close(held)
+                return
+            self.stop.check(self.words)
+            time.sleep(_POLL_SECONDS)
 
     def _of_first_start(self, path: Path, devices: int) -> int:
         """How many devices of the CPU the run has in all: with as many, on whatever nodes, sums keep their bits."""
