@@ -738,12 +738,21 @@ class TrialsConfig(ClusterConfig):
     in the cluster."""
 
 
-class PoolConfig(ClusterConfig):
-    """Many machines: workers on a cluster of Ray hold the model (extra jaxtrain[cluster])."""
+class WorkersConfig(ClusterConfig):
+    """Many machines: workers on a cluster of Ray share the images (extra jaxtrain[cluster])."""
 
-    per_worker: Amounts = "cpu=1"
+    workers: Count | None = None
+    """At most this many workers (default: as many as there is room for)."""
+    resources: Amounts = "cpu=1"
     """What each worker gets of its machine, as gpu=1,cpu=8: cpu, gpu, tpu, or the name that a resource has in the
     cluster."""
+
+
+class GroupConfig(WorkersConfig):
+    """Many machines: workers on a cluster of Ray train one network together (extra jaxtrain[cluster])."""
+
+    workers: Count | None = None
+    """Processes that train (default: as many as there is room for); fewer go on where a node is lost."""
 
 
 class CheckpointConfig(Section):

@@ -78,7 +78,7 @@ def audit(data: Any, out: str | Path | None = None, **options: Any) -> Audit:
 def _audit(technique: FEClassifier, dataset: Dataset, folds: int) -> Audit:
     config = technique.config
     use_compilation_cache(config)
-    backbone = Backbone(technique, dataset)
+    backbone = Backbone(technique, dataset.num_classes, dataset.bad_images)
     for note in backbone.notes:
         _log.warning("%s", note)
     learned, splits = splits_of(dataset)

@@ -1,4 +1,4 @@
-"""`jaxtrain embed`: what the embedding store holds, as tables or as JSON."""
+"""`jaxtrain embed`: the embedding store filled, and what it holds, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from jaxtrain.cli.command import Command, Group, Positional
-from jaxtrain.config import NonNegative
+from jaxtrain.cli.train import Options
+from jaxtrain.config import NonNegative, WorkersConfig, resources
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.screen.console import print_line, show_table
 from jaxtrain.screen.program import command
 
 if TYPE_CHECKING:
+    from jaxtrain.cluster.session import Session
     from jaxtrain.embeddings.admin import Entry
+    from jaxtrain.embeddings.store import Embeddings
 
 
 class _OnStore(Command):
@@ -34,6 +37,69 @@ class _OnStore(Command):
 
         found = entries(self.store)
         return matching(found, keys) if keys else found
+
+
+class Compute(Options):
+    """Embed the images that a run of feature extraction learns from, before it asks for them.
+
+    Options are those of `train --technique fe`: such a run finds what is here. The same command goes on where it was
+    stopped; with --cluster.address the machines of a cluster compute, to the same bits.
+    """
+
+    important = (
+        "data.name",
+        "data.image_size",
+        "model.name",
+        "model.weights",
+        "features.store",
+        "features.batch_size",
+        "cluster.address",
+        "cluster.workers",
+        "cluster.resources",
+    )
+    examples = (
+        "embed compute --data.name folder:photos",
+        "embed compute --config fe/digits --cluster.address auto --cluster.resources gpu=1,cpu=8",
+    )
+
+    technique: Literal["fe"] = "fe"
+    """Feature extraction."""
+    cluster: WorkersConfig = WorkersConfig()
+    as_json: Annotated[bool, Field(alias="json")] = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        """Compute what the store lacks, and print what there is of each split."""
+        if self.cluster.address is None:
+            self._embed(None)
+            return
+        from jaxtrain.cluster.session import connected
+
+        with connected(self.cluster.address) as session:  # before JAX has threads: Ray forks
+            session.require(resources(self.cluster.resources), "--cluster.resources")
+            self._embed(session)
+
+    def _embed(self, session: Session | None) -> None:
+        from jaxtrain.classifiers.embedding import open_embedding
+
+        options = self.options.replace(quiet=True) if self.as_json else self.options
+        embedding = open_embedding(options)
+        if session is None:
+            found = dict(embedding.splits())
+        else:
+            from jaxtrain.cluster.embed import alone, embedded
+
+            need = resources(self.cluster.resources)
+            with alone(embedding.store):
+                found = dict(embedding.splits(embedded(session, need, embedding, most=self.cluster.workers)))
+        if self.as_json:
+            _print_json({name: _of_split(split) for name, split in found.items()})
+        elif not self.quiet:
+            for name, split in found.items():
+                print_line(
+                    f"{name}: {len(split):,} vectors of {split.dim} numbers ({split.computed:,} computed now), "
+                    f"sha256 {split.files.digest()[:12]}, key {split.path.name[:12]}"
+                )
 
 
 class List(_OnStore):
@@ -138,9 +204,14 @@ class Prune(_OnStore):
 
 
 EMBED = Group(
-    "List, verify, export or prune the embeddings that runs share.",
-    {"list": List, "verify": Verify, "export": Export, "prune": Prune},
+    "Compute, list, verify, export or prune the embeddings that runs share.",
+    {"list": List, "compute": Compute, "verify": Verify, "export": Export, "prune": Prune},
 )
+
+
+def _of_split(split: Embeddings) -> dict[str, Any]:
+    figures = {"images": len(split), "dim": split.dim, "computed": split.computed, "seconds": round(split.seconds, 3)}
+    return {"key": split.path.name, **figures, "sha256": split.files.digest(), "folder": str(split.path)}
 
 
 def _read_labels(path: Path) -> Any:

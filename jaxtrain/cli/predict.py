@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from jaxtrain.cli.command import Command, Positional
-from jaxtrain.config import ExplainMethod, PoolConfig, resources
+from jaxtrain.config import ExplainMethod, WorkersConfig, resources
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.escape import plain
 
@@ -44,7 +44,7 @@ class Predict(Command):
     explain_method: ExplainMethod = "auto"
     """gradcam: by the gradients of that class; rollout: by where a vision transformer looks, whatever the class; auto:
     rollout for vision transformers with plain attention, else gradcam."""
-    cluster: PoolConfig = PoolConfig()
+    cluster: WorkersConfig = WorkersConfig()
     trust_imports: bool = False
     """Import the network or class that the run names (module:Name): it is executed, so only for runs that you trust."""
 
@@ -72,7 +72,7 @@ class Predict(Command):
         from jaxtrain.cluster.session import connected
 
         with connected(self.cluster.address) as session:  # before JAX has threads: Ray forks
-            session.require(resources(self.cluster.per_worker), "--cluster.per-worker")
+            session.require(resources(self.cluster.resources), "--cluster.resources")
             self._predict(session)
 
     def _predict(self, session: Session | None) -> None:
@@ -150,5 +150,12 @@ class Predict(Command):
             return self._labelling().rows(classifier, files[done:], done)
         from jaxtrain.cluster.predict import predicted
 
-        need = resources(self.cluster.per_worker)
-        return predicted(session, need, self._labelling(), classifier, files[done:], trust_imports=self.trust_imports)
+        return predicted(
+            session,
+            resources(self.cluster.resources),
+            self._labelling(),
+            classifier,
+            files[done:],
+            most=self.cluster.workers,
+            trust_imports=self.trust_imports,
+        )

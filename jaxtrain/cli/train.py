@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,10 +15,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from jaxtrain.cli.command import Command, merge
-from jaxtrain.config import TECHNIQUES, Config
+from jaxtrain.config import TECHNIQUES, Config, GroupConfig, resources
 from jaxtrain.config_io import RECIPES, dump_config, find_config, load_config, recipe_names
 from jaxtrain.errors import UserError
+from jaxtrain.lifeline import follow
+from jaxtrain.screen.program import command
 
+_STOP_SECONDS = 20.0
 _ACTIONS = ("print_config", "smoke", "debug", "plan")
 
 
@@ -59,7 +66,8 @@ class Options(Config, Command):
     @property
     def options(self) -> Config:
         """The config of the run."""
-        return Config.model_validate(self.model_dump(include=set(Config.model_fields), exclude_unset=True))
+        given = self.model_dump(include=set(Config.model_fields), exclude_unset=True)
+        return Config.model_validate({**given, "technique": self.technique})
 
 
 class Train(Options):
@@ -105,16 +113,26 @@ class Train(Options):
     plan: str | None = None
     """Say what the run would take on these chips, as `v5e-16` or `h100`, without having them (see `jaxtrain plan`), and
     exit."""
+    cluster: GroupConfig = GroupConfig()
+    helper: bool = False
+    """Take part in the training of the process that started this one (it gives this option itself)."""
 
     @model_validator(mode="after")
     def _one_action(self) -> Train:
         asked = [f"--{action.replace('_', '-')}" for action in _ACTIONS if getattr(self, action)]
         if len(asked) > 1:
             raise ValueError(f"{' and '.join(asked)}: give one of them")
+        if asked and self.cluster.address is not None:
+            raise ValueError(f"{asked[0]} and --cluster.address: give one of them")
         return self
 
     def run(self) -> None:
         """Train, or do what is asked for in place of it."""
+        if self.helper:
+            follow(sys.stdin, _stop_with_parent)
+        if self.cluster.address is not None:
+            self._drive(self.cluster.address)
+            return
         from jaxtrain.classifiers.files import TECHNIQUES as CLASSIFIERS
 
         config = self.options
@@ -136,6 +154,32 @@ class Train(Options):
             sys.stdout.write(dump_config(classifier.resolve(config, load_dataset(classifier.data_config))))
         else:
             classifier.fit()
+
+    def _drive(self, address: str) -> None:
+        """Let workers on the nodes of a cluster train."""
+        from jaxtrain.cluster.session import connected
+        from jaxtrain.cluster.train import Group, check
+        from jaxtrain.screen.console import print_line
+        from jaxtrain.training.signals import StopRequest
+
+        config, need = self.options, resources(self.cluster.resources)
+        check(config)
+        given = {"address": address, "workers": self.cluster.workers, "resources": self.cluster.resources}
+        again = [word for name, one in given.items() if one is not None for word in (f"--cluster.{name}", str(one))]
+        again = command("train", "--technique", config.technique, "--run-dir", str(config.run_dir), *again)
+        words = f"continue with: {shlex.join(again)}"
+        say = (lambda text: None) if config.quiet else print_line
+        with connected(address) as session, StopRequest(words) as stop:
+            session.require(need, "--cluster.resources")
+            Group(session, config, need, self.cluster.workers, say, stop, words).train()
+        say(f"{config.run_dir} is finished; its figures are in {config.run_dir}/summary.json")
+
+
+def _stop_with_parent() -> None:
+    """As after a SIGTERM; a process that waits for one that is lost hears nothing of that, and is ended."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_STOP_SECONDS)
+    os._exit(128 + signal.SIGTERM)
 
 
 def find_run_config(run: Path) -> Config:

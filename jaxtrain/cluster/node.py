@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from jaxtrain.errors import UserError
 from jaxtrain.files import write_text
 from jaxtrain.version import __version__
 
@@ -84,6 +85,16 @@ def carry_out(job: Job) -> Ended:
     return Ended(process.returncode, lines[-1].removeprefix("error: ") if lines else "", host)
 
 
+def address() -> str:
+    """HOST:PORT of this node, with a port that is free now."""
+    import ray
+
+    host = ray.util.get_node_ip_address()
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind(("", 0))
+        return f"{host}:{probe.getsockname()[1]}"
+
+
 def _problem(job: Job) -> str | None:
     """Why a job cannot run here, if it cannot."""
     if problem := differs(job.versions):
@@ -100,6 +111,16 @@ def _problem(job: Job) -> str | None:
 def memory_of(gpu: float) -> dict[str, str]:
     """Variables of a process that has a share of a GPU, of which JAX would take three quarters for each."""
     return {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_GPU_SHARE * gpu:.3f}"} if 0 < gpu < 1 else {}
+
+
+def enter(folder: str, wanted: tuple[str, str]) -> None:
+    """Make this worker one of the driver's: in its folder, with the same versions. Raises UserError."""
+    if problem := differs(wanted):
+        raise UserError(problem)
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}; all nodes need one file system in common") from error
 
 
 def versions() -> tuple[str, str]:

@@ -8,12 +8,16 @@ goes on where it was cut off are the same here as without a cluster.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 from jaxtrain.cluster.session import Lost, Session
 from jaxtrain.errors import RunError
 
+BLOCK_IMAGES = 1024
+"""At least as many images are in a block, where there are more: what the loss of a worker can cost."""
 _POLL_SECONDS = 5.0
 _MOST_LOSSES = 10
 """In a row, with no block done in between."""
@@ -24,37 +28,87 @@ _log = logging.getLogger(__name__)
 Block = TypeVar("Block")
 
 
-def in_order(
-    session: Session, need: Mapping[str, float], kind: type, arguments: Sequence[Any], blocks: Sequence[Block]
-) -> Iterator[Any]:
-    """What `kind(*arguments).block(block)` returns for each block, in the order of blocks, from workers on the nodes.
+class Worker(Protocol):
+    """What does the work, on a node."""
 
-    A block whose worker was lost goes to another one. Raises RunError where a block fails, or workers keep being lost.
+    def ready(self) -> None:
+        """Load what all blocks need. Raises UserError where this node cannot do its part."""
+
+    def block(self, block: Any) -> Any:
+        """Do one."""
+
+
+@dataclass
+class Pool:
+    """Workers on the nodes, each a `kind(*arguments)` that lives until the session ends, or its node does."""
+
+    session: Session
+    need: Mapping[str, float]
+    """What each worker gets of its node."""
+    kind: type[Worker]
+    arguments: Sequence[Any]
+    most: int | None = None
+    """At most this many workers; None: as many as there is room for."""
+    _starting: dict[Any, Any] = field(default_factory=dict, init=False)
+    """Workers by the task that says they are ready. One that finds no room is not waited for."""
+    _idle: list[Any] = field(default_factory=list, init=False)
+    _running: dict[Any, tuple[Any, int]] = field(default_factory=dict, init=False)
+    """Workers and the numbers of their blocks, by task."""
+    _losses: int = field(default=0, init=False)
+
+    def in_order(self, blocks: Sequence[Block]) -> Iterator[Any]:
+        """What `kind(*arguments).block(block)` returns for each block, in the order of blocks.
+
+        A block whose worker was lost goes to another one. Raises RunError where a block fails, or workers keep being
+        lost.
+        """
+        todo, done, turn = [*range(len(blocks))][::-1], dict[int, Any](), 0
+        while turn < len(blocks):
+            room = self._room()
+            soon = sum(number < turn + _AHEAD * max(room, 1) for number in todo)
+            self._start(min(room - len(self._idle) - len(self._running), soon - len(self._idle)))
+            for worker in [self._idle.pop() for _ in range(min(len(self._idle), soon))]:
+                number = todo.pop()
+                self._running[self.session.call(worker, "block", blocks[number])] = worker, number
+            if not (self._running or self._starting):
+                time.sleep(_POLL_SECONDS)  # until a node comes
+            for task in self.session.ended([*self._running, *self._starting], _POLL_SECONDS):
+                worker, number = self._running.pop(task) if task in self._running else (self._starting.pop(task), None)
+                try:
+                    result = self.session.result(task)
+                except Lost as error:
+                    self._lose(error)
+                    todo = sorted([*todo, *([] if number is None else [number])], reverse=True)
+                    continue
+                self._idle.append(worker)
+                if number is not None:
+                    done[number], self._losses = result, 0
+            while turn in done:
+                yield done.pop(turn)
+                turn += 1
+
+    def _room(self) -> int:
+        room = self.session.room(self.need)
+        return room if self.most is None else min(room, self.most)
+
+    def _start(self, count: int) -> None:
+        """Have this many workers starting, where there are fewer."""
+        for _ in range(count - len(self._starting)):
+            worker = self.session.worker(self.kind, *self.arguments, need=self.need)
+            self._starting[self.session.call(worker, "ready")] = worker
+
+    def _lose(self, error: Lost) -> None:
+        self._losses += 1
+        _log.warning("a worker was lost (%s); another one does its block", error)
+        if self._losses >= _MOST_LOSSES:
+            raise RunError(f"{self._losses} workers were lost in a row, the last one: {error}") from error
+
+
+def cut(rows: Sequence[Block], batch_size: int) -> list[Sequence[Block]]:
+    """Blocks of whole batches, so that each image has the place in its batch that it has on one machine.
+
+    What is left over belongs to the last block: a block of less than a batch would be computed in a smaller one.
     """
-    todo = [*range(len(blocks))][::-1]
-    running: dict[Any, tuple[Any, int]] = {}
-    idle: list[Any] = []
-    done: dict[int, Any] = {}
-    turn = losses = 0
-    while turn < len(blocks):
-        room = session.room(need)
-        while todo and todo[-1] < turn + _AHEAD * max(room, 1) and (idle or len(running) < room):
-            worker = idle.pop() if idle else session.worker(kind, *arguments, need=need)
-            number = todo.pop()
-            running[session.call(worker, "block", blocks[number])] = worker, number
-        for task in session.ended(running, _POLL_SECONDS):
-            worker, number = running.pop(task)
-            try:
-                done[number] = session.result(task)
-            except Lost as error:
-                todo = sorted([*todo, number], reverse=True)
-                losses += 1
-                _log.warning("a worker was lost (%s); another one does its block", error)
-                if losses >= _MOST_LOSSES:
-                    raise RunError(f"{losses} workers were lost in a row, the last one: {error}") from error
-                continue
-            losses = 0
-            idle.append(worker)
-        while turn in done:
-            yield done.pop(turn)
-            turn += 1
+    size = -(-BLOCK_IMAGES // batch_size) * batch_size
+    starts = [*range(0, max(len(rows) - size, 0) + 1, size)]
+    return [rows[start:stop] for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -14,6 +15,8 @@ from jaxtrain.files import reason
 _CANCEL_SECONDS = 25.0
 _NAMES = {"cpu": "CPU", "gpu": "GPU", "tpu": "TPU"}
 """What Ray calls its resources; any other name is one that the cluster's owner gave."""
+
+_CANNOT_IMPORT = "failed to import on the worker|Failed to unpickle|No module named"
 
 
 class Lost(Exception):  # noqa: N818  (not a failure of the task)
@@ -43,9 +46,37 @@ class Session:
             f"{option} {shown(need)}: no node of the cluster has that; the most that one has is {shown(most)}"
         )
 
-    def submit(self, task: Callable[..., Any], *arguments: Any, need: Mapping[str, float]) -> Any:
-        """Start a task, once; it waits until a node has what it needs."""
-        return self._ray.remote(task).options(max_retries=0, **_options(need)).remote(*arguments)
+    def submit(
+        self,
+        task: Callable[..., Any],
+        *arguments: Any,
+        need: Mapping[str, float],
+        place: tuple[Any, int] | None = None,
+    ) -> Any:
+        """Start a task, once; it waits until a node has what it needs, or for its place in a group (group, number)."""
+        options = _options(need)
+        if place is not None:
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                place[0], placement_group_bundle_index=place[1]
+            )
+        return self._ray.remote(task).options(max_retries=0, **options).remote(*arguments)
+
+    @contextlib.contextmanager
+    def group(self, need: Mapping[str, float], count: int) -> Iterator[Any]:
+        """Places for tasks with such needs, all or none, near one another; what runs there in the end is killed."""
+        bundle = {_NAMES.get(name, name): amount for name, amount in need.items()}
+        group = self._ray.util.placement_group([bundle] * count, strategy="PACK")
+        try:
+            yield group
+        finally:
+            with contextlib.suppress(Exception):
+                self._ray.util.remove_placement_group(group)
+
+    def has_room(self, group: Any, timeout: float) -> bool:
+        """Whether the nodes have all places of a group, after waiting for them."""
+        return bool(group.wait(timeout_seconds=timeout))
 
     def worker(self, kind: type, *arguments: Any, need: Mapping[str, float]) -> Any:
         """An object of a class on a node that has what it needs; `call` gives it work."""
@@ -65,13 +96,22 @@ class Session:
 
     def result(self, task: Any) -> Any:
         """What a task returned. Raises Lost where its node died, RunError where it failed."""
-        errors = self._ray.exceptions
         try:
             return self._ray.get(task)
-        except errors.RayTaskError as error:
-            raise RunError(f"a task failed on the cluster: {reason(error.cause)}") from error
-        except errors.RayError as error:
-            raise Lost(reason(error)) from error
+        except self._ray.exceptions.RayError as error:
+            if re.search(_CANNOT_IMPORT, str(error)):
+                missing = re.search(r"No module named '[\w.]+'", str(error))
+                why = f" ({missing[0]})" if missing else ""
+                raise RunError(
+                    f"a node of the cluster cannot import what it is to run{why}: all nodes need the same jaxtrain"
+                ) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: Any) -> Exception:
+        """Of a task: its own, or the end of its node."""
+        if isinstance(error, self._ray.exceptions.RayTaskError):
+            return RunError(f"a task failed on the cluster: {reason(error.cause)}")
+        return Lost(reason(error).partition(". ")[0])
 
     def cancel(self, tasks: Collection[Any]) -> None:
         """Ask tasks to end, and wait until they have."""

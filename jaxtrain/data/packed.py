@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_SMALL_PART = 4
+"""Of more than a quarter the buffer is sent as it is: that is quicker than to make strings of it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Packed(Sequence[str]):
@@ -61,7 +64,7 @@ class Packed(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class Picked(Sequence[str]):
-    """Some of many strings, which are not copied."""
+    """Some of many strings, which are not copied; a small part travels to other processes without the rest."""
 
     names: Sequence[str]
     indices: NDArray[np.int64]
@@ -73,6 +76,11 @@ class Picked(Sequence[str]):
         if isinstance(index, slice):
             return [self.names[int(place)] for place in self.indices[index]]
         return self.names[int(self.indices[index])]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if len(self.indices) < len(self.names) // _SMALL_PART:
+            return list, (list(self),)
+        return Picked, (self.names, self.indices)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)

@@ -133,6 +133,13 @@ class ShardFiles:
         write_whole(self.path(shard).with_suffix(".json"), self._digest_file(shard, digest.hexdigest()))
         claim.publish()
 
+    def digest(self) -> str:
+        """SHA-256 (hex) over the digests of all shards in their order: equal where all vectors are, bit for bit."""
+        total = hashlib.sha256()
+        for shard in range(self.meta.shards):
+            total.update(read_bytes(self.path(shard).with_suffix(".json"), _META_BYTES))
+        return total.hexdigest()
+
     def _shape(self, shard: int) -> tuple[int, int]:
         start, stop = self.meta.span(shard)
         return stop - start, self.meta.dim

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxtrain.data.base import Dataset, ImageSource, weights_of
+from jaxtrain.data.bad_images import BadImages
+from jaxtrain.data.base import ImageSource, weights_of
 from jaxtrain.data.scan import why_unreadable
+from jaxtrain.embeddings.store import Embeddings
 from jaxtrain.heads import Vectors
 from jaxtrain.models.weights import adapt
-from jaxtrain.runs.extraction import Extractor
+from jaxtrain.runs.extraction import Extractor, RowsOf
 from jaxtrain.runs.learning import Learns
 from jaxtrain.screen.progress import Progress
 from jaxtrain.training import processes
@@ -38,11 +40,11 @@ class Embedded:
 class Backbone:
     """A technique's pre-trained weights without their head, on the devices."""
 
-    def __init__(self, technique: Learns, dataset: Dataset) -> None:
-        """`technique` is bound to its resolved config."""
+    def __init__(self, technique: Learns, classes: int, bad_images: BadImages) -> None:
+        """`technique` is bound to its resolved config; `bad_images`: where images that cannot be read are entered."""
         config = technique.config
-        self._config, self._bad_images = config, dataset.bad_images
-        self.technique = technique.bind(config, Binding(dataset.num_classes))
+        self._config, self._bad_images = config, bad_images
+        self.technique = technique.bind(config, Binding(classes))
         strategy = make_strategy(config.parallel)
         self.inference = Inference(self.technique, strategy)
         pretrained = technique.pretrained
@@ -57,9 +59,10 @@ class Backbone:
         self.notes = [f"{pretrained.source}: {note}" for note in adapted.notes]
         """What of the weights does not fit the network or the images."""
         self.weights: Tree = {"params": {}, "frozen": backbone, "model_state": state}
-        digest = tree_digest({"backbone": backbone, "statistics": state})
+        self.digest = tree_digest({"backbone": backbone, "statistics": state})
+        """Of the arrays."""
         self.extractor = Extractor(
-            self.technique, self.inference, strategy.place(self.weights), digest, dataset.bad_images
+            self.technique, self.inference, strategy.place(self.weights), self.digest, bad_images
         )
 
     def embedded(
@@ -68,6 +71,24 @@ class Backbone:
         """The readable images of a split as vectors, all views one after the other; `check` may raise meanwhile."""
         parts: list[Vectors] = []
         computed, seconds = 0, 0.0
+        for found in self.kept(source, name, views=views, check=check):
+            x = found.load()
+            places = self._readable(x, source)
+            parts.append(Vectors(x, source.labels, weights_of(source)).select(places))
+            computed, seconds = computed + found.computed, seconds + found.seconds
+        joined = parts[0].joined(*parts[1:])
+        return Embedded(joined, places, computed, seconds)
+
+    def kept(
+        self,
+        source: ImageSource,
+        name: str,
+        *,
+        views: int = 1,
+        check: Callable[[], None] = lambda: None,
+        rows: RowsOf | None = None,
+    ) -> Iterator[Embeddings]:
+        """Each view of a split in the store; `rows` computes what is missing (None: this process does)."""
         for view in range(views):
             title = f"embedding {name}" + (f", view {view + 1}/{views}" if views > 1 else "")
             with Progress(title=title, quiet=self._config.quiet) as bar:
@@ -77,13 +98,8 @@ class Backbone:
                     processes.check()
                     check()
 
-                found = self.extractor(source, view, progress)
-            x = found.load()
-            places = self._readable(x, source)
-            parts.append(Vectors(x, source.labels, weights_of(source)).select(places))
-            computed, seconds = computed + found.computed, seconds + found.seconds
-        joined = parts[0].joined(*parts[1:])
-        return Embedded(joined, places, computed, seconds)
+                found = self.extractor(source, view, progress, rows)
+            yield found
 
     def _readable(self, x: NDArray[np.float32], source: ImageSource) -> NDArray[np.int64]:
         """Places of the images that have an embedding; why others have none, in the store maybe, is looked up."""

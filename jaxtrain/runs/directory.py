@@ -25,8 +25,8 @@ from jaxtrain.readers import json_object, read_json, reading
 from jaxtrain.runs.resolve import shared_steps
 from jaxtrain.training.checkpoints import Checkpoints
 
-_LOCK, _CONFIG, _DATA = "run.lock", "config.yaml", "data.json"
-_OF_A_START = {_LOCK, _CONFIG, _DATA, "weights.json", "error.log"}
+LOCK, _CONFIG, _DATA = "run.lock", "config.yaml", "data.json"
+_OF_A_START = {LOCK, _CONFIG, _DATA, "weights.json", "error.log"}
 """Files of a run that has done nothing yet."""
 _LENGTH = {"train.epochs", "train.steps"}
 _log = logging.getLogger(__name__)
@@ -251,7 +251,7 @@ class RunDirectory:
         """
         with contextlib.suppress(OSError):
             files = {str(path.relative_to(self.path)) for path in self.path.rglob("*") if not path.is_dir()}
-            if self._named_here and files <= (_OF_A_START if refused else {_LOCK}):
+            if self._named_here and files <= (_OF_A_START if refused else {LOCK}):
                 shutil.rmtree(self.path)
         self._lock.release()
 
@@ -262,7 +262,7 @@ class _Lock:
     def __init__(self, folder: Path) -> None:
         self._descriptor: int | None = None
         try:
-            self._descriptor = open_lock(folder / _LOCK)
+            self._descriptor = open_lock(folder / LOCK)
         except OSError as error:
             raise UserError(_unusable(folder, error)) from error
         os.register_at_fork(after_in_child=self.release)  # a forked worker that outlives us must not hold it
@@ -322,7 +322,7 @@ def _refuse_foreign(path: Path) -> None:
     for entry in entries:
         if entry.is_symlink():
             raise UserError(f"{entry} is a symbolic link, which a run does not follow; put the file itself there")
-    others = {entry.name for entry in entries} - {_LOCK, temporary_name(path / _CONFIG).name}
+    others = {entry.name for entry in entries} - {LOCK, temporary_name(path / _CONFIG).name}
     if others and _CONFIG not in others:
         raise UserError(
             f"run directory {path} holds other things ({', '.join(sorted(others)[:3])}) and no {_CONFIG}; "

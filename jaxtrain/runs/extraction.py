@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -20,6 +20,8 @@ from jaxtrain.training.inference import Inference, map_batches
 from jaxtrain.training.state import Batch, Tree
 from jaxtrain.training.technique import Technique
 
+RowsOf = Callable[[ImageSource, int], Iterable[NDArray[np.float32]]]
+"""Embeds one view of the images of a source: blocks `float32[any number, features]` in their order."""
 _OF_THE_NETWORK = ("patch_size", "pool", "registers", "stem")
 
 
@@ -40,15 +42,19 @@ class Extractor:
         self._store = EmbeddingStore(chosen(inference.config.features.store))
         self._views: dict[int, Callable[[Tree, Batch], Any]] = {}
 
-    def __call__(self, source: ImageSource, view: int = 0, progress: Progress | None = None) -> Embeddings:
+    def __call__(
+        self, source: ImageSource, view: int = 0, progress: Progress | None = None, rows: RowsOf | None = None
+    ) -> Embeddings:
         """The embeddings of a split, from the store or computed now; rows of unreadable images are NaN.
 
         view: 0 for the images as evaluation sees them, n for the n-th augmented view of each.
+        rows: who computes those that are missing; None: `rows` of this object.
         """
+        rows = rows or self.rows
         return self._store.get(
             self.key(source, view),
             _with_places(source),
-            lambda part: self._rows(part, view),
+            lambda part: rows(part, view),
             progress=progress,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -79,7 +85,8 @@ class Extractor:
             augmentation=augmentation,
         )
 
-    def _rows(self, source: ImageSource, view: int) -> Iterator[NDArray[np.float32]]:
+    def rows(self, source: ImageSource, view: int) -> Iterator[NDArray[np.float32]]:
+        """The embeddings of a part of a split as `__call__` gives it, batch by batch: `float32[images, features]`."""
         function = self._inference.compiled("embed") if view == 0 else self._augmented(view)
         left = len(source)
         batches = self._inference.batches(source, self._bad_images)

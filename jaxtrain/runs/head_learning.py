@@ -50,7 +50,7 @@ class HeadLearning:
         self._job, self._start = job, start
         self.dataset: Dataset = job.dataset
         self.history = []
-        self._backbone = Backbone(job.technique, job.dataset)
+        self._backbone = Backbone(job.technique, job.dataset.num_classes, job.dataset.bad_images)
         self._technique, self.inference = self._backbone.technique, self._backbone.inference
         self._train: Embedded | None = None
         self._few_shot: FewShot | None = None

@@ -123,8 +123,8 @@ def test_prune_asks_for_yes(store, capsys):
 def test_wrong_commands_are_one_line(store):
     for arguments, message in [
         (["prun"], "prun: no such command; did you mean 'prune'?"),
-        (["zzz"], "valid: export, list, prune, verify"),
-        ([], "valid: export, list, prune, verify"),
+        (["zzz"], "valid: compute, export, list, prune, verify"),
+        ([], "valid: compute, export, list, prune, verify"),
         (["prune"], "nothing to prune by: give --unused-days, --max-gb or keys"),
         (["prune", "--unused-days", "-1"], "unused_days: must be greater than or equal to 0"),
         (["prune", "--max-gb", "nan"], "max_gb: must be a finite number"),

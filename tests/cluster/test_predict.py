@@ -1,7 +1,6 @@
 """Files labelled by workers: the rows of one machine, in their order, whoever is lost."""
 
 import json
-from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -10,46 +9,16 @@ from PIL import Image
 
 import jaxtrain
 from jaxtrain.cli.main import run
-from jaxtrain.cluster import predict
-from jaxtrain.cluster.pool import in_order
-from jaxtrain.cluster.session import Lost
+from jaxtrain.cluster import pool, predict
+from jaxtrain.cluster.pool import Pool
 from jaxtrain.errors import RunError, UserError
-
-
-class Here:
-    """A cluster whose workers are objects of this process; some of their tasks are lost."""
-
-    def __init__(self, room=3, lost=(), seed=0):
-        self.room = lambda need: room
-        self.lost, self.random = set(lost), np.random.default_rng(seed)
-        self.workers = self.calls = self.most = 0
-
-    def worker(self, kind, *arguments, need):
-        self.workers += 1
-        return kind(*arguments)
-
-    def call(self, worker, method, *arguments):
-        self.calls += 1
-        task = Future()
-        try:
-            task.set_result(getattr(worker, method)(*arguments))
-        except Exception as error:
-            task.set_exception(error)
-        if self.calls in self.lost:
-            task = Future()
-            task.set_exception(Lost("its node died"))
-        return task
-
-    def ended(self, tasks, timeout):
-        """In any order."""
-        self.most = max(self.most, len(tasks))
-        return list(self.random.permutation(np.array(list(tasks), object))[:1])
-
-    def result(self, task):
-        return task.result()
+from tests.cluster.made import Here
 
 
 class Squares:
+    def ready(self):
+        pass
+
     def block(self, number):
         return number**2
 
@@ -57,21 +26,27 @@ class Squares:
 @pytest.mark.parametrize("seed", range(5))
 def test_results_come_in_order_and_lost_blocks_are_done_again(seed):
     session = Here(room=3, lost=(1, 4, 9), seed=seed)
-    assert list(in_order(session, {}, Squares, (), range(30))) == [number**2 for number in range(30)]
+    assert list(Pool(session, {}, Squares, ()).in_order(range(30))) == [number**2 for number in range(30)]
     assert session.calls == 33
     assert session.most == 3
     assert session.workers == 6
 
 
+def test_a_worker_for_which_there_is_no_room_is_not_waited_for():
+    session = Here(room=3, never=(2, 3))
+    assert list(Pool(session, {}, Squares, ()).in_order(range(30))) == [number**2 for number in range(30)]
+    assert session.workers == 3
+
+
 def test_workers_that_are_all_lost_end_it():
     with pytest.raises(RunError, match="10 workers were lost in a row, the last one: its node died"):
-        list(in_order(Here(lost=range(1000)), {}, Squares, (), range(30)))
+        list(Pool(Here(lost=range(1000)), {}, Squares, ()).in_order(range(30)))
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 1024, 1025, 2047, 2048, 5000])
 @pytest.mark.parametrize("batch_size", [64, 100, 4096])
 def test_blocks_are_whole_batches_and_the_last_has_the_rest(count, batch_size):
-    blocks = predict.cut(range(count), batch_size)
+    blocks = pool.cut(range(count), batch_size)
     assert [file for block in blocks for file in block] == list(range(count))
     assert all(len(block) % batch_size == 0 for block in blocks[:-1])
     assert len(blocks) == 1 or len(blocks[-1]) >= batch_size
@@ -104,7 +79,7 @@ def test_the_table_of_a_cluster_is_that_of_one_machine_also_in_two_starts(traine
     session = Here(room=2, lost=(2,))
     session.require = lambda need, option: None
     monkeypatch.setattr("jaxtrain.cluster.session.connected", lambda address: contextlib.nullcontext(session))
-    monkeypatch.setattr(predict, "_BLOCK_IMAGES", 16)
+    monkeypatch.setattr(pool, "BLOCK_IMAGES", 16)
     expected = labelled(trained, tmp_path / "one.jsonl")
     assert labelled(trained, tmp_path / "many.jsonl", "--cluster.address", "local") == expected
     assert session.workers >= 2
@@ -127,7 +102,7 @@ def test_a_node_that_differs_says_how(trained, wrong, tmp_path):
     wanted = ("0", "0") if wrong == "versions" else (jaxtrain.__version__, jax.__version__)
     folder = str(tmp_path / "away") if wrong == "folder" else "."
     with pytest.raises(UserError, match={"versions": "installed", "folder": "away", "model": "another model"}[wrong]):
-        predict.Labeller(folder, labelling, digests, wanted, False, 0.0).block([])
+        predict.Labeller(folder, labelling, digests, wanted, False, 0.0).ready()
 
 
 def test_a_cluster_needs_a_table(tmp_path):

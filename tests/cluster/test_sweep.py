@@ -22,7 +22,7 @@ from jaxtrain.sweeps.config import load_sweep
 from jaxtrain.sweeps.plan import make_plan
 from jaxtrain.sweeps.study import Trials
 from jaxtrain.training.signals import StopRequest
-from tests.multihost.launch import free_port
+from tests.cluster.made import add_node, kill
 from tests.sweeps.sweeping import finish, start, summaries, write
 
 
@@ -182,25 +182,6 @@ def kill_a_helper(path):
     found = helpers(path)
     found[0].kill()
     return found
-
-
-def add_node(cluster, cpus):
-    """Ray gives its agents fifteen seconds to start; on a busy machine they need several tries."""
-    agents = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
-    for left in reversed(range(8)):
-        try:
-            return cluster.add_node(num_cpus=cpus, **{agent: free_port() for agent in agents})
-        except Exception:
-            if not left:
-                raise
-
-
-def kill(cluster, one):
-    """As if its power went: nothing of it has time to save."""
-    raylet = psutil.Process(one.all_processes["raylet"][0].process.pid)
-    for process in [*raylet.children(recursive=True), raylet]:
-        process.kill()
-    cluster.remove_node(one, allow_graceful=False)
 
 
 def helpers(path):
