@@ -8,6 +8,7 @@ write shards, each round into a new store. The starts of Ray and of its worker, 
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's is 15, which on a busy machine measures the others
     with connected("local") as session, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_images(folder / "images", arguments.images, arguments.size)
