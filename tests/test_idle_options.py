@@ -118,7 +118,14 @@ def test_other_options_without_effect_are_refused(words, named, tmp_path, monkey
 NOT_READ = {
     # Read before the run directory is there, as are the next; train.profile by another name.
     *("technique", "name", "run_dir", "train.epochs", "train.profile", "data.split"),
-    *("data.dir", "data.split_seed", "data.val_fraction", "data.test_fraction", "data.max_train_images"),
+    *(
+        "data.dir",
+        "tracking.tensorboard_dir",
+        "data.split_seed",
+        "data.val_fraction",
+        "data.test_fraction",
+        "data.max_train_images",
+    ),
     *("data.device_budget_mb", "data.layout", "parallel.cpu_devices"),
     *("data.workers", "data.prefetch", "data.max_pixels", "data.cache_gb"),  # of image files
     *(path for path in option_paths() if path.startswith("data.columns.")),  # of tables

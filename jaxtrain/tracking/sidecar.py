@@ -218,6 +218,10 @@ def _obey_for_mirrors(command: Command, mirrors: dict[str, list[Mirroring]]) -> 
         thread.end(command.get("timeout", 0.0))
     if command["do"] == "attach":
         wanted = [(name, target) for name, target in command["mirrors"].items() if name in MIRRORS]
+        if "wandb" in command["mirrors"]:
+            for name in [name for name in os.environ if name.startswith("WANDB_")]:
+                del os.environ[name]
+            os.environ.update(command["wandb"])
         mirrors[run_dir] = [Mirroring(name, target, Path(run_dir), command["session"]) for name, target in wanted]
         for thread in mirrors[run_dir]:
             thread.start()

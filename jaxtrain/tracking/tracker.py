@@ -345,7 +345,7 @@ class Tracker:
             return
         self._sidecar.serves.add(self._key)
         told: dict[str, Any] = {"run_dir": self._key, "root": str(self._root.absolute()), "uri": self._secret_uri}
-        told |= {"folder": os.getcwd(), "session": self._session, "mirrors": self._mirrors.begin(self._session)}
+        told |= {"folder": os.getcwd(), "session": self._session, **self._mirrors.begin(self._session)}
         self._sidecar.send(do="attach", **told, **attachment)
 
     @property
