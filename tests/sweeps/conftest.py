@@ -21,7 +21,7 @@ def _program(name):
 @pytest.fixture(scope="session")
 def postgres():
     """The URL of an empty database. The server refuses root: there it runs as the user that its package has made."""
-    pytest.importorskip("psycopg")
+    psycopg = pytest.importorskip("psycopg")
     user = None
     if os.geteuid() == 0:
         user = next((each.pw_name for each in pwd.getpwall() if each.pw_name == "postgres"), None)
@@ -38,12 +38,22 @@ def postgres():
     server = subprocess.Popen([_program("postgres"), *options], **quiet)
     try:
         deadline = time.monotonic() + 60
-        while not Path(f"{folder}/.s.PGSQL.{port}").exists():
+        url = f"postgresql://tester@127.0.0.1:{port}/postgres"
+        while not answers(psycopg, url):
             assert server.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        yield f"postgresql://tester@127.0.0.1:{port}/postgres"
+        yield url
     finally:
         server.send_signal(signal.SIGINT)  # the fast shutdown, which does not wait for clients
         server.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def answers(psycopg, url):
+    """Whether a server takes connections; it refuses some while it starts."""
+    try:
+        psycopg.connect(url, connect_timeout=5).close()
+    except psycopg.OperationalError:
+        return False
+    return True
