@@ -95,7 +95,7 @@ def test_a_second_run_computes_no_embedding(run, backbone, halves, monkeypatch):
     def never(*_):
         raise AssertionError("an embedding was computed")
 
-    monkeypatch.setattr(Extractor, "_rows", never)
+    monkeypatch.setattr(Extractor, "rows", never)
     again = extractor(backbone, folder, name="again").fit(*halves[0], test=halves[1])
     assert again.summary["cache_hit"] is True
     assert again.summary["params_sha256"] == first.summary["params_sha256"]
