@@ -17,6 +17,7 @@ _NAMES = {"cpu": "CPU", "gpu": "GPU", "tpu": "TPU"}
 """What Ray calls its resources; any other name is one that the cluster's owner gave."""
 
 _CANNOT_IMPORT = "failed to import on the worker|Failed to unpickle|No module named"
+"""What Ray says where a node lacks a module: it has no kind of error for that."""
 
 
 class Lost(Exception):  # noqa: N818  (not a failure of the task)
