@@ -58,6 +58,19 @@ class LabelOutcomes:
         """Metrics for many weightings of the images; and nothing that an interval would be made of otherwise."""
         return weighted_label_metrics(self, weights), {}
 
+    def precisions(self, weights: Floats) -> dict[str, Floats]:
+        """The average precisions of `weighted_label_metrics` alone, for parts of the images.
+
+        A label that no image of a part has counts with its value for all of them, where it would be 0.
+        """
+        each, support = average_precisions(self, weights), self.true.T @ weights
+        whole = average_precisions(self, np.ones((len(self.labels), 1)))
+        return {
+            "mAP": np.where(support > 0, each, whole).mean(axis=0),
+            "micro_mAP": _areas_together(self, weights)[0],
+            "weighted_mAP": _share((each * support).sum(axis=0), support.sum(axis=0)),
+        }
+
 
 def sigmoid(logits: NDArray[np.floating[Any]]) -> Floats:
     """Probabilities `float64[...]` of each label by itself."""

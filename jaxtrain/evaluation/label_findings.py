@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jaxtrain.evaluation.comparison import Comparison, Entry
 from jaxtrain.evaluation.findings import GALLERY, MAX_SLICES, Shown, Slice, by_columns, label_text
-from jaxtrain.evaluation.statistics import bounded, of_log_odds, resampling_weights
+from jaxtrain.evaluation.statistics import bounded, half_weights, of_halves
 from jaxtrain.label_metrics import LabelOutcomes, average_precisions, sigmoid
 
 
@@ -64,9 +64,9 @@ def slices(comparison: Comparison, columns: Mapping[str, Sequence[Any]]) -> list
         for name, (values, replicates) in each.items():
             value = float(values[label])
             drawn = replicates[label]
-            drawn = drawn[drawn > 0] if support[label] else drawn  # 0: a resample without an image that has the label
+            drawn = drawn[drawn > 0] if support[label] else drawn  # 0: a half without an image that has the label
             images = len(comparison.predictions.labels)
-            interval = of_log_odds(value, drawn, images, float(support[label] - 1))
+            interval = of_halves(value, drawn, images, float(support[label] - 1))
             figures[name] = (value, bounded(interval, value, "mAP"))
         by_label.append(Slice("label (average precision)", names[label], int(support[label]), figures))
     return by_label + by_columns(comparison, columns)
@@ -76,7 +76,7 @@ def _precisions(entry: Entry, comparison: Comparison) -> tuple[NDArray[np.float6
     found = entry.measured.resampled.found
     assert isinstance(found, LabelOutcomes)
     images = len(found.labels)
-    drawn = resampling_weights(images, comparison.resamples, comparison.seed)
+    drawn = half_weights(images, comparison.resamples, comparison.seed)
     replicates = np.concatenate([average_precisions(found, weights) for weights in drawn], axis=1)
     return average_precisions(found, np.ones((images, 1)))[:, 0], replicates
 
