@@ -46,8 +46,12 @@ def backbone(tmp_path_factory):
     return of
 
 
+def slow(path):
+    return path.stem in LARGE or path.parent.name == "fe"
+
+
 RECIPES = [
-    pytest.param(path, id=f"{path.parent.name}-{path.stem}", marks=[pytest.mark.slow] if path.stem in LARGE else [])
+    pytest.param(path, id=f"{path.parent.name}-{path.stem}", marks=[pytest.mark.slow] if slow(path) else [])
     for path in sorted(ROOT.glob("*/*.yaml"))
     if path.parent.name != "sweeps"  # tests/sweeps/test_sweep_files.py
 ]

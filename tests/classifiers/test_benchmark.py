@@ -74,6 +74,7 @@ def test_names_and_other_data(classifiers):
     assert len(named.comparison.predictions.labels) == 360
 
 
+@pytest.mark.slow
 def test_heat_maps_beside_the_worst_mistakes_when_asked(classifiers, monkeypatch):
     images, labels = digits()
     test, options = (images[800:], labels[800:]), {"resamples": 100, "costs": False, "duplicates": False}
@@ -117,6 +118,7 @@ def test_classifiers_need_data(classifiers):
         jaxtrain.benchmark([PTClassifier()], "digits")
 
 
+@pytest.mark.slow
 def test_the_name_can_be_called_whatever_was_imported_before():
     code = (
         "from jaxtrain import benchmark as first; import jaxtrain.evaluation.metrics; from jaxtrain import benchmark;"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import FEClassifier, FTClassifier, PTClassifier
+from tests.marks import mostly_slow
 
 QUIET = {"quiet": True, "tracking": {"enabled": False}}
 SHORT = {"train": {"steps": 4, "batch_size": 16}, **QUIET}
@@ -36,7 +37,7 @@ def classifiers(backbone):
     }
 
 
-@pytest.mark.parametrize("technique", ["pt", "ft", "fe"])
+@pytest.mark.parametrize("technique", mostly_slow(["pt", "ft", "fe"], {"pt"}))
 def test_a_fit_leaves_nothing_but_its_result(technique, backbone):
     model = classifiers(backbone)[technique]
     before = copy.deepcopy(vars(model))
@@ -57,6 +58,7 @@ def test_a_second_fit_on_other_images_is_as_that_of_a_fresh_classifier(technique
     assert again.run_dir != fresh.run_dir
 
 
+@pytest.mark.slow
 def test_a_fitted_classifier_can_be_copied_and_pickled(backbone):
     model = classifiers(backbone)["ft"]
     pixels, labels = images(32, 3, 200)

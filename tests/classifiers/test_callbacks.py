@@ -69,6 +69,7 @@ def test_any_object_with_such_a_method_will_do(tmp_path):
     assert fit(tmp_path / "run", [Plain()]).summary["steps"] == 4
 
 
+@pytest.mark.slow
 def test_an_error_in_a_callback_ends_the_run_and_it_can_go_on(tmp_path):
     class Broken(Callback):
         def step(self, step, metrics, run):

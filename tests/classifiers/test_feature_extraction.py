@@ -148,6 +148,7 @@ def test_the_training_of_the_weights_is_counted(run, backbone):
     assert costs["train_seconds"] == pytest.approx(before + classifier.summary["wall_seconds"])
 
 
+@pytest.mark.slow
 def test_augmented_views_are_kept_apart_and_used(backbone, halves, tmp_path):
     options = {
         "features": {"views": 3},
@@ -197,6 +198,7 @@ def test_weights_that_are_not_there(tmp_path, halves):
         extractor(tmp_path / "nowhere", tmp_path).fit(*halves[0])
 
 
+@pytest.mark.slow
 def test_a_head_from_the_names_of_classes(run, backbone, halves, tmp_path):
     """Zero-shot: the logits of images are 100 times the cosine of their embeddings to the vectors of the names."""
     (images, labels), test = halves

@@ -160,6 +160,7 @@ def test_the_head_alone_has_optimizer_state_and_the_frozen_rest_is_never_copied(
     assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.frozen)] == places
 
 
+@pytest.mark.slow
 def test_what_is_frozen_needs_less_memory(backbones, big, tmp_path):
 
     used = {}
@@ -189,6 +190,7 @@ def test_lora_trains_less_than_two_percent_of_vit_s():
     assert size(trained) < 0.02 * (size(trained) + size(frozen))
 
 
+@pytest.mark.slow
 def test_merged_updates_give_the_logits_that_validation_saw(backbones, big, tmp_path):
     options = {"strategy": "lora", "lora_rank": 2, "lora_alpha": 8.0}
     classifier = tuner(backbones / "vit", tmp_path / "run", finetune=options, train={**TRAIN, "select": "last"})
@@ -235,6 +237,7 @@ def test_the_probed_head_is_the_one_of_feature_extraction(backbones, big, tmp_pa
     np.testing.assert_allclose(tuned.predict_logits(big[0]), extracted.predict_logits(big[0]), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_head_is_probed_also_where_tests_see_flipped_images(backbones, big, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = {"finetune": {"linear_probe": True}, "augment": {"policy": "none", "test_flips": "h"}}
@@ -242,6 +245,7 @@ def test_the_head_is_probed_also_where_tests_see_flipped_images(backbones, big, 
     assert tuned.config.augment.test_flips == "h"
 
 
+@pytest.mark.slow
 def test_the_head_comes_along_for_the_same_classes(backbones, digits, tmp_path):
     images, labels = digits
     few = np.flatnonzero(labels < 5)[:200]

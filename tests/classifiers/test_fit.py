@@ -17,6 +17,7 @@ from jaxtrain.config import AugmentConfig
 from jaxtrain.data.augment import resolve_augment
 from jaxtrain.training.state import Batch
 from jaxtrain.training.technique import Binding
+from tests.marks import mostly_slow
 
 FAST = {
     "model": {"name": "mlp_tiny"},
@@ -146,7 +147,7 @@ def test_class_weights_and_accumulation_and_ema_train(digits, tmp_path):
 @pytest.mark.parametrize(
     "augment", [{"policy": "none"}, {"policy": "none", "mixup": 0.2}, {"policy": "none", "mixup": 0.8, "cutmix": 1.0}]
 )
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("smoothing", mostly_slow([0.0, 0.1], {0.1}))
 def test_balanced_classes_share_the_loss_equally_however_images_are_mixed(augment, smoothing):
     """Nine images of ten are of one class."""
     rng = np.random.default_rng(0)

@@ -232,6 +232,7 @@ def objective(truth, logits, weights):
     return np.mean(np.logaddexp(0, np.where(truth, -logits, logits))) + 1e-2 / 2 * np.sum(weights**2)
 
 
+@pytest.mark.slow
 def test_the_linear_head_is_one_logistic_regression_per_label(trained, tmp_path):
     from sklearn.linear_model import LogisticRegression
 

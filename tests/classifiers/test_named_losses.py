@@ -14,6 +14,7 @@ from jaxtrain.runs.group import run_together
 from jaxtrain.runs.learning import Part
 from jaxtrain.runs.program import Programs
 from jaxtrain.runs.run import run
+from tests.marks import mostly_slow
 
 SLOW = pytest.mark.slow
 LOSSES = [
@@ -117,7 +118,7 @@ def vectors(counts, seed):
     return Vectors((centres[y] + generator.standard_normal((len(y), 5))).astype(np.float32), y)
 
 
-@pytest.mark.parametrize("name", ["linear", "mlp"])
+@pytest.mark.parametrize("name", mostly_slow(["linear", "mlp"], {"linear"}))
 @pytest.mark.parametrize("loss", [LOSSES[2], *(pytest.param(loss, marks=SLOW) for loss in LOSSES if loss != LOSSES[2])])
 def test_heads_learn_with_every_loss(name, loss):
     train, val = vectors((200, 150, 100), 0), vectors((100, 100, 100), 1)
@@ -127,6 +128,7 @@ def test_heads_learn_with_every_loss(name, loss):
     assert np.isfinite([row["val_loss"] for row in head.curve]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["lbfgs", "sgd"])
 def test_logit_adjustment_of_a_linear_head_moves_its_biases_by_the_log_shares(solver):
     """Biases are free, so that the optimum is the plain one, moved."""

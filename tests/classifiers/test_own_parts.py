@@ -186,6 +186,7 @@ def test_a_metric_that_nobody_measures_is_refused_before_the_run(digits, tmp_pat
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_class_of_ones_own_is_loaded_by_its_import_path(digits, tmp_path):
     model = trained(None, digits, kind=Inverted, model={"name": "mlp_tiny"}, run_dir=tmp_path / "run")
     again = jaxtrain.load(tmp_path / "run")

@@ -34,6 +34,7 @@ def test_it_begins_where_the_other_run_ended(first, tmp_path):
     assert still.fitted.config.model.name == "cnn_tiny"
 
 
+@pytest.mark.slow
 def test_other_classes_get_a_fresh_head_and_resuming_needs_no_weights(first, tmp_path):
     copy = jaxtrain.load(first.run_dir).save(tmp_path / "copy")
     options = {"model": {"weights": str(copy)}, "train": {"epochs": 10}}

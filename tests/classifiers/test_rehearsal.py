@@ -93,6 +93,7 @@ class Forgetful(PTClassifier):
         return {"params_sha256": str(next(self.digests))}
 
 
+@pytest.mark.slow
 def test_smoke_compares_the_resumed_run(tmp_path):
     with pytest.raises(RunError, match="the resumed run ends in other parameters"):
         rehearsal.smoke(linear(Forgetful))
@@ -170,6 +171,7 @@ def test_debug_of_a_head(trained, capsys):
     assert "one step made no NaN" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_debug_of_blocks_that_join_later(trained, capsys):
     rehearsal.debug(FTClassifier(quiet=True, finetune={"unfreeze_steps": 50}, model={"weights": trained}))
     assert "one step made no NaN" in capsys.readouterr().out

@@ -59,6 +59,7 @@ def test_the_learning_rate_is_the_optimizers(way, tmp_path, monkeypatch, capsys)
     assert ("optimizer.name" in run.data.params) == (way == "options")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_only_with_the_class_that_began_it(tmp_path):
     class Focal(PTClassifier):
         def loss(self, model, batch, key):

@@ -11,6 +11,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 import jaxtrain
 from jaxtrain import FEClassifier, PTClassifier, UserError
 from tests.classifiers.own_networks import Documented, focal
+from tests.marks import mostly_slow
 
 QUIET = {"quiet": True, "tracking": {"enabled": False}}
 SMALL = {"model": {"name": "mlp_tiny"}, "train": {"epochs": 25, "batch_size": 32}, "optimizer": {"learning_rate": 1e-2}}
@@ -59,6 +60,7 @@ def test_grid_search(digits):
     assert search.score(*digits) > 0.8
 
 
+@pytest.mark.slow
 def test_cross_validation_of_feature_extraction_is_that_of_its_head(digits, tmp_path):
     backbone = PTClassifier(run_dir=tmp_path / "backbone", **SMALL, **QUIET).fit(*digits)
     model = FEClassifier(model={"weights": str(backbone.run_dir)}, data={"val_fraction": 0.0}, head={
@@ -85,7 +87,7 @@ def test_labels_come_out_as_they_went_in(values, digits, tmp_path):
     assert again.evaluate(images[some], labels[some])["accuracy"] == pytest.approx(hits)
 
 
-@pytest.mark.parametrize("technique", ["pt", "fe"])
+@pytest.mark.parametrize("technique", mostly_slow(["pt", "fe"], {"pt"}))
 def test_weights_of_images_count_as_repeating_them(technique, digits, tmp_path):
     images, labels = digits[0][:200], digits[1][:200]
     weight = np.where(labels < 5, 1.0, 0.0)

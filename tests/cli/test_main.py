@@ -19,6 +19,7 @@ from jaxtrain.cli.program import PROGRAM
 from jaxtrain.cli.train import Train
 from jaxtrain.config_io import recipe_names
 from jaxtrain.errors import UserError
+from tests.marks import mostly_slow
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -92,7 +93,7 @@ def test_the_program_ends_with_an_exit_code(tmp_path):
     assert program("train", "--help", cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("script", DOORS)
+@pytest.mark.parametrize("script", mostly_slow(DOORS, {"train"}))
 def test_a_script_is_a_door_to_the_command(script):
     command = [sys.executable, f"scripts/{script}.py", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False)

@@ -148,6 +148,7 @@ def test_printed_config_is_resolved_and_reads_back(tmp_path):
     assert config.optimizer.learning_rate == 1e-3
 
 
+@pytest.mark.slow
 def test_another_run_from_the_options_and_weights_of_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quiet = ["--quiet", "--tracking.enabled", "False"]

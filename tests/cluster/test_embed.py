@@ -113,6 +113,7 @@ def test_the_store_of_a_cluster_is_that_of_one_machine_also_in_two_starts(folder
     assert before < cluster.calls
 
 
+@pytest.mark.slow
 def test_a_run_of_feature_extraction_finds_what_was_embedded(folder, tmp_path, capsys):
     embedded(folder, tmp_path / "store", capsys)
     given = words(folder, tmp_path / "store")[3:]

@@ -102,6 +102,25 @@ class Script:
         pass
 
 
+class Clock:
+    """Time that passes ten seconds at a look, so that nothing is waited for."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        self.now += 10
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def quick_clock(monkeypatch):
+    monkeypatch.setattr("jaxtrain.cluster.train.time", Clock())
+
+
 def train(session, tmp_path, workers=2):
     config = Config.model_validate({"technique": "pt", "run_dir": tmp_path / "run"})
     Group(session, config, {"cpu": 1.0}, workers, lambda text: None, StopRequest(), "").train()
@@ -111,7 +130,7 @@ def option(job, name):
     return job.words[job.words.index(name) + 1] if name in job.words else None
 
 
-def test_all_start_again_where_one_was_lost_and_fewer_where_its_place_has_gone(tmp_path):
+def test_all_start_again_where_one_was_lost_and_fewer_where_its_place_has_gone(tmp_path, quick_clock):
     session = Script(3, [0, -9, None], [None, 143, 0], [None, Lost("its node died"), None], [0, 0])
     train(session, tmp_path, workers=None)
     assert [len(jobs) for jobs in session.jobs if jobs] == [3, 3, 3, 2]

@@ -87,6 +87,7 @@ def test_every_channel_is_resized_as_alone(interpolation, size):
     np.testing.assert_allclose(deep / 257, alone, atol=1.5)
 
 
+@pytest.mark.slow
 def test_16_bits_reach_the_network_as_8_do():
     shallow = noise(4, 12, 12, 5, kind=np.uint8)
     deep = shallow.astype(np.uint16) * np.uint16(257)

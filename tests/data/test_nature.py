@@ -90,6 +90,7 @@ def test_the_same_images_give_the_same_answer_once():
     assert nature_of(dataclasses.replace(one, name="copy"), PIXELS) is first
 
 
+@pytest.mark.slow
 def test_a_run_takes_what_was_found_and_a_resumed_one_does_not_look_again(tmp_path, monkeypatch, capsys):
     looks = []
     monkeypatch.setattr(jaxtrain.runs.resolve, "nature_of", lambda *given: looks.append(1) or nature_of(*given))

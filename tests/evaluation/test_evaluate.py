@@ -18,6 +18,7 @@ from jaxtrain.evaluation.calibration import fit_temperature
 from jaxtrain.evaluation.evaluate import evaluate_on_test, track_evaluation
 from jaxtrain.evaluation.predictions import Predictions
 from jaxtrain.tracking import Measures
+from tests.marks import mostly_slow
 
 NAMES = ("zero", "one", "two")
 
@@ -131,7 +132,7 @@ def test_where_copies_cannot_be_known_none_are_counted_and_that_is_said(tmp_path
     assert "test/duplicates_in_training" not in summary
 
 
-@pytest.mark.parametrize("loader", ["device", "stream"])
+@pytest.mark.parametrize("loader", mostly_slow(["device", "stream"], {"device"}))
 def test_a_run_finds_copies_of_its_training_files_however_they_are_fed(tmp_path, loader):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 8, 3), np.uint8)
     for split in ("train", "test"):

@@ -8,6 +8,7 @@ from scipy.ndimage import gaussian_filter1d
 from jaxtrain.data.base import ArraySource, FileSource
 from jaxtrain.evaluation import robustness
 from jaxtrain.evaluation.robustness import CORRUPTIONS, corrupt, corruption_accuracy
+from tests.marks import mostly_slow
 
 
 def images(count=6, side=24, channels=3):
@@ -21,7 +22,7 @@ def distance(kind, severity, seed=0):
     return np.abs(corrupt(given, kind, severity, seed=seed).astype(float) - given).mean()
 
 
-@pytest.mark.parametrize("kind", CORRUPTIONS)
+@pytest.mark.parametrize("kind", mostly_slow(CORRUPTIONS, {"brightness", "gaussian_noise"}))
 def test_each_grows_with_its_severity_and_repeats_itself(kind, monkeypatch):
     given = images()
     distances = [distance(kind, severity) for severity in (1, 3, 5)]
@@ -77,6 +78,7 @@ def halves(count=20):
     return ArraySource(pixels, (np.arange(count) >= count // 2).astype(np.int32))
 
 
+@pytest.mark.slow
 def test_accuracy_of_every_model_under_every_corruption():
     found = corruption_accuracy({"right": Brightness(), "wrong": Wrong()}, halves(), side=12)
     assert list(found) == ["right", "wrong"]

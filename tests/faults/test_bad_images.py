@@ -172,6 +172,7 @@ def tested_folder(tmp_path):
     return root
 
 
+@pytest.mark.slow
 def test_bad_test_images_that_are_allowed_are_named_and_not_tested(tested_folder, tmp_path, caplog):
     model = fit(tested_folder, tmp_path / "run", max_bad_images=1)
     assert re.search(r"skipped: .*test/cat/07\.png: .*truncated", caplog.text)
@@ -182,6 +183,7 @@ def test_bad_test_images_that_are_allowed_are_named_and_not_tested(tested_folder
     assert model.summary["test_accuracy"] == np.mean(predictions.logits.argmax(1) == rest.labels)
 
 
+@pytest.mark.slow
 def test_more_bad_test_images_than_are_allowed_are_named(tested_folder, tmp_path):
     with pytest.raises(RunError, match=r"1 unreadable image.*allows 0: .*test/cat/07\.png"):
         fit(tested_folder, tmp_path / "run")

@@ -58,6 +58,7 @@ def test_stacks_are_written_and_the_state_is_saved_while_data_is_awaited(tmp_pat
     assert model.summary["params_sha256"] == whole.summary["params_sha256"]
 
 
+@pytest.mark.slow
 def test_the_state_saved_in_a_hang_is_that_of_its_step(tmp_path, monkeypatch, caplog):
     """The process is lost in the hang; the same command goes on from it and ends in the same bits."""
     run_dir, hang_at = tmp_path / "run", 17
@@ -124,6 +125,7 @@ def test_in_the_middle_of_a_step_nothing_is_saved(tmp_path, caplog):
     assert "Thread 0x" in (tmp_path / "stacks.txt").read_text()
 
 
+@pytest.mark.slow
 def test_one_hang_is_told_once_and_the_next_one_again(tmp_path, caplog):
     with caplog.at_level(logging.ERROR), HangWatch(0.2 / 60, tmp_path / "stacks.txt") as watch:
         for told in (1, 2):

@@ -140,6 +140,7 @@ def test_both_give_up_in_the_end(tmp_path, policy):
         train(tmp_path / "run", images=images, on_nonfinite=policy, nonfinite_limit=3)
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_goes_on_with_another_policy(tmp_path):
     with pytest.raises(RunError):
         train(tmp_path / "run")

@@ -9,6 +9,7 @@ import pytest
 
 from jaxtrain.training.signals import Interrupted
 from tests.faults.small_run import embed, fit, history, result
+from tests.marks import mostly_slow
 
 PHASES = {
     "compiling": "jaxtrain.training.lanes.compile_step",
@@ -75,7 +76,7 @@ def test_a_signal_in_any_phase(tmp_path, whole, monkeypatch, phase, number):
     assert result(again()) == whole[technique]
 
 
-@pytest.mark.parametrize("calls", [2, 5])  # the fifth is that of the last step
+@pytest.mark.parametrize("calls", mostly_slow([2, 5], {2}))  # the fifth is that of the last step
 def test_a_validation_is_cut_off_and_comes_first_when_the_run_goes_on(tmp_path, whole, monkeypatch, calls):
     with monkeypatch.context() as patch:
         send_at(patch, PHASES["validating"], signal.SIGTERM, calls=calls)

@@ -106,6 +106,7 @@ def test_class_weights_are_those_of_scikit_learn():
     assert objective(*raw(head), train.x, train.y, 1e-2, rows) == pytest.approx(reference, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_more_features_than_images():
     train, _ = halves(embeddings(140, features=300), 60)
     for l2 in (1e-4, 1e-1):
@@ -115,6 +116,7 @@ def test_more_features_than_images():
         assert objective(*raw(head), train.x, train.y, l2) == pytest.approx(reference, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_class_without_vectors_keeps_its_column():
     train, val = halves(embeddings(600), 400)
     seen = train.y != 2

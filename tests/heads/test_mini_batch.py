@@ -4,6 +4,7 @@ import pytest
 from jaxtrain.config import HeadConfig
 from jaxtrain.errors import RunError
 from jaxtrain.heads import Vectors, fit_head, full_batch
+from tests.marks import mostly_slow
 
 
 def vectors(images, seed=0, classes=4, features=10):
@@ -13,7 +14,7 @@ def vectors(images, seed=0, classes=4, features=10):
     return Vectors((centres[y] + generator.standard_normal((images, features)) + 3).astype(np.float32), y)
 
 
-@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("classes", mostly_slow([2, 4], {4}))
 def test_sgd_comes_near_the_optimum(classes):
     train, val = vectors(600, classes=classes), vectors(300, seed=1, classes=classes)
     decays, scalings = (1e-3, 1e-1), ("none", "standard", "l2")
@@ -34,6 +35,7 @@ def test_auto_takes_sgd_where_vectors_do_not_fit(monkeypatch):
     assert fit_head(config, vectors(100), num_classes=4).settings["solver"] == "sgd"
 
 
+@pytest.mark.slow
 def test_little_memory_changes_no_optimum(monkeypatch):
     train, val = vectors(200), vectors(100, seed=1)
     at_once = fit_head(HeadConfig(), train, val, num_classes=4)
@@ -44,6 +46,7 @@ def test_little_memory_changes_no_optimum(monkeypatch):
         assert one["val_accuracy"] == pytest.approx(two["val_accuracy"], abs=0.011)
 
 
+@pytest.mark.slow
 def test_a_diverged_setting_is_not_chosen():
     train, val = vectors(200), vectors(100, seed=1)
     config = HeadConfig(

@@ -35,6 +35,7 @@ def test_stops_early_and_keeps_the_best_epoch():
     assert -log_p[np.arange(200), VAL.y].mean() == pytest.approx(head.curve[0]["val_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_members_of_a_grid_are_trained_as_if_alone():
     config = CONFIG.model_copy(update={"learning_rate": (1e-3, 1e-2), "epochs": 5})
     grid = fit_head(config, TRAIN, VAL, num_classes=2)

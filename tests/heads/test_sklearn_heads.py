@@ -110,6 +110,7 @@ def test_absent_class_refit_and_class_weights(name):
     np.testing.assert_array_equal(restored(alone).logits(TEST.x), alone.logits(TEST.x))
 
 
+@pytest.mark.slow
 def test_same_bits_of_a_forest():
     one, two = (fit_head(config("random_forest", trials=1), TRAIN, VAL, num_classes=3) for _ in range(2))
     assert one.digest == two.digest

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import UserError, create_model
+from tests.marks import mostly_slow
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
 
@@ -41,7 +42,10 @@ def test_two_blocks_of_tokens_are_each_normalised(vit):
 
 
 @pytest.mark.parametrize(
-    "name", ["cnn_tiny", "resnet_tiny", "wide_resnet_tiny", "convnext_test", "efficientnet_lite_test"]
+    "name",
+    mostly_slow(
+        ["cnn_tiny", "resnet_tiny", "wide_resnet_tiny", "convnext_test", "efficientnet_lite_test"], {"cnn_tiny"}
+    ),
 )
 def test_two_blocks_of_maps(name):
     model = create_model(name, num_classes=3, image_size=32)

@@ -10,6 +10,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.models import create_model
 from jaxtrain.models.lora import NAMES, add_lora, merge_lora
 from jaxtrain.trees import flat, nested
+from tests.marks import mostly_slow
 
 RANK, ALPHA = 2, 6.0
 
@@ -32,7 +33,7 @@ def numbered(tree):
     return {int(k) if k.isdigit() else k: numbered(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
 
-@pytest.mark.parametrize("name", ["vit_test", "convnext_test"])
+@pytest.mark.parametrize("name", mostly_slow(["vit_test", "convnext_test"], {"vit_test"}))
 def test_lora_starts_as_the_network_was_and_merges_into_it(name):
     graphs = []
 

@@ -18,6 +18,7 @@ from jaxtrain.models import create_model, list_models, model_spec, registry
 from jaxtrain.models.registry import FAMILIES, ModelSpec, catalogue
 from jaxtrain.models.variants import VARIANTS
 from jaxtrain.trees import flat
+from tests.marks import mostly_slow
 from tests.models.shapes import without_values
 
 
@@ -107,6 +108,7 @@ def shapes_alone(monkeypatch):
     without_values(monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parameters_are_as_many_as_the_catalogue_says(family, shapes_alone):
     """Those of timm's models were counted by timm."""
@@ -208,7 +210,7 @@ def test_head_of_embedding_is_the_model(name):
     assert np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", [*mostly_slow(TINY, {"cnn_tiny", "vit_test"}), *RUN[len(TINY) :]])
 def test_every_parameter_gets_a_finite_gradient(name):
     params = inputs(name)[0]
     gradients = trained(name)[3]
@@ -259,6 +261,7 @@ def test_dropout_follows_the_key(name):
     assert drops(name, drop_rate=0.5) == (True, True)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_nothing():
     plain, remat = (trained("resnet_tiny", seed=1, drop_path_rate=0.5, remat=r) for r in (False, True))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
@@ -282,7 +285,7 @@ def test_bfloat16_is_close_to_float32(name):
     assert name == "linear" or difference > 0
 
 
-@pytest.mark.parametrize("name", ["cnn_tiny", "vit_test"])
+@pytest.mark.parametrize("name", mostly_slow(["cnn_tiny", "vit_test"], {"cnn_tiny"}))
 def test_a_step_can_be_mapped_over_members(name):
     params, rest, images, labels = inputs(name)
     members = jax.tree.map(lambda x: jnp.stack([x, 1.1 * x]), params)

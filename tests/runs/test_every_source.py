@@ -117,6 +117,7 @@ class Dataset:
         return self.items[index]
 
 
+@pytest.mark.slow
 def test_a_table_from_the_command_line(root, of_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = FORMS["csv"](root, tmp_path)

@@ -94,6 +94,7 @@ def test_a_member_that_diverges_is_out_and_the_others_go_on(dataset, tmp_path):
     np.testing.assert_allclose(losses(first), losses(alone), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_member_that_is_pruned_is_out(dataset, tmp_path):
     def evaluated(step, metrics):
         if len(seen) == 1:
@@ -126,6 +127,7 @@ def test_members_that_were_stopped_go_on_and_finished_ones_are_left_alone(datase
     assert [member.summary["steps"] for member in results] == [50, 50, 50]
 
 
+@pytest.mark.slow
 def test_a_member_that_stops_early_keeps_the_state_in_which_it_stopped(dataset, tmp_path):
     how = {"steps": 80, "early_stopping": 1, "select": "last", "eval_every": 0.5}
     rates = (1e-4, 5e-2)

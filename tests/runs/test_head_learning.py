@@ -86,6 +86,7 @@ def test_no_picture_and_no_upload_ends_a_run(tmp_path, backbone, monkeypatch, ca
     assert any("the evaluation in MLflow" in line for line in caplog.messages)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_pictures")
 def test_a_run_that_crashed_after_its_head_goes_on(tmp_path, backbone, monkeypatch):
     with monkeypatch.context() as patch:

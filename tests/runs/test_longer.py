@@ -56,7 +56,14 @@ def test_an_unfinished_run_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "epochs"), [({"name": "cosine"}, 8), ({"name": "one_cycle"}, 8), (CONSTANT, 2), (WSD, 3)]
+    ("schedule", "epochs"),
+    [
+        ({"name": "cosine"}, 8),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (({"name": "one_cycle"}, 8), (CONSTANT, 2), (WSD, 3))
+        ),
+    ],
 )
 def test_where_the_length_shapes_the_steps_so_far_it_is_refused(schedule, epochs, tmp_path):
     classifier(tmp_path / "run", 4, schedule).fit(*DATA)

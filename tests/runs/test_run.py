@@ -10,6 +10,7 @@ from jaxtrain import PTClassifier
 from jaxtrain.config_io import load_config
 from jaxtrain.errors import UserError
 from jaxtrain.runs import report
+from tests.marks import mostly_slow
 
 SECRET = "correct-horse"
 
@@ -72,6 +73,7 @@ def test_a_refused_start_leaves_no_directory(tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*-linear-*")) == []
 
 
+@pytest.mark.slow
 def test_what_changes_no_number_may_change_on_the_way(tmp_path, capsys):
     data = np.zeros((40, 4, 4), np.uint8), np.arange(40) % 2
     options = {"model": {"name": "linear"}, "train": {"steps": 2}, "tracking": {"enabled": False}}
@@ -94,7 +96,7 @@ def test_a_tracking_store_that_cannot_be_leaves_no_directory(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.25])
+@pytest.mark.parametrize("fraction", mostly_slow([0.0, 0.25], {0.25}))
 def test_what_to_do_next_is_what_can_be_done(tmp_path, monkeypatch, capsys, fraction):
     """A run that was not tested cannot be compared; it can be given a test set."""
     monkeypatch.setattr(report, "log_to_stderr", lambda: None)

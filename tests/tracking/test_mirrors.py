@@ -144,6 +144,7 @@ def _wandb_log(path: Path, rows: Iterator[tuple[int, int]]) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_online_the_server_says_which_rows_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stub in the place of wandb's server: of twelve rows that were written down, it got nine."""
     key, logged, options = START["run_key"], [], {}

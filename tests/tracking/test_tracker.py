@@ -143,6 +143,7 @@ def test_a_store_that_is_away_costs_nothing_and_gets_everything_later(
     assert "runs/create" not in server.requests[len(before) :]
 
 
+@pytest.mark.slow
 def test_a_slow_store_and_one_that_dies_and_comes_back(tmp_path: Path, server: Any) -> None:
     tracker = _start(tmp_path / "run", server.uri)
     tracker.log(0, {"train/loss": 1.0})

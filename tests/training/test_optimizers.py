@@ -14,6 +14,7 @@ from jaxtrain.training.optimizers import (
     make_schedule,
     resolve_optimizer,
 )
+from tests.marks import mostly_slow
 
 PARAMS = {
     "block/kernel": jnp.full((3, 3, 2, 4), 0.5),
@@ -30,7 +31,7 @@ def test_decay_skips_norms_biases_and_tokens():
     assert [name for name, on in decay_mask(PARAMS).items() if on] == ["block/kernel", "head/kernel"]
 
 
-@pytest.mark.parametrize("name", sorted(DEFAULTS))
+@pytest.mark.parametrize("name", mostly_slow(sorted(DEFAULTS), {"adamw", "sgd"}))
 def test_every_optimizer_descends_and_decays_only_kernels(name):
     config = resolve_optimizer(OptimizerConfig(name=name, learning_rate=0.01, clip_norm=1.0))
     optimizer = make_optimizer(config, optax.constant_schedule(0.01))
@@ -101,6 +102,7 @@ def test_schedules_after_warmup():
     assert (rates("constant")[10:] == 2.0).all()
 
 
+@pytest.mark.slow
 def test_one_cycle_rises_for_a_third_and_ends_low():
     values = rates("one_cycle")
     assert values[0] == pytest.approx(2.0 / 25)

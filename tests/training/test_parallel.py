@@ -12,7 +12,8 @@ from jaxtrain.training.parallel import check_batch_size
 SCRIPT = Path(__file__).with_name("eight_devices.py")
 
 
-@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_every_strategy_on_eight_devices_agrees_with_one(accumulate):
     """With batch norm, dropout, augmentation, mixup and a moving average; losses of 20 steps within 1e-4."""
     command = [sys.executable, str(SCRIPT), str(accumulate)]

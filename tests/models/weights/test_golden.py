@@ -12,10 +12,19 @@ from jaxtrain.errors import RunError, UserError
 from jaxtrain.models.weights import Pretrained, export_timm, load_pretrained
 from jaxtrain.models.weights.convert import shapes_of
 from jaxtrain.trees import tree_digest
+from tests.marks import mostly_slow
 from tests.models.weights.cases import CASES, GOLDEN, draw, golden, golden_blocks, images, samples
 from tests.models.weights.networks import register, run
 
 TIMM = [name for name in CASES if name.startswith("timm")]
+FAST = {
+    "timm_vit",
+    "timm_resnet_bottleneck",
+    "timm_convnext",
+    "timm_efficientnet_lite",
+    "google_vit",
+    "transformers_dinov2",
+}
 
 
 @pytest.fixture
@@ -33,7 +42,7 @@ def load(tmp_path, monkeypatch):
     return load
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly_slow(CASES, FAST))
 def test_outputs_are_the_references(name, load):
     case, expected = CASES[name], golden(name)[1]
     pretrained = load(name)
@@ -49,7 +58,7 @@ def test_every_golden_file_belongs_to_a_case():
     assert {path.stem for path in GOLDEN.iterdir()} == set(CASES)
 
 
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", mostly_slow(TIMM, FAST))
 def test_export_gives_the_same_file_back(name, load, tmp_path):
     from safetensors.numpy import load_file
 
@@ -80,6 +89,7 @@ def network(name, size, channels):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_export_of_a_network_that_the_registry_has_with_average_pooling(tmp_path):
     from safetensors.numpy import load_file
 
@@ -129,7 +139,7 @@ def test_what_is_missing_left_over_or_misshapen_is_listed_in_one_line(name, load
     assert f"{bent.removeprefix(prefix)} makes [" in message
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly_slow(CASES, FAST))
 def test_arrays_of_any_shape_are_an_error_in_one_line(name, load):
     rng = np.random.default_rng(0)
     for _ in range(3):
