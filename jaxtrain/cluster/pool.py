@@ -11,9 +11,13 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
+import numpy as np
+
+from jaxtrain.cluster.node import Place
 from jaxtrain.cluster.session import Lost, Session
+from jaxtrain.data.base import ImageSource
 from jaxtrain.errors import RunError
 
 BLOCK_IMAGES = 1024
@@ -31,11 +35,28 @@ Block = TypeVar("Block")
 class Worker(Protocol):
     """What does the work, on a node."""
 
+    def __init__(self, place: Place, *arguments: Any) -> None: ...
+
     def ready(self) -> None:
         """Load what all blocks need. Raises UserError where this node cannot do its part."""
 
-    def block(self, block: Any) -> Any:
+    def block(self, block: Any, *more: Any) -> Any:
         """Do one."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What a command may have of a cluster."""
+
+    session: Session
+    need: Mapping[str, float]
+    """What each worker gets of its node."""
+    most: int | None = None
+    """At most this many workers; None: as many as there is room for."""
+
+    def pool(self, kind: type[Worker], *arguments: Any) -> Pool:
+        """Workers that are each a `kind(place, *arguments)`."""
+        return Pool(self.session, self.need, kind, (Place.here(self.need.get("gpu", 0.0)), *arguments), self.most)
 
 
 @dataclass
@@ -56,8 +77,8 @@ class Pool:
     """Workers and the numbers of their blocks, by task."""
     _losses: int = field(default=0, init=False)
 
-    def in_order(self, blocks: Sequence[Block]) -> Iterator[Any]:
-        """What `kind(*arguments).block(block)` returns for each block, in the order of blocks.
+    def in_order(self, blocks: Sequence[Block], *more: Any) -> Iterator[Any]:
+        """What `kind(*arguments).block(block, *more)` returns for each block, in the order of blocks.
 
         A block whose worker was lost goes to another one. Raises RunError where a block fails, or workers keep being
         lost.
@@ -69,7 +90,7 @@ class Pool:
             self._start(min(room - len(self._idle) - len(self._running), soon - len(self._idle)))
             for worker in [self._idle.pop() for _ in range(min(len(self._idle), soon))]:
                 number = todo.pop()
-                self._running[self.session.call(worker, "block", blocks[number])] = worker, number
+                self._running[self.session.call(worker, "block", blocks[number], *more)] = worker, number
             if not (self._running or self._starting):
                 time.sleep(_POLL_SECONDS)  # until a node comes
             for task in self.session.ended([*self._running, *self._starting], _POLL_SECONDS):
@@ -112,3 +133,23 @@ def cut(rows: Sequence[Block], batch_size: int) -> list[Sequence[Block]]:
     size = -(-BLOCK_IMAGES // batch_size) * batch_size
     starts = [*range(0, max(len(rows) - size, 0) + 1, size)]
     return [rows[start:stop] for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)]
+
+
+class Parts(Sequence[ImageSource]):
+    """A source in blocks, each taken from it when it is asked for: a worker gets no more of it than its block."""
+
+    def __init__(self, source: ImageSource, batch_size: int, done: int = 0) -> None:
+        """Without the first `done` blocks."""
+        self._source, self._places = source, cut(range(len(source)), batch_size)[done:]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageSource: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ImageSource]: ...
+    def __getitem__(self, index: int | slice) -> ImageSource | Sequence[ImageSource]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        return self._source.select(np.asarray(self._places[index], np.int64))
