@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxtrain.config import WorkersConfig, resources
 
 if TYPE_CHECKING:
+    from jaxtrain.classifiers.base import BaseClassifier
     from jaxtrain.classifiers.embedding import Embedding
     from jaxtrain.cluster.pool import Workers
+    from jaxtrain.evaluation.runs import Predicting
     from jaxtrain.runs.extraction import RowsOf
 
 
@@ -42,3 +45,17 @@ def embedding_rows(workers: Workers | None, embedding: Embedding) -> Iterator[Ro
 
     with on_workers(workers, embedding) as rows:
         yield rows
+
+
+@contextlib.contextmanager
+def predicting_on(
+    workers: Workers | None, load: Callable[[Path], BaseClassifier], *, trust_imports: bool
+) -> Iterator[Predicting | None]:
+    """What computes the predictions of runs that are not kept: workers, or None for this process."""
+    if workers is None:
+        yield None
+        return
+    from jaxtrain.cluster.benchmark import predicting
+
+    with predicting(workers, load, trust_imports=trust_imports) as found:
+        yield found
