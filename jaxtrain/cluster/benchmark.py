@@ -23,7 +23,7 @@ from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.classifiers.labelling import weights_digests
 from jaxtrain.cluster.model import load_same
 from jaxtrain.cluster.node import Place
-from jaxtrain.cluster.pool import BLOCK_IMAGES, Parts, Pool, Workers
+from jaxtrain.cluster.pool import BLOCK_IMAGES, Parts, Pool, Workers, check_seen
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ImageSource
 from jaxtrain.data.digest import images_fingerprint
@@ -119,9 +119,12 @@ class _OnWorkers:
         while (block := kept.read(done)) is not None:
             yield block
             done += 1
-        for number, block in enumerate(self.pool.in_order(Parts(source, size, done), self.run_dir, digests), done):
-            kept.write(number, block)
+        parts = Parts(source, size, done)
+        for part, block in zip(parts, self.pool.in_order(parts, self.run_dir, digests), strict=True):
+            check_seen(part, block[1], self.classifier.fitted.config.data)
+            kept.write(done, block)
             yield block
+            done += 1
 
 
 class _Kept:

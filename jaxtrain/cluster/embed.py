@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from jaxtrain.classifiers.embedding import Embedding
 from jaxtrain.classifiers.feature_extraction import FEClassifier
 from jaxtrain.cluster.node import Place
-from jaxtrain.cluster.pool import Parts, Workers
+from jaxtrain.cluster.pool import Parts, Workers, check_seen
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ImageSource
@@ -69,7 +69,9 @@ def embedded(workers: Workers, embedding: Embedding) -> RowsOf:
     pool = workers.pool(Embedder, config, dataset.num_classes, embedding.backbone.digest)
 
     def rows(source: ImageSource, view: int) -> Iterable[NDArray[np.float32]]:
-        for block, reasons in pool.in_order(Parts(source, chosen(config.features.batch_size)), view):
+        parts = Parts(source, chosen(config.features.batch_size))
+        for part, (block, reasons) in zip(parts, pool.in_order(parts, view), strict=True):
+            check_seen(part, reasons, config.data)
             dataset.bad_images.add(reasons.items())
             yield block
 

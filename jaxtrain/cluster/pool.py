@@ -16,13 +16,15 @@ from typing import Any, Protocol, TypeVar, overload
 import numpy as np
 
 from jaxtrain.cluster.node import Place
-from jaxtrain.cluster.session import Lost, Session
+from jaxtrain.cluster.session import Lost, Session, shown
+from jaxtrain.config import DataConfig, chosen
 from jaxtrain.data.base import ImageSource
+from jaxtrain.data.scan import why_unreadable
 from jaxtrain.errors import RunError
 
 BLOCK_IMAGES = 1024
 """At least as many images are in a block, where there are more: what the loss of a worker can cost."""
-_POLL_SECONDS = 5.0
+_POLL_SECONDS, _PATIENCE_SECONDS = 5.0, 60.0
 _MOST_LOSSES = 10
 """In a row, with no block done in between."""
 _AHEAD = 3
@@ -76,6 +78,9 @@ class Pool:
     _running: dict[Any, tuple[Any, int]] = field(default_factory=dict, init=False)
     """Workers and the numbers of their blocks, by task."""
     _losses: int = field(default=0, init=False)
+    _idle_since: float | None = field(default=None, init=False)
+    """When the last worker was at work."""
+    _told: bool = field(default=False, init=False)
 
     def in_order(self, blocks: Sequence[Block], *more: Any) -> Iterator[Any]:
         """What `kind(*arguments).block(block, *more)` returns for each block, in the order of blocks.
@@ -91,6 +96,7 @@ class Pool:
             for worker in [self._idle.pop() for _ in range(min(len(self._idle), soon))]:
                 number = todo.pop()
                 self._running[self.session.call(worker, "block", blocks[number], *more)] = worker, number
+            self._tell_of_waiting()
             if not (self._running or self._starting):
                 time.sleep(_POLL_SECONDS)  # until a node comes
             for task in self.session.ended([*self._running, *self._starting], _POLL_SECONDS):
@@ -117,6 +123,16 @@ class Pool:
         for _ in range(count - len(self._starting)):
             worker = self.session.worker(self.kind, *self.arguments, need=self.need)
             self._starting[self.session.call(worker, "ready")] = worker
+
+    def _tell_of_waiting(self) -> None:
+        """Once, where no worker has been at work for a minute: there is no node, or others use it."""
+        if self._running:
+            self._idle_since = None
+            return
+        self._idle_since = self._idle_since or time.monotonic()
+        if not self._told and time.monotonic() - self._idle_since > _PATIENCE_SECONDS:
+            self._told = True
+            _log.warning("waiting for a node that has room for a worker with %s", shown(self.need))
 
     def _lose(self, error: Lost) -> None:
         self._losses += 1
@@ -153,3 +169,15 @@ class Parts(Sequence[ImageSource]):
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         return self._source.select(np.asarray(self._places[index], np.int64))
+
+
+def check_seen(images: ImageSource, reasons: Mapping[str, str], data: DataConfig) -> None:
+    """RunError where an image that a node could not read, for these reasons by name, can be read here.
+
+    Its node sees other files, or lacks what decodes them: what follows would be kept as if the image were damaged.
+    """
+    for index in range(len(images) if reasons else 0):
+        name = images.describe(index)
+        if name in reasons and not why_unreadable(images, index, data.max_pixels, chosen(data.channels)):
+            why = f"a node of the cluster cannot read it ({reasons[name]}), and the driver can"
+            raise RunError(f"{name}: {why}: all nodes need the same files and decoders")

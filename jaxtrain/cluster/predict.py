@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxtrain.classifiers.base import BaseClassifier
 from jaxtrain.classifiers.labelling import Labelling, weights_digests
 from jaxtrain.cluster.model import load_same
 from jaxtrain.cluster.node import Place
-from jaxtrain.cluster.pool import Workers, cut
+from jaxtrain.cluster.pool import Workers, check_seen, cut
+from jaxtrain.data.base import FileSource
 
 
 class Labeller:
@@ -35,4 +38,8 @@ def predicted(
     """The rows of all files, block by block in their order. Raises RunError where a node cannot do its part."""
     config = classifier.config
     pool = workers.pool(Labeller, labelling, weights_digests(classifier), trust_imports)
-    return pool.in_order(cut(files, config.features.batch_size or config.train.batch_size))
+    blocks = cut(files, config.features.batch_size or config.train.batch_size)
+    for block, rows in zip(blocks, pool.in_order(blocks), strict=True):
+        reasons = {row["file"]: row["reason"] for row in rows if "reason" in row}
+        check_seen(FileSource(block, np.zeros(len(block), np.int32)), reasons, classifier.fitted.config.data)
+        yield rows

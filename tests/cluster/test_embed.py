@@ -137,6 +137,20 @@ def test_an_unreadable_image_is_named_and_counted_as_on_one_machine(folder, tmp_
         embedded(tmp_path, tmp_path / "none", capsys, *options[:2], *ON_CLUSTER)
 
 
+def test_what_a_node_that_lacks_the_images_gives_is_not_kept(folder, tmp_path, cluster, monkeypatch, capsys):
+    def blind(worker, part, view):
+        return np.full((len(part), 64), np.nan, np.float32), {
+            part.describe(i): "No such file" for i in range(len(part))
+        }
+
+    monkeypatch.setattr(embed.Embedder, "block", blind)
+    with pytest.raises(
+        RunError, match=r"png: a node of the cluster cannot read it \(No such file\), and the driver can"
+    ):
+        embedded(folder, tmp_path / "many", capsys, "--data.max_bad_images", "1000", *ON_CLUSTER)
+    assert not list((tmp_path / "many").rglob("*.npy"))
+
+
 def test_a_worker_gets_its_block_of_the_images_and_nothing_else():
     few, many = (
         len(pickle.dumps(Parts(FileSource([f"{n:09d}.png" for n in range(size)], np.zeros(size)), 64)[0]))

@@ -111,7 +111,8 @@ def option(job, name):
     return job.words[job.words.index(name) + 1] if name in job.words else None
 
 
-def test_all_start_again_where_one_was_lost_and_fewer_where_its_place_has_gone(tmp_path):
+def test_all_start_again_where_one_was_lost_and_fewer_where_its_place_has_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxtrain.cluster.train._GRACE_SECONDS", 0.1)
     session = Script(3, [0, -9, None], [None, 143, 0], [None, Lost("its node died"), None], [0, 0])
     train(session, tmp_path, workers=None)
     assert [len(jobs) for jobs in session.jobs if jobs] == [3, 3, 3, 2]
