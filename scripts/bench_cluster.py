@@ -20,6 +20,7 @@ from PIL import Image
 from jaxtrain import PTClassifier
 from jaxtrain.classifiers.embedding import open_embedding
 from jaxtrain.cluster.embed import embedded
+from jaxtrain.cluster.pool import Workers
 from jaxtrain.cluster.session import connected
 from jaxtrain.config import Config
 from jaxtrain.embeddings.store import EmbeddingStore
@@ -43,7 +44,7 @@ def main() -> None:
         config = Config.model_validate({"technique": "fe", "data": data, "model": {"weights": str(folder / "run")}})
         embedding = open_embedding(config.replace(quiet=True))
         extractor, source = embedding.backbone.extractor, embedding.dataset.train
-        ways = {"alone": extractor.rows, "ray": embedded(session, {"cpu": 1.0}, embedding, most=1)}
+        ways = {"alone": extractor.rows, "ray": embedded(Workers(session, {"cpu": 1.0}, 1), embedding)}
         key = extractor.key(source, 0)
         times: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(arguments.rounds + 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxtrain.classifiers.embedding import Embedding, embedding_of
 from jaxtrain.classifiers.feature_extraction import FEClassifier
 from jaxtrain.config import Config, DataConfig, HeadConfig
-from jaxtrain.data.base import ArraySource, Dataset, ImageSource, class_counts
+from jaxtrain.data.base import ArraySource, ImageSource, class_counts
 from jaxtrain.data.holdout import fold_numbers
 from jaxtrain.data.objects import objects_dataset
 from jaxtrain.data.sources import ARRAYS
@@ -29,8 +29,7 @@ from jaxtrain.evaluation.audit import (
 )
 from jaxtrain.evaluation.audit_page import write_audit
 from jaxtrain.heads import Vectors, fit_head
-from jaxtrain.runs.backbone import Backbone
-from jaxtrain.runs.run import use_compilation_cache
+from jaxtrain.runs.extraction import RowsOf
 from jaxtrain.screen.loading import load_with_bar
 from jaxtrain.screen.progress import Progress
 from jaxtrain.tasks import softmax
@@ -38,7 +37,6 @@ from jaxtrain.training.parallel import check_devices
 
 FOLDS = 5
 """By default."""
-_log = logging.getLogger(__name__)
 
 
 def audit(data: Any, out: str | Path | None = None, **options: Any) -> Audit:
@@ -55,6 +53,14 @@ def audit(data: Any, out: str | Path | None = None, **options: Any) -> Audit:
 
     Raises UserError for wrong input, and for several labels per image.
     """
+    found = audited(*open_audit(data, **options))
+    if out is not None:
+        write_audit(found, Path(out))
+    return found
+
+
+def open_audit(data: Any, **options: Any) -> tuple[Embedding, int]:
+    """The images that `audit` looks at with their backbone, and the number of folds. Raises UserError as it does."""
     refuse_in_worker()
     check_devices()
     named = isinstance(data, str | DataConfig)
@@ -69,20 +75,14 @@ def audit(data: Any, out: str | Path | None = None, **options: Any) -> Audit:
         dataset = objects_dataset(*(data if isinstance(data, tuple) else (data,)), config=loaded)
     if dataset.multilabel:
         raise UserError(f"{dataset.name}: an audit judges one label per image, and these images have several")
-    found = _audit(technique.bind(technique.resolve(technique.config, dataset)), dataset, folds)
-    if out is not None:
-        write_audit(found, Path(out))
-    return found
+    return embedding_of(technique, dataset), folds
 
 
-def _audit(technique: FEClassifier, dataset: Dataset, folds: int) -> Audit:
-    config = technique.config
-    use_compilation_cache(config)
-    backbone = Backbone(technique, dataset.num_classes, dataset.bad_images)
-    for note in backbone.notes:
-        _log.warning("%s", note)
+def audited(embedding: Embedding, folds: int, rows: RowsOf | None = None) -> Audit:
+    """What is found; `rows` computes the embeddings that the store lacks (None: this process does)."""
+    config, dataset, backbone = embedding.config, embedding.dataset, embedding.backbone
     learned, splits = splits_of(dataset)
-    readable = {name: backbone.embedded(source, name) for name, source in learned.items()}
+    readable = {name: backbone.embedded(source, name, rows=rows) for name, source in learned.items()}
     first, *others = (part.vectors for part in readable.values())
     vectors = first.joined(*others)
     places = [Place(name, int(index)) for name, part in readable.items() for index in part.places]

@@ -54,13 +54,18 @@ def open_embedding(config: Config) -> Embedding:
     check_devices()
     technique = FEClassifier(config)
     dataset = load_with_bar(technique.data_config, quiet=config.quiet)
-    resolved = technique.resolve(config, dataset)
-    dataset.bad_images.allowed = resolved.data.max_bad_images
-    use_compilation_cache(resolved)
-    backbone = Backbone(technique.bind(resolved), dataset.num_classes, dataset.bad_images)
+    dataset.bad_images.allowed = technique.config.data.max_bad_images
+    return embedding_of(technique, dataset)
+
+
+def embedding_of(technique: FEClassifier, dataset: Dataset) -> Embedding:
+    """The same for images that are loaded."""
+    config = technique.resolve(technique.config, dataset)
+    use_compilation_cache(config)
+    backbone = Backbone(technique.bind(config), dataset.num_classes, dataset.bad_images)
     for note in backbone.notes:
         _log.warning("%s", note)
-    return Embedding(resolved, dataset, backbone)
+    return Embedding(config, dataset, backbone)
 
 
-__all__ = ["Embedding", "open_embedding"]
+__all__ = ["Embedding", "embedding_of", "open_embedding"]

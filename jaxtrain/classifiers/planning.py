@@ -67,6 +67,28 @@ class Way:
         return math.inf if self.compiled is None else self.compiled.memory
 
 
+class Embedded(NamedTuple):
+    """What a run of feature extraction puts through its backbone."""
+
+    images: int
+    """Training images, all views, and validation images where they are here."""
+    features: int
+    """Numbers of each vector."""
+
+    @property
+    def bytes(self) -> int:
+        """Of all vectors, in float32."""
+        return 4 * self.images * self.features
+
+
+class Decoding(NamedTuple):
+    """What keeps up with the chips, as this machine decodes."""
+
+    cores: int
+    hosts: int
+    """With as many cores as this one."""
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What `plan` finds."""
@@ -81,6 +103,8 @@ class Forecast:
     """Of the whole run; for feature extraction forward passes."""
     decoded: float | None
     """Training images that one core here decodes in a second; None where they lie on the device."""
+    embedded: Embedded | None = None
+    """For feature extraction."""
 
     def fits(self, way: Way) -> bool:
         """Whether a chip holds it."""
@@ -102,6 +126,17 @@ class Forecast:
     def utilisation(self, way: Way) -> float:
         """Share of the peak FLOPs."""
         return self._at_peak(way) / self.seconds(way)[0]
+
+    def rate(self, way: Way) -> float:
+        """Images per second on all chips."""
+        return way.batch / self.seconds(way)[0]
+
+    def decoding(self, way: Way) -> Decoding | None:
+        """None where the images lie on the device, or are not here."""
+        if not self.decoded:
+            return None
+        cores = math.ceil(self.rate(way) / self.decoded)
+        return Decoding(cores, math.ceil(cores / (os.cpu_count() or 1)))
 
     def _at_peak(self, way: Way) -> float:
         return self.flops * way.batch / (self.target.chips * self.target.chip.tflops * 1e12)
@@ -135,11 +170,11 @@ def plan(
             if largest and config.technique != "fe":
                 way = replace(way, largest=_largest(draft, way, target, say))
             ways.append(way)
-    images = len(dataset.train)
-    steps = math.ceil(images / ways[0].batch) if config.technique == "fe" else total_steps(config, images)
+        embedded = _embedded(draft, dataset, here) if config.technique == "fe" else None
+    steps = total_steps(config, len(dataset.train)) if embedded is None else math.ceil(embedded.images / ways[0].batch)
     resident = config.technique != "fe" and config.data.loader == "device"
     decoded = _decoded(dataset.train, config) if here and not resident else None
-    return Forecast(config, target, ways, each, steps, decoded)
+    return Forecast(config, target, ways, each, steps, decoded, embedded)
 
 
 class _Draft:
@@ -195,6 +230,11 @@ class _Draft:
         inference = Inference(self.technique, self.strategy)
         return flops(inference.function("embed"), inference.network.shapes, given)
 
+    def features(self) -> int:
+        """Numbers of the vector that the forward pass gives for an image."""
+        function, weights, given = self._forward(self.batch)
+        return int(jax.eval_shape(function, weights, given).shape[-1])
+
     def _forward(self, batch: int) -> tuple[Any, ...]:
         """The forward pass that embeds, and shapes of what it is given."""
         inference = Inference(self.technique, self.strategy)
@@ -222,6 +262,11 @@ class _Draft:
         if weights_of(self.dataset.train) is not None:
             arrays.append(shaped((count,), jnp.float32))
         return tuple(arrays)
+
+
+def _embedded(draft: _Draft, dataset: Dataset, here: bool) -> Embedded:
+    val = len(dataset.val) if here and dataset.val is not None else 0
+    return Embedded(len(dataset.train) * draft.config.features.views + val, draft.features())
 
 
 def _largest(draft: _Draft, first: Way, target: Target, say: Callable[[str], None]) -> int:
@@ -313,11 +358,3 @@ def _decoded(source: ImageSource, config: Config) -> float:
         image = read_image(source, int(place), channels=chosen(data.channels), max_pixels=data.max_pixels)
         center_crop_resize(image, chosen(data.image_size), chosen(data.crop_pct), chosen(data.interpolation))
     return len(places) / (time.perf_counter() - start)
-
-
-def cores_needed(forecast: Forecast, images_per_second: float) -> str:
-    """How many cores like this machine's must decode, against what there are: a clause."""
-    if not forecast.decoded:
-        return ""
-    need = math.ceil(images_per_second / forecast.decoded)
-    return f"{need:,} cores like the {os.cpu_count()} here ({forecast.decoded:,.0f} images/s each)"

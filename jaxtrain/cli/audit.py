@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator
 
 from jaxtrain.cli.command import Command
-from jaxtrain.config import DataConfig, FeaturesConfig, ModelConfig
+from jaxtrain.cli.workers import embedding_rows, workers_of
+from jaxtrain.config import DataConfig, FeaturesConfig, ModelConfig, WorkersConfig
 from jaxtrain.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxtrain.cluster.pool import Workers
 
 _IDLE = {
     *("val_fraction", "fold", "shots", "draws", "sampling", "sampling_beta", "loader", "device_budget_mb"),
@@ -36,6 +40,7 @@ class Audit(Command):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     features: FeaturesConfig = FeaturesConfig()
+    cluster: WorkersConfig = WorkersConfig()
 
     @field_validator("data")
     @classmethod
@@ -53,15 +58,21 @@ class Audit(Command):
 
     def run(self) -> None:
         """Look, write, and print how many of each were found."""
-        from jaxtrain.classifiers.audit import audit
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise UserError(f"--out {self.out} is a file, and a folder is needed")
+        with workers_of(self.cluster) as workers:
+            self._audit(workers)
+
+    def _audit(self, workers: Workers | None) -> None:
+        from jaxtrain.classifiers.audit import audited, open_audit
         from jaxtrain.evaluation.audit_page import write_audit
         from jaxtrain.files import numbered_folder
         from jaxtrain.screen.console import print_line
 
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            raise UserError(f"--out {self.out} is a file, and a folder is needed")
         sections = {name: getattr(self, name) for name in ("seed", "quiet", "model", "features")}
-        found = audit(self.data, **sections)
+        embedding, folds = open_audit(self.data, **sections)
+        with embedding_rows(workers, embedding) as rows:
+            found = audited(embedding, folds, rows)
         folder = write_audit(found, self.out or numbered_folder(Path("runs/audit"), found.name))
         if not self.quiet:
             near = "not looked for" if found.near_duplicates is None else f"{len(found.near_duplicates):,}"

@@ -6,13 +6,17 @@ from collections.abc import Sized
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator, model_validator
 
 from jaxtrain.cli.command import Command, Positional
-from jaxtrain.config import DataConfig, StoreConfig, TrackingConfig
+from jaxtrain.cli.workers import predicting_on, workers_of
+from jaxtrain.config import DataConfig, StoreConfig, TrackingConfig, WorkersConfig
 from jaxtrain.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from jaxtrain.cluster.pool import Workers
 
 # As many as fit 80 columns beside the names; the report has them all.
 _SHOWN = ("macro_f1", "ece", "label_ece")
@@ -62,6 +66,7 @@ class Benchmark(Command):
     data: DataConfig | None = None
     """Another test set than that of the runs."""
     tracking: StoreConfig = StoreConfig()
+    cluster: WorkersConfig = WorkersConfig()
 
     @field_validator("data")
     @classmethod
@@ -83,6 +88,11 @@ class Benchmark(Command):
 
         RunError at the end where a run was left out because it is damaged.
         """
+        with workers_of(self.cluster) as workers:
+            self.compare(workers)
+
+    def compare(self, workers: Workers | None) -> None:
+        """The same, with workers for the predictions that are not kept."""
         from jaxtrain.evaluation.finished import by_test_set, finished_runs, leaving_out
 
         if self.champion is not None and not self.runs:
@@ -93,11 +103,11 @@ class Benchmark(Command):
             raise UserError(f"--out: the runs have {len(groups)} test sets, a report each; give run directories of one")
         for paths in groups:
             with leaving_out(f"a group of {len(paths)}", left_out) if len(groups) > 1 else nullcontext():
-                self._compare(paths, left_out)
+                self._compare(paths, left_out, workers)
         if left_out:
             raise RunError(f"left out, see the warnings: {', '.join(left_out)}")
 
-    def _compare(self, paths: list[Path], left_out: dict[str, str]) -> None:
+    def _compare(self, paths: list[Path], left_out: dict[str, str], workers: Workers | None) -> None:
         import jaxtrain
         from jaxtrain.evaluation.champion import check_title, crown
         from jaxtrain.evaluation.comparison import compare
@@ -116,7 +126,16 @@ class Benchmark(Command):
         tracking = TrackingConfig(**self.tracking.model_dump())
         load = partial(jaxtrain.load, trust_imports=self.trust_imports)
         costs = not self.skip_costs
-        gathered = gather(paths, load, data=self.data, costs=costs, costs_again=self.costs_again, say=say)
+        with predicting_on(workers, load, trust_imports=self.trust_imports) as predicting:
+            gathered = gather(
+                paths,
+                load,
+                data=self.data,
+                costs=costs,
+                costs_again=self.costs_again,
+                say=say,
+                predicting=predicting,
+            )
         comparison = compare(gathered.candidates, margin=self.margin / 100, resamples=self.resamples, seed=self.seed)
         models = {candidate.name: candidate.run_dir for candidate in gathered.candidates}
         corrupted = load_each(gathered, models, load) if self.robustness else {}

@@ -14,13 +14,14 @@ from pydantic import Field
 
 from jaxtrain.cli.command import Command, Group, Positional
 from jaxtrain.cli.train import Options
-from jaxtrain.config import NonNegative, WorkersConfig, resources
+from jaxtrain.cli.workers import embedding_rows, workers_of
+from jaxtrain.config import NonNegative, WorkersConfig
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.screen.console import print_line, show_table
 from jaxtrain.screen.program import command
 
 if TYPE_CHECKING:
-    from jaxtrain.cluster.session import Session
+    from jaxtrain.cluster.pool import Workers
     from jaxtrain.embeddings.admin import Entry
     from jaxtrain.embeddings.store import Embeddings
 
@@ -70,28 +71,15 @@ class Compute(Options):
 
     def run(self) -> None:
         """Compute what the store lacks, and print what there is of each split."""
-        if self.cluster.address is None:
-            self._embed(None)
-            return
-        from jaxtrain.cluster.session import connected
+        with workers_of(self.cluster) as workers:
+            self._embed(workers)
 
-        with connected(self.cluster.address) as session:  # before JAX has threads: Ray forks
-            session.require(resources(self.cluster.resources), "--cluster.resources")
-            self._embed(session)
-
-    def _embed(self, session: Session | None) -> None:
+    def _embed(self, workers: Workers | None) -> None:
         from jaxtrain.classifiers.embedding import open_embedding
 
-        options = self.options.replace(quiet=True) if self.as_json else self.options
-        embedding = open_embedding(options)
-        if session is None:
-            found = dict(embedding.splits())
-        else:
-            from jaxtrain.cluster.embed import alone, embedded
-
-            need = resources(self.cluster.resources)
-            with alone(embedding.store):
-                found = dict(embedding.splits(embedded(session, need, embedding, most=self.cluster.workers)))
+        embedding = open_embedding(self.options.replace(quiet=True) if self.as_json else self.options)
+        with embedding_rows(workers, embedding) as rows:
+            found = dict(embedding.splits(rows))
         if self.as_json:
             _print_json({name: _of_split(split) for name, split in found.items()})
         elif not self.quiet:

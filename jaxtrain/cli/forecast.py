@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxtrain.classifiers.files import TECHNIQUES
-from jaxtrain.classifiers.planning import Forecast, Size, Way, cores_needed, plan
+from jaxtrain.classifiers.planning import Forecast, Size, Way, plan
 from jaxtrain.config import Config
 from jaxtrain.config_io import find_config, load_config, recipe_names
 from jaxtrain.errors import UserError
@@ -17,7 +18,7 @@ from jaxtrain.files import write_text
 from jaxtrain.screen.console import print_line, show_table
 from jaxtrain.training.chips import target
 
-_COLUMNS = ("recipe", "model", "batch", "fits", "step", "utilisation", "images", "whole run")
+_COLUMNS = ("recipe", "model", "batch", "fits", "step", "utilisation", "images", "to keep up", "whole run")
 
 
 def show(config: Config, chips: str, size: Size | None, *, option: str, largest: bool, json_file: Path | None) -> None:
@@ -81,10 +82,18 @@ def _row(forecast: Forecast, way: Way) -> Iterator[tuple[str, str]]:
     yield "FLOPs an image", f"{forecast.flops / 1e9:.3g} G"
     moved = [f"{count} {kind} ({size / 2**20:.3g} MiB)" for kind, (count, size) in way.compiled.collectives.items()]
     yield "collectives", ", ".join(moved) or "none"
-    rate = way.batch / seconds
-    cores = cores_needed(forecast, rate)
-    yield "images", f"{most}{rate:,.0f}/s" + (f": {cores} must decode" if cores else "")
-    yield "whole run", f"{forecast.steps:,} steps, {least}{_duration(forecast.steps * seconds)}"
+    rate, chips = forecast.rate(way), forecast.target.chips
+    yield "images", f"{most}{rate:,.0f}/s" + (f", {rate / chips:,.0f}/s a chip" if chips > 1 else "")
+    if decoding := forecast.decoding(way):
+        cores = f"{decoding.cores:,} cores like the {os.cpu_count()} here ({forecast.decoded:,.0f} images/s each)"
+        yield "to keep up", f"{cores} must decode: those of {decoding.hosts:,} such hosts"
+    whole = f"{least}{_duration(forecast.steps * seconds)}"
+    if (embedded := forecast.embedded) is None:
+        yield "whole run", f"{forecast.steps:,} steps, {whole}"
+        return
+    yield "whole run", f"{embedded.images:,} images, {whole}"
+    yield "embeddings", f"{embedded.bytes / 2**20:,.1f} MiB: {embedded.features:,} numbers an image"
+    yield "prediction", f"{least}{_duration(1e6 / rate)} for a million images"
 
 
 def _figures(forecast: Forecast, way: Way) -> dict[str, Any]:
@@ -95,7 +104,13 @@ def _figures(forecast: Forecast, way: Way) -> dict[str, Any]:
     each = way.compiled
     found |= {"memory_bytes": each.memory, "temporary_bytes": each.temporary, "flops": forecast.flops * way.batch}
     found |= {"bytes_touched": each.touched, "cycles": each.cycles, "collectives": each.collectives}
-    return found | {"step_seconds": forecast.seconds(way)[0], "steps": forecast.steps}
+    found |= {"step_seconds": forecast.seconds(way)[0], "steps": forecast.steps}
+    found |= {"images_per_second": forecast.rate(way)}
+    if decoding := forecast.decoding(way):
+        found |= {"decoding_cores": decoding.cores, "decoding_hosts": decoding.hosts}
+    if embedded := forecast.embedded:
+        found |= {"embedded_images": embedded.images, "embedding_bytes": embedded.bytes}
+    return found
 
 
 def _mib(size: int) -> str:
@@ -104,4 +119,5 @@ def _mib(size: int) -> str:
 
 def _duration(seconds: float) -> str:
     hours, minutes = seconds / 3600, seconds / 60
-    return f"{hours:.2f} hours" if hours >= 1 else f"{minutes:.1f} minutes" if minutes >= 1 else f"{seconds:.1f} s"
+    short = f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+    return f"{hours:.2f} hours" if hours >= 1 else f"{minutes:.1f} minutes" if minutes >= 1 else short

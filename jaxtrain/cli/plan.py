@@ -17,7 +17,8 @@ class Plan(Options):
 
     The very step of the run is compiled for chips that need not be here (extra: tpu or cuda). Options are those of
     `train`; memory is the compiler's own figure, and so is time on TPUs. On GPUs it is a bound: what the products or
-    the bytes take at the chip's peak.
+    the bytes take at the chip's peak. With `--technique fe` it is what embedding takes, and predicting: images per
+    second, the cores that must decode for them, and the bytes of the embeddings.
     """
 
     recipe: Annotated[Path | None, Positional("RECIPE")] = None

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from jaxtrain.cli.command import Command, Positional
-from jaxtrain.config import ExplainMethod, WorkersConfig, resources
+from jaxtrain.cli.workers import workers_of
+from jaxtrain.config import ExplainMethod, WorkersConfig
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.escape import plain
 
 if TYPE_CHECKING:
     from jaxtrain.classifiers.base import BaseClassifier
     from jaxtrain.classifiers.labelling import Labelling
-    from jaxtrain.cluster.session import Session
+    from jaxtrain.cluster.pool import Workers
 
 
 class Predict(Command):
@@ -66,16 +67,10 @@ class Predict(Command):
 
     def run(self) -> None:
         """Print a line for each; RunError at the end where some could not be read."""
-        if self.cluster.address is None:
-            self._predict(None)
-            return
-        from jaxtrain.cluster.session import connected
+        with workers_of(self.cluster) as workers:
+            self._predict(workers)
 
-        with connected(self.cluster.address) as session:  # before JAX has threads: Ray forks
-            session.require(resources(self.cluster.resources), "--cluster.resources")
-            self._predict(session)
-
-    def _predict(self, session: Session | None) -> None:
+    def _predict(self, workers: Workers | None) -> None:
         from jaxtrain import load
 
         if self.explain is not None and self.explain.exists() and not self.explain.is_dir():
@@ -90,7 +85,7 @@ class Predict(Command):
         if self.out is None:
             unreadable = self._print(classifier, files)
         else:
-            unreadable = self._write(classifier, files, self.out, session)
+            unreadable = self._write(classifier, files, self.out, workers)
         if unreadable:
             raise RunError(f"{unreadable} of {len(files)} images cannot be read")
 
@@ -116,7 +111,7 @@ class Predict(Command):
                 print(f"{plain(row['file'])}\t{told or 'no label'}")
         return unreadable
 
-    def _write(self, classifier: BaseClassifier, files: list[str], out: Path, session: Session | None) -> int:
+    def _write(self, classifier: BaseClassifier, files: list[str], out: Path, workers: Workers | None) -> int:
         from jaxtrain.classifiers.labelling import weights_digests
         from jaxtrain.cli.rows import Rows
         from jaxtrain.screen.console import print_line
@@ -129,7 +124,7 @@ class Predict(Command):
                 print_line(f"{table.done:,} of {len(files):,} images are done")
             with Progress(title="predicted", file=sys.stderr) as progress:
                 done = table.done
-                for rows in self._computed(classifier, files, done, session):
+                for rows in self._computed(classifier, files, done, workers):
                     table.add(rows)
                     done += len(rows)
                     progress.count(done, len(files))
@@ -143,19 +138,11 @@ class Predict(Command):
         return Labelling(self.run_dir, self.topk, self.embeddings, self.explain, self.explain_method)
 
     def _computed(
-        self, classifier: BaseClassifier, files: list[str], done: int, session: Session | None
+        self, classifier: BaseClassifier, files: list[str], done: int, workers: Workers | None
     ) -> Iterator[list[dict[str, Any]]]:
         """Rows in the order of the files that are not done, computed here or on a cluster."""
-        if session is None:
+        if workers is None:
             return self._labelling().rows(classifier, files[done:], done)
         from jaxtrain.cluster.predict import predicted
 
-        return predicted(
-            session,
-            resources(self.cluster.resources),
-            self._labelling(),
-            classifier,
-            files[done:],
-            most=self.cluster.workers,
-            trust_imports=self.trust_imports,
-        )
+        return predicted(workers, self._labelling(), classifier, files[done:], trust_imports=self.trust_imports)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from jaxtrain.cli.benchmark import Benchmark
 from jaxtrain.cli.command import Command
-from jaxtrain.config import DataConfig, StoreConfig
+from jaxtrain.cli.workers import workers_of
+from jaxtrain.config import DataConfig, StoreConfig, WorkersConfig
+
+if TYPE_CHECKING:
+    from jaxtrain.cluster.pool import Workers
 
 _OF_TRAINING = {
     *("val_fraction", "max_train_images", "shots", "draws", "loader", "device_budget_mb"),
@@ -53,6 +57,7 @@ class Validate(Command):
     quiet: bool = False
     """Print nothing but warnings and errors."""
     tracking: StoreConfig = StoreConfig()
+    cluster: WorkersConfig = WorkersConfig()
 
     @field_validator("data")
     @classmethod
@@ -65,6 +70,10 @@ class Validate(Command):
 
     def run(self) -> None:
         """Write the weights as a finished run, and compare it alone."""
+        with workers_of(self.cluster) as workers:
+            self._validate(workers)
+
+    def _validate(self, workers: Workers | None) -> None:
         from jaxtrain.classifiers.validation import weights_as_run
         from jaxtrain.screen.console import print_line
         from jaxtrain.training.parallel import check_devices
@@ -74,4 +83,4 @@ class Validate(Command):
         if not self.quiet:
             print_line(f"weights   {path}")
         shared = {"out", "resamples", "seed", "skip_costs", "robustness", "quiet", "tracking"}
-        Benchmark(runs=(path,), skip_duplicates=True, **{name: getattr(self, name) for name in shared}).run()
+        Benchmark(runs=(path,), skip_duplicates=True, **{name: getattr(self, name) for name in shared}).compare(workers)

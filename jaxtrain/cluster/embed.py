@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxtrain.classifiers.embedding import Embedding
 from jaxtrain.classifiers.feature_extraction import FEClassifier
-from jaxtrain.cluster.node import enter, memory_of, versions
-from jaxtrain.cluster.pool import Pool, cut
-from jaxtrain.cluster.session import Session
+from jaxtrain.cluster.node import Place
+from jaxtrain.cluster.pool import Parts, Workers, check_seen
 from jaxtrain.config import Config, chosen
 from jaxtrain.data.bad_images import BadImages
 from jaxtrain.data.base import ImageSource
@@ -34,49 +31,17 @@ from jaxtrain.training.parallel import set_cpu_devices
 _LOCK = ".cluster.lock"
 
 
-@dataclass(frozen=True)
-class Part:
-    """Some images of a split."""
-
-    source: ImageSource
-    view: int
-
-
-class _Parts(Sequence[Part]):
-    """A source in blocks, each taken from it when it is asked for: a worker gets no more of it than its block."""
-
-    def __init__(self, source: ImageSource, view: int, batch_size: int) -> None:
-        self._source, self._view = source, view
-        self._places = cut(range(len(source)), batch_size)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, index: int) -> Part: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Part]: ...
-    def __getitem__(self, index: int | slice) -> Part | Sequence[Part]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        return Part(self._source.select(np.asarray(self._places[index], np.int64)), self._view)
-
-
 class Embedder:
     """On a node: a backbone that stays loaded."""
 
-    def __init__(
-        self, folder: str, config: Config, classes: int, digest: str, wanted: tuple[str, str], gpu: float
-    ) -> None:
-        """`config` is resolved; `digest` is that of the backbone's arrays, `wanted` are the driver's versions."""
-        os.environ.update({**memory_of(gpu), **os.environ})  # before JAX looks for devices
-        self._folder, self._config, self._classes = folder, config, classes
-        self._digest, self._wanted = digest, wanted
+    def __init__(self, place: Place, config: Config, classes: int, digest: str) -> None:
+        """`config` is resolved; `digest` is that of the backbone's arrays."""
+        self._place, self._config, self._classes, self._digest = place, config, classes, digest
         self._bad_images = BadImages(allowed=None, named=False)
 
     def ready(self) -> None:
         """Load the backbone. Raises UserError where this node differs from the driver."""
-        enter(self._folder, self._wanted)
+        self._place.enter()
         set_cpu_devices(self._config.parallel)
         use_compilation_cache(self._config)
         technique = FEClassifier(self._config)
@@ -84,23 +49,30 @@ class Embedder:
         if self._backbone.digest != self._digest:
             raise UserError(f"model.weights {self._config.model.weights}: they are others on this node")
 
-    def block(self, part: Part) -> tuple[NDArray[np.float32], dict[str, str]]:
+    def block(self, part: ImageSource, view: int) -> tuple[NDArray[np.float32], dict[str, str]]:
         """The vectors of a part, `float32[images, features]`, NaN for an image that cannot be read; and why."""
         known = len(self._bad_images.reasons)
-        rows = np.concatenate([*self._backbone.extractor.rows(part.source, part.view)])
+        rows = np.concatenate([*self._backbone.extractor.rows(part, view)])
         return rows, dict([*self._bad_images.reasons.items()][known:])
 
 
-def embedded(session: Session, need: Mapping[str, float], embedding: Embedding, *, most: int | None) -> RowsOf:
-    """Embeds what `Embedding.splits` asks for, on at most `most` workers. Raises RunError where a node cannot."""
-    config = embedding.config
-    arguments: tuple[Any, ...] = (os.getcwd(), config, embedding.dataset.num_classes)
-    arguments += (embedding.backbone.digest, versions(), need.get("gpu", 0.0))
-    pool = Pool(session, need, Embedder, arguments, most)
+@contextlib.contextmanager
+def on_workers(workers: Workers, embedding: Embedding) -> Iterator[RowsOf]:
+    """Has workers embed what the store lacks. Raises UserError where another command fills it from a cluster."""
+    with alone(embedding.store):
+        yield embedded(workers, embedding)
+
+
+def embedded(workers: Workers, embedding: Embedding) -> RowsOf:
+    """Embeds images on workers. Raises RunError where a node cannot."""
+    config, dataset = embedding.config, embedding.dataset
+    pool = workers.pool(Embedder, config, dataset.num_classes, embedding.backbone.digest)
 
     def rows(source: ImageSource, view: int) -> Iterable[NDArray[np.float32]]:
-        for block, reasons in pool.in_order(_Parts(source, view, chosen(config.features.batch_size))):
-            embedding.dataset.bad_images.add(reasons.items())
+        parts = Parts(source, chosen(config.features.batch_size))
+        for part, (block, reasons) in zip(parts, pool.in_order(parts, view), strict=True):
+            check_seen(part, reasons, config.data)
+            dataset.bad_images.add(reasons.items())
             yield block
 
     return rows

@@ -113,14 +113,28 @@ def memory_of(gpu: float) -> dict[str, str]:
     return {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_GPU_SHARE * gpu:.3f}"} if 0 < gpu < 1 else {}
 
 
-def enter(folder: str, wanted: tuple[str, str]) -> None:
-    """Make this worker one of the driver's: in its folder, with the same versions. Raises UserError."""
-    if problem := differs(wanted):
-        raise UserError(problem)
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}; all nodes need one file system in common") from error
+@dataclass(frozen=True)
+class Place:
+    """Where a worker that stays works: in the driver's folder, with its versions and a share of a GPU."""
+
+    folder: str
+    versions: tuple[str, str]
+    gpu: float
+
+    @classmethod
+    def here(cls, gpu: float) -> Place:
+        """The driver's."""
+        return cls(os.getcwd(), versions(), gpu)
+
+    def enter(self) -> None:
+        """Make this process one of the driver's workers, before JAX looks for devices. Raises UserError."""
+        os.environ.update({**memory_of(self.gpu), **os.environ})
+        if problem := differs(self.versions):
+            raise UserError(problem)
+        try:
+            os.chdir(self.folder)
+        except OSError as error:
+            raise UserError(f"{self.folder}: {error.strerror}; all nodes need one file system in common") from error
 
 
 def versions() -> tuple[str, str]:

@@ -11,14 +11,20 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
-from jaxtrain.cluster.session import Lost, Session
+import numpy as np
+
+from jaxtrain.cluster.node import Place
+from jaxtrain.cluster.session import Lost, Session, shown
+from jaxtrain.config import DataConfig, chosen
+from jaxtrain.data.base import ImageSource
+from jaxtrain.data.scan import why_unreadable
 from jaxtrain.errors import RunError
 
 BLOCK_IMAGES = 1024
 """At least as many images are in a block, where there are more: what the loss of a worker can cost."""
-_POLL_SECONDS = 5.0
+_POLL_SECONDS, _PATIENCE_SECONDS = 5.0, 60.0
 _MOST_LOSSES = 10
 """In a row, with no block done in between."""
 _AHEAD = 3
@@ -31,11 +37,28 @@ Block = TypeVar("Block")
 class Worker(Protocol):
     """What does the work, on a node."""
 
+    def __init__(self, place: Place, *arguments: Any) -> None: ...
+
     def ready(self) -> None:
         """Load what all blocks need. Raises UserError where this node cannot do its part."""
 
-    def block(self, block: Any) -> Any:
+    def block(self, block: Any, *more: Any) -> Any:
         """Do one."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What a command may have of a cluster."""
+
+    session: Session
+    need: Mapping[str, float]
+    """What each worker gets of its node."""
+    most: int | None = None
+    """At most this many workers; None: as many as there is room for."""
+
+    def pool(self, kind: type[Worker], *arguments: Any) -> Pool:
+        """Workers that are each a `kind(place, *arguments)`."""
+        return Pool(self.session, self.need, kind, (Place.here(self.need.get("gpu", 0.0)), *arguments), self.most)
 
 
 @dataclass
@@ -55,9 +78,12 @@ class Pool:
     _running: dict[Any, tuple[Any, int]] = field(default_factory=dict, init=False)
     """Workers and the numbers of their blocks, by task."""
     _losses: int = field(default=0, init=False)
+    _idle_since: float | None = field(default=None, init=False)
+    """When the last worker was at work."""
+    _told: bool = field(default=False, init=False)
 
-    def in_order(self, blocks: Sequence[Block]) -> Iterator[Any]:
-        """What `kind(*arguments).block(block)` returns for each block, in the order of blocks.
+    def in_order(self, blocks: Sequence[Block], *more: Any) -> Iterator[Any]:
+        """What `kind(*arguments).block(block, *more)` returns for each block, in the order of blocks.
 
         A block whose worker was lost goes to another one. Raises RunError where a block fails, or workers keep being
         lost.
@@ -69,7 +95,8 @@ class Pool:
             self._start(min(room - len(self._idle) - len(self._running), soon - len(self._idle)))
             for worker in [self._idle.pop() for _ in range(min(len(self._idle), soon))]:
                 number = todo.pop()
-                self._running[self.session.call(worker, "block", blocks[number])] = worker, number
+                self._running[self.session.call(worker, "block", blocks[number], *more)] = worker, number
+            self._tell_of_waiting()
             if not (self._running or self._starting):
                 time.sleep(_POLL_SECONDS)  # until a node comes
             for task in self.session.ended([*self._running, *self._starting], _POLL_SECONDS):
@@ -97,6 +124,16 @@ class Pool:
             worker = self.session.worker(self.kind, *self.arguments, need=self.need)
             self._starting[self.session.call(worker, "ready")] = worker
 
+    def _tell_of_waiting(self) -> None:
+        """Once, where no worker has been at work for a minute: there is no node, or others use it."""
+        if self._running:
+            self._idle_since = None
+            return
+        self._idle_since = self._idle_since or time.monotonic()
+        if not self._told and time.monotonic() - self._idle_since > _PATIENCE_SECONDS:
+            self._told = True
+            _log.warning("waiting for a node that has room for a worker with %s", shown(self.need))
+
     def _lose(self, error: Lost) -> None:
         self._losses += 1
         _log.warning("a worker was lost (%s); another one does its block", error)
@@ -112,3 +149,35 @@ def cut(rows: Sequence[Block], batch_size: int) -> list[Sequence[Block]]:
     size = -(-BLOCK_IMAGES // batch_size) * batch_size
     starts = [*range(0, max(len(rows) - size, 0) + 1, size)]
     return [rows[start:stop] for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)]
+
+
+class Parts(Sequence[ImageSource]):
+    """A source in blocks, each taken from it when it is asked for: a worker gets no more of it than its block."""
+
+    def __init__(self, source: ImageSource, batch_size: int, done: int = 0) -> None:
+        """Without the first `done` blocks."""
+        self._source, self._places = source, cut(range(len(source)), batch_size)[done:]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageSource: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ImageSource]: ...
+    def __getitem__(self, index: int | slice) -> ImageSource | Sequence[ImageSource]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        return self._source.select(np.asarray(self._places[index], np.int64))
+
+
+def check_seen(images: ImageSource, reasons: Mapping[str, str], data: DataConfig) -> None:
+    """RunError where an image that a node could not read, for these reasons by name, can be read here.
+
+    Its node sees other files, or lacks what decodes them: what follows would be kept as if the image were damaged.
+    """
+    for index in range(len(images) if reasons else 0):
+        name = images.describe(index)
+        if name in reasons and not why_unreadable(images, index, data.max_pixels, chosen(data.channels)):
+            why = f"a node of the cluster cannot read it ({reasons[name]}), and the driver can"
+            raise RunError(f"{name}: {why}: all nodes need the same files and decoders")

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxtrain.classifiers.base import BaseClassifier
-from jaxtrain.classifiers.files import load
 from jaxtrain.classifiers.labelling import Labelling, weights_digests
-from jaxtrain.cluster.node import enter, memory_of, versions
-from jaxtrain.cluster.pool import Pool, cut
-from jaxtrain.cluster.session import Session
-from jaxtrain.errors import UserError
+from jaxtrain.cluster.model import load_same
+from jaxtrain.cluster.node import Place
+from jaxtrain.cluster.pool import Workers, check_seen, cut
+from jaxtrain.data.base import FileSource
 
 
 class Labeller:
     """On a node: a model that stays loaded."""
 
-    def __init__(
-        self,
-        folder: str,
-        labelling: Labelling,
-        digests: list[str],
-        wanted: tuple[str, str],
-        trust_imports: bool,
-        gpu: float,
-    ) -> None:
-        os.environ.update({**memory_of(gpu), **os.environ})  # before JAX looks for devices
-        self._folder, self._labelling, self._digests = folder, labelling, digests
-        self._wanted, self._trust_imports = wanted, trust_imports
+    def __init__(self, place: Place, labelling: Labelling, digests: list[str], trust_imports: bool) -> None:
+        self._place, self._labelling, self._digests = place, labelling, digests
+        self._trust_imports = trust_imports
 
     def ready(self) -> None:
         """Load the model. Raises UserError where this node differs from the driver."""
-        enter(self._folder, self._wanted)
-        self._classifier = load(self._labelling.run_dir, trust_imports=self._trust_imports)
-        if weights_digests(self._classifier) != self._digests:
-            raise UserError(f"{self._labelling.run_dir} holds another model on this node")
+        self._place.enter()
+        self._classifier = load_same(self._labelling.run_dir, self._digests, trust_imports=self._trust_imports)
 
     def block(self, files: Sequence[str]) -> list[dict[str, Any]]:
         """The rows of these files."""
@@ -44,17 +33,13 @@ class Labeller:
 
 
 def predicted(
-    session: Session,
-    need: Mapping[str, float],
-    labelling: Labelling,
-    classifier: BaseClassifier,
-    files: Sequence[str],
-    *,
-    most: int | None,
-    trust_imports: bool,
+    workers: Workers, labelling: Labelling, classifier: BaseClassifier, files: Sequence[str], *, trust_imports: bool
 ) -> Iterator[list[dict[str, Any]]]:
     """The rows of all files, block by block in their order. Raises RunError where a node cannot do its part."""
     config = classifier.config
-    arguments = (os.getcwd(), labelling, weights_digests(classifier), versions(), trust_imports, need.get("gpu", 0.0))
+    pool = workers.pool(Labeller, labelling, weights_digests(classifier), trust_imports)
     blocks = cut(files, config.features.batch_size or config.train.batch_size)
-    return Pool(session, need, Labeller, arguments, most).in_order(blocks)
+    for block, rows in zip(blocks, pool.in_order(blocks), strict=True):
+        reasons = {row["file"]: row["reason"] for row in rows if "reason" in row}
+        check_seen(FileSource(block, np.zeros(len(block), np.int32)), reasons, classifier.fitted.config.data)
+        yield rows

@@ -6,18 +6,24 @@ import contextlib
 import os
 import re
 import signal
+import socket
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
+from urllib.request import getproxies
 
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.files import reason
 
-_CANCEL_SECONDS = 25.0
+_CANCEL_SECONDS, _REACH_SECONDS = 25.0, 10.0
 _NAMES = {"cpu": "CPU", "gpu": "GPU", "tpu": "TPU"}
 """What Ray calls its resources; any other name is one that the cluster's owner gave."""
 
-_CANNOT_IMPORT = "failed to import on the worker|Failed to unpickle|No module named"
+_CANNOT_IMPORT = "failed to import on the worker|Failed to unpickle|No module named|Can't get attribute"
 """What Ray says where a node lacks a module: it has no kind of error for that."""
+
+_AT_ITS_START = "an error raised in its creation task"
+"""Likewise of an object that could not be made: the next one could not either."""
 
 
 class Lost(Exception):  # noqa: N818  (not a failure of the task)
@@ -112,6 +118,9 @@ class Session:
         """Of a task: its own, or the end of its node."""
         if isinstance(error, self._ray.exceptions.RayTaskError):
             return RunError(f"a task failed on the cluster: {reason(error.cause)}")
+        if _AT_ITS_START in str(error):
+            why = str(error).strip().splitlines()[-1].strip()
+            return RunError(f"a worker cannot start on the cluster: {why}: all nodes need the same jaxtrain")
         return Lost(reason(error).partition(". ")[0])
 
     def cancel(self, tasks: Collection[Any]) -> None:
@@ -130,8 +139,9 @@ class Session:
 def connected(address: str) -> Iterator[Session]:
     """Ray at an address: `local` (started here, for as long as this lasts), `auto` or `ray://HOST:PORT`.
 
-    Raises UserError where Ray is not installed or no cluster answers.
+    Raises UserError where Ray is not installed or no cluster answers, RunError where the connection breaks.
     """
+    where = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -140,18 +150,59 @@ def connected(address: str) -> Iterator[Session]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         options["include_dashboard"] = False
+    here = f"at {where}" if where else "on this machine, and RAY_ADDRESS is not set"
+    no_cluster = f"--cluster.address {address}: no cluster of Ray {here}"
+    try:
+        _reach(where)
+    except OSError as error:
+        raise UserError(f"{no_cluster}: {reason(error)}") from error
     before = signal.getsignal(signal.SIGTERM)  # Ray takes it
     try:
-        ray.init(address=address, **options)
+        with _one_try() if address != "local" else contextlib.nullcontext():
+            ray.init(address=address, **options)
     except Exception as error:
-        where = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
-        raise UserError(f"--cluster.address {address}: no cluster of Ray at {where}: {reason(error)}") from error
+        why = " ".join(str(error).split()).partition(". ")[0]
+        if "connect" in why:  # which is all that Ray says of a wrong token
+            why += "; if it asks for a token, set RAY_AUTH_MODE to token, and the token"
+        raise UserError(f"{no_cluster}: {why}") from error
     finally:
         signal.signal(signal.SIGTERM, before)
     try:
         yield Session(ray)
+    except ConnectionError as error:
+        if type(error) is not ConnectionError:  # what else opens sockets has its own kinds
+            raise
+        found = re.search(r'details = "(.*)"', str(error))
+        why = found[1] if found else reason(error)
+        advice = "its head needs the same jaxtrain" if re.search(_CANNOT_IMPORT, why) else "the same command goes on"
+        raise RunError(f"the connection to the cluster broke ({why}): {advice}") from error
     finally:
         ray.shutdown()
+
+
+def _reach(where: str) -> None:
+    """Raises OSError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+)\]?:([0-9]{1,5})", where)
+    if found is None or getproxies():  # Ray says what is wrong; gRPC goes through proxies
+        return
+    if int(found[2]) > 65535:
+        raise OSError(f"there is no port {found[2]}")
+    socket.create_connection((found[1], int(found[2])), _REACH_SECONDS).close()
+
+
+@contextlib.contextmanager
+def _one_try() -> Iterator[None]:
+    """While entered, Ray tries once to connect, which takes 40 seconds where something else answers; not 20 times."""
+    name = "RAY_gcs_server_port_wait_time_s"
+    own = name not in os.environ
+    os.environ.setdefault(name, "1")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say is in the error too
+            yield
+    finally:
+        if own:
+            del os.environ[name]
 
 
 def _options(need: Mapping[str, float]) -> dict[str, Any]:

@@ -44,6 +44,8 @@ _TRACKED_AT_ONCE = 32
 """Evaluations on their way to MLflow together: waiting for one at a time takes the most of a comparison of many."""
 Load = Callable[[Path], Model]
 """`jaxtrain.load`."""
+Predicting = Callable[[Path], Predictor]
+"""The model of a run directory, for its predictions alone."""
 
 
 @dataclass
@@ -78,6 +80,7 @@ def gather(
     names: Sequence[str] | None = None,
     looks_file: Path = LOOKS_FILE,
     say: Callable[[str], None] = lambda _: None,
+    predicting: Predicting | None = None,
 ) -> Gathered:
     """Predictions, costs and learning curves of finished runs.
 
@@ -85,6 +88,7 @@ def gather(
     numbers, is left out with a warning that names it. Raises UserError for directories without a finished run, data
     that cannot be found, models whose classes are not those of the data, and where no run is left. `names` are theirs
     (default: technique and folder); `costs_again` measures kept costs again; `say` is called with what takes long.
+    `predicting`: who predicts (None: what `load` gives).
     """
     sets, gathered = TestSets(data), Gathered([], [], [], [], None)
     read: list[tuple[str, Run]] = []
@@ -109,7 +113,7 @@ def gather(
     for name, run, _ in sound:
         with leaving_out(name, gathered.left_out):
             gathered.test = gathered.test or sets.images(run)
-            folder, predictions, fresh, parts = _all_predictions(run, load, sets, say)
+            folder, predictions, fresh, parts = _all_predictions(run, predicting or load, sets, say)
             found: Costs = {}
             if costs:
                 say(f"costs of {name}")
@@ -293,16 +297,18 @@ def _over_folds(entry: Entry) -> dict[str, float]:
 
 
 def _all_predictions(
-    run: Run, load: Load, sets: TestSets, say: Callable[[str], None]
+    run: Run, predicting: Predicting, sets: TestSets, say: Callable[[str], None]
 ) -> tuple[Path, Predictions, bool, tuple[Predictions, ...]]:
     """As `_predictions`; of all folds, each on its own, joined. Last come those of each fold, where there are any."""
     if not run.parts:
-        return *_predictions(run, load, sets, say), ()
-    parts = tuple(_predictions(part, load, sets, say)[1] for part in run.parts)
+        return *_predictions(run, predicting, sets, say), ()
+    parts = tuple(_predictions(part, predicting, sets, say)[1] for part in run.parts)
     return run.path / "benchmark" / "out-of-fold", out_of_fold(parts, run.config.data.name), True, parts
 
 
-def _predictions(run: Run, load: Load, sets: TestSets, say: Callable[[str], None]) -> tuple[Path, Predictions, bool]:
+def _predictions(
+    run: Run, predicting: Predicting, sets: TestSets, say: Callable[[str], None]
+) -> tuple[Path, Predictions, bool]:
     """The folder of this evaluation, its predictions, and whether they were computed now."""
     folder, kept = sets.kept(run)
     if kept is not None:
@@ -312,7 +318,7 @@ def _predictions(run: Run, load: Load, sets: TestSets, say: Callable[[str], None
     model, notes = str(run.summary["model"]), run.summary.get("notes", ())
     try:
         predictions = predict(
-            load(run.path), test, technique=run.technique, model=model, params_sha256=run.digest, notes=notes
+            predicting(run.path), test, technique=run.technique, model=model, params_sha256=run.digest, notes=notes
         )
     except DamagedError:
         raise

@@ -66,12 +66,21 @@ class Backbone:
         )
 
     def embedded(
-        self, source: ImageSource, name: str, *, views: int = 1, check: Callable[[], None] = lambda: None
+        self,
+        source: ImageSource,
+        name: str,
+        *,
+        views: int = 1,
+        check: Callable[[], None] = lambda: None,
+        rows: RowsOf | None = None,
     ) -> Embedded:
-        """The readable images of a split as vectors, all views one after the other; `check` may raise meanwhile."""
+        """The readable images of a split as vectors, all views one after the other.
+
+        `check` may raise meanwhile; `rows` computes what the store lacks (None: this process does).
+        """
         parts: list[Vectors] = []
         computed, seconds = 0, 0.0
-        for found in self.kept(source, name, views=views, check=check):
+        for found in self.kept(source, name, views=views, check=check, rows=rows):
             x = found.load()
             places = self._readable(x, source)
             parts.append(Vectors(x, source.labels, weights_of(source)).select(places))

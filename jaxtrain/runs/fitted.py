@@ -103,8 +103,19 @@ class Predictor:
 
         Without `bad_images` up to `data.max_bad_images` are passed over, and more raise RunError.
         """
+        return self.from_network(self.network_rows(source, bad_images))
+
+    def network_rows(self, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
+        """What the network gives, `float32[images, numbers]`; NaN as in `predict_logits`.
+
+        In parts of whole batches it has the same bits as at once.
+        """
         inference, weights = self._placed
         return inference.logits(weights, source, bad_images)
+
+    def from_network(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`float32[images, classes]` of what the network gave for all of them."""
+        return rows
 
     def embed(self, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
         """`float32[images, features]`; NaN as in `predict_logits`."""
@@ -235,20 +246,21 @@ class HeadPredictor(Predictor):
         if self.head.num_classes != len(self.class_names):
             raise ValueError(f"it has {len(self.class_names)} class names, and its head {self.head.num_classes}")
 
-    def predict_logits(self, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
-        """`float32[images, classes]`; NaN for an image that could not be read."""
-        return self._logits(self.embed(source, bad_images))
+    def network_rows(self, source: ImageSource, bad_images: BadImages | None = None) -> NDArray[np.float32]:
+        """The backbone's vectors, `float32[images, features]`; NaN as in `predict_logits`."""
+        return self.embed(source, bad_images)
 
     def stream(self, source: ImageSource, bad_images: BadImages, *, embedding: bool) -> Iterator[dict[str, Floats]]:
         """`logits`, and the `embedding` where it is wanted, of each batch in order; NaN as in `predict_logits`."""
         inference, weights = self._placed
         for vectors in inference.stream("embed", weights, source, bad_images):
-            yield {"logits": self._logits(vectors), **({"embedding": vectors} if embedding else {})}
+            yield {"logits": self.from_network(vectors), **({"embedding": vectors} if embedding else {})}
 
-    def _logits(self, vectors: Floats) -> Floats:
-        readable = np.isfinite(vectors).all(axis=1)
-        logits = np.full((len(vectors), len(self.class_names)), np.nan, np.float32)
-        logits[readable] = self.head.logits(vectors[readable])
+    def from_network(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`float32[images, classes]` of vectors, by the head."""
+        readable = np.isfinite(rows).all(axis=1)
+        logits = np.full((len(rows), len(self.class_names)), np.nan, np.float32)
+        logits[readable] = self.head.logits(rows[readable])
         return logits
 
     @property

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,8 +12,11 @@ import jax.numpy as jnp
 import pytest
 
 from jaxtrain.backend import backend, compiling_for
+from jaxtrain.classifiers.planning import Embedded, Forecast, Way
+from jaxtrain.cli.forecast import _figures, _row
 from jaxtrain.cli.plan import Plan
 from jaxtrain.cli.train import Train
+from jaxtrain.config import Config
 from jaxtrain.config_io import find_config, load_config, recipe_names
 from jaxtrain.errors import UserError
 from jaxtrain.training.chips import CHIPS, target
@@ -143,6 +147,25 @@ def test_wrong_plans_are_one_line(words, said):
 def test_train_plans_too():
     with pytest.raises(UserError, match=r"--plan.*h100-8"):
         Train.parse(["--technique", "pt", "--plan", "h100-9"]).run()
+
+
+def test_a_plan_says_what_embedding_takes_and_what_must_decode(monkeypatch):
+    """Four chips embed 1,000 images in 0.1 s, of which a core of this machine of four decodes 100 in a second."""
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    compiled = Compiled(memory=2**30, temporary=0, touched=1, cycles=150_000_000, collectives={})
+    way = Way("jit", 1000, compiled, parameters=0, optimizer=0)
+    embedded = Embedded(images=50_000_000, features=512)
+    forecast = Forecast(Config(technique="fe"), target("v5e-4"), [way], 1e9, 50_000, 100.0, embedded)
+    rows = dict(_row(forecast, way))
+    assert rows["images"] == "10,000/s, 2,500/s a chip"
+    assert rows["to keep up"] == "100 cores like the 4 here (100 images/s each) must decode: those of 25 such hosts"
+    assert rows["whole run"] == "50,000,000 images, 1.39 hours"
+    assert rows["embeddings"] == "97,656.2 MiB: 512 numbers an image"
+    assert rows["prediction"] == "1.7 minutes for a million images"
+    figures = _figures(forecast, way)
+    assert (figures["decoding_cores"], figures["decoding_hosts"]) == (100, 25)
+    assert figures["embedding_bytes"] == 4 * 512 * 50_000_000
+    assert "to keep up" not in dict(_row(replace(forecast, decoded=None), way))
 
 
 @pytest.mark.slow

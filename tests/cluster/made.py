@@ -1,10 +1,12 @@
 """Clusters for tests: one of objects in this process, and Ray with several nodes on this machine."""
 
+import contextlib
 from concurrent.futures import Future
 
 import numpy as np
 import psutil
 
+from jaxtrain.cluster import pool
 from jaxtrain.cluster.session import Lost
 from tests.multihost.launch import free_port
 
@@ -35,6 +37,9 @@ class Here:
             task.set_exception(Lost("its node died"))
         return task
 
+    def require(self, need, option):
+        pass
+
     def ended(self, tasks, timeout):
         """In any order."""
         self.most = max(self.most, len(tasks))
@@ -42,6 +47,13 @@ class Here:
 
     def result(self, task):
         return task.result()
+
+
+def connect(session, monkeypatch, block_images):
+    """Commands with --cluster.address find this session, whose blocks are of so many images."""
+    monkeypatch.setattr("jaxtrain.cluster.session.connected", lambda address: contextlib.nullcontext(session))
+    monkeypatch.setattr(pool, "BLOCK_IMAGES", block_images)
+    return session
 
 
 def add_node(cluster, cpus):

@@ -1,6 +1,5 @@
 """Images embedded by workers: the store of one machine, byte for byte, whoever is lost."""
 
-import contextlib
 import json
 import os
 import pickle
@@ -17,12 +16,14 @@ from PIL import Image
 import jaxtrain
 from jaxtrain.classifiers.embedding import open_embedding
 from jaxtrain.cli.main import run
-from jaxtrain.cluster import embed, pool
+from jaxtrain.cluster import embed
+from jaxtrain.cluster.node import Place
+from jaxtrain.cluster.pool import Parts
 from jaxtrain.config import Config
 from jaxtrain.data.base import FileSource
 from jaxtrain.embeddings.store import EmbeddingStore
 from jaxtrain.errors import RunError, UserError
-from tests.cluster.made import Here, add_node, kill
+from tests.cluster.made import Here, add_node, connect, kill
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE, BATCH = 8, 32
@@ -79,12 +80,8 @@ def content(store):
 @pytest.fixture
 def cluster(monkeypatch):
     """One whose workers are objects of this process, and blocks of two batches in shards of three."""
-    session = Here(room=3)
-    session.require = lambda need, option: None
-    monkeypatch.setattr("jaxtrain.cluster.session.connected", lambda address: contextlib.nullcontext(session))
-    monkeypatch.setattr(pool, "BLOCK_IMAGES", 2 * BATCH)
     monkeypatch.setitem(EmbeddingStore.__init__.__kwdefaults__, "shard_images", 3 * BATCH)
-    return session
+    return connect(Here(room=3), monkeypatch, 2 * BATCH)
 
 
 ON_CLUSTER = ("--cluster.address", "local", "--cluster.workers", "2")
@@ -141,9 +138,23 @@ def test_an_unreadable_image_is_named_and_counted_as_on_one_machine(folder, tmp_
         embedded(tmp_path, tmp_path / "none", capsys, *options[:2], *ON_CLUSTER)
 
 
+def test_what_a_node_that_lacks_the_images_gives_is_not_kept(folder, tmp_path, cluster, monkeypatch, capsys):
+    def blind(worker, part, view):
+        return np.full((len(part), 64), np.nan, np.float32), {
+            part.describe(i): "No such file" for i in range(len(part))
+        }
+
+    monkeypatch.setattr(embed.Embedder, "block", blind)
+    with pytest.raises(
+        RunError, match=r"png: a node of the cluster cannot read it \(No such file\), and the driver can"
+    ):
+        embedded(folder, tmp_path / "many", capsys, "--data.max_bad_images", "1000", *ON_CLUSTER)
+    assert not list((tmp_path / "many").rglob("*.npy"))
+
+
 def test_a_worker_gets_its_block_of_the_images_and_nothing_else():
     few, many = (
-        len(pickle.dumps(embed._Parts(FileSource([f"{n:09d}.png" for n in range(size)], np.zeros(size)), 0, 64)[0]))
+        len(pickle.dumps(Parts(FileSource([f"{n:09d}.png" for n in range(size)], np.zeros(size)), 64)[0]))
         for size in (40_960, 409_600)
     )
     assert few == many < 200_000
@@ -162,7 +173,7 @@ def test_a_node_that_differs_says_how(folder, wrong, tmp_path):
     digest = "0" * 64 if wrong == "weights" else opened.backbone.digest
     wanted = ("0", "0") if wrong == "versions" else (jaxtrain.__version__, jax.__version__)
     where = str(tmp_path / "away") if wrong == "folder" else "."
-    worker = embed.Embedder(where, opened.config, 2, digest, wanted, 0.0)
+    worker = embed.Embedder(Place(where, wanted, 0.0), opened.config, 2, digest)
     with pytest.raises(
         UserError, match={"versions": "installed", "folder": "away", "weights": "others on this"}[wrong]
     ):

@@ -10,9 +10,10 @@ from PIL import Image
 import jaxtrain
 from jaxtrain.cli.main import run
 from jaxtrain.cluster import pool, predict
+from jaxtrain.cluster.node import Place
 from jaxtrain.cluster.pool import Pool
 from jaxtrain.errors import RunError, UserError
-from tests.cluster.made import Here
+from tests.cluster.made import Here, connect
 
 
 class Squares:
@@ -74,12 +75,7 @@ def labelled(folder, out, *words):
 
 
 def test_the_table_of_a_cluster_is_that_of_one_machine_also_in_two_starts(trained, tmp_path, monkeypatch):
-    import contextlib
-
-    session = Here(room=2, lost=(2,))
-    session.require = lambda need, option: None
-    monkeypatch.setattr("jaxtrain.cluster.session.connected", lambda address: contextlib.nullcontext(session))
-    monkeypatch.setattr(pool, "BLOCK_IMAGES", 16)
+    session = connect(Here(room=2, lost=(2,)), monkeypatch, 16)
     expected = labelled(trained, tmp_path / "one.jsonl")
     assert labelled(trained, tmp_path / "many.jsonl", "--cluster.address", "local") == expected
     assert session.workers >= 2
@@ -102,7 +98,7 @@ def test_a_node_that_differs_says_how(trained, wrong, tmp_path):
     wanted = ("0", "0") if wrong == "versions" else (jaxtrain.__version__, jax.__version__)
     folder = str(tmp_path / "away") if wrong == "folder" else "."
     with pytest.raises(UserError, match={"versions": "installed", "folder": "away", "model": "another model"}[wrong]):
-        predict.Labeller(folder, labelling, digests, wanted, False, 0.0).ready()
+        predict.Labeller(Place(folder, wanted, 0.0), labelling, digests, False).ready()
 
 
 def test_a_cluster_needs_a_table(tmp_path):
