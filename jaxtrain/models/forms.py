@@ -79,12 +79,50 @@ def attention(q: Array, k: Array, v: Array, heads: int, bias: Array | None = Non
     batch, _, width = q.shape
     depth = width // heads
     q, k, v = (_hold(x.reshape(batch, -1, heads, depth).transpose(0, 2, 1, 3)) for x in (q * depth**-0.5, k, v))
-    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-    if bias is not None:
-        logits = (logits.reshape(-1, *bias.shape) + bias).reshape(logits.shape)
-    shares = _hold(jax.nn.softmax(logits, axis=-1).astype(v.dtype))
-    y = _hold(jnp.einsum("bhqk,bhkd->bhqd", shares, v))
+    if _on("tpu") and bias is None:
+        y = _attend(q, k, v)
+    else:
+        logits = _products(q, k)
+        if bias is not None:
+            logits = (logits.reshape(-1, *bias.shape) + bias).reshape(logits.shape)
+        shares = _hold(jax.nn.softmax(logits, axis=-1).astype(v.dtype))
+        y = _hold(jnp.einsum("bhqk,bhkd->bhqd", shares, v))
     return y.transpose(0, 2, 1, 3).reshape(batch, -1, width)
+
+
+def _products(q: Array, k: Array) -> Array:
+    """`[batch, heads, tokens, depth]` twice -> `float32[batch, heads, tokens, tokens]`."""
+    return jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _attend(q: Array, k: Array, v: Array) -> Array:
+    """Attention of `[batch, heads, tokens, depth]`, whose gradient computes the shares again.
+
+    As in FlashAttention (Dao et al. 2022, arXiv 2205.14135), what each row of shares loses follows from the output, and
+    the gradient of the logits is written once, in the type of q.
+    """
+    return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(_products(q, k), axis=-1).astype(v.dtype), v)
+
+
+def _attend_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+    y = _attend(q, k, v)
+    return y, (q, k, v, y)
+
+
+def _attend_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array]:
+    q, k, v, y = saved
+    shares = jax.nn.softmax(_products(q, k), axis=-1)
+    lost = (gradient.astype(jnp.float32) * y.astype(jnp.float32)).sum(-1, keepdims=True)
+    logits = (shares * (_products(gradient, v) - lost)).astype(q.dtype)
+    return (
+        jnp.einsum("bhqk,bhkd->bhqd", logits, k),
+        jnp.einsum("bhqk,bhqd->bhkd", logits, q),
+        jnp.einsum("bhqk,bhqd->bhkd", shares.astype(v.dtype), gradient),
+    )
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 # --- Elementwise

@@ -92,6 +92,18 @@ def test_attention_is_jaxs(backend):
     agree(lambda q, k, v: forms.attention(q, k, v, 3), reference, arrays(*[(2, 7, 12)] * 3))
 
 
+def test_gradients_of_attention_in_bfloat16_are_near_those_in_float32(backend):
+    q, k, v, weights = (part.astype(jnp.bfloat16) for part in arrays(*[(2, 50, 24)] * 4))
+
+    def gradients(*parts):
+        return jax.grad(lambda *parts: (weights * forms.attention(*parts, 3)).sum(dtype=jnp.float32), (0, 1, 2))(*parts)
+
+    exact = gradients(*(part.astype(jnp.float32) for part in (q, k, v)))
+    for found, expected in zip(gradients(q, k, v), exact, strict=True):
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.02 * np.abs(expected).max())
+
+
 def test_gelu_is_the_exact_one(backend):
     x = jnp.linspace(-12, 12, 4001)
     agree(forms.gelu, lambda x: jax.nn.gelu(x, approximate=False), [x])
