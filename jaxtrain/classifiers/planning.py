@@ -329,7 +329,8 @@ def _dataset(classifier: BaseClassifier, size: Size | None, say: Callable[[str],
     few = np.arange(min(images, 128))
     source = Sized(np.zeros((len(few), side, side, channels), data.pixel_type), (few % classes).astype(np.int32))
     names = tuple(f"class {number}" for number in range(classes))
-    dataset = Dataset(data.name, names, source, source, lambda: source, channels, None, flips=True,
+    alike = known.shape and (side, side)
+    dataset = Dataset(data.name, names, source, source, lambda: source, channels, alike, flips=True,
                       mean=(0.5,) * channels, std=(0.25,) * channels, bits=data.bits or 8)  # fmt: skip
     return dataset, False
 

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxtrain import PTClassifier
 from jaxtrain.backend import backend, compiling_for
-from jaxtrain.classifiers.planning import Embedded, Forecast, Way
+from jaxtrain.classifiers.planning import Embedded, Forecast, Way, plan
 from jaxtrain.cli.forecast import _figures, _row
 from jaxtrain.cli.plan import Plan
 from jaxtrain.cli.train import Train
@@ -21,6 +22,7 @@ from jaxtrain.config_io import find_config, load_config, recipe_names
 from jaxtrain.errors import UserError
 from jaxtrain.training.chips import CHIPS, target
 from jaxtrain.training.compiled import Compiled, executed, touched
+from tests.classifiers.plan_on_devices import Here
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -166,6 +168,12 @@ def test_a_plan_says_what_embedding_takes_and_what_must_decode(monkeypatch):
     assert (figures["decoding_cores"], figures["decoding_hosts"]) == (100, 25)
     assert figures["embedding_bytes"] == 4 * 512 * 50_000_000
     assert "to keep up" not in dict(_row(replace(forecast, decoded=None), way))
+
+
+def test_images_that_are_not_here_have_the_size_that_is_known_of_them():
+    options = {"data": {"name": "tfds:cifar10"}, "model": {"name": "cnn_tiny"}, "train": {"batch_size": 8}}
+    forecast = plan(PTClassifier(**options, quiet=True), Here("v5e", "1x1"), strategies=["jit"], largest=False)
+    assert (forecast.config.data.image_size, forecast.config.data.channels) == (32, 3)
 
 
 @pytest.mark.slow
