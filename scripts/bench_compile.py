@@ -1,11 +1,12 @@
-"""What the TPU compiler says of our steps, beside bare steps of the same networks in plain Flax Linen; no TPU needed.
+"""What the compiler says of our steps, beside bare steps of the same networks in plain Flax Linen; no device needed.
 
-    python scripts/bench_compile.py --models vit_small_patch16_224 resnet50 [--targets v5e:2x2 ...] [--json FILE]
+    python scripts/bench_compile.py --models vit_small_patch16_224 resnet50 [--targets v5e:2x2 h100 ...] [--json FILE]
 
-Needs the extra `.[tpu]`. Every model is compiled for each kind of work (train: the step of a run without augmentation;
-embed; forward: to logits) and each topology, in bfloat16. The figures are the compiler's own: cycles (the sum of its
-estimates, loops as often as they run), bytes touched, temporary memory of one chip. They do not depend on this machine.
-`--depth 2` keeps two blocks (of each stage), which compiles in a fraction of the time.
+Needs the extra `.[tpu]`, or `.[cuda]` for `h100`, `a100`, `h200`. Every model is compiled for each kind of work (train:
+the step of a run without augmentation; embed; forward: to logits) and each target, in bfloat16. The figures are the
+compiler's own, of one chip: cycles (of TPUs: the sum of its estimates, loops as often as they run), bytes touched,
+temporary memory, kernels that are started. They do not depend on this machine. `--depth 2` keeps two blocks (of each
+stage), which compiles in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -15,19 +16,18 @@ import json
 import os
 import re
 import types
+from collections.abc import Iterator
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from bench_bare import BARE
-from jax.experimental import topologies
 
 from jaxtrain import Config, PTClassifier
 from jaxtrain.backend import compiling_for
@@ -35,12 +35,14 @@ from jaxtrain.data.base import ArraySource, Dataset
 from jaxtrain.models import registry
 from jaxtrain.runs.program import Program
 from jaxtrain.runs.resolve import resolve
-from jaxtrain.training.compiled import COLLECTIVE, cycles, executed
+from jaxtrain.training.chips import Target, target
+from jaxtrain.training.compiled import Compiled, executed
 from jaxtrain.training.parallel import JitStrategy
 from jaxtrain.training.state import Batch
 from jaxtrain.training.technique import Binding
 
 CLASSES, IMAGES = 1000, 1_281_167
+KERNEL = re.compile(r" (fusion|custom-call|copy|reduce|sort|convolution|dot|scatter|all-[a-z-]+)\(")
 
 
 def main() -> None:
@@ -58,35 +60,46 @@ def main() -> None:
     parser.add_argument("--hlo", type=Path, help="folder for the compiled programs as text")
     arguments = parser.parse_args()
     rows = []
-    for target in arguments.targets:
-        devices = list(topologies.get_topology_desc(topology_name=target, platform="tpu").devices)
-        strategy = JitStrategy(devices)
-        for name in arguments.models:
-            if arguments.depth:
-                shorten(name, arguments.depth)
-            for work in arguments.work:
-                function, given = ours(name, work, strategy, arguments)
-                row = {"model": name, "work": work, "target": target, **compiled(function, given, arguments, "ours")}
-                family = registry.model_spec(name).family
-                row["bare"] = None
-                if work == "train" and family in BARE and not arguments.no_bare:
-                    row["bare"] = compiled(*bare(name, strategy, given[1]), arguments, "bare")
-                rows.append(row)
-                print(line(row), flush=True)
+    for name in arguments.targets:
+        where = target(name, "--targets")
+        with compiling_for(where.platform):
+            for row in compare(where, arguments):
+                rows.append({**row, "target": name})
+                print(line(rows[-1]), flush=True)
     if arguments.json:
-        versions = {name: version(name) for name in ("jax", "libtpu", "flax")}
+        installed = {each.name for each in distributions()}
+        versions = {name: version(name) for name in ("jax", "flax", "libtpu", "jax-cuda13-plugin") if name in installed}
         arguments.json.write_text(json.dumps({"versions": versions, "rows": rows}, indent=2))
+
+
+def compare(where: Target, arguments: Any) -> Iterator[dict[str, Any]]:
+    """Every model and kind of work on some chips."""
+    strategy = JitStrategy(where.devices())
+    for name in arguments.models:
+        if arguments.depth:
+            shorten(name, arguments.depth)
+        for work in arguments.work:
+            function, given = ours(name, work, strategy, arguments)
+            row = {"model": name, "work": work, **compiled(function, given, where, arguments, "ours"), "bare": None}
+            family = registry.model_spec(name).family
+            if work == "train" and family in BARE and not arguments.no_bare:
+                row["bare"] = compiled(*bare(name, strategy, given[1]), where, arguments, "bare")
+            yield row
 
 
 def line(row: dict[str, Any]) -> str:
     """A row of the table."""
 
     def figures(row: dict[str, Any]) -> str:
-        return f"{row['cycles'] / 1e6:7.1f} M cycles {row['bytes'] / 1e9:6.1f} GB {row['temp_bytes'] / 2**30:5.2f} GiB"
+        taken = f"{row['cycles'] / 1e6:7.1f} M cycles" if row["cycles"] else f"{row['kernels']:6,} kernels"
+        return f"{taken} {row['bytes'] / 1e9:6.1f} GB {row['temp_bytes'] / 2**30:5.2f} GiB"
 
     text = f"{row['model']:24} {row['work']:8} {row['target']:8} {figures(row)}"
-    if row["bare"]:
-        text += f"   bare {figures(row['bare'])}   {row['cycles'] / row['bare']['cycles']:.2f}"
+    if bare := row["bare"]:
+        ratios = (
+            f"{row[name] / bare[name]:.2f} of its {name}" for name in ("cycles", "kernels", "bytes") if bare[name]
+        )
+        text += f"   bare {figures(bare)}   {', '.join(ratios)}"
     return text
 
 
@@ -136,22 +149,22 @@ def bare(name: str, strategy: JitStrategy, given: Batch) -> tuple[Any, tuple[Any
     return strategy.compile_steps(step), (strategy.shaped(state), given.image, given.label)
 
 
-def compiled(function: Any, given: tuple[Any, ...], arguments: Any, label: str) -> dict[str, Any]:
+def compiled(function: Any, given: tuple[Any, ...], where: Target, arguments: Any, label: str) -> dict[str, Any]:
     """The compiler's figures."""
-    executable = function.lower(*given).compile()
-    text, memory, cost = executable.as_text(), executable.memory_analysis(), executable.cost_analysis()
+    executable = function.lower(*given).compile(where.compiler_options)
+    text, memory, found = executable.as_text(), executable.memory_analysis(), Compiled.of(executable)
     if arguments.hlo:
         arguments.hlo.mkdir(parents=True, exist_ok=True)
         (arguments.hlo / f"{label}.txt").write_text(text)
     operations = list(executed(text))
     return {
-        "cycles": sum(cycles(operation) * times for operation, times in operations),
-        "bytes": cost["bytes accessed"],
-        "flops": cost["flops"],
-        "temp_bytes": memory.temp_size_in_bytes,
+        "cycles": found.cycles,
+        "kernels": sum(times for operation, times in operations if KERNEL.search(operation)),
+        "bytes": found.touched,
+        "temp_bytes": found.temporary,
         "argument_bytes": memory.argument_size_in_bytes,
         "alias_bytes": memory.alias_size_in_bytes,
-        "collectives": sum(times for operation, times in operations if COLLECTIVE.search(operation)),
+        "collectives": sum(number for number, _ in found.collectives.values()),
         "host_transfers": sum(
             1 for operation, _ in operations if re.search(r"\b(infeed|outfeed|send|recv)\(", operation)
         ),
@@ -159,5 +172,4 @@ def compiled(function: Any, given: tuple[Any, ...], arguments: Any, label: str) 
 
 
 if __name__ == "__main__":
-    with compiling_for("tpu"):
-        main()
+    main()
