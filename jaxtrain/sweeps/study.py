@@ -33,7 +33,7 @@ from jaxtrain.tracking.store import sqlite_uri
 from jaxtrain.training.nonfinite import Diverged
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60
-QUEUED = 64
+QUEUED = 16
 """Slots that wait at a time."""
 _STARTUP_TRIALS = 4
 _SLOT, _ENDED, _OPTIONS, _OPEN = "slot", "ended", "options", "open"

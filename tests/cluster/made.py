@@ -50,7 +50,7 @@ class Here:
 
 
 def connect(session, monkeypatch, block_images):
-    """Commands with --cluster.address find this session, whose blocks are of so many images."""
+    """Commands with --cluster.address find this session, whose blocks have this many images."""
     monkeypatch.setattr("jaxtrain.cluster.session.connected", lambda address: contextlib.nullcontext(session))
     monkeypatch.setattr(pool, "BLOCK_IMAGES", block_images)
     return session
