@@ -52,6 +52,7 @@ def test_every_moment_with_what_the_journal_has(tmp_path):
     assert watching.seen[-2:] == [("checkpoint", 10, 10), ("end", 10, 10)]
 
 
+@pytest.mark.slow
 def test_a_callback_ends_training_for_good(tmp_path):
     model = fit(tmp_path / "run", [Watching(stop_at=6)])
     assert model.summary["steps"] == 6

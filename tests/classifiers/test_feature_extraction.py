@@ -179,6 +179,7 @@ def test_too_few_images_for_the_shots(backbone, halves, tmp_path):
         extractor(backbone, tmp_path, data={"shots": 500}).fit(*halves[0])
 
 
+@pytest.mark.slow
 def test_vectors_of_ones_own():
     generator = np.random.default_rng(0)
     labels = np.array(["cat", "dog", "eel"])[np.arange(300) % 3]

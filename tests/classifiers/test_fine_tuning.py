@@ -16,6 +16,7 @@ from jaxtrain.runs.setup import prepare
 from jaxtrain.training.inference import Inference
 from jaxtrain.training.parallel import make_strategy
 from jaxtrain.training.technique import Binding
+from tests.marks import mostly_slow
 
 OFF = {"enabled": False}
 TRAIN = {"steps": 12, "batch_size": 64, "log_every": 1}
@@ -95,7 +96,7 @@ def records(run_dir, name):
 
 @pytest.mark.parametrize(
     "strategy",
-    [name if name in ("full", "head", "lora") else pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES],
+    mostly_slow(STRATEGIES, {"head", "lora"}),
 )
 def test_a_strategy_learns_and_moves_what_it_should(strategy, backbones, big, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the embedding store is under the working directory
@@ -304,7 +305,7 @@ def test_weights_that_are_an_empty_text_are_not_the_default_ones(technique):
         _ = technique(model={"weights": ""}).pretrained
 
 
-@pytest.mark.parametrize("head_comes", [False, True])
+@pytest.mark.parametrize("head_comes", mostly_slow([False, True], {False}))
 def test_wise_ft_is_between_the_original_and_the_fine_tuned_weights(head_comes, backbones, digits, big, tmp_path):
     data = [part[digits[1] < 5][:300] for part in digits] if head_comes else big
     alone = tuner(backbones / "cnn", tmp_path / "alone").fit(*data)

@@ -23,6 +23,7 @@ def first(tmp_path_factory):
     return classifier(folder, model={"name": "cnn_tiny"}, train={"epochs": 20}).fit(IMAGES, LABELS)
 
 
+@pytest.mark.slow
 def test_it_begins_where_the_other_run_ended(first, tmp_path):
     weights = {"weights": str(first.run_dir)}
     still = classifier(tmp_path / "still", model=weights, train={"steps": 1, "select": "last"})

@@ -68,7 +68,7 @@ def test_a_wrong_command_line_is_one_line(arguments, words):
     ("arguments", "near"),
     [
         (["--model.name", "resnet81"], "resnet18"),
-        (["--data.name", "digit"], "digits"),
+        pytest.param(["--data.name", "digit"], "digits", marks=pytest.mark.slow),
         (["--optimiser.name", "sgd"], "--optimizer.name"),
     ],
 )

@@ -32,6 +32,7 @@ def audited(folder, store, *more):
     return (store.with_suffix(".out") / "suggestions.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_table_is_that_of_one_machine_also_in_two_starts(folder, tmp_path, monkeypatch):
     session = connect(Here(room=3, lost=(2,)), monkeypatch, 2 * BATCH)
     expected = audited(folder, tmp_path / "one")

@@ -53,6 +53,7 @@ def compared(trained, tmp_path, monkeypatch):
     return compare
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_one_machine_also_in_two_starts(compared, tmp_path, monkeypatch):
     session = connect(Here(room=3, lost=(2,)), monkeypatch, 2 * BATCH)
     expected = compared("one")

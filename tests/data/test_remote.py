@@ -155,6 +155,7 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_signed_addresses_in_a_table_are_fetched_once(root, tmp_path, monkeypatch):
     pytest.importorskip("aiohttp")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=root))

@@ -69,6 +69,7 @@ def test_digest_of_the_set_ignores_order_and_numbering_but_not_labels():
     assert digest != digest_of_test_set(ids[:2], labels[:2], ("cat", "dog"))
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_refused_or_harmless(tmp_path):
     before = make()
     path = tmp_path / "predictions.npz"

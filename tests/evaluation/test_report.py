@@ -14,6 +14,7 @@ from jaxtrain.evaluation.content import rival_of
 from jaxtrain.evaluation.near_duplicates import NearDuplicate
 from jaxtrain.evaluation.report import FILES, Report
 from tests.evaluation.made_up import NAMES, candidate, ids_of, predictions
+from tests.marks import mostly_slow
 
 COSTS = {"params": 1000.0, "train_seconds": 37.0, "flops_per_image": 2e6, "latency_ms_p50": 0.5, "latency_ms_p95": 0.6}
 CURVES = [{"step": s, "time": 0.0, "val/accuracy": s / 100, "train/loss": 1 / s} for s in range(10, 100, 10)]
@@ -142,7 +143,9 @@ def test_names_are_escaped_everywhere():
     assert "&lt;img src=x" in page
 
 
-@pytest.mark.parametrize("case", ["one model", "perfect", "two classes", "no images", "no costs"])
+@pytest.mark.parametrize(
+    "case", mostly_slow(["one model", "perfect", "two classes", "no images", "no costs"], {"one model", "no images"})
+)
 def test_pages_of_nearly_nothing(case):
     if case == "one model":
         page = make_report([candidate("a", 0.8)]).to_html()

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtrain.data.order import Order
 from jaxtrain.errors import RunError
 from tests.faults.poison import BATCH, IMAGES, POISONED, STEPS, Poisonable, data, train
+from tests.marks import mostly_slow
 
 
 def poisoned_steps():
@@ -133,7 +134,7 @@ def test_rollback_goes_back_to_the_checkpoint_and_past_the_batch(tmp_path):
     )
 
 
-@pytest.mark.parametrize("policy", ["skip", "rollback"])
+@pytest.mark.parametrize("policy", mostly_slow(["skip", "rollback"], {"skip"}))
 def test_both_give_up_in_the_end(tmp_path, policy):
     images = data(tuple(range(0, 64, 2)))  # nearly every batch
     with pytest.raises(RunError, match=r"not finite, the last at step|loss became nan at step"):

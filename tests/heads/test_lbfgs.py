@@ -5,9 +5,10 @@ import pytest
 from scipy.optimize import minimize
 
 from jaxtrain.heads.lbfgs import Problem, solve
+from tests.marks import mostly_slow
 
 
-@pytest.mark.parametrize("size", [0.01, 100.0])
+@pytest.mark.parametrize("size", mostly_slow([0.01, 100.0], {100.0}))
 def test_optimum_of_scipy_with_soft_targets_and_weights(size):
     generator = np.random.default_rng(0)
     z = np.c_[generator.standard_normal((80, 6)) * size * np.array([3, 1, 1, 0.3, 0.1, 0.0]), np.ones(80)]

@@ -139,6 +139,7 @@ def test_the_size_of_features_does_not_matter():
         assert head.curve[0]["objective"] == pytest.approx(same.curve[0]["objective"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_same_bits():
     train, val = halves(embeddings(600), 400)
     one, two = (fit_head(HeadConfig(), train, val, num_classes=5) for _ in range(2))

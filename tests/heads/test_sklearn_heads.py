@@ -11,6 +11,7 @@ from sklearn.svm import SVC
 from jaxtrain.config import HeadConfig
 from jaxtrain.errors import DamagedError, RunError, UserError
 from jaxtrain.heads import Vectors, check_head, estimators, fit_head, restore_head
+from tests.marks import mostly_slow
 
 
 def vectors(images=120, classes=3, seed=0, features=4):
@@ -31,7 +32,13 @@ def restored(head):
     return restore_head(head.meta(), {name: np.asarray(array) for name, array in head.arrays.items()})
 
 
-@pytest.mark.parametrize("name", [name for name, _ in sklearn.utils.all_estimators(type_filter="classifier")])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        [name for name, _ in sklearn.utils.all_estimators(type_filter="classifier")],
+        {"GaussianNB", "LogisticRegression", "RandomForestClassifier"},
+    ),
+)
 def test_every_classifier_is_a_head_or_says_why_not(name):
     try:
         check_head(config(name))

@@ -22,6 +22,7 @@ def tokens_of(model):
     return outputs, final
 
 
+@pytest.mark.slow
 def test_one_block_is_the_embedding(vit):
     np.testing.assert_allclose(vit.embed_blocks(IMAGES), vit.embed(IMAGES), rtol=1e-5, atol=1e-5)
 

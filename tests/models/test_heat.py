@@ -13,6 +13,7 @@ from jaxtrain.config import ModelConfig
 from jaxtrain.models import create_model
 from jaxtrain.models.heat import feature_map, heat_maps, rolls_out
 from jaxtrain.models.own import build_own, calling
+from tests.marks import mostly_slow
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 8, 8, 2)).astype(np.float32)
 BEST = np.array([1, 0, 2])
@@ -163,7 +164,7 @@ def flat(tree, above=""):
             yield f"{above}{name}", value
 
 
-@pytest.mark.parametrize("pool", ["cls", "avg"])
+@pytest.mark.parametrize("pool", mostly_slow(["cls", "avg"], {"cls"}))
 def test_attention_is_rolled_out_as_by_hand(pool):
     config = ModelConfig(name="vit_test", patch_size=4, pool=pool)
     model = create_model(config, num_classes=3, channels=2, image_size=8, seed=0)

@@ -70,7 +70,8 @@ VARIANTS_RUN = {
 SPECS = {name: ModelSpec(name, family, MappingProxyType(kwargs), size)
          for name, (family, kwargs, size) in VARIANTS_RUN.items()}  # fmt: skip
 SIDES = TINY | {name: spec.image_size for name, spec in SPECS.items()}
-RUN = [*TINY, *(pytest.param(name, marks=pytest.mark.slow) for name in SPECS)]
+FAST = {"cnn_tiny", "resnet_tiny", "vit_test"}
+RUN = mostly_slow([*TINY, *SPECS], FAST)
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,8 @@ def rows(monkeypatch, request):
 
 
 NORMALISED = {"cnn", "efficientnet", "regnet", "resnet", "wide_resnet"}
-DEEP = [*(name for name in TINY if "drop_path_rate" in FAMILIES[model_spec(name).family].options), *RUN[len(TINY) :]]
+HAVE_DEPTH = (name for name in TINY if "drop_path_rate" in FAMILIES[model_spec(name).family].options)
+DEEP = mostly_slow([*HAVE_DEPTH, *SPECS], FAST)
 
 
 @pytest.mark.parametrize("name", TRACED)
@@ -210,7 +212,7 @@ def test_head_of_embedding_is_the_model(name):
     assert np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("name", [*mostly_slow(TINY, {"cnn_tiny", "vit_test"}), *RUN[len(TINY) :]])
+@pytest.mark.parametrize("name", RUN)
 def test_every_parameter_gets_a_finite_gradient(name):
     params = inputs(name)[0]
     gradients = trained(name)[3]
@@ -268,7 +270,7 @@ def test_rematerialisation_changes_nothing():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * max(1.0, np.abs(a).max()))
 
 
-@pytest.mark.parametrize("name", [name for name in RUN if name != "linear"])
+@pytest.mark.parametrize("name", mostly_slow([name for name in [*TINY, *SPECS] if name != "linear"], FAST))
 def test_rematerialisation_is_in_the_program(name):
     assert "prevent_cse" not in program(name)
     assert "prevent_cse" in program(name, remat=True)

@@ -66,6 +66,7 @@ def losses(one, name="train/loss"):
     return np.array(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "optimizer", "steps"), MODELS)
 def test_members_equal_their_solo_runs(model, optimizer, steps, dataset, tmp_path):
     how = {"model": model, "optimizer": optimizer, "steps": steps}
@@ -111,6 +112,7 @@ def test_a_member_that_is_pruned_is_out(dataset, tmp_path):
     assert records(members[1])[-1]["step"] < 50
 
 
+@pytest.mark.slow
 def test_members_that_were_stopped_go_on_and_finished_ones_are_left_alone(dataset, tmp_path):
     done = run(classifier(tmp_path / "0", *SETTINGS[0]), dataset, part(Programs()))
     other = classifier(tmp_path / "1", *SETTINGS[1])
@@ -154,6 +156,7 @@ def test_infinite_logits_are_no_success(dataset, tmp_path):
     assert max(kept) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["alone", "together"])
 def test_a_signal_while_mlflow_gets_the_last_of_it_stops_a_sweep(how, dataset, tmp_path, monkeypatch):
     finish = Tracker.finish

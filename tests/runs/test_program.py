@@ -10,6 +10,7 @@ from jaxtrain.runs.learning import Part
 from jaxtrain.runs.program import Programs, program_key, values_of, with_values
 from jaxtrain.runs.run import run
 from jaxtrain.runs.setup import prepare
+from tests.marks import mostly_slow
 
 OPTIONS = {
     "model": {"name": "mlp_tiny", "drop_rate": 0.2},
@@ -51,6 +52,7 @@ OPTIMIZERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_values_as_arguments_train_as_constants_do(optimizer, dataset, tmp_path):
     shared = run(classifier(run_dir=tmp_path / "shared", seed=5, optimizer=optimizer), dataset, part(Programs()))
@@ -61,7 +63,7 @@ def test_values_as_arguments_train_as_constants_do(optimizer, dataset, tmp_path)
     assert alone.summary["test_accuracy"] is not None
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "one_cycle", "constant"])
+@pytest.mark.parametrize("schedule", mostly_slow(["cosine", "linear", "wsd", "one_cycle", "constant"], {"cosine"}))
 def test_every_schedule_takes_a_traced_peak(schedule, dataset):
     given = classifier(schedule={"name": schedule})
     config = given.resolve(given.config, dataset)

@@ -96,6 +96,7 @@ def test_a_tracking_store_that_cannot_be_leaves_no_directory(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", mostly_slow([0.0, 0.25], {0.25}))
 def test_what_to_do_next_is_what_can_be_done(tmp_path, monkeypatch, capsys, fraction):
     """A run that was not tested cannot be compared; it can be given a test set."""

@@ -82,6 +82,7 @@ def test_a_run_on_arrays_is_recorded_as_such_and_names_no_data_set(finished):
         jaxtrain.benchmark([finished])
 
 
+@pytest.mark.slow
 def test_feature_extraction_asks_for_its_data_too(tmp_path, finished, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = {**QUIET, "model": {"weights": str(finished)}, "run_dir": tmp_path / "fe", "head": {"name": "ncm"}}

@@ -84,6 +84,7 @@ def test_a_strangers_requirements_name_no_file_of_this_machine(stranger: Strange
     assert [request.get("do") for request in read_requests(stranger.dir)] == ["start", None, None, None, None, "model"]
 
 
+@pytest.mark.slow
 def test_a_server_that_only_the_run_names_gets_nothing(
     tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

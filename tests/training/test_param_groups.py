@@ -10,6 +10,7 @@ from jaxtrain.config import OptimizerConfig
 from jaxtrain.training.optimizers import make_optimizer, resolve_optimizer
 from jaxtrain.training.param_groups import decay_towards_start, scale_learning_rates
 from jaxtrain.training.state import TrainState, moved_to
+from tests.marks import mostly_slow
 
 
 def params():
@@ -31,7 +32,7 @@ def run(optimizer, steps=4):
     return path
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "lion", "muon"])
+@pytest.mark.parametrize("name", mostly_slow(["sgd", "adamw", "lamb", "lion", "muon"], {"sgd", "adamw"}))
 def test_a_factor_on_the_update_is_a_factor_on_the_learning_rate(name):
     config = resolve_optimizer(OptimizerConfig(name=name))
     ones = run(make_optimizer(config, lambda step: 0.01 * 0.3))
