@@ -271,6 +271,7 @@ def test_a_run_that_begins_again_does_not_repeat_what_was_changed(backbones, tmp
     assert [entry.getMessage() for entry in caplog.records] == [f"{backbones / 'cnn'}: no head"]
 
 
+@pytest.mark.slow
 def test_another_weights_digest_is_refused_before_the_first_checkpoint(backbones, big, tmp_path):
     tuner(backbones / "cnn", tmp_path / "run").fit(*big)
     for name in ("summary.json", "checkpoints", "model"):

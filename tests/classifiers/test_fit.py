@@ -136,6 +136,7 @@ def test_only_trainable_parameters_move_and_have_optimizer_state(digits, tmp_pat
     assert classifier.summary["trainable_params"] < classifier.summary["params"]
 
 
+@pytest.mark.slow
 def test_class_weights_and_accumulation_and_ema_train(digits, tmp_path):
     images, labels = digits
     train = {"epochs": 6, "batch_size": 64, "accumulate": 2, "ema_decay": 0.9, "class_weights": "balanced"}
@@ -144,6 +145,7 @@ def test_class_weights_and_accumulation_and_ema_train(digits, tmp_path):
     assert classifier.evaluate(images[1200:], labels[1200:])["accuracy"] > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "augment", [{"policy": "none"}, {"policy": "none", "mixup": 0.2}, {"policy": "none", "mixup": 0.8, "cutmix": 1.0}]
 )
@@ -196,6 +198,7 @@ def test_wrong_arrays_are_named(digits):
         PTClassifier(**FAST).predict(images)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_traceback(digits, tmp_path):
     options = {**FAST, "optimizer": {"name": "sgd", "learning_rate": 1e20}}
     with pytest.raises(RunError, match=r"the loss became (nan|inf) at step"):

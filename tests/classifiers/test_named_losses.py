@@ -47,6 +47,7 @@ def part(programs):
     return Part(programs, lambda final: {}, lambda step, metrics: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [LOSSES[0], *(pytest.param(loss, marks=SLOW) for loss in LOSSES[1:])])
 def test_pt_learns_with_every_loss_and_mixed_images(loss, dataset, tmp_path):
     model = PTClassifier(run_dir=tmp_path, loss=loss, train={"steps": 120}, augment={"mixup": 0.2}, **FAST)

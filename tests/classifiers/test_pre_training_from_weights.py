@@ -48,6 +48,7 @@ def test_other_classes_get_a_fresh_head_and_resuming_needs_no_weights(first, tmp
     assert again.summary["params_sha256"] == digest
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_refused(first, tmp_path):
     with pytest.raises(UserError, match=r"model\.name"):
         classifier(tmp_path / "run", model={"weights": str(first.run_dir), "name": "vit_test"}).fit(IMAGES, LABELS)

@@ -44,6 +44,7 @@ def cells(text, run_name):
     return [re.sub("<[^>]*>", " ", cell).split() for cell in re.findall("<td.*?</td>", row, re.DOTALL)]
 
 
+@pytest.mark.slow
 def test_finished_and_unfinished_runs_and_what_differs(runs, page):
     text = page()
     tested = json.loads((runs / "runs/pt/long/benchmark/metrics.json").read_text())

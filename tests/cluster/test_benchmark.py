@@ -77,6 +77,7 @@ def test_predictions_are_those_of_one_machine_also_in_two_starts(compared, tmp_p
     assert not [*(tmp_path / "cut").rglob("blocks")]
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_left_out_and_the_other_is_predicted(compared, trained, tmp_path, monkeypatch):
     session = connect(Here(room=1), monkeypatch, 2 * BATCH)
     shutil.copytree(trained, tmp_path / "damaged")

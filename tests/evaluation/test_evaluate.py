@@ -132,6 +132,7 @@ def test_where_copies_cannot_be_known_none_are_counted_and_that_is_said(tmp_path
     assert "test/duplicates_in_training" not in summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", mostly_slow(["device", "stream"], {"device"}))
 def test_a_run_finds_copies_of_its_training_files_however_they_are_fed(tmp_path, loader):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 8, 3), np.uint8)

@@ -19,6 +19,7 @@ from jaxtrain.data.sources import load_dataset
 from jaxtrain.errors import RunError, UserError
 from jaxtrain.evaluation.predictions import Predictions
 from tests.faults.small_run import merged
+from tests.marks import mostly_slow
 
 COUNT = 12
 BAD = ("bomb.png", "empty.png", "text.png", "truncated.png")
@@ -70,7 +71,7 @@ def test_each_bad_image_is_named_and_stops_the_run(folder, tmp_path, loader):
         fit(folder, tmp_path / "run2", loader=loader)
 
 
-@pytest.mark.parametrize("loader", ["device", "stream"])
+@pytest.mark.parametrize("loader", mostly_slow(["device", "stream"], {"device"}))
 def test_as_many_as_are_allowed_are_left_out_and_named(folder, tmp_path, caplog, loader):
     with caplog.at_level(logging.WARNING):
         model = fit(folder, tmp_path / "run", loader=loader, max_bad_images=4)

@@ -86,6 +86,7 @@ def test_in_an_embedding_shard(tmp_path, monkeypatch, room):
     assert result(embed(tmp_path / "run", weights)) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_in_the_journal(tmp_path, monkeypatch, room, part):
     """Half of the file: there is room for a part of a line; a tenth: for nothing more."""

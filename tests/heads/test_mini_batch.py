@@ -14,6 +14,7 @@ def vectors(images, seed=0, classes=4, features=10):
     return Vectors((centres[y] + generator.standard_normal((images, features)) + 3).astype(np.float32), y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", mostly_slow([2, 4], {4}))
 def test_sgd_comes_near_the_optimum(classes):
     train, val = vectors(600, classes=classes), vectors(300, seed=1, classes=classes)

@@ -27,6 +27,7 @@ def test_learns_what_no_linear_head_can():
     assert ours > (linear.logits(TEST.x).argmax(1) == TEST.y).mean() + 0.05
 
 
+@pytest.mark.slow
 def test_stops_early_and_keeps_the_best_epoch():
     noise = Vectors(TRAIN.x, np.random.default_rng(0).integers(0, 2, 400).astype(np.int32))
     head = fit_head(CONFIG.model_copy(update={"patience": 3}), noise, VAL, num_classes=2)

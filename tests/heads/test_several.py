@@ -39,6 +39,7 @@ def entries(head, label):
     return [entry for entry in head.curve if entry["label"] == label]
 
 
+@pytest.mark.slow
 def test_all_settings_of_all_labels_have_the_optimum_of_one_versus_rest(monkeypatch):
     called = []
     one = full_batch._train

@@ -27,6 +27,7 @@ def test_one_block_is_the_embedding(vit):
     np.testing.assert_allclose(vit.embed_blocks(IMAGES), vit.embed(IMAGES), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_poolings_of_tokens(vit):
     _, final = tokens_of(vit)
     np.testing.assert_allclose(vit.embed_blocks(IMAGES, pool="cls"), final[:, 0], rtol=1e-5, atol=1e-5)

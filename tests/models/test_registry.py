@@ -37,7 +37,7 @@ def up_to(millions, names):
     return [name for name in names if int(catalogue()[name]["parameters"]) < millions * 1e6]
 
 
-TRACED = [name if name in up_to(10, plainest()) else pytest.param(name, marks=pytest.mark.slow)
+TRACED = [name if name in up_to(4, plainest()) else pytest.param(name, marks=pytest.mark.slow)
           for name in up_to(60, plainest())]  # fmt: skip
 
 

@@ -148,6 +148,7 @@ def test_a_member_that_stops_early_keeps_the_state_in_which_it_stopped(dataset, 
     assert records(again[1]) == before
 
 
+@pytest.mark.slow
 def test_infinite_logits_are_no_success(dataset, tmp_path):
     members = [classifier(tmp_path / str(i), rate, steps=1) for i, rate in enumerate((1e-3, 1e38))]
     together(members, dataset)

@@ -76,6 +76,7 @@ def test_every_schedule_takes_a_traced_peak(schedule, dataset):
     np.testing.assert_allclose(jax.jit(rates)(values_of(config)), rates({}), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_values_compile_once(dataset, tmp_path):
     programs, kept = Programs(), []
     for number, (rate, seed) in enumerate([(1e-3, 0), (3e-3, 1), (1e-2, 2)]):

@@ -17,14 +17,7 @@ from tests.models.weights.cases import CASES, GOLDEN, draw, golden, golden_block
 from tests.models.weights.networks import register, run
 
 TIMM = [name for name in CASES if name.startswith("timm")]
-FAST = {
-    "timm_vit",
-    "timm_resnet_bottleneck",
-    "timm_convnext",
-    "timm_efficientnet_lite",
-    "google_vit",
-    "transformers_dinov2",
-}
+FAST = {"timm_vit", "timm_resnet_bottleneck", "timm_convnext"}
 
 
 @pytest.fixture
