@@ -49,6 +49,11 @@ class LabelOutcomes:
         """`bool[images]`: whether every known entry is right."""
         return np.all((self.predicted == (self.labels == 1)) | (self.labels < 0), axis=1)
 
+    @cached_property
+    def precision(self) -> Floats:
+        """`float64[classes]`: the average precision of each label."""
+        return average_precisions(self, np.ones((len(self.labels), 1)))[:, 0]
+
     @property
     def images(self) -> int:
         """How many count: those with a known entry."""
@@ -64,9 +69,8 @@ class LabelOutcomes:
         A label that no image of a part has counts with its value for all of them, where it would be 0.
         """
         each, support = average_precisions(self, weights), self.true.T @ weights
-        whole = average_precisions(self, np.ones((len(self.labels), 1)))
         return {
-            "mAP": np.where(support > 0, each, whole).mean(axis=0),
+            "mAP": np.where(support > 0, each, self.precision[:, None]).mean(axis=0),
             "micro_mAP": _areas_together(self, weights)[0],
             "weighted_mAP": _share((each * support).sum(axis=0), support.sum(axis=0)),
         }

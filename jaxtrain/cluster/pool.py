@@ -58,20 +58,21 @@ class Workers:
 
     def pool(self, kind: type[Worker], *arguments: Any) -> Pool:
         """Workers that are each a `kind(place, *arguments)`."""
-        return Pool(self.session, self.need, kind, (Place.here(self.need.get("gpu", 0.0)), *arguments), self.most)
+        return Pool(self, kind, (Place.here(self.need.get("gpu", 0.0)), *arguments))
+
+    def room(self) -> int:
+        """How many there can be at once."""
+        room = self.session.room(self.need)
+        return room if self.most is None else min(room, self.most)
 
 
 @dataclass
 class Pool:
     """Workers on the nodes, each a `kind(*arguments)` that lives until the session ends, or its node does."""
 
-    session: Session
-    need: Mapping[str, float]
-    """What each worker gets of its node."""
+    workers: Workers
     kind: type[Worker]
     arguments: Sequence[Any]
-    most: int | None = None
-    """At most this many workers; None: as many as there is room for."""
     _starting: dict[Any, Any] = field(default_factory=dict, init=False)
     """Workers by the task that says they are ready. One that finds no room is not waited for."""
     _idle: list[Any] = field(default_factory=list, init=False)
@@ -90,19 +91,19 @@ class Pool:
         """
         todo, done, turn = [*range(len(blocks))][::-1], dict[int, Any](), 0
         while turn < len(blocks):
-            room = self._room()
+            room = self.workers.room()
             soon = sum(number < turn + _AHEAD * max(room, 1) for number in todo)
             self._start(min(room - len(self._idle) - len(self._running), soon - len(self._idle)))
             for worker in [self._idle.pop() for _ in range(min(len(self._idle), soon))]:
                 number = todo.pop()
-                self._running[self.session.call(worker, "block", blocks[number], *more)] = worker, number
+                self._running[self.workers.session.call(worker, "block", blocks[number], *more)] = worker, number
             self._tell_of_waiting()
             if not (self._running or self._starting):
                 time.sleep(_POLL_SECONDS)  # until a node comes
-            for task in self.session.ended([*self._running, *self._starting], _POLL_SECONDS):
+            for task in self.workers.session.ended([*self._running, *self._starting], _POLL_SECONDS):
                 worker, number = self._running.pop(task) if task in self._running else (self._starting.pop(task), None)
                 try:
-                    result = self.session.result(task)
+                    result = self.workers.session.result(task)
                 except Lost as error:
                     self._lose(error)
                     todo = sorted([*todo, *([] if number is None else [number])], reverse=True)
@@ -114,15 +115,11 @@ class Pool:
                 yield done.pop(turn)
                 turn += 1
 
-    def _room(self) -> int:
-        room = self.session.room(self.need)
-        return room if self.most is None else min(room, self.most)
-
     def _start(self, count: int) -> None:
         """Have this many workers starting, where there are fewer."""
         for _ in range(count - len(self._starting)):
-            worker = self.session.worker(self.kind, *self.arguments, need=self.need)
-            self._starting[self.session.call(worker, "ready")] = worker
+            worker = self.workers.session.worker(self.kind, *self.arguments, need=self.workers.need)
+            self._starting[self.workers.session.call(worker, "ready")] = worker
 
     def _tell_of_waiting(self) -> None:
         """Once, where no worker has been at work for a minute: there is no node, or others use it."""
@@ -132,7 +129,7 @@ class Pool:
         self._idle_since = self._idle_since or time.monotonic()
         if not self._told and time.monotonic() - self._idle_since > _PATIENCE_SECONDS:
             self._told = True
-            _log.warning("waiting for a node that has room for a worker with %s", shown(self.need))
+            _log.warning("waiting for a node that has room for a worker with %s", shown(self.workers.need))
 
     def _lose(self, error: Lost) -> None:
         self._losses += 1

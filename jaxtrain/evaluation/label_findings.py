@@ -75,10 +75,8 @@ def slices(comparison: Comparison, columns: Mapping[str, Sequence[Any]]) -> list
 def _precisions(entry: Entry, comparison: Comparison) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     found = entry.measured.resampled.found
     assert isinstance(found, LabelOutcomes)
-    images = len(found.labels)
-    drawn = half_weights(images, comparison.resamples, comparison.seed)
-    replicates = np.concatenate([average_precisions(found, weights) for weights in drawn], axis=1)
-    return average_precisions(found, np.ones((images, 1)))[:, 0], replicates
+    drawn = half_weights(len(found.labels), comparison.resamples, comparison.seed)
+    return found.precision, np.concatenate([average_precisions(found, weights) for weights in drawn], axis=1)
 
 
 def _losses(entry: Entry) -> NDArray[np.float64]:

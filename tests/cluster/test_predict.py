@@ -11,7 +11,7 @@ import jaxtrain
 from jaxtrain.cli.main import run
 from jaxtrain.cluster import pool, predict
 from jaxtrain.cluster.node import Place
-from jaxtrain.cluster.pool import Pool
+from jaxtrain.cluster.pool import Pool, Workers
 from jaxtrain.errors import RunError, UserError
 from tests.cluster.made import Here, connect
 
@@ -27,7 +27,7 @@ class Squares:
 @pytest.mark.parametrize("seed", range(5))
 def test_results_come_in_order_and_lost_blocks_are_done_again(seed):
     session = Here(room=3, lost=(1, 4, 9), seed=seed)
-    assert list(Pool(session, {}, Squares, ()).in_order(range(30))) == [number**2 for number in range(30)]
+    assert list(Pool(Workers(session, {}), Squares, ()).in_order(range(30))) == [number**2 for number in range(30)]
     assert session.calls == 33
     assert session.most == 3
     assert session.workers == 6
@@ -35,13 +35,13 @@ def test_results_come_in_order_and_lost_blocks_are_done_again(seed):
 
 def test_a_worker_for_which_there_is_no_room_is_not_waited_for():
     session = Here(room=3, never=(2, 3))
-    assert list(Pool(session, {}, Squares, ()).in_order(range(30))) == [number**2 for number in range(30)]
+    assert list(Pool(Workers(session, {}), Squares, ()).in_order(range(30))) == [number**2 for number in range(30)]
     assert session.workers == 3
 
 
 def test_workers_that_are_all_lost_end_it():
     with pytest.raises(RunError, match="10 workers were lost in a row, the last one: its node died"):
-        list(Pool(Here(lost=range(1000)), {}, Squares, ()).in_order(range(30)))
+        list(Pool(Workers(Here(lost=range(1000)), {}), Squares, ()).in_order(range(30)))
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 1024, 1025, 2047, 2048, 5000])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxtrain.cli.main import run
-from jaxtrain.cluster.pool import Pool, check_seen
+from jaxtrain.cluster.pool import Pool, Workers, check_seen
 from jaxtrain.cluster.session import Lost, Session, connected
 from jaxtrain.config import DataConfig
 from jaxtrain.data.base import FileSource
@@ -162,5 +162,5 @@ def test_a_cluster_without_room_is_waited_for_and_said_once(monkeypatch, caplog)
 
     session, asked = Here(), []
     session.room = lambda need: asked.append(need) or (3 if len(asked) > 50 else 0)
-    assert list(Pool(session, {"gpu": 1.0}, Number, ()).in_order(range(3))) == [0, 1, 2]
+    assert list(Pool(Workers(session, {"gpu": 1.0}), Number, ()).in_order(range(3))) == [0, 1, 2]
     assert caplog.text.count("waiting for a node that has room for a worker with gpu=1") == 1
