@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import shlex
 import sys
 import time
@@ -57,13 +56,9 @@ class Mirrors:
         self._heard, self._over, self._said = set[str](), set[str](), set[str]()
 
     def begin(self, session: str) -> dict[str, dict[str, str]]:
-        """What the sidecar is sent; `session` is what it answers with.
-
-        The variables of wandb are among it, as one process follows all runs and may have started before they were set.
-        """
+        """What the sidecar is sent; `session` is what it answers with."""
         self._session, self._heard, self._over = session, set(), set()
-        variables = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-        return {"mirrors": self._wanted, "wandb": variables if "wandb" in self._wanted else {}}
+        return {"mirrors": self._wanted}
 
     def hear(self, *, last: bool = False) -> None:
         """What the sidecar says of them; why one lacks something is logged once. `last`: nothing follows."""

@@ -28,18 +28,12 @@ class Sidecar:
     """
 
     def __init__(self) -> None:
-        environment = {
-            **_CHILD_DEFAULTS,
-            **os.environ,
-            "PYTHONWARNINGS": "ignore",  # those of MLflow's imports, which the user may have made errors
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        }
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "jaxtrain.tracking.sidecar"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env=_environment(),
             text=True,
             start_new_session=True,  # Ctrl-C is for training alone
         )
@@ -51,6 +45,10 @@ class Sidecar:
     def alive(self) -> bool:
         """Whether the process still runs."""
         return self._process.poll() is None
+
+    def attach(self, **run: Any) -> None:
+        """Have a run followed, with the environment as it is now: a notebook may log in after its first run."""
+        self.send(do="attach", environment=_environment(), **run)
 
     def send(self, **command: Any) -> None:
         """Send one command; a process that has died hears nothing."""
@@ -69,6 +67,15 @@ class Sidecar:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _environment() -> dict[str, str]:
+    return {
+        **_CHILD_DEFAULTS,
+        **os.environ,
+        "PYTHONWARNINGS": "ignore",  # those of MLflow's imports, which the user may have made errors
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
 
 
 _shared: Sidecar | None = None

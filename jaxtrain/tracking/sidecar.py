@@ -175,6 +175,8 @@ def serve(commands: queue.Queue[Command | None], parent: int) -> None:
             command = commands.get(timeout=wait)
             if command is None:
                 break
+            if command["do"] == "attach":
+                _take_environment(command["environment"])
             _obey_for_mirrors(command, mirrors)
             _obey(command, runs, parent)
             continue
@@ -202,6 +204,13 @@ def _exit_after(seconds: float) -> None:
     timer.start()
 
 
+def _take_environment(environment: Mapping[str, str]) -> None:
+    """The variables of the parent as they are now; what MLflow and wandb log in with is among them."""
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+
+
 def _obey(command: Command, runs: dict[str, Run], parent: int) -> None:
     run_dir = command["run_dir"]
     if command["do"] == "attach" and command["uri"] is not None:
@@ -218,10 +227,6 @@ def _obey_for_mirrors(command: Command, mirrors: dict[str, list[Mirroring]]) -> 
         thread.end(command.get("timeout", 0.0))
     if command["do"] == "attach":
         wanted = [(name, target) for name, target in command["mirrors"].items() if name in MIRRORS]
-        if "wandb" in command["mirrors"]:
-            for name in [name for name in os.environ if name.startswith("WANDB_")]:
-                del os.environ[name]
-            os.environ.update(command["wandb"])
         mirrors[run_dir] = [Mirroring(name, target, Path(run_dir), command["session"]) for name, target in wanted]
         for thread in mirrors[run_dir]:
             thread.start()

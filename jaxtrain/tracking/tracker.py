@@ -346,7 +346,7 @@ class Tracker:
         self._sidecar.serves.add(self._key)
         told: dict[str, Any] = {"run_dir": self._key, "root": str(self._root.absolute()), "uri": self._secret_uri}
         told |= {"folder": os.getcwd(), "session": self._session, **self._mirrors.begin(self._session)}
-        self._sidecar.send(do="attach", **told, **attachment)
+        self._sidecar.attach(**told, **attachment)
 
     @property
     def _followed(self) -> bool:

@@ -186,6 +186,23 @@ def test_a_sidecar_that_is_killed_is_replaced_at_the_end(tmp_path: Path, server:
 
 
 @pytest.mark.slow
+def test_a_login_counts_from_the_next_run_on(tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook logs in after its first run, and out again; one process follows all of its runs."""
+    heard: list[set[str | None]] = []
+    for token in (None, "first", "second", None):
+        monkeypatch.delenv("MLFLOW_TRACKING_TOKEN", raising=False)
+        if token is not None:
+            monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", token)
+        server.logins.clear()
+        names = {"experiment": "PT", "run_name": "x", "params": {}, "tags": {}}
+        run_dir = tmp_path / str(len(heard))
+        tracker = Tracker.start(TrackingConfig(uri=server.uri), run_dir=run_dir, **names)
+        assert tracker.finish("FINISHED").problem is None
+        heard.append(set(server.logins))
+    assert heard == [{None}, {"Bearer first"}, {"Bearer second"}, {None}]
+
+
+@pytest.mark.slow
 def test_a_second_start_in_one_process_takes_over(tmp_path: Path, server: Any) -> None:
     run_dir = tmp_path / "run"
     first = _start(run_dir, server.uri)
