@@ -4,10 +4,12 @@ The paper's 14 operations with torchvision's ranges: its bin 3 m of 31 is magnit
 operation for each image by `lax.switch` under `vmap` would run all 14 on all images. Instead they fall into
 three groups, each the identity for images that drew from another one: an affine resampling, a table of 256
 levels for each channel, and a blend with a grey or smoothed copy. TPUs gather and scatter slowly and multiply matrices
-fast: there a level is looked up and counted by products with the one-hot vectors of its upper and lower four bits.
+fast: there a level is looked up and counted by products with the one-hot vectors of its upper and lower bits.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -159,18 +161,18 @@ def _look_up_gather(images: Array, table: Array) -> Array:
 
 
 def _look_up_by_halves(images: Array, table: Array) -> Array:
-    upper, lower = _halves(images)
+    upper, lower = _halves(images, lower_bits=3)
     # Exact: each sum has one term that is not 0, and bfloat16 holds whole numbers up to 256.
-    rows = table.reshape(*table.shape[:2], 16, 16).astype(jnp.bfloat16)
+    rows = table.reshape(*table.shape[:2], 32, 8).astype(jnp.bfloat16)
     rows = jnp.einsum("bcuhw,bcul->bclhw", upper.astype(jnp.bfloat16), rows)
     return jnp.moveaxis(jnp.where(lower, rows, jnp.bfloat16(0)).sum(2), 1, 3).astype(jnp.uint8)
 
 
-def _halves(images: Array) -> tuple[Array, Array]:
-    """Which of 16 values the upper and the lower four bits have: `bool[batch, channels, 16, height, width]` each."""
+def _halves(images: Array, lower_bits: int) -> tuple[Array, Array]:
+    """Which values the upper and the lower bits have: two of `bool[batch, channels, values, height, width]`."""
     levels = jnp.moveaxis(images, 3, 1)[:, :, None]
-    values = jnp.arange(16, dtype=jnp.uint8)[:, None, None]
-    return levels >> 4 == values, levels & 15 == values
+    upper, lower = (jnp.arange(2**bits, dtype=jnp.uint8)[:, None, None] for bits in (8 - lower_bits, lower_bits))
+    return levels >> lower_bits == upper, levels & (2**lower_bits - 1) == lower
 
 
 def _bins(images: Array) -> Array:
@@ -191,7 +193,7 @@ def _histogram_scatter(images: Array) -> Array:
 
 
 def _histogram_by_halves(images: Array) -> Array:
-    upper, lower = (half.astype(jnp.bfloat16) for half in _halves(images))
+    upper, lower = (half.astype(jnp.bfloat16) for half in _halves(images, lower_bits=4))
     counts = jnp.einsum("bcuhw,bclhw->bcul", upper, lower, preferred_element_type=jnp.float32)
     return counts.reshape(*counts.shape[:2], 256).astype(jnp.int32)
 
@@ -221,8 +223,19 @@ def _blend(images: Array, operation: Array, level: Array) -> Array:
 def _smooth(values: Array) -> Array:
     """PIL's `ImageFilter.SMOOTH` of whole levels: 3x3, the centre five times the others; the border stays."""
     height, width = values.shape[1:3]
-    padded = jnp.pad(values, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    box = sum(padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3))
+    box = lax.platform_dependent(values, tpu=_box_by_window, default=_box_by_shifts)
     row, column = jnp.arange(height)[:, None, None], jnp.arange(width)[:, None]
     inner = (row > 0) & (row < height - 1) & (column > 0) & (column < width - 1)
     return jnp.where(inner, (2 * (box + 4 * values) + 13) // 26, values)
+
+
+def _box_by_window(values: Array) -> Array:
+    """Sums over 3x3."""
+    return lax.reduce_window(values, 0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+
+
+def _box_by_shifts(values: Array) -> Array:
+    height, width = values.shape[1:3]
+    padded = jnp.pad(values, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = (padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3))
+    return functools.reduce(jnp.add, shifted)
