@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxtrain.backend import backend
+from jaxtrain.backend import backend, sharing
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -181,6 +181,12 @@ def convolution(x: Array, kernel: Array, stride: int, pads: Pads, groups: int) -
     many = isinstance(x.size, int) and x.size >= _MANY  # an exported program is for any batch: that has no size yet
     if _on("cpu") and groups == x.shape[3] == kernel.shape[3] and many:
         return depthwise_by_taps(x, kernel, stride, pads)
+    if _on("tpu") and groups == x.shape[3] == kernel.shape[3] and stride == 1 and pads == ((size // 2, size // 2),) * 2:
+        from jaxtrain.models.depthwise_tpu import depthwise, fits  # takes a second to import
+
+        mesh = sharing()
+        if mesh is not None and fits(x, kernel, mesh):
+            return depthwise(x, kernel, mesh)
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), pads, dimension_numbers=layout, feature_group_count=groups

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
+from jaxtrain.backend import shared_by
 from jaxtrain.config import ParallelConfig
 from jaxtrain.errors import UserError
 from jaxtrain.training.state import Tree
@@ -124,11 +125,12 @@ class JitStrategy:
             shardings = jax.tree.map(self._sharding, new)
             return jax.lax.with_sharding_constraint((new, metrics), (shardings, self._whole))
 
+        function = shared_by(self._mesh, function)
         return jax.jit(function if len(self.devices) == 1 else constrained, donate_argnums=0)
 
     def compile_map(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """See `Strategy`."""
-        return jax.jit(function, out_shardings=self._whole)
+        return jax.jit(shared_by(self._mesh, function), out_shardings=self._whole)
 
     def _put(self, tree: Tree, shardings: Any) -> Tree:
         return jax.device_put(tree, shardings) if self.share[1] == 1 else jax.tree.map(put_everywhere, tree, shardings)
