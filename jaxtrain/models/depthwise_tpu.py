@@ -18,8 +18,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 
-_SMALLEST = 5
-"""Side of kernels from which this is worth it: XLA's 3x3 takes hardly longer than reading and writing the map."""
+_SMALLEST, _NARROW = 5, 48
+"""Side of kernels from which this is worth it, and channels up to which smaller ones are: otherwise XLA's 3x3 takes
+hardly longer than reading and writing the map."""
 _SUBLANES, _LANES = 8, 128
 """A vector: what some images and channels have at one place."""
 _RUNS = (8, 7, 6)
@@ -34,7 +35,8 @@ def fits(x: Array, kernel: Array, mesh: Mesh) -> bool:
     if not isinstance(x.size, int) or x.shape[0] % mesh.size:
         return False
     shape = (x.shape[0] // mesh.size, *x.shape[1:])
-    return size >= _SMALLEST and size % 2 == 1 and _rows(shape, x.dtype.itemsize, size) > 0
+    worth_it = size >= _SMALLEST or (size > 1 and x.shape[3] <= _NARROW)
+    return worth_it and size % 2 == 1 and _rows(shape, x.dtype.itemsize, size) > 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -115,21 +115,58 @@ class BatchNorm(Module):
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
         return ((x - mean) * scale + self.bias[...]).astype(self.dtype)
 
+    def of_product(self, x: Array, kernel: Array) -> Array:
+        """That of `x @ kernel` in training: `[..., channels_in]`, `[channels_in, channels]` -> `dtype[..., channels]`.
+
+        The product's mean and variance follow from the mean and covariance of x. So the norm is part of the product
+        itself: what is wider than x is written once and, but for that, neither kept nor read, in gradients neither.
+        Where x's mean is a hundred times its deviation, float32 sums no longer tell the variance.
+        """
+        axes, matrix = tuple(range(x.ndim - 1)), kernel.astype(jnp.float32)
+        first = x.astype(jnp.float32).mean(axes)
+        count = math.prod(x.shape[:-1])
+        second = lax.dot_general(x, x, ((axes, axes), ((), ())), preferred_element_type=jnp.float32) / count
+        first, second, count = self._over_devices(first, second, count)
+        exactly = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+        mean = exactly(first, matrix)
+        var = (matrix * exactly(second - jnp.outer(first, first), matrix)).sum(0)
+        var = jnp.maximum(var, 0.0)
+        self._move(mean, var, count)
+        scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
+        y = forms.linear(x, (matrix * scale).astype(kernel.dtype))
+        return (y + (self.bias[...] - mean * scale)).astype(self.dtype)
+
     def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
         axes = tuple(range(x.ndim - 1))
-        count = math.prod(x.shape[:-1])
         # One pass over x. Centring by the running mean (any constant would do) keeps E[x^2] - E[x]^2 from
         # cancelling where the mean is large beside the deviation.
         centre = lax.stop_gradient(self.mean[...])
         first, second = (x - centre).mean(axes), jnp.square(x - centre).mean(axes)
-        if self.axis_name is not None:
-            first, second = lax.pmean((first, second), self.axis_name)
-            count *= lax.axis_size(self.axis_name)
+        first, second, count = self._over_devices(first, second, math.prod(x.shape[:-1]))
         mean, var = first + centre, jnp.maximum(second - jnp.square(first), 0.0)
+        self._move(mean, var, count)
+        return mean, var
+
+    def _over_devices(self, first: Array, second: Array, count: int) -> tuple[Array, Array, int]:
+        if self.axis_name is None:
+            return first, second, count
+        first, second = lax.pmean((first, second), self.axis_name)
+        return first, second, count * lax.axis_size(self.axis_name)
+
+    def _move(self, mean: Array, var: Array, count: int) -> None:
+        """The running statistics."""
         unbiased = var * (count / max(count - 1, 1))
         self.mean[...] = self.decay * self.mean[...] + (1 - self.decay) * lax.stop_gradient(mean)
         self.var[...] = self.decay * self.var[...] + (1 - self.decay) * lax.stop_gradient(unbiased)
-        return mean, var
+
+
+def conv_norm(conv: Conv, norm: BatchNorm, x: Array, train: bool) -> Array:
+    """`norm(conv(x), train)` of a convolution without bias."""
+    size, _, narrow, wide = conv.kernel.shape
+    if train and not norm.frozen and size == 1 and conv.groups == 1 and forms.norm_in_product(narrow, wide, conv.dtype):
+        x = x.astype(conv.dtype)[:, :: conv.stride, :: conv.stride]
+        return norm.of_product(x, conv.kernel[0, 0].astype(conv.dtype))
+    return norm(conv(x), train)
 
 
 class LayerNorm(nnx.LayerNorm):  # type: ignore[misc]
@@ -234,7 +271,7 @@ class ConvNorm(Module):
 
     def __call__(self, x: Array, train: bool) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
-        return self.bn(self.conv(x), train)
+        return conv_norm(self.conv, self.bn, x, train)
 
 
 class SqueezeExcite(Module):

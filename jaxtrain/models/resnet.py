@@ -27,6 +27,7 @@ from jaxtrain.models.layers import (
     SqueezeExcite,
     Taps,
     average_pool,
+    conv_norm,
     drop_path,
     drop_path_rates,
     fan_out_normal,
@@ -101,7 +102,7 @@ class Bottleneck(Module):
         y = jax.nn.relu(self.bn1(self.conv1(x), train))
         y = jax.nn.relu(self.bn2(self.conv2(y), train))
         y = average_pool(y) if self.average else y
-        y = self.bn3(self.conv3(y), train)
+        y = conv_norm(self.conv3, self.bn3, y, train)
         y = y if self.se is None else self.se(y)
         y = drop_path(y, self.drop_path_rate, key, self.axis_name)
         return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, train)))
@@ -117,7 +118,7 @@ class Projection(Module):
 
     def __call__(self, x: Array, train: bool) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
-        return self.bn(self.conv(average_pool(x) if self.average else x), train)
+        return conv_norm(self.conv, self.bn, average_pool(x) if self.average else x, train)
 
 
 def _shortcut(build: Build, channels_in: int, channels_out: int, stride: int, style: Style) -> Projection | None:

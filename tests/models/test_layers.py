@@ -105,6 +105,66 @@ def test_batch_norm_survives_a_mean_far_above_the_deviation():
     np.testing.assert_allclose(y.std(0), 1.0, atol=1e-3)
 
 
+def moved(norm, function, *given):
+    """What it gives, its gradients, and the norm's running statistics afterwards."""
+    graphdef, params, stats = nnx.split(norm, nnx.Param, nnx.BatchStat)
+
+    def run(params, *given):
+        norm = nnx.merge(graphdef, params, jax.tree.map(jnp.copy, stats))
+        y = function(norm, *given)
+        return jnp.sum(jnp.sin(y.astype(jnp.float32))), (y, nnx.pure(nnx.state(norm, nnx.BatchStat)))
+
+    gradients, (y, stats) = jax.grad(run, argnums=(0, *range(1, 1 + len(given))), has_aux=True)(params, *given)
+    return y, nnx.pure(gradients[0]), gradients[1:], stats
+
+
+def test_the_norm_of_a_product_is_that_of_the_product_itself():
+    x, kernel = (
+        jnp.asarray(normal(*shape, seed=i) + 0.7, jnp.float32) for i, shape in enumerate([(4, 3, 5, 6), (6, 9)])
+    )
+    norm = BatchNorm(9, build())
+    norm.scale[...], norm.bias[...] = jnp.linspace(0.5, 2.0, 9), jnp.linspace(-1.0, 1.0, 9)
+    found = moved(norm, lambda norm, x, kernel: norm.of_product(x, kernel), x, kernel)
+    expected = moved(norm, lambda norm, x, kernel: norm(x @ kernel, True), x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, expected)
+
+
+def test_the_norm_of_a_product_is_over_all_devices():
+    x, kernel = (jnp.asarray(normal(*shape, seed=i), jnp.float32) for i, shape in enumerate([(4, 3, 6), (6, 9)]))
+
+    def one(axis_name):
+        def run(x):
+            norm = BatchNorm(9, build(axis_name=axis_name))
+            y = norm.of_product(x, kernel)
+            return y, norm.var[...]
+
+        return run
+
+    y, var = jax.vmap(one("data"), axis_name="data")(x)
+    whole, stats = one(None)(x)
+    np.testing.assert_allclose(y, whole, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(var, [stats] * 4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_and_its_norm_for_tpus(stride, monkeypatch):
+    conv = Conv(8, 32, 1, build(jnp.bfloat16), kernel_init=fan_out_normal(), stride=stride)
+    norm = BatchNorm(32, build(jnp.bfloat16))
+    x = jnp.asarray(normal(16, 5, 6, 8) + 0.5, jnp.bfloat16)
+    expected = moved(norm, lambda norm, x: norm(conv(x), True), x)
+    monkeypatch.setattr(layers.forms, "_on", lambda name: name == "tpu")
+    products = []
+    monkeypatch.setattr(BatchNorm, "of_product", lambda *a, old=BatchNorm.of_product: products.append(1) or old(*a))
+    found = moved(norm, lambda norm, x: layers.conv_norm(conv, norm, x, True), x)
+    assert products
+    wide = [jax.tree.map(lambda a: np.asarray(a, np.float32), tree) for tree in (found, expected)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.03 * np.abs(b).max()), *wide)
+    norm.frozen, still = True, len(products)
+    np.testing.assert_array_equal(layers.conv_norm(conv, norm, x, True), norm(conv(x), True))
+    np.testing.assert_array_equal(layers.conv_norm(conv, norm, x, False), norm(conv(x), False))
+    assert len(products) == still
+
+
 def test_bfloat16_batch_norm_keeps_float32_statistics():
     norm = BatchNorm(2, build(jnp.bfloat16))
     x = jnp.asarray(normal(512, 2) + 3, jnp.bfloat16)
