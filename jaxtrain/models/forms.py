@@ -1,7 +1,8 @@
 """The same mathematics in the form that each backend computes fastest: the one place in which networks ask for it.
 
 What differs on CPU: XLA:CPU fuses the transpositions that weight gradients want into elementwise work on one thread,
-and its convolutions of tiny maps are a naive loop. TPUs are bound by bytes: what is recomputed is cheaper than kept.
+and its convolutions of tiny maps are a naive loop. TPUs and GPUs are bound by bytes: what is recomputed is cheaper
+than kept.
 """
 
 from __future__ import annotations
@@ -72,14 +73,15 @@ def split_linear(x: Array, kernel: Array, bias: Array | None, parts: int) -> lis
 
 
 def attention(q: Array, k: Array, v: Array, heads: int, bias: Array | None = None) -> Array:
-    """Multi-head attention of `[batch, tokens, width]` -> the same shape; logits and softmax in float32.
+    """Multi-head attention of `[batch, tokens, width]` -> the same shape; logits and softmax in float32, but that GPUs
+    keep the logits of bfloat16 in bfloat16, as PyTorch's autocast does.
 
     bias: added to the logits, `float32[groups, heads, tokens, tokens]` for the rows of the batch in turn.
     """
     batch, _, width = q.shape
     depth = width // heads
     q, k, v = (_hold(x.reshape(batch, -1, heads, depth).transpose(0, 2, 1, 3)) for x in (q * depth**-0.5, k, v))
-    if _on("tpu") and bias is None:
+    if not _on("cpu") and bias is None:
         y = _attend(q, k, v)
     else:
         logits = _products(q, k)
@@ -92,7 +94,8 @@ def attention(q: Array, k: Array, v: Array, heads: int, bias: Array | None = Non
 
 def _products(q: Array, k: Array) -> Array:
     """`[batch, heads, tokens, depth]` twice -> `float32[batch, heads, tokens, tokens]`."""
-    return jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    result = None if _on("gpu") else jnp.float32  # bytes that a GPU need not write
+    return jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=result).astype(jnp.float32)
 
 
 @jax.custom_vjp
@@ -157,14 +160,14 @@ def _normal_cdf(x: Array, dtype: DTypeLike) -> Array:
 def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
     """Over the last axis, in float32. Result: float32.
 
-    TPUs take the variance from the mean of squares, in one pass over x; elsewhere it is that of the differences.
+    On CPU the variance is that of the differences; elsewhere from the mean of squares, in one pass over x.
     """
     x = x.astype(jnp.float32)
     mean = x.mean(-1, keepdims=True)
-    if _on("tpu"):
-        variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
-    else:
+    if _on("cpu"):
         variance = jnp.square(x - mean).mean(-1, keepdims=True)
+    else:
+        variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
     return (x - mean) * lax.rsqrt(variance + epsilon) * scale + bias
 
 
