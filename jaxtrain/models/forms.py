@@ -17,6 +17,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxtrain.backend import backend, sharing
+from jaxtrain.models.depthwise_tpu import depthwise, fits
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -73,8 +74,9 @@ def split_linear(x: Array, kernel: Array, bias: Array | None, parts: int) -> lis
 
 
 def attention(q: Array, k: Array, v: Array, heads: int, bias: Array | None = None) -> Array:
-    """Multi-head attention of `[batch, tokens, width]` -> the same shape; logits and softmax in float32, but that GPUs
-    keep the logits of bfloat16 in bfloat16, as PyTorch's autocast does.
+    """Multi-head attention of `[batch, tokens, width]` -> the same shape; logits and softmax in float32.
+
+    Except that GPUs keep the logits of bfloat16 in bfloat16, as PyTorch's autocast does.
 
     bias: added to the logits, `float32[groups, heads, tokens, tokens]` for the rows of the batch in turn.
     """
@@ -171,12 +173,20 @@ def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
     return (x - mean) * lax.rsqrt(variance + epsilon) * scale + bias
 
 
-def norm_in_product(channels_in: int, channels_out: int, dtype: DTypeLike) -> bool:
-    """Whether a batch norm after a 1x1 convolution takes its statistics from the covariance of what comes in.
+def norm_in_product(x: Array, channels: int) -> bool:
+    """Whether a batch norm after a 1x1 convolution to `channels` takes its statistics from the covariance of x.
 
-    On TPU where it widens: a ResNet-50's step takes 0.88 of the cycles. Only in bfloat16, of which products are exact.
+    On TPU where it widens: a ResNet-50's step takes 0.88 of the cycles. Only in bfloat16, of which products are exact,
+    and for many places in each chip's `[batch, height, width, channels_in]`.
     """
-    return _on("tpu") and channels_out > channels_in and dtype == jnp.bfloat16
+    if not _on("tpu") or x.dtype != jnp.bfloat16 or channels <= x.shape[3]:
+        return False
+    mesh = sharing()
+    return isinstance(x.size, int) and x.size // x.shape[3] >= _PLACES * x.shape[3] * (1 if mesh is None else mesh.size)
+
+
+_PLACES = 8
+"""For each channel."""
 
 
 # --- Convolutions and pooling
@@ -193,8 +203,6 @@ def convolution(x: Array, kernel: Array, stride: int, pads: Pads, groups: int) -
     if _on("cpu") and groups == x.shape[3] == kernel.shape[3] and many:
         return depthwise_by_taps(x, kernel, stride, pads)
     if _on("tpu") and groups == x.shape[3] == kernel.shape[3] and stride == 1 and pads == ((size // 2, size // 2),) * 2:
-        from jaxtrain.models.depthwise_tpu import depthwise, fits  # takes a second to import
-
         mesh = sharing()
         if mesh is not None and fits(x, kernel, mesh):
             return depthwise(x, kernel, mesh)

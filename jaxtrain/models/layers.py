@@ -119,7 +119,7 @@ class BatchNorm(Module):
         """That of `x @ kernel` in training: `[..., channels_in]`, `[channels_in, channels]` -> `dtype[..., channels]`.
 
         The product's mean and variance follow from the mean and covariance of x. So the norm is part of the product
-        itself: what is wider than x is written once and, but for that, neither kept nor read, in gradients neither.
+        itself: what is wider than x is written once, and neither kept nor read for gradients.
         Where x's mean is a hundred times its deviation, float32 sums no longer tell the variance.
         """
         axes, matrix = tuple(range(x.ndim - 1)), kernel.astype(jnp.float32)
@@ -162,10 +162,10 @@ class BatchNorm(Module):
 
 def conv_norm(conv: Conv, norm: BatchNorm, x: Array, train: bool) -> Array:
     """`norm(conv(x), train)` of a convolution without bias."""
-    size, _, narrow, wide = conv.kernel.shape
-    if train and not norm.frozen and size == 1 and conv.groups == 1 and forms.norm_in_product(narrow, wide, conv.dtype):
-        x = x.astype(conv.dtype)[:, :: conv.stride, :: conv.stride]
-        return norm.of_product(x, conv.kernel[0, 0].astype(conv.dtype))
+    if train and not norm.frozen and conv.kernel.shape[0] == 1 and conv.groups == 1:
+        small = x.astype(conv.dtype)[:, :: conv.stride, :: conv.stride]
+        if forms.norm_in_product(small, conv.kernel.shape[3]):
+            return norm.of_product(small, conv.kernel[0, 0].astype(conv.dtype))
     return norm(conv(x), train)
 
 

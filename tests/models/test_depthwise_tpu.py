@@ -94,8 +94,11 @@ def test_where_it_is_not_used():
     small, kernel = arrays((8, 6, 5, 16), (5, 5, 1, 16))
     assert fits(small, kernel, mesh)
     assert not fits(small[:1], kernel, mesh)
-    assert not fits(small, kernel[:3, :3], mesh)
     assert not fits(small, kernel[:4, :4], mesh)
+    wide, kernels = jnp.zeros((8, 6, 5, 64)), jnp.zeros((5, 5, 1, 64))
+    assert fits(wide, kernels, mesh)
+    assert not fits(wide, kernels[:3, :3], mesh)
+    assert fits(small, kernel[:3, :3], mesh)
     assert not fits(jnp.zeros((8, 1, 4096, 128)), kernel, mesh)
     batch = jax.export.symbolic_shape("b")[0]
     assert not fits(jax.ShapeDtypeStruct((batch, 6, 5, 16), jnp.float32), kernel, mesh)

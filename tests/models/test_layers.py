@@ -150,7 +150,7 @@ def test_the_norm_of_a_product_is_over_all_devices():
 def test_a_convolution_and_its_norm_for_tpus(stride, monkeypatch):
     conv = Conv(8, 32, 1, build(jnp.bfloat16), kernel_init=fan_out_normal(), stride=stride)
     norm = BatchNorm(32, build(jnp.bfloat16))
-    x = jnp.asarray(normal(16, 5, 6, 8) + 0.5, jnp.bfloat16)
+    x = jnp.asarray(normal(16, 5, 6, 8) + 0.5, jnp.bfloat16)  # 96 places after a stride of 2
     expected = moved(norm, lambda norm, x: norm(conv(x), True), x)
     monkeypatch.setattr(layers.forms, "_on", lambda name: name == "tpu")
     products = []
@@ -159,6 +159,8 @@ def test_a_convolution_and_its_norm_for_tpus(stride, monkeypatch):
     assert products
     wide = [jax.tree.map(lambda a: np.asarray(a, np.float32), tree) for tree in (found, expected)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.03 * np.abs(b).max()), *wide)
+    few = x[:4]
+    assert not layers.forms.norm_in_product(few[:, ::2, ::2], 32)
     norm.frozen, still = True, len(products)
     np.testing.assert_array_equal(layers.conv_norm(conv, norm, x, True), norm(conv(x), True))
     np.testing.assert_array_equal(layers.conv_norm(conv, norm, x, False), norm(conv(x), False))
