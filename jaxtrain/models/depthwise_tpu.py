@@ -17,8 +17,8 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 _SMALLEST, _NARROW = 5, 48
-"""Side of kernels from which this is worth it, and channels up to which smaller ones are: otherwise XLA's 3x3 takes
-hardly longer than reading and writing the map."""
+"""Side of kernels from which this is worth it, and channels up to which smaller ones are where images fill the lanes:
+otherwise XLA's 3x3 takes hardly longer than reading and writing the map."""
 _SUBLANES, _LANES = 8, 128
 """A vector: what some images and channels have at one place."""
 _RUNS = (8, 7, 6)
@@ -33,7 +33,7 @@ def fits(x: Array, kernel: Array, mesh: Mesh) -> bool:
     if not isinstance(x.size, int) or x.shape[0] % mesh.size:
         return False
     shape = (x.shape[0] // mesh.size, *x.shape[1:])
-    worth_it = size >= _SMALLEST or (size > 1 and x.shape[3] <= _NARROW)
+    worth_it = size >= _SMALLEST or (size > 1 and x.shape[3] <= _NARROW and _images_last(shape[0], shape[3]))
     return worth_it and size % 2 == 1 and _rows(shape, x.dtype.itemsize, size) > 0
 
 

@@ -98,7 +98,8 @@ def test_where_it_is_not_used():
     wide, kernels = jnp.zeros((8, 6, 5, 64)), jnp.zeros((5, 5, 1, 64))
     assert fits(wide, kernels, mesh)
     assert not fits(wide, kernels[:3, :3], mesh)
-    assert fits(small, kernel[:3, :3], mesh)
+    assert not fits(small, kernel[:3, :3], mesh)
+    assert fits(jnp.zeros((128, 6, 5, 16)), kernel[:3, :3], mesh)
     assert not fits(jnp.zeros((8, 1, 4096, 128)), kernel, mesh)
     batch = jax.export.symbolic_shape("b")[0]
     assert not fits(jax.ShapeDtypeStruct((batch, 6, 5, 16), jnp.float32), kernel, mesh)
