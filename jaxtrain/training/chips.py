@@ -139,11 +139,8 @@ class Target:
         options = {"chips_per_host_bounds": (1, 1, 1)} if self.shape == "1x1" else {}
         found = topologies.get_topology_desc(topology_name=f"{self.kind}:{self.shape}", platform="tpu", **options)
         if len(found.devices) != self.chips:  # as JAX does not use them, and its meshes refuse
-            told = (
-                f"{self.kind}: this libtpu compiles for the {self.chip.cores} cores of a chip one by one, not for chips"
-            )
             near = f"v5p-{self.chips * self.chip.cores}"
-            raise UserError(f"{told}; nearest that it plans for: {near}")
+            raise UserError(f"{self.kind}: this libtpu compiles for single cores, not for chips; nearest: {near}")
         return list(found.devices)
 
     def _gpu_options(self) -> dict[str, str]:

@@ -125,9 +125,7 @@ def cycles(operation: str) -> int:
     """The TPU compiler's estimate, for a kernel of ours that from its work and bytes; 0 where there is neither."""
     if found := re.search(r'"estimated_cycles":"(\d+)"', operation):
         return int(found[1])
-    if found := re.search(
-        r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"\d+","bytes_accessed":"(\d+)"', operation
-    ):
+    if found := _KERNEL.search(operation):
         return max(int(found[1]) // _VECTOR_FLOPS, int(found[2]) // _BYTES)
     return 0
 
