@@ -140,8 +140,7 @@ def executed(text: str) -> Iterator[tuple[str, int]]:
             inside: list[str] = []
             count = 1
             if " while(" in operation:
-                known = re.search(r'"known_trip_count":\{"n":"(\d+)"', operation)
-                count = int(known[1]) if known else 1
+                count = _rounds(operation, bodies)
                 inside = re.findall(r"(?:body|condition)=%?([\w.\-]+)", operation)
             elif " call(" in operation:
                 inside = re.findall(r"to_apply=%?([\w.\-]+)", operation)
@@ -155,6 +154,19 @@ def executed(text: str) -> Iterator[tuple[str, int]]:
                 yield from walk(body, times * count)
 
     return walk(entry, 1)
+
+
+def _rounds(loop: str, bodies: dict[str, list[str]]) -> int:
+    """How often the body of a loop runs; once where that is not said, and does not follow from its condition."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop)
+    body = bodies.get(condition[1], []) if condition else []
+    limits = {m[1]: int(m[2]) for each in body if (m := re.match(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", each))}
+    for each in body:
+        if found := re.search(r" compare\(%[\w.\-]+, %([\w.\-]+)\), direction=LT", each):
+            return limits.get(found[1], 1)
+    return 1
 
 
 def _bodies(text: str) -> tuple[dict[str, list[str]], str]:
