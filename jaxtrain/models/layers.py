@@ -162,10 +162,10 @@ class BatchNorm(Module):
 
 def conv_norm(conv: Conv, norm: BatchNorm, x: Array, train: bool) -> Array:
     """`norm(conv(x), train)` of a convolution without bias."""
-    if train and not norm.frozen and conv.kernel.shape[0] == 1 and conv.groups == 1:
-        small = x.astype(conv.dtype)[:, :: conv.stride, :: conv.stride]
-        if forms.norm_in_product(small, conv.kernel.shape[3]):
-            return norm.of_product(small, conv.kernel[0, 0].astype(conv.dtype))
+    x = x.astype(conv.dtype)
+    size, *_, channels = conv.kernel.shape
+    if train and not norm.frozen and size == conv.groups == 1 and forms.norm_in_product(x, channels, conv.stride):
+        return norm.of_product(x[:, :: conv.stride, :: conv.stride], conv.kernel[0, 0].astype(conv.dtype))
     return norm(conv(x), train)
 
 
