@@ -66,11 +66,10 @@ class Block(Module):
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels]`."""
         act = ACTIVATIONS[self.act]
         y = x if self.start is None else self.start(x, train)
-        y = y if self.expand is None else act(self.expand(y, train))
-        y = y if self.depthwise is None else act(self.depthwise(y, train))
+        y = y if self.expand is None else self.expand(y, train, act)
+        y = y if self.depthwise is None else self.depthwise(y, train, act)
         y = y if self.se is None else self.se(y)
-        y = self.project(y, train)
-        y = act(y) if self.activated else y
+        y = self.project(y, train, act if self.activated else None)
         return x + drop_path(y, self.drop_path_rate, key, self.axis_name) if self.residual else y
 
 
@@ -141,9 +140,9 @@ class EfficientNet(Classifier):
     def features(self, images: Array, *, train: bool = False, key: Key = None, taps: Taps = None) -> Array:
         """Feature map `[batch, height / 32, width / 32, channels]`."""
         self.check(images)
-        x = ACTIVATIONS[self.act](self.stem(images, train))
+        x = self.stem(images, train, ACTIVATIONS[self.act])
         x = run_blocks(self.blocks, x, train, key, self.remat, taps)
-        return ACTIVATIONS[self.act](self.last(x, train)) if self.head_kind == "conv" else x
+        return self.last(x, train, ACTIVATIONS[self.act]) if self.head_kind == "conv" else x
 
     def pool(self, features: Array) -> Array:
         """Feature map -> embedding `float32[batch, num_features]`."""

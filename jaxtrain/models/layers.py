@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 
 from jaxtrain.models import forms
 from jaxtrain.models.build import Build
+from jaxtrain.models.forms import Activation
 
 Padding = Literal["torch", "same"]
 Key = Array | None
@@ -107,13 +108,16 @@ class BatchNorm(Module):
         self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
 
-    def __call__(self, x: Array, train: bool) -> Array:
-        """`[..., channels]` -> `dtype[..., channels]`."""
-        x = x.astype(jnp.float32)
-        moves = train and not self.frozen
-        mean, var = self._batch_statistics(x) if moves else (self.mean[...], self.var[...])
-        scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
-        return ((x - mean) * scale + self.bias[...]).astype(self.dtype)
+    def __call__(self, x: Array, train: bool, act: Activation = None) -> Array:
+        """`[..., channels]` -> `dtype[..., channels]`; `act` of it where given."""
+        parameters = self.scale[...], self.bias[...]
+        if train and not self.frozen:
+            y, mean, var = forms.batch_norm(x, *parameters, self.mean[...], self.epsilon, act, self.axis_name)
+            self._move(mean, var, self._count(x))
+            return y.astype(self.dtype)
+        scale = parameters[0] * lax.rsqrt(self.var[...] + self.epsilon)
+        y = ((x.astype(jnp.float32) - self.mean[...]) * scale + parameters[1]).astype(self.dtype)
+        return y if act is None else act(y)
 
     def of_product(self, x: Array, kernel: Array) -> Array:
         """That of `x @ kernel` in training: `[..., channels_in]`, `[channels_in, channels]` -> `dtype[..., channels]`.
@@ -126,32 +130,21 @@ class BatchNorm(Module):
         first = x.astype(jnp.float32).mean(axes)
         count = math.prod(x.shape[:-1])
         second = lax.dot_general(x, x, ((axes, axes), ((), ())), preferred_element_type=jnp.float32) / count
-        first, second, count = self._over_devices(first, second, count)
+        if self.axis_name is not None:
+            first, second = lax.pmean((first, second), self.axis_name)
         exactly = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
         mean = exactly(first, matrix)
         var = (matrix * exactly(second - jnp.outer(first, first), matrix)).sum(0)
         var = jnp.maximum(var, 0.0)
-        self._move(mean, var, count)
+        self._move(mean, var, self._count(x))
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
         y = forms.linear(x, (matrix * scale).astype(kernel.dtype))
         return (y + (self.bias[...] - mean * scale)).astype(self.dtype)
 
-    def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
-        axes = tuple(range(x.ndim - 1))
-        # One pass over x. Centring by the running mean (any constant would do) keeps E[x^2] - E[x]^2 from
-        # cancelling where the mean is large beside the deviation.
-        centre = lax.stop_gradient(self.mean[...])
-        first, second = (x - centre).mean(axes), jnp.square(x - centre).mean(axes)
-        first, second, count = self._over_devices(first, second, math.prod(x.shape[:-1]))
-        mean, var = first + centre, jnp.maximum(second - jnp.square(first), 0.0)
-        self._move(mean, var, count)
-        return mean, var
-
-    def _over_devices(self, first: Array, second: Array, count: int) -> tuple[Array, Array, int]:
-        if self.axis_name is None:
-            return first, second, count
-        first, second = lax.pmean((first, second), self.axis_name)
-        return first, second, count * lax.axis_size(self.axis_name)
+    def _count(self, x: Array) -> int:
+        """Places of the global batch."""
+        devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+        return math.prod(x.shape[:-1]) * devices
 
     def _move(self, mean: Array, var: Array, count: int) -> None:
         """The running statistics."""
@@ -160,13 +153,14 @@ class BatchNorm(Module):
         self.var[...] = self.decay * self.var[...] + (1 - self.decay) * lax.stop_gradient(unbiased)
 
 
-def conv_norm(conv: Conv, norm: BatchNorm, x: Array, train: bool) -> Array:
-    """`norm(conv(x), train)` of a convolution without bias."""
+def conv_norm(conv: Conv, norm: BatchNorm, x: Array, train: bool, act: Activation = None) -> Array:
+    """`norm(conv(x), train, act)` of a convolution without bias."""
     x = x.astype(conv.dtype)
     size, *_, channels = conv.kernel.shape
     if train and not norm.frozen and size == conv.groups == 1 and forms.norm_in_product(x, channels, conv.stride):
-        return norm.of_product(x[:, :: conv.stride, :: conv.stride], conv.kernel[0, 0].astype(conv.dtype))
-    return norm(conv(x), train)
+        y = norm.of_product(x[:, :: conv.stride, :: conv.stride], conv.kernel[0, 0].astype(conv.dtype))
+        return y if act is None else act(y)
+    return norm(conv(x), train, act)
 
 
 class LayerNorm(nnx.LayerNorm):  # type: ignore[misc]
@@ -269,9 +263,9 @@ class ConvNorm(Module):
         )
         self.bn = BatchNorm(channels_out, build, epsilon=epsilon, zero_scale=zero_scale)
 
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, act: Activation = None) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
-        return conv_norm(self.conv, self.bn, x, train)
+        return conv_norm(self.conv, self.bn, x, train, act)
 
 
 class SqueezeExcite(Module):

@@ -37,8 +37,8 @@ class Block(Module):
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels]`."""
-        y = jax.nn.relu(self.conv1(x, train))
-        y = self.se(jax.nn.relu(self.conv2(y, train)))
+        y = self.conv1(x, train, jax.nn.relu)
+        y = self.se(self.conv2(y, train, jax.nn.relu))
         y = drop_path(self.conv3(y, train), self.drop_path_rate, key, self.axis_name)
         return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, train)))
 
@@ -69,5 +69,5 @@ class RegNet(Classifier):
     def features(self, images: Array, *, train: bool = False, key: Key = None, taps: Taps = None) -> Array:
         """Feature map `[batch, height / 32, width / 32, num_features]`."""
         self.check(images)
-        x = jax.nn.relu(self.stem(images, train))
+        x = self.stem(images, train, jax.nn.relu)
         return run_blocks(self.blocks, x, train, key, self.remat, taps)

@@ -71,7 +71,7 @@ class BasicBlock(Module):
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
-        y = jax.nn.relu(self.bn1(self.conv1(x), train))
+        y = self.bn1(self.conv1(x), train, jax.nn.relu)
         y = average_pool(y) if self.average else y
         y = self.bn2(self.conv2(y), train)
         y = y if self.se is None else self.se(y)
@@ -99,8 +99,8 @@ class Bottleneck(Module):
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
-        y = jax.nn.relu(self.bn1(self.conv1(x), train))
-        y = jax.nn.relu(self.bn2(self.conv2(y), train))
+        y = self.bn1(self.conv1(x), train, jax.nn.relu)
+        y = self.bn2(self.conv2(y), train, jax.nn.relu)
         y = average_pool(y) if self.average else y
         y = conv_norm(self.conv3, self.bn3, y, train)
         y = y if self.se is None else self.se(y)
@@ -178,9 +178,9 @@ class ResNet(Classifier):
     def features(self, images: Array, *, train: bool = False, key: Key = None, taps: Taps = None) -> Array:
         """Feature map `[batch, height / 32, width / 32, num_features]` (/ 8 with the CIFAR stem)."""
         self.check(images)
-        x = jax.nn.relu(self.bn1(self.conv1(images), train))
+        x = self.bn1(self.conv1(images), train, jax.nn.relu)
         for conv in (self.deep1, self.deep2):
-            x = x if conv is None else jax.nn.relu(conv(x, train))
+            x = x if conv is None else conv(x, train, jax.nn.relu)
         if self.stem == "imagenet":
             x = average_pool(x, cut=True) if self.anti_alias else forms.max_pool(x, 3, 2, padding=1)
         return run_blocks(self.blocks, x, train, key, self.remat, taps)
@@ -200,9 +200,9 @@ class WideBlock(Module):
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
-        activated = jax.nn.relu(self.bn1(x, train))
+        activated = self.bn1(x, train, jax.nn.relu)
         y = self.conv1(activated)
-        y = self.conv2(jax.nn.relu(self.bn2(y, train)))
+        y = self.conv2(self.bn2(y, train, jax.nn.relu))
         y = drop_path(y, self.drop_path_rate, key, self.axis_name)
         return y + (x if self.shortcut is None else self.shortcut(activated))
 
@@ -236,4 +236,4 @@ class WideResNet(Classifier):
         """Feature map `[batch, height / 4, width / 4, num_features]`, normalised and activated."""
         self.check(images)
         x = run_blocks(self.blocks, self.conv1(images), train, key, self.remat, taps)
-        return jax.nn.relu(self.norm(x, train))
+        return self.norm(x, train, jax.nn.relu)

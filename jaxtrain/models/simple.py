@@ -64,7 +64,7 @@ class ConvBlock(Module):
 
     def __call__(self, x: Array, train: bool, key: Key) -> Array:
         """`[batch, height, width, channels_in]` -> `[batch, height', width', channels_out]`."""
-        x = jax.nn.relu(self.bn(self.conv(x), train))
+        x = self.bn(self.conv(x), train, jax.nn.relu)
         return forms.max_pool(x, 2, 2) if self.pool else x
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxtrain.backend import compiling_for
 from jaxtrain.models import layers
 from jaxtrain.models.build import Build
 from jaxtrain.models.layers import BatchNorm, Conv, fan_out_normal, uniform
@@ -118,6 +119,41 @@ def moved(norm, function, *given):
     return y, nnx.pure(gradients[0]), gradients[1:], stats
 
 
+def plain_norm(norm, x, act, axes=(0, 1, 2)):
+    """As a textbook writes it, for automatic differentiation."""
+    mean, var = x.mean(axes), x.var(axes)
+    return act((x - mean) / jnp.sqrt(var + norm.epsilon) * norm.scale[...] + norm.bias[...])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("act", [None, *(layers.ACTIVATIONS[name] for name in ("relu", "relu6", "silu"))])
+def test_gradients_of_a_norm_and_its_activation(act, backend):
+    x = jnp.asarray(normal(4, 5, 6, 3) * 2 + 0.7, jnp.float32)
+    norm = BatchNorm(3, build())
+    norm.scale[...], norm.bias[...] = jnp.array([0.5, 2.0, 4.0]), jnp.array([0.3, -1.0, 2.0])
+    with compiling_for(backend):
+        y, of_norm, of_x, _ = moved(norm, lambda norm, x: norm(x, True, act), x)
+    expected = moved(norm, lambda norm, x: plain_norm(norm, x, act or (lambda y: y)), x)
+    for found, right in zip((y, of_norm, of_x), expected[:3], strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, right)
+
+
+def test_gradients_of_a_norm_are_over_all_devices():
+    x = jnp.asarray(normal(4, 3, 5, 6) + np.arange(4).reshape(4, 1, 1, 1), jnp.float32)
+
+    def loss(axis_name):
+        def run(x):
+            norm = BatchNorm(6, build(axis_name=axis_name))
+            return jnp.sin(norm(x, True, jax.nn.relu)).sum(), norm.var[...]
+
+        return run
+
+    gradient, var = jax.vmap(jax.grad(loss("data"), has_aux=True), axis_name="data")(x)
+    whole, stats = jax.grad(loss(None), has_aux=True)(x)
+    np.testing.assert_allclose(gradient, whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(var, [stats] * 4, rtol=1e-5)
+
+
 def test_the_norm_of_a_product_is_that_of_the_product_itself():
     x, kernel = (
         jnp.asarray(normal(*shape, seed=i) + 0.7, jnp.float32) for i, shape in enumerate([(4, 3, 5, 6), (6, 9)])
@@ -146,13 +182,14 @@ def test_the_norm_of_a_product_is_over_all_devices():
     np.testing.assert_allclose(var, [stats] * 4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["gpu", "tpu"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_convolution_and_its_norm_for_tpus(stride, monkeypatch):
+def test_a_convolution_and_its_norm_on_accelerators(stride, backend, monkeypatch):
     conv = Conv(8, 32, 1, build(jnp.bfloat16), kernel_init=fan_out_normal(), stride=stride)
     norm = BatchNorm(32, build(jnp.bfloat16))
     x = jnp.asarray(normal(16, 5, 6, 8) + 0.5, jnp.bfloat16)  # 96 places after a stride of 2
     expected = moved(norm, lambda norm, x: norm(conv(x), True), x)
-    monkeypatch.setattr(layers.forms, "_on", lambda name: name == "tpu")
+    monkeypatch.setattr(layers.forms, "_on", lambda name: name == backend)
     products = []
     monkeypatch.setattr(BatchNorm, "of_product", lambda *a, old=BatchNorm.of_product: products.append(1) or old(*a))
     found = moved(norm, lambda norm, x: layers.conv_norm(conv, norm, x, True), x)
