@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
 from jaxtrain.backend import backend, sharing
@@ -164,13 +165,23 @@ def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
 
     On CPU the variance is that of the differences; elsewhere from the mean of squares, in one pass over x.
     """
-    x = x.astype(jnp.float32)
+    x = _rows_innermost(x).astype(jnp.float32)
     mean = x.mean(-1, keepdims=True)
     if _on("cpu"):
         variance = jnp.square(x - mean).mean(-1, keepdims=True)
     else:
         variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
     return (x - mean) * lax.rsqrt(variance + epsilon) * scale + bias
+
+
+def _rows_innermost(x: Array) -> Array:
+    """On GPU, x with its last axis innermost: XLA puts a ViT's batch there, and copies its tokens back and forth."""
+    if not _on("gpu") or not isinstance(x.size, int):  # an exported program may not say so
+        return x
+    mesh = sharing()
+    alone = mesh is not None and mesh.size == 1
+    # JAX 0.10 gathers the whole batch on each device for it.
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if alone or jax.__version_info__ >= (0, 12) else x
 
 
 Activation = Callable[[Array], Array] | None

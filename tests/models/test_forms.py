@@ -1,11 +1,16 @@
 """Each form, on the backend that takes it, against XLA's own operation or the definition; gradients too."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh
 
+from jaxtrain.backend import shared_by
 from jaxtrain.models import forms
 
 
@@ -167,3 +172,35 @@ def test_max_pool_and_its_gradient_are_those_of_reduce_window(window, stride, pa
     ours = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(forms.max_pool(x, window, stride, padding)))))(x)
     theirs = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(reference(x)))))(x)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_gpu_keeps_rows_innermost(monkeypatch):
+    monkeypatch.setattr(forms, "_on", lambda name: name == "gpu")
+    norm = shared_by(
+        Mesh(np.array(jax.devices()[:1]), ("data",)), lambda x: forms.layer_norm(x, x[0, 0], x[0, 0], 1e-6)
+    )
+    assert "layout_constraint" in str(jax.make_jaxpr(norm)(jnp.zeros((4, 5, 16))))
+
+
+ON_TWO_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtrain.backend import compiling_for, shared_by
+from jaxtrain.models import forms
+
+jax.config.update("jax_num_cpu_devices", 2)
+mesh = Mesh(np.array(jax.devices()), ("data",))
+rows = jax.device_put(jnp.zeros((4, 5, 16)), NamedSharding(mesh, PartitionSpec("data")))
+
+def norm(x):
+    return forms.layer_norm(x, jnp.ones(16), jnp.zeros(16), 1e-6)
+
+with compiling_for("gpu"):
+    print(jax.jit(shared_by(mesh, norm)).lower(rows).compile().as_text())
+"""
+
+
+def test_several_gpus_gather_nothing_for_it():
+    program = subprocess.run([sys.executable, "-c", ON_TWO_DEVICES], capture_output=True, text=True, check=True).stdout
+    assert "num_partitions=2" in program
+    assert "all-gather" not in program
