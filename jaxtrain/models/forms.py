@@ -198,7 +198,7 @@ def batch_norm(
     mean is large beside the deviation. axis_name: of the devices over which the statistics are.
 
     For the gradient x alone is kept, and the norm computed again: what automatic differentiation writes between the
-    activation's gradient and the norm's is 7% of the bytes of a ResNet-50's step.
+    activation's gradient and the norm's is 7% of the bytes that a ResNet-50's step touches on a GPU.
     """
     return _batch_norm_forward(x, scale, bias, centre, epsilon, act, axis_name)[0]
 
