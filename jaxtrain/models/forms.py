@@ -222,7 +222,7 @@ def _batch_norm_backward(
     x, scale, bias, mean, inverse = saved
     gradient = gradients[0]
     if act is not None:
-        if not _on("tpu"):  # or the activation's gradient is written for those who share it
+        if _on("gpu"):  # or the activation's gradient is written for those who share it
             x, gradient = lax.optimization_barrier((x, gradient))
         (gradient,) = jax.vjp(act, _normed(x, scale, bias, mean, inverse))[1](gradient)
     gradient, off = gradient.astype(jnp.float32), x.astype(jnp.float32) - mean
@@ -392,6 +392,8 @@ def max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
         batch, height, width, channels = x.shape
         rows, columns = height // window, width // window
         x = x[:, : rows * window, : columns * window]
+        if _on("gpu"):  # computed once: its gradient divides by the places that equal the maximum, to the bit
+            x = lax.optimization_barrier(x)
         return x.reshape(batch, rows, window, columns, window, channels).max(axis=(2, 4))
     pad = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
     if _on("tpu"):
