@@ -23,7 +23,7 @@ def test_was_saved_with_pictures(path):
     cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
     assert all(cell["execution_count"] for cell in cells)
     assert "data:image" in text or '"image/png"' in text
-    for place in ("/tmp/", "/root/", "/home/", "/work/"):
+    for place in ("/tmp/", "/root/", "/home/", "/Users/"):
         assert place not in text
 
 

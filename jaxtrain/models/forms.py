@@ -209,10 +209,10 @@ def _batch_norm_forward(
     off = x.astype(jnp.float32) - centre
     count = x.size // x.shape[-1]
     first, second = _sums(off, jnp.square(off))
-    first, second = _over(axis_name, first / count, second / count)
+    first, second = over(axis_name, first / count, second / count)
     mean, var = first + centre, jnp.maximum(second - jnp.square(first), 0.0)
     inverse = lax.rsqrt(var + epsilon)
-    y = _normed(x, scale, bias, mean, inverse)
+    y = normed(x, scale, bias, mean, inverse).astype(x.dtype)
     return (y if act is None else act(y), mean, var), (x, scale, bias, mean, inverse)
 
 
@@ -224,11 +224,11 @@ def _batch_norm_backward(
     if act is not None:
         if _on("gpu"):  # or the activation's gradient is written for those who share it
             x, gradient = lax.optimization_barrier((x, gradient))
-        (gradient,) = jax.vjp(act, _normed(x, scale, bias, mean, inverse))[1](gradient)
+        (gradient,) = jax.vjp(act, normed(x, scale, bias, mean, inverse).astype(x.dtype))[1](gradient)
     gradient, off = gradient.astype(jnp.float32), x.astype(jnp.float32) - mean
     for_bias, for_scale = _sums(gradient, gradient * off)
     count = x.size // x.shape[-1]
-    first, second = _over(axis_name, for_bias / count, for_scale / count)
+    first, second = over(axis_name, for_bias / count, for_scale / count)
     for_x = (gradient - first - off * (jnp.square(inverse) * second)) * (scale * inverse)
     return for_x.astype(x.dtype), for_scale * inverse, for_bias, None
 
@@ -236,8 +236,9 @@ def _batch_norm_backward(
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
-def _normed(x: Array, scale: Array, bias: Array, mean: Array, inverse: Array) -> Array:
-    return ((x.astype(jnp.float32) - mean) * (scale * inverse) + bias).astype(x.dtype)
+def normed(x: Array, scale: Array, bias: Array, mean: Array, inverse: Array) -> Array:
+    """`[..., channels]` and `float32[channels]` (inverse: of the deviation) -> `float32[..., channels]`."""
+    return (x.astype(jnp.float32) - mean) * (scale * inverse) + bias
 
 
 def _sums(first: Array, second: Array) -> tuple[Array, Array]:
@@ -248,7 +249,8 @@ def _sums(first: Array, second: Array) -> tuple[Array, Array]:
     return first.sum(axes), second.sum(axes)
 
 
-def _over(axis_name: str | None, *values: Array) -> tuple[Array, ...]:
+def over(axis_name: str | None, *values: Array) -> tuple[Array, ...]:
+    """Their means over the devices of that axis, if there is one."""
     return values if axis_name is None else lax.pmean(values, axis_name)
 
 
@@ -388,12 +390,13 @@ def max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
     makes a small CNN 3.7 times slower on CPU, where they are maxima of strided views, first over rows, then columns.
     Where several places tie, the gradient is shared among them (on TPU the first place of overlapping windows has it).
     """
+    if not _on("tpu") or window == stride:
+        # Computed once: the gradient goes to the places that equal the maximum, to the bit.
+        x = lax.optimization_barrier(x)
     if window == stride and padding == 0:
         batch, height, width, channels = x.shape
         rows, columns = height // window, width // window
         x = x[:, : rows * window, : columns * window]
-        if _on("gpu"):  # computed once: its gradient divides by the places that equal the maximum, to the bit
-            x = lax.optimization_barrier(x)
         return x.reshape(batch, rows, window, columns, window, channels).max(axis=(2, 4))
     pad = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
     if _on("tpu"):

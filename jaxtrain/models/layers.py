@@ -110,13 +110,12 @@ class BatchNorm(Module):
 
     def __call__(self, x: Array, train: bool, act: Activation = None) -> Array:
         """`[..., channels]` -> `dtype[..., channels]`; `act` of it where given."""
-        parameters = self.scale[...], self.bias[...]
+        given = x, self.scale[...], self.bias[...], self.mean[...]
         if train and not self.frozen:
-            y, mean, var = forms.batch_norm(x, *parameters, self.mean[...], self.epsilon, act, self.axis_name)
+            y, mean, var = forms.batch_norm(*given, self.epsilon, act, self.axis_name)
             self._move(mean, var, self._count(x))
             return y.astype(self.dtype)
-        scale = parameters[0] * lax.rsqrt(self.var[...] + self.epsilon)
-        y = ((x.astype(jnp.float32) - self.mean[...]) * scale + parameters[1]).astype(self.dtype)
+        y = forms.normed(*given, lax.rsqrt(self.var[...] + self.epsilon)).astype(self.dtype)
         return y if act is None else act(y)
 
     def of_product(self, x: Array, kernel: Array) -> Array:
@@ -130,8 +129,7 @@ class BatchNorm(Module):
         first = x.astype(jnp.float32).mean(axes)
         count = math.prod(x.shape[:-1])
         second = lax.dot_general(x, x, ((axes, axes), ((), ())), preferred_element_type=jnp.float32) / count
-        if self.axis_name is not None:
-            first, second = lax.pmean((first, second), self.axis_name)
+        first, second = forms.over(self.axis_name, first, second)
         exactly = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
         mean = exactly(first, matrix)
         var = (matrix * exactly(second - jnp.outer(first, first), matrix)).sum(0)
